@@ -1,0 +1,40 @@
+# normscope: two commands on a fresh machine are `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint docs bench assets clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+# torch goes first and alone, so that no other package chooses a build of it
+.venv/.core: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/.dev: .venv/.core
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: .venv/.core  ## train on the bundled digits, follow every class, write the report
+	$(BIN)/normscope explain
+	$(BIN)/normscope train --data digits --net mlp --norm batch,none,noaffine,per_class --seeds 3 --out $(RUN) --overwrite
+
+test: .venv/.dev  ## the tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: .venv/.dev  ## format, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.dev  ## figures side by side with peers, in one run
+	$(BIN)/python benchmarks/layers.py
+
+clean:  ## remove the environment and all caches
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

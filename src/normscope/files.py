@@ -1,0 +1,106 @@
+"""Files are written whole or not at all, and read with one sentence when they cannot be."""
+
+import errno
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+from normscope.errors import FileError
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as one clean line: control characters and undecodable bytes are escaped."""
+    text = os.fspath(path).encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def write_whole(path: Path, content: str | bytes) -> Path:
+    """Write `content` so that `path` afterwards holds all of it, or what it held before.
+
+    A temporary file in the same folder is written, flushed to disk and renamed over `path`;
+    a symbolic link keeps pointing and its target is replaced. Folders are made as needed.
+
+    Raises:
+        FileError: the folder cannot be written, the disk is full, or `path` is no plain file.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    target = path.resolve() if path.is_symlink() else path
+    if target.exists() and not target.is_file():
+        raise FileError(f"{shown(path)} is not a plain file; name another one to write to")
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as problem:
+        raise _unwritable(path, problem, len(data)) from problem
+    finally:
+        # a missing parent, or one that is a file, must not hide the first error
+        if temporary.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+    return path
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line and hand it to the system, so that a crash loses at most the last line."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as problem:
+        raise _unwritable(path, problem, len(line)) from problem
+
+
+def writable_folder(folder: Path) -> Path:
+    """Make `folder` and prove, before any long work, that a file can be written in it."""
+    write_whole(folder / ".normscope-probe", b"x")
+    (folder / ".normscope-probe").unlink(missing_ok=True)
+    return folder
+
+
+def read_text(path: Path, what: str = "file") -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        FileError: missing, a folder, unreadable, empty, or not text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as problem:
+        raise FileError(f"there is no {what} {shown(path)}; check the path") from problem
+    except IsADirectoryError as problem:
+        raise FileError(f"{shown(path)} is a folder, not a {what}") from problem
+    except UnicodeDecodeError as problem:
+        raise FileError(f"{shown(path)} is not text; a UTF-8 {what} is needed") from problem
+    except OSError as problem:
+        raise FileError(f"{shown(path)} cannot be read: {problem.strerror}") from problem
+    if not text.strip():
+        raise FileError(f"{shown(path)} is empty; a {what} with content is needed")
+    return text
+
+
+def read_json(path: Path, what: str = "record") -> Any:
+    """The JSON value in a file; raises FileError as `read_text`, or where it is not JSON."""
+    try:
+        return json.loads(read_text(path, what))
+    except json.JSONDecodeError as problem:
+        raise FileError(
+            f"{shown(path)} is not a whole {what}: line {problem.lineno}: {problem.msg}"
+        ) from problem
+
+
+def _unwritable(path: Path, problem: OSError, size: int) -> FileError:
+    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
+        return FileError(
+            f"no space left to write {shown(path)}: {size:,} bytes needed, {free:,} free; "
+            "make room or name another folder"
+        )
+    return FileError(
+        f"{shown(path)} cannot be written: {problem.strerror}; name a folder you may write to"
+    )

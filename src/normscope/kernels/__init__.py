@@ -1,0 +1,1 @@
+"""The grouped operator, written once per device behind one contract."""

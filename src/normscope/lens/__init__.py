@@ -1,0 +1,1 @@
+"""One pass over a model and its data: what every normalisation layer did to every class."""

@@ -1,0 +1,1 @@
+"""Records in, text and pages out; nothing here measures anything or knows torch."""

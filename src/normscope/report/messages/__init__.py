@@ -1,0 +1,39 @@
+"""Every sentence that a person reads, in English and Chinese side by side.
+
+The JSON files beside this one hold `{"key": {"en": "...", "zh": "..."}}`; placeholders are those
+of `str.format`. `lesson.json` serves `explain`, `run.json` training and comparison, `lens.json`
+the inspection, `page.json` what only the pages say.
+"""
+
+import json
+import os
+from functools import cache
+from importlib.resources import files
+from typing import Literal
+
+Lang = Literal["en", "zh"]
+LANGUAGES: tuple[Lang, ...] = ("en", "zh")
+
+
+@cache
+def catalogue() -> dict[str, dict[str, str]]:
+    """All messages: key -> language -> text."""
+    merged: dict[str, dict[str, str]] = {}
+    for part in sorted(p.name for p in files(__name__).iterdir() if p.name.endswith(".json")):
+        merged |= json.loads(files(__name__).joinpath(part).read_text(encoding="utf-8"))
+    return merged
+
+
+def say(lang: Lang, key: str, **values: object) -> str:
+    """The text of `key` in `lang` with its placeholders filled."""
+    text = catalogue()[key][lang]
+    return text.format(**values) if values else text
+
+
+def locale_language() -> Lang:
+    """The language of the user's locale: "zh" where it is Chinese, otherwise "en"."""
+    for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
+        value = os.environ.get(name)
+        if value:
+            return "zh" if value.lower().startswith("zh") else "en"
+    return "en"

@@ -1,0 +1,1 @@
+"""Data sources, networks and the training loop that records what it does."""
