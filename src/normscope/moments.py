@@ -1,0 +1,82 @@
+"""Count, mean and centred sum of squares: the noun that flows through the package."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What is known of a set of values, in a form that merges exactly.
+
+        count = n,  mean = (1/n) sum x,  m2 = sum (x - mean)^2
+
+    Leading axes `*B` (groups, classes) are independent sets; they may be absent. An empty set has
+    count, mean and m2 zero and is neutral under `+`. Tensors are float64 where the device has it.
+
+    Attributes:
+        count: (*B,), number of values per channel.
+        mean: (*B, C).
+        m2: (*B, C), centred sum of squares; never a sum of raw squares.
+
+    Source: Chan, Golub, LeVeque 1979, "Updating formulae and a pairwise algorithm for computing
+    sample variances", equation 1.5.
+    """
+
+    count: Tensor
+    mean: Tensor
+    m2: Tensor
+
+    @classmethod
+    def empty(cls, *shape: int, device: torch.device | str | None = None) -> Self:
+        """The neutral element with mean and m2 of `shape` = (*B, C), float64."""
+        zeros = torch.zeros(shape, dtype=torch.float64, device=device)
+        return cls(zeros.new_zeros(shape[:-1]), zeros, zeros.clone())
+
+    def __add__(self, other: "Moments") -> "Moments":
+        """The moments of both sets together; associative up to rounding."""
+        count = self.count + other.count
+        share = (other.count / count.clamp(min=1)).unsqueeze(-1)  # of the second set
+        step = other.mean - self.mean
+        return Moments(
+            count,
+            self.mean + step * share,
+            self.m2 + other.m2 + step * step * share * self.count.unsqueeze(-1),
+        )
+
+    def var(self, correction: int) -> Tensor:
+        """m2 / (count - correction), (*B, C): 0 is biased (normalises), 1 unbiased (is stored).
+
+        NaN where count <= correction: such a set has no variance.
+        """
+        left = (self.count - correction).unsqueeze(-1)
+        return torch.where(left > 0, self.m2 / left, torch.nan)
+
+    def pool(self) -> "Moments":
+        """All sets of the first axis as one, by the law of total variance: (K, C) becomes (C,)."""
+        count = self.count.sum(0)
+        weight = self.count.unsqueeze(-1)
+        mean = (self.mean * weight).sum(0) / count.clamp(min=1).unsqueeze(-1)
+        between = (weight * (self.mean - mean) ** 2).sum(0)
+        return Moments(count, mean, self.m2.sum(0) + between)
+
+    def all_reduce(self, process_group: dist.ProcessGroup | None = None) -> "Moments":
+        """The moments of all ranks together, the same on every rank: one packed collective.
+
+        Every rank must call it, a rank without data too (its count is zero). Works on any
+        backend, gloo on CPU included. Not differentiable.
+        """
+        packed = torch.cat([self.count.reshape(-1), self.mean.reshape(-1), self.m2.reshape(-1)])
+        ranks = [torch.empty_like(packed) for _ in range(dist.get_world_size(process_group))]
+        dist.all_gather(ranks, packed, group=process_group)
+        sizes = [self.count.numel(), self.mean.numel(), self.m2.numel()]
+        merged: Moments | None = None
+        for rank in ranks:
+            count, mean, m2 = rank.split(sizes)
+            part = Moments(count.view_as(self.count), mean.view_as(self.mean), m2.view_as(self.m2))
+            merged = part if merged is None else merged + part
+        assert merged is not None, "a process group has at least one rank"
+        return merged
