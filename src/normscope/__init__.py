@@ -22,9 +22,19 @@ _WHERE = {
     "ModelError": "errors",
     "NormscopeError": "errors",
 }
-_ROOMS = ("errors", "functional", "layers", "lens", "lesson", "moments", "probe", "records", "train")
+_ROOMS = (
+    "errors",
+    "functional",
+    "layers",
+    "lens",
+    "lesson",
+    "moments",
+    "probe",
+    "records",
+    "train",
+)
 
-__all__ = ["__version__", *_ROOMS, *_WHERE]  # noqa: PLE0604
+__all__ = ["__version__", *_ROOMS, *_WHERE]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 """Batch norm over a ragged partition, as functions: arguments, gradients, running statistics."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, Literal
 
@@ -14,7 +14,11 @@ from normscope.kernels import ops, reference
 from normscope.moments import Moments
 
 Activation = Literal["relu", "leaky_relu", "silu"]
-ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "silu": F.silu,
+}
 IMPLS = ("auto", "reference")
 
 # a group needs two values per channel for a variance; smaller ones use the running statistics
@@ -28,9 +32,10 @@ def batch_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
-    momentum: float | Tensor = 0.1,
+    momentum: float | None = 0.1,
     eps: float = 1e-5,
     *,
+    num_batches_tracked: Tensor | None = None,
     groups: Tensor | None = None,
     num_groups: int = 1,
     mask: Tensor | None = None,
@@ -53,8 +58,10 @@ def batch_norm(
         weight: (C,), or (K, C) for one scale per group. None: 1.
         bias: as weight. None: 0.
         training: normalise by the batch, and update the running statistics where given.
-        momentum: share of the batch in the update; a float, or a tensor () or (num_groups,).
+        momentum: share of the batch in the update. None: 1 / num_batches_tracked, which makes
+            the running statistics the plain average over batches.
         eps: added to the variance.
+        num_batches_tracked: int64, () or (num_groups,); counts the updates, in place.
         groups: (N,) integers, the group of each sample. None: all samples are one group.
         num_groups: how many groups have statistics of their own. 1 with `groups` given: one set
             of statistics for all, and groups choose only the rows of weight and bias.
@@ -105,7 +112,7 @@ def batch_norm(
             moments = Moments(*verbs.moments(x, stat_groups, num_groups, mask))
         mean, var, inverse_count = _batch_statistics(moments, stored)
         if training and stored is not None:
-            _update_running(stored, moments, momentum)
+            _update_running(stored, num_batches_tracked, moments, momentum, groups is None)
     else:
         assert stored is not None, "checked above"
         dtype = reference.accumulate_dtype(x)
@@ -257,7 +264,11 @@ def _batch_statistics(
 
 @torch.no_grad()
 def _update_running(
-    stored: tuple[Tensor, Tensor], moments: Moments, momentum: float | Tensor
+    stored: tuple[Tensor, Tensor],
+    counter: Tensor | None,
+    moments: Moments,
+    momentum: float | None,
+    whole: bool,
 ) -> None:
     running_mean, running_var = stored
     batched = torch._C._functorch.is_batchedtensor  # no public question exists
@@ -266,8 +277,15 @@ def _update_running(
             "Batch norm got a batched tensor as input while the running_mean or running_var, "
             "which will be updated in place, were not batched."
         )
-    share = momentum.reshape(-1, 1) if isinstance(momentum, Tensor) else momentum
-    enough = (moments.count >= MIN_COUNT).unsqueeze(1)
+    enough = moments.count >= MIN_COUNT
+    if counter is not None:
+        # as in torch an empty batch counts; a group that is absent or too small does not
+        counter.add_(1 if whole or counter.dim() == 0 else enough.to(counter.dtype))
+    share: float | Tensor = 0.0 if momentum is None else momentum
+    if momentum is None and counter is not None:
+        # stays a tensor: no synchronisation, no break in a compiled graph
+        share = 1 / counter.clamp(min=1).to(moments.mean.dtype).reshape(-1, 1)
+    enough = enough.unsqueeze(1)
     for running, batch in ((running_mean, moments.mean), (running_var, moments.var(correction=1))):
         old = running.to(batch.dtype)
         running.copy_(torch.where(enough, (1 - share) * old + share * batch, old))

@@ -63,31 +63,22 @@ def normalize_and_track(
     act: Activation | None,
     ranks: tuple[int, ...],
 ) -> Tensor:
-    """One forward of a layer: which statistics to use, the update, and last the counter.
-
-    momentum None is the cumulative average 1 / num_batches_tracked, kept a tensor: no
-    synchronisation with the device and no break in a compiled graph.
-    """
+    """One forward of a layer: the rank, and which statistics its mode uses and updates."""
     check_rank(x, ranks)
-    updates = training and tracks
-    factor: float | Tensor = 0.0 if momentum is None else momentum
-    if updates and num_batches_tracked is not None and momentum is None:
-        factor = 1.0 / (num_batches_tracked + 1).double()
-    y = batch_norm(
+    uses_buffers = tracks or not training
+    return batch_norm(
         x,
-        running_mean if tracks or not training else None,
-        running_var if tracks or not training else None,
+        running_mean if uses_buffers else None,
+        running_var if uses_buffers else None,
         weight,
         bias,
-        training or (running_mean is None and running_var is None),
-        factor,
+        training,
+        momentum,
         eps,
+        num_batches_tracked=num_batches_tracked,
         act=act,
         residual=residual,
     )
-    if updates and num_batches_tracked is not None:
-        num_batches_tracked.add_(1)
-    return y
 
 
 def check_rank(x: Tensor, ranks: tuple[int, ...]) -> None:

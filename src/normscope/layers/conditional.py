@@ -40,6 +40,11 @@ def condition(ids: Tensor) -> Iterator[None]:
         _current.ids = outer
 
 
+def current_condition() -> Tensor | None:
+    """The condition of the innermost `with condition(ids)` around this call; None outside."""
+    return _current.ids
+
+
 class _ConditionalBatchNorm(nn.Module):
     ranks: ClassVar[tuple[int, ...]]
     weight: Tensor | None
@@ -131,22 +136,19 @@ class _ConditionalBatchNorm(nn.Module):
             )
         per_condition = self.stats == "condition"
         use_buffers = self.track_running_stats or not self.training
-        updates = self.training and self.track_running_stats
-        y = batch_norm(
+        return batch_norm(
             input,
             self.running_mean if use_buffers else None,
             self.running_var if use_buffers else None,
             self.weight,
             self.bias,
-            self.training or self.running_mean is None,
-            self._factor(),
+            self.training,
+            self.momentum,
             self.eps,
-            groups=condition,
+            num_batches_tracked=self.num_batches_tracked,
+            groups=condition if "condition" in (self.stats, self.affine) else None,
             num_groups=self.num_conditions if per_condition else 1,
         )
-        if updates:
-            self._count(condition)
-        return y
 
     def pooled(self) -> dict[str, Tensor]:
         """The five keys of a plain batch norm that stands for all conditions at once.
@@ -179,22 +181,6 @@ class _ConditionalBatchNorm(nn.Module):
             f"affine={self.affine!r}, eps={self.eps}, momentum={self.momentum}, "
             f"track_running_stats={self.track_running_stats}, missing={self.missing!r}"
         )
-
-    def _factor(self) -> float | Tensor:
-        if self.momentum is not None:
-            return self.momentum
-        if self.num_batches_tracked is None:
-            return 0.0
-        return 1.0 / (self.num_batches_tracked + 1).double()
-
-    def _count(self, condition: Tensor) -> None:
-        assert self.num_batches_tracked is not None, "tracked"
-        if self.num_batches_tracked.dim() == 0:
-            self.num_batches_tracked.add_(1)
-            return
-        here = torch.zeros_like(self.num_batches_tracked)
-        here.index_fill_(0, condition.to(here.device, torch.int64), 1)
-        self.num_batches_tracked.add_(here)
 
     def _pooled_forward(self, input: Tensor) -> Tensor:
         pooled = self.pooled()
