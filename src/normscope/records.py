@@ -201,6 +201,7 @@ class Layer:
     gate: Numbers  # C: y > 0 where z > gate = -beta/gamma (below it where gamma < 0)
     firing: Table  # K x C: share of values with y > 0, counted on y itself
     invariance: float  # largest difference of eta2 and J between input, normalised, scaled
+    notes: tuple[str, ...] = ()  # message keys of what the reader of this layer should know
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +215,7 @@ class Inspection(Record):
     counts: tuple[int, ...]  # K images
     layers: tuple[Layer, ...]
     invariance: float  # largest over the layers; the lens's own self-test
-    skipped: dict[str, str] = field(default_factory=dict)  # layer name -> reason in one sentence
+    skipped: dict[str, str] = field(default_factory=dict)  # layer name -> message key of why
 
 
 # --- training ---------------------------------------------------------------------------------

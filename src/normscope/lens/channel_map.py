@@ -1,0 +1,95 @@
+"""What a layer does to each channel in eval mode: one affine map, or one per condition."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from normscope.probe import Call
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelMap:
+    """z = (x - mean) / sqrt(var + eps),  y = gamma z + beta; float64, (C,) or (N, C) per sample."""
+
+    mean: Tensor
+    var: Tensor
+    gamma: Tensor
+    beta: Tensor
+    eps: float
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Return z of x (N, C, *S), float64."""
+        shape = (-1, x.shape[1], *[1] * (x.dim() - 2))
+        # a checkpoint may hold a variance below zero; the layer itself takes it for zero
+        rstd = (self.var.clamp(min=0) + self.eps).rsqrt()
+        return (x.double() - self.mean.reshape(shape)) * rstd.reshape(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The images of one call that are reported together.
+
+    Attributes:
+        name: the call's name; with "[condition 0]" for the images of one condition.
+        norm: the layer's class name.
+        rows: which images; None for all.
+        used: the map that each image went through.
+        shown: the one to report, (C,).
+        mixed: whether images of different maps come together, so that nothing is invariant.
+    """
+
+    name: str
+    norm: str
+    rows: Tensor | None
+    used: ChannelMap
+    shown: ChannelMap
+    mixed: bool
+
+    def of(self, values: Tensor) -> Tensor:
+        """The rows of `values` (N, ...) that belong to this part."""
+        return values if self.rows is None else values[self.rows]
+
+
+def parts(call: Call) -> Iterator[Part]:
+    """The whole call; for a conditional layer also each condition by itself.
+
+    Within one condition the layer is one affine map per channel and the invariance holds. Over
+    all conditions together it need not: aligning the conditions is what such a layer is for. That
+    part reports the pooled statistics and the mean gamma and beta of `pooled()`.
+    """
+    state, norm = _tables(call.module), type(call.module).__name__
+    if all(t.dim() == 1 for t in state.values()):
+        own = _map(call.module, state)
+        yield Part(call.name, norm, None, own, own, mixed=False)
+        return
+    pooled = {name: t.double() for name, t in call.module.pooled().items()}  # type: ignore[operator]
+    shown = _map(call.module, pooled)
+    if call.condition is None:  # missing="pooled": the layer used just that map
+        yield Part(call.name, norm, None, shown, shown, mixed=False)
+        return
+    ids = call.condition.to(shown.mean.device)
+    used = _map(call.module, {n: t[ids] if t.dim() == 2 else t for n, t in state.items()})
+    yield Part(call.name, norm, None, used, shown, mixed=True)
+    for condition in ids.unique().tolist():
+        own = _map(call.module, {n: t[condition] if t.dim() == 2 else t for n, t in state.items()})
+        name = f"{call.name}[condition {condition}]"
+        yield Part(name, norm, ids == condition, own, own, mixed=False)
+
+
+def _tables(module: nn.Module) -> dict[str, Tensor]:
+    names = ("running_mean", "running_var", "weight", "bias")
+    values = {name: getattr(module, name, None) for name in names}
+    return {name: t.detach().double() for name, t in values.items() if isinstance(t, Tensor)}
+
+
+def _map(module: nn.Module, state: dict[str, Tensor]) -> ChannelMap:
+    mean, var = state["running_mean"], state["running_var"]
+    return ChannelMap(
+        mean,
+        var,
+        state.get("weight", torch.ones_like(mean)),
+        state.get("bias", torch.zeros_like(mean)),
+        float(module.eps),  # type: ignore[arg-type]
+    )
