@@ -98,27 +98,45 @@ def test_first_second_and_forward_derivatives(
     assert gradgradcheck(call, (x, weight, bias))
 
 
-def test_small_groups_use_the_running_statistics_and_leave_them() -> None:
+@pytest.mark.parametrize("min_count", [2, 5])
+def test_small_groups_are_filled_up_with_running_values(min_count: int) -> None:
     x = torch.randn(4, 3, dtype=torch.double, requires_grad=True)
     groups = torch.tensor([0, 1, 0, 0])  # group 1 has one value, group 2 none
     mean, var = torch.randn(3, 3).double(), torch.rand(3, 3).double() + 0.5
     before_mean, before_var = mean.clone(), var.clone()
-    y = batch_norm(x, mean, var, None, None, True, 0.5, groups=groups, num_groups=3)
-    expected = (x[1] - before_mean[1]) / (before_var[1] + 1e-5).sqrt()
-    torch.testing.assert_close(y[1], expected)
+    y = batch_norm(
+        x, mean, var, None, None, True, 0.5, groups=groups, num_groups=3, min_count=min_count
+    )
+    fill = min_count - 1
+    mixed = (x[1] + fill * before_mean[1]) / min_count
+    spread = ((x[1] - mixed) ** 2 + fill * (before_var[1] + (before_mean[1] - mixed) ** 2)) / (
+        min_count
+    )
+    torch.testing.assert_close(y[1], (x[1] - mixed) / (spread + 1e-5).sqrt())
     assert torch.equal(mean[1:], before_mean[1:])
     assert torch.equal(var[1:], before_var[1:])
     torch.testing.assert_close(mean[0], 0.5 * before_mean[0] + 0.5 * x[[0, 2, 3]].mean(0))
     torch.testing.assert_close(
         var[0], 0.5 * before_var[0] + 0.5 * x[[0, 2, 3]].var(0, correction=1)
     )
-    assert gradgradcheck(
-        lambda x: batch_norm(
+
+    def call(x: Tensor) -> Tensor:
+        return batch_norm(
             x, before_mean.clone(), before_var.clone(), training=True,
-            groups=groups, num_groups=3,
-        ),
-        (x,),
-    )  # fmt: skip
+            groups=groups, num_groups=3, min_count=min_count,
+        )  # fmt: skip
+
+    assert gradcheck(call, (x,), check_forward_ad=True)
+    assert gradgradcheck(call, (x,))
+
+
+def test_one_set_of_running_statistics_for_many_groups_is_the_pooled_one() -> None:
+    x = torch.randn(9, 4, 2, dtype=torch.double) + torch.arange(9).view(9, 1, 1)
+    mean, var = torch.zeros(4).double(), torch.ones(4).double()
+    groups = torch.arange(9) // 4  # the last group has one sample
+    batch_norm(x, mean, var, training=True, momentum=1.0, groups=groups, num_groups=3)
+    torch.testing.assert_close(mean, x.mean((0, 2)))
+    torch.testing.assert_close(var, x.var((0, 2), correction=1))
 
 
 def test_masked_values_are_no_data() -> None:
@@ -164,12 +182,12 @@ def test_constant_channel_comes_out_as_exactly_the_bias() -> None:
 
 def test_running_buffers_may_change_between_forward_and_backward() -> None:
     # torch#13402: there the gradient of the first call silently becomes wrong
-    mean, var = torch.zeros(2), torch.ones(2)
-    x = torch.randn(5, 2, requires_grad=True)
-    y = batch_norm(x, mean, var, eps=1e-9)
+    mean, var = torch.zeros(2).double(), torch.ones(2).double()
+    x, weight = torch.randn(5, 2).double(), torch.ones(2).double().requires_grad_()
+    y = batch_norm(x, mean, var, weight, eps=1e-12)
     mean.fill_(100), var.fill_(4)
-    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
-    torch.testing.assert_close(dx, torch.ones(5, 2))
+    (dweight,) = torch.autograd.grad(y, weight, torch.ones_like(y))
+    torch.testing.assert_close(dweight, x.sum(0))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -246,6 +264,7 @@ BAD = [
     (TypeError, "groups are torch.float32", {"groups": torch.zeros(4), "num_groups": 3}),
     (TypeError, "groups are torch.bool", {"groups": torch.zeros(4).bool(), "num_groups": 3}),
     (ValueError, "num_groups is 3 but groups is None", {"num_groups": 3}),
+    (ValueError, r"running_mean is \(2, 3\); num_groups=1 needs", {"running_mean": torch.ones(2, 3), "running_var": torch.ones(2, 3)}),
     (TypeError, "mask is torch.int64", {"mask": torch.ones(4).long()}),
     (ValueError, r"mask is \(5,\)", {"mask": torch.ones(5).bool()}),
     (ValueError, r"residual is \(4, 2\)", {"residual": torch.ones(4, 2)}),

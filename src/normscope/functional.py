@@ -1,16 +1,17 @@
 """Batch norm over a ragged partition, as functions: arguments, gradients, running statistics."""
 
+import math
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from normscope.errors import InputError
-from normscope.kernels import ops, reference
+from normscope.kernels import reference
+from normscope.kernels.autograd import Partition, is_transformed, standardise, statistics
 from normscope.moments import Moments
 
 Activation = Literal["relu", "leaky_relu", "silu"]
@@ -20,9 +21,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
 }
 IMPLS = ("auto", "reference")
-
-# a group needs two values per channel for a variance; smaller ones use the running statistics
-MIN_COUNT = 2
 
 
 def batch_norm(
@@ -41,6 +39,8 @@ def batch_norm(
     mask: Tensor | None = None,
     act: Activation | None = None,
     residual: Tensor | None = None,
+    process_group: dist.ProcessGroup | None = None,
+    min_count: int = 2,
     impl: str = "auto",
 ) -> Tensor:
     """Standardise each group per channel and map it back with weight (gamma) and bias (beta).
@@ -53,7 +53,8 @@ def batch_norm(
 
     Args:
         x: (N, C, *S), float16, bfloat16, float32 or float64.
-        running_mean: (C,), or (num_groups, C); updated in place in training. None: not tracked.
+        running_mean: (num_groups, C), or (C,) for all groups pooled; updated in place in
+            training, once per call. None: not tracked.
         running_var: as running_mean.
         weight: (C,), or (K, C) for one scale per group. None: 1.
         bias: as weight. None: 0.
@@ -69,14 +70,18 @@ def batch_norm(
             no statistic, receives no gradient and leaves as zero, whatever it holds.
         act: "relu", "leaky_relu" or "silu" on the result.
         residual: shaped as x; added before act.
+        process_group: ranks that share each group's statistics; every rank must make the call,
+            one without samples too. None: this process alone.
+        min_count: with `groups`, a group of fewer values per channel is filled up to so many with
+            pseudo-values that have its running mean and variance, so a tiny group never fails.
         impl: "auto", or "reference" for the definition in plain PyTorch.
 
     Returns:
         (N, C, *S) in x's dtype and memory format.
 
-    An empty batch or group changes no statistic and gets zero gradients. With `groups`, a group
-    of one value per channel uses its running statistics and does not update them (without
-    running statistics it comes out as bias). NaN stays in its channel and group.
+    An empty batch or group changes no statistic and gets zero gradients. A group of one value
+    leaves its running statistics; without running statistics it comes out as bias. NaN stays in
+    its channel and group.
 
     Differentiable to second order in eager mode and to any order, forward mode included, through
     `torch.func` and `torch.compile`.
@@ -96,23 +101,24 @@ def batch_norm(
         groups = _checked_groups(groups, x, _rows_needed(num_groups, weight, bias))
     elif num_groups != 1:
         raise ValueError(f"num_groups is {num_groups} but groups is None; give each sample's group")
-    elif use_batch:
-        _check_batch_size(x)
+    elif use_batch and process_group is None:
+        _check_batch_size(x.shape[0] * math.prod(x.shape[2:]), x)
     if mask is not None:
         mask = _checked_mask(mask, x)
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"residual is {tuple(residual.shape)}; it must be as x {tuple(x.shape)}")
 
-    composite = impl == "reference" or _is_transformed()
-    stat_groups = groups if num_groups > 1 else None
+    partition = Partition(groups, num_groups, mask, process_group)
+    differentiable = impl == "reference" or is_transformed()
     stored = _stored(running_mean, running_var, num_groups)
     if use_batch:
-        with torch.set_grad_enabled(composite and torch.is_grad_enabled()):
-            verbs = reference if composite else ops
-            moments = Moments(*verbs.moments(x, stat_groups, num_groups, mask))
-        mean, var, inverse_count = _batch_statistics(moments, stored)
+        with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+            batch = statistics(x, partition, differentiable)
+        if groups is None and process_group is not None:
+            _check_batch_size(batch.count, x)
+        mean, var, inverse_count = _shrunk(batch, stored, min_count if groups is not None else 0)
         if training and stored is not None:
-            _update_running(stored, num_batches_tracked, moments, momentum, groups is None)
+            _update_running(stored, num_batches_tracked, batch, momentum, groups is None)
     else:
         assert stored is not None, "checked above"
         dtype = reference.accumulate_dtype(x)
@@ -120,22 +126,20 @@ def batch_norm(
         mean, var, inverse_count = stored[0].to(dtype, copy=True), stored[1].to(dtype), None
     # a checkpoint may hold a variance below zero; for every valid one the clamp changes nothing
     rstd = torch.rsqrt(var.clamp(min=0) + eps)
-
-    weight, bias = _as_rows(weight), _as_rows(bias)
-    y: Tensor
-    if composite:
-        y = reference.normalize(x, mean, rstd, weight, bias, groups, mask)
-    else:
-        y = _Normalize.apply(
-            x, weight, bias, mean, rstd, inverse_count, groups, num_groups, mask, eps
-        )
+    y = standardise(
+        x, _rows(weight), _rows(bias), mean, rstd, inverse_count, partition, differentiable
+    )
     if residual is not None:
         y = y + residual
     return y if act is None else ACTIVATIONS[act](y)
 
 
 def moments(
-    x: Tensor, groups: Tensor | None = None, num_groups: int = 1, mask: Tensor | None = None
+    x: Tensor,
+    groups: Tensor | None = None,
+    num_groups: int = 1,
+    mask: Tensor | None = None,
+    process_group: dist.ProcessGroup | None = None,
 ) -> Moments:
     """Count, mean and centred sum of squares of each group and channel, in float64.
 
@@ -144,6 +148,7 @@ def moments(
         groups: (N,) integers in 0..num_groups-1; None: one group.
         num_groups: K.
         mask: as in `batch_norm`.
+        process_group: ranks whose values are merged, without gradients; None: this process.
 
     Returns:
         Moments with count (K,), mean (K, C), m2 (K, C); zeros for an empty group. Carries
@@ -156,163 +161,69 @@ def moments(
     if mask is not None:
         mask = _checked_mask(mask, x)
     wants_grad = torch.is_grad_enabled() and x.requires_grad
-    verbs = reference if wants_grad or _is_transformed() else ops
-    return Moments(*verbs.moments(x, groups, num_groups, mask))
+    partition = Partition(groups, num_groups, mask, process_group)
+    return statistics(x, partition, differentiable=wants_grad or is_transformed())
 
 
-class _Normalize(torch.autograd.Function):
-    """normalize with the gradient of the whole batch norm; mean and rstd are functions of x."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        rstd: Tensor,
-        inverse_count: Tensor | None,
-        groups: Tensor | None,
-        num_groups: int,
-        mask: Tensor | None,
-        eps: float,
-    ) -> Tensor:
-        # mean and rstd are ours, never the module's buffers: those may change before backward
-        ctx.save_for_backward(x, weight, bias, mean, rstd, inverse_count, groups, mask)
-        ctx.num_groups, ctx.eps = num_groups, eps
-        y: Tensor = ops.normalize(x, mean, rstd, weight, bias, groups, mask)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (dy,) = grads
-        x, weight, bias, mean, rstd, inverse_count, groups, mask = ctx.saved_tensors
-        verbs: ModuleType = ops
-        if torch.is_grad_enabled():  # somebody will differentiate this: express it through x
-            verbs = reference
-            if inverse_count is not None:
-                mean, rstd = _statistics_of(x, mean, rstd, inverse_count, groups, mask, ctx)
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        # one partition serves the sums: the finer of statistics and affine
-        rows = max(ctx.num_groups, *(t.shape[0] for t in (weight, bias) if t is not None), 1)
-        by_group = groups if rows > 1 else None
-        dx = dweight = dbias = mean_g = mean_g_xhat = None
-        if wants_weight or wants_bias or inverse_count is not None:
-            sum_g, sum_g_xhat = verbs.backward_reduce(dy, x, mean, rstd, by_group, rows, mask)
-            dweight = _affine_grad(sum_g_xhat, weight) if wants_weight else None
-            dbias = _affine_grad(sum_g, bias) if wants_bias else None
-            if inverse_count is not None:
-                mean_g = _group_mean(sum_g, weight, inverse_count)
-                mean_g_xhat = _group_mean(sum_g_xhat, weight, inverse_count)
-        if wants_x:
-            dx = verbs.backward_input(dy, x, mean, rstd, weight, mean_g, mean_g_xhat, groups, mask)
-        return dx, dweight, dbias, None, None, None, None, None, None, None
-
-
-def _as_rows(table: Tensor | None) -> Tensor | None:
-    return table.unsqueeze(0) if table is not None and table.dim() == 1 else table
-
-
-def _group_mean(total: Tensor, weight: Tensor | None, inverse_count: Tensor) -> Tensor:
-    """Means of g = dy * weight over each statistics group, from sums of dy over the rows."""
-    if weight is not None:
-        total = total * weight
-    if inverse_count.shape[0] == 1:  # one set of statistics over several affine rows
-        total = total.sum(0, keepdim=True)
-    return total * inverse_count
-
-
-def _affine_grad(total: Tensor, parameter: Tensor) -> Tensor:
-    return (total if parameter.shape[0] > 1 else total.sum(0, keepdim=True)).to(parameter.dtype)
-
-
-def _statistics_of(
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    inverse_count: Tensor,
-    groups: Tensor | None,
-    mask: Tensor | None,
-    ctx: Any,
-) -> tuple[Tensor, Tensor]:
-    """Mean and rstd again, as differentiable functions of x where they came from x."""
-    stat_groups = groups if ctx.num_groups > 1 else None
-    again = Moments(*reference.moments(x, stat_groups, ctx.num_groups, mask))
-    from_batch = inverse_count > 0
-    var = again.m2 * inverse_count
-    return (
-        torch.where(from_batch, again.mean, mean),
-        torch.where(from_batch, torch.rsqrt(var + ctx.eps), rstd),
-    )
-
-
-def _batch_statistics(
-    moments: Moments, stored: tuple[Tensor, Tensor] | None
+def _shrunk(
+    batch: Moments, stored: tuple[Tensor, Tensor] | None, min_count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """mean, biased var and 1/count (zero where the group is too small to be its own judge)."""
-    count = moments.count.unsqueeze(1)
-    mean, var = moments.mean, moments.m2 / count.clamp(min=1)
-    if stored is None:
-        return mean, var, 1 / count.clamp(min=1)
-    enough = count >= MIN_COUNT
-    return (
-        torch.where(enough, mean, stored[0].to(mean.dtype)),
-        torch.where(enough, var, stored[1].to(var.dtype)),
-        torch.where(enough, 1 / count.clamp(min=1), 0),
-    )
+    """mean, biased var and 1/count; a group below min_count is filled up with running values.
+
+    The fill is min_count - count pseudo-values that have the running mean and variance.
+    """
+    if min_count and stored is not None:
+        running_mean, running_var = (t.to(batch.mean.dtype) for t in stored)
+        missing = (min_count - batch.count).clamp(min=0)
+        batch = batch + Moments(missing, running_mean, running_var * missing.unsqueeze(1))
+    count = batch.count.clamp(min=1).unsqueeze(1)
+    return batch.mean, batch.m2 / count, 1 / count
 
 
 @torch.no_grad()
 def _update_running(
     stored: tuple[Tensor, Tensor],
     counter: Tensor | None,
-    moments: Moments,
+    batch: Moments,
     momentum: float | None,
     whole: bool,
 ) -> None:
     running_mean, running_var = stored
     batched = torch._C._functorch.is_batchedtensor  # no public question exists
-    if not torch.compiler.is_compiling() and batched(moments.mean) and not batched(running_mean):
+    if not torch.compiler.is_compiling() and batched(batch.mean) and not batched(running_mean):
         raise RuntimeError(
             "Batch norm got a batched tensor as input while the running_mean or running_var, "
             "which will be updated in place, were not batched."
         )
-    enough = moments.count >= MIN_COUNT
+    if running_mean.shape[0] < batch.mean.shape[0]:  # one set of running statistics for all groups
+        pooled = batch.pool()
+        batch = Moments(pooled.count[None], pooled.mean[None], pooled.m2[None])
+    enough = batch.count > 1  # a single value has no unbiased variance
     if counter is not None:
         # as in torch an empty batch counts; a group that is absent or too small does not
         counter.add_(1 if whole or counter.dim() == 0 else enough.to(counter.dtype))
     share: float | Tensor = 0.0 if momentum is None else momentum
     if momentum is None and counter is not None:
         # stays a tensor: no synchronisation, no break in a compiled graph
-        share = 1 / counter.clamp(min=1).to(moments.mean.dtype).reshape(-1, 1)
+        share = 1 / counter.clamp(min=1).to(batch.mean.dtype).reshape(-1, 1)
     enough = enough.unsqueeze(1)
-    for running, batch in ((running_mean, moments.mean), (running_var, moments.var(correction=1))):
-        old = running.to(batch.dtype)
-        running.copy_(torch.where(enough, (1 - share) * old + share * batch, old))
+    for running, now in ((running_mean, batch.mean), (running_var, batch.var(correction=1))):
+        old = running.to(now.dtype)
+        running.copy_(torch.where(enough, (1 - share) * old + share * now, old))
 
 
 def _stored(
     running_mean: Tensor | None, running_var: Tensor | None, num_groups: int
 ) -> tuple[Tensor, Tensor] | None:
-    """The running statistics as (num_groups, C) views; None where they are not tracked."""
+    """The running statistics as (1 or num_groups, C) views; None where they are not tracked."""
     if running_mean is None or running_var is None:
         return None
-    shape = (num_groups, running_mean.shape[-1])
+    shape = (-1 if running_mean.numel() else num_groups, running_mean.shape[-1])
     return running_mean.view(shape), running_var.view(shape)
 
 
-def _is_transformed() -> bool:
-    """Whether something other than plain eager autograd looks at this call.
-
-    Compilers, torch.func and forward-mode AD get the differentiable definition in plain ATen:
-    compilers fuse it, and exported graphs need no normscope to run.
-    """
-    return bool(
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
-    )
+def _rows(table: Tensor | None) -> Tensor | None:
+    return table.unsqueeze(0) if table is not None and table.dim() == 1 else table
 
 
 # --- arguments --------------------------------------------------------------------------------
@@ -322,11 +233,8 @@ def _rows_needed(num_groups: int, *affine: Tensor | None) -> int:
     return max(num_groups, *(t.shape[0] for t in affine if t is not None and t.dim() == 2), 1)
 
 
-def _check_batch_size(x: Tensor) -> None:
-    values = x.shape[0]
-    for size in x.shape[2:]:
-        values *= size
-    if values == 1:
+def _check_batch_size(count: int | Tensor, x: Tensor) -> None:
+    if count == 1:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {x.shape}; "
             "drop the last batch (drop_last=True), use a larger one, or call eval()"
@@ -372,10 +280,10 @@ def _check_tensors(
                 f"mixed dtype: {name} is {tensor.dtype}, the input {x.dtype}; all must share the "
                 "same datatype, or be torch.float32 for a 16-bit input"
             )
-        if name in tables and tensor.numel() != num_groups * x.shape[1]:
+        if name in tables and tensor.dim() == 2 and tensor.shape[0] not in (1, num_groups):
             raise ValueError(
                 f"{name} is {tuple(tensor.shape)}; num_groups={num_groups} needs "
-                f"{(num_groups, x.shape[1])}"
+                f"{(num_groups, x.shape[1])}, or {(x.shape[1],)} for all groups pooled"
             )
 
 
@@ -387,7 +295,7 @@ def _checked_groups(groups: Tensor, x: Tensor, num_groups: int) -> Tensor:
             f"groups are {tuple(groups.shape)}; one per sample is needed: ({x.shape[0]},)"
         )
     groups = groups.to(device=x.device, dtype=torch.int64)
-    if groups.numel() and not _is_transformed():
+    if groups.numel() and not is_transformed():
         lowest, highest = groups.aminmax()
         if int(lowest) < 0 or int(highest) >= num_groups:
             wrong = int(((groups < 0) | (groups >= num_groups)).nonzero()[0])
