@@ -97,11 +97,11 @@ def find_norms(model: nn.Module) -> list[Norm]:
         skipped: str | None = None
         if isinstance(mean, Tensor) and isinstance(var, Tensor) and hasattr(module, "eps"):
             if not is_lazy(mean) and mean.dim() != 1 and not isinstance(module, _CONDITIONAL):
-                skipped = "skip_not_per_channel"
+                skipped = "lens.skip.not_per_channel"
         elif isinstance(module, _PER_SAMPLE):
-            skipped = "skip_per_sample"
+            skipped = "lens.skip.per_sample"
         elif isinstance(module, (_BatchNorm, _CONDITIONAL)):
-            skipped = "skip_no_statistics"
+            skipped = "lens.skip.no_statistics"
         else:
             continue
         found.append(Norm(name or type(module).__name__, module, skipped))

@@ -79,7 +79,7 @@ def inspect(
     layers = tuple(_layer(part, tally) for part, tally in lens.seen.values())
     differences = [layer.invariance for layer in layers if not math.isnan(layer.invariance)]
     followed = {part.name for part, _ in lens.seen.values()}
-    uncalled = {n.name: "skip_not_called" for n in norms if n.name not in followed}
+    uncalled = {n.name: "lens.skip.not_called" for n in norms if n.name not in followed}
     skipped = uncalled | {n.name: n.skipped for n in norms if n.skipped} | lens.skipped
     return Inspection(
         model=model_name,
@@ -151,9 +151,9 @@ class _Lens:
 
     def _fits(self, call: Call, before: Tensor, after: Tensor) -> bool:
         if len(before) != len(self._batch.labels):
-            self.skipped[call.name] = "skip_other_batch"
+            self.skipped[call.name] = "lens.skip.other_batch"
         elif before.shape != after.shape or before.shape[1] != _channels(call.module):
-            self.skipped[call.name] = "skip_not_per_channel"
+            self.skipped[call.name] = "lens.skip.not_per_channel"
         if call.name in self.skipped:
             self.seen.pop(call.name, None)
         return call.name not in self.skipped
@@ -279,12 +279,12 @@ def _notes(
 ) -> tuple[str, ...]:
     images = int(stages["input"].scatter.count.sum())
     conditions = {
-        "note_mixed": part.mixed,
-        "note_gamma_zero": bool((part.shown.gamma == 0).any()),
-        "note_constant": not bool(alive["input"][0].all()),
-        "note_few_images": images <= int(alive["input"][1].sum()),
-        "note_sampled": images > SAMPLE,
-        "note_joint_channels": len(part.shown.mean) > JOINT,
+        "lens.note.mixed": part.mixed,
+        "lens.note.gamma_zero": bool((part.shown.gamma == 0).any()),
+        "lens.note.constant": not bool(alive["input"][0].all()),
+        "lens.note.few_images": images <= int(alive["input"][1].sum()),
+        "lens.note.sampled": images > SAMPLE,
+        "lens.note.joint_channels": len(part.shown.mean) > JOINT,
     }
     return tuple(key for key, holds in conditions.items() if holds)
 
