@@ -8,14 +8,24 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+_FAMILY = {
+    "batch": ("BatchNorm", "GhostBatchNorm"),
+    "conditional": ("ConditionalBatchNorm",),
+    "frozen": ("FrozenBatchNorm",),
+    "mode": ("ModeNorm",),
+    "renorm": ("BatchRenorm",),
+}
 _WHERE = {
-    "BatchNorm1d": "layers.batch",
-    "BatchNorm2d": "layers.batch",
-    "BatchNorm3d": "layers.batch",
-    "ConditionalBatchNorm1d": "layers.conditional",
-    "ConditionalBatchNorm2d": "layers.conditional",
-    "ConditionalBatchNorm3d": "layers.conditional",
+    **{
+        f"{name}{rank}d": f"layers.{file}"
+        for file, names in _FAMILY.items()
+        for name in names
+        for rank in (1, 2, 3)
+    },
     "condition": "layers.conditional",
+    "guard": "layers.statistics",
+    "commit": "layers.statistics",
+    "snapshot": "layers.statistics",
     "Moments": "moments",
     "InputError": "errors",
     "FileError": "errors",

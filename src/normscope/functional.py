@@ -1,26 +1,25 @@
 """Batch norm over a ragged partition, as functions: arguments, gradients, running statistics."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
-from normscope.errors import InputError
+from normscope.arguments import (
+    ACTIVATIONS,
+    Activation,
+    check_batch_size,
+    check_choices,
+    check_tensors,
+    checked_groups,
+    checked_mask,
+    rows_needed,
+)
 from normscope.kernels import reference
 from normscope.kernels.autograd import Partition, is_transformed, standardise, statistics
 from normscope.moments import Moments
-
-Activation = Literal["relu", "leaky_relu", "silu"]
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "leaky_relu": F.leaky_relu,
-    "silu": F.silu,
-}
-IMPLS = ("auto", "reference")
 
 
 def batch_norm(
@@ -41,6 +40,7 @@ def batch_norm(
     residual: Tensor | None = None,
     process_group: dist.ProcessGroup | None = None,
     min_count: int = 2,
+    on_moments: Callable[[Moments], None] | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """Standardise each group per channel and map it back with weight (gamma) and bias (beta).
@@ -74,6 +74,8 @@ def batch_norm(
             one without samples too. None: this process alone.
         min_count: with `groups`, a group of fewer values per channel is filled up to so many with
             pseudo-values that have its running mean and variance, so a tiny group never fails.
+        on_moments: receives the batch's Moments (detached) in place of the update of the running
+            statistics; for those who decide themselves when and whether to update.
         impl: "auto", or "reference" for the definition in plain PyTorch.
 
     Returns:
@@ -95,16 +97,16 @@ def batch_norm(
     Source: Ioffe and Szegedy 2015, "Batch Normalization", algorithms 1 and 2.
     """
     use_batch = training or running_mean is None or running_var is None
-    _check_choices(eps, use_batch, act, impl)
-    _check_tensors(x, num_groups, running_mean, running_var, weight, bias)
+    check_choices(eps, use_batch, act, impl)
+    check_tensors(x, num_groups, running_mean, running_var, weight, bias)
     if groups is not None:
-        groups = _checked_groups(groups, x, _rows_needed(num_groups, weight, bias))
+        groups = checked_groups(groups, x, rows_needed(num_groups, weight, bias))
     elif num_groups != 1:
         raise ValueError(f"num_groups is {num_groups} but groups is None; give each sample's group")
     elif use_batch and process_group is None:
-        _check_batch_size(x.shape[0] * math.prod(x.shape[2:]), x)
+        check_batch_size(x.shape[0] * math.prod(x.shape[2:]), x)
     if mask is not None:
-        mask = _checked_mask(mask, x)
+        mask = checked_mask(mask, x)
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"residual is {tuple(residual.shape)}; it must be as x {tuple(x.shape)}")
 
@@ -115,10 +117,12 @@ def batch_norm(
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
             batch = statistics(x, partition, differentiable)
         if groups is None and process_group is not None:
-            _check_batch_size(batch.count, x)
-        mean, var, inverse_count = _shrunk(batch, stored, min_count if groups is not None else 0)
-        if training and stored is not None:
-            _update_running(stored, num_batches_tracked, batch, momentum, groups is None)
+            check_batch_size(batch.count, x)
+        mean, var, inverse_count = _filled_up(batch, stored, 0 if groups is None else min_count)
+        if on_moments is not None:
+            on_moments(batch.detach())
+        elif training and running_mean is not None and running_var is not None:
+            update_running(running_mean, running_var, num_batches_tracked, batch, momentum)
     else:
         assert stored is not None, "checked above"
         dtype = reference.accumulate_dtype(x)
@@ -155,17 +159,17 @@ def moments(
         gradients where x does.
     """
     if groups is not None:
-        groups = _checked_groups(groups, x, num_groups)
+        groups = checked_groups(groups, x, num_groups)
     elif num_groups != 1:
         raise ValueError(f"num_groups is {num_groups} but groups is None; give each sample's group")
     if mask is not None:
-        mask = _checked_mask(mask, x)
+        mask = checked_mask(mask, x)
     wants_grad = torch.is_grad_enabled() and x.requires_grad
     partition = Partition(groups, num_groups, mask, process_group)
     return statistics(x, partition, differentiable=wants_grad or is_transformed())
 
 
-def _shrunk(
+def _filled_up(
     batch: Moments, stored: tuple[Tensor, Tensor] | None, min_count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """mean, biased var and 1/count; a group below min_count is filled up with running values.
@@ -181,35 +185,54 @@ def _shrunk(
 
 
 @torch.no_grad()
-def _update_running(
-    stored: tuple[Tensor, Tensor],
-    counter: Tensor | None,
+def update_running(
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor | None,
     batch: Moments,
     momentum: float | None,
-    whole: bool,
-) -> None:
-    running_mean, running_var = stored
+    *,
+    skip_nonfinite: bool = False,
+) -> Tensor:
+    """running = (1 - momentum) * running + momentum * batch, in place, unbiased variance.
+
+    Args:
+        running_mean: (K, C), or (C,): the groups of the batch are then pooled first.
+        running_var: as running_mean.
+        num_batches_tracked: (K,) or (); one more where the batch updates. None: not counted.
+        batch: count (K,), mean and m2 (K, C).
+        momentum: None for 1 / num_batches_tracked.
+        skip_nonfinite: leave the channels alone whose mean or variance is NaN or infinite.
+
+    Returns:
+        (), int64: how many channels were skipped as not finite.
+
+    A group with fewer than two values has no unbiased variance and changes nothing; where there
+    is only one set of statistics its batch is counted all the same, as in torch.
+    """
     batched = torch._C._functorch.is_batchedtensor  # no public question exists
     if not torch.compiler.is_compiling() and batched(batch.mean) and not batched(running_mean):
         raise RuntimeError(
             "Batch norm got a batched tensor as input while the running_mean or running_var, "
             "which will be updated in place, were not batched."
         )
-    if running_mean.shape[0] < batch.mean.shape[0]:  # one set of running statistics for all groups
-        pooled = batch.pool()
-        batch = Moments(pooled.count[None], pooled.mean[None], pooled.m2[None])
-    enough = batch.count > 1  # a single value has no unbiased variance
-    if counter is not None:
-        # as in torch an empty batch counts; a group that is absent or too small does not
-        counter.add_(1 if whole or counter.dim() == 0 else enough.to(counter.dtype))
+    if running_mean.dim() == 1 and batch.mean.shape[0] > 1:
+        batch = batch.pool()
+        batch = Moments(batch.count[None], batch.mean[None], batch.m2[None])
+    enough = batch.count > 1
+    if num_batches_tracked is not None:
+        one = num_batches_tracked.dim() == 0
+        num_batches_tracked.add_(1 if one else enough.to(num_batches_tracked.dtype))
     share: float | Tensor = 0.0 if momentum is None else momentum
-    if momentum is None and counter is not None:
+    if momentum is None and num_batches_tracked is not None:
         # stays a tensor: no synchronisation, no break in a compiled graph
-        share = 1 / counter.clamp(min=1).to(batch.mean.dtype).reshape(-1, 1)
-    enough = enough.unsqueeze(1)
+        share = 1 / num_batches_tracked.clamp(min=1).to(batch.mean.dtype).reshape(-1, 1)
+    finite = batch.mean.isfinite() & batch.m2.isfinite()
+    moves = enough.unsqueeze(1) & (finite | (not skip_nonfinite))
     for running, now in ((running_mean, batch.mean), (running_var, batch.var(correction=1))):
-        old = running.to(now.dtype)
-        running.copy_(torch.where(enough, (1 - share) * old + share * now, old))
+        old = running.to(now.dtype).view(now.shape)
+        running.copy_(torch.where(moves, (1 - share) * old + share * now, old).view(running.shape))
+    return (enough.unsqueeze(1) & ~moves).sum()
 
 
 def _stored(
@@ -224,102 +247,3 @@ def _stored(
 
 def _rows(table: Tensor | None) -> Tensor | None:
     return table.unsqueeze(0) if table is not None and table.dim() == 1 else table
-
-
-# --- arguments --------------------------------------------------------------------------------
-
-
-def _rows_needed(num_groups: int, *affine: Tensor | None) -> int:
-    return max(num_groups, *(t.shape[0] for t in affine if t is not None and t.dim() == 2), 1)
-
-
-def _check_batch_size(count: int | Tensor, x: Tensor) -> None:
-    if count == 1:
-        raise ValueError(
-            f"Expected more than 1 value per channel when training, got input size {x.shape}; "
-            "drop the last batch (drop_last=True), use a larger one, or call eval()"
-        )
-
-
-def _check_choices(eps: float, use_batch: bool, act: str | None, impl: str) -> None:
-    if impl not in IMPLS:
-        raise ValueError(f"impl is {impl!r}; it can be {_listed(IMPLS)}")
-    if act is not None and act not in ACTIVATIONS:
-        raise ValueError(f"act is {act!r}; it can be None, {_listed(ACTIVATIONS)}")
-    if eps < 0 or (use_batch and eps == 0):
-        raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
-
-
-def _check_tensors(
-    x: Tensor,
-    num_groups: int,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-) -> None:
-    if x.dim() < 2:
-        raise ValueError(f"expected x of (N, C, *S), got {x.dim()}D input")
-    if not x.is_floating_point():
-        kind = str(x.dtype).removeprefix("torch.")
-        raise NotImplementedError(
-            f'"batch_norm" not implemented for {kind!r}; give a floating point input'
-        )
-    narrow = x.dtype in (torch.float16, torch.bfloat16)
-    tables = {"running_mean": running_mean, "running_var": running_var}
-    for name, tensor in {**tables, "weight": weight, "bias": bias}.items():
-        if tensor is None:
-            continue
-        if tensor.shape[-1] != x.shape[1]:
-            raise RuntimeError(
-                f"{name} should contain {x.shape[1]} elements not {tensor.shape[-1]}: "
-                f"the input {tuple(x.shape)} has {x.shape[1]} channels"
-            )
-        if tensor.dtype != x.dtype and not (narrow and tensor.dtype == torch.float32):
-            raise RuntimeError(
-                f"mixed dtype: {name} is {tensor.dtype}, the input {x.dtype}; all must share the "
-                "same datatype, or be torch.float32 for a 16-bit input"
-            )
-        if name in tables and tensor.dim() == 2 and tensor.shape[0] not in (1, num_groups):
-            raise ValueError(
-                f"{name} is {tuple(tensor.shape)}; num_groups={num_groups} needs "
-                f"{(num_groups, x.shape[1])}, or {(x.shape[1],)} for all groups pooled"
-            )
-
-
-def _checked_groups(groups: Tensor, x: Tensor, num_groups: int) -> Tensor:
-    if groups.dtype.is_floating_point or groups.dtype.is_complex or groups.dtype == torch.bool:
-        raise TypeError(f"groups are {groups.dtype}; they must be integers, one per sample")
-    if groups.shape != (x.shape[0],):
-        raise ValueError(
-            f"groups are {tuple(groups.shape)}; one per sample is needed: ({x.shape[0]},)"
-        )
-    groups = groups.to(device=x.device, dtype=torch.int64)
-    if groups.numel() and not is_transformed():
-        lowest, highest = groups.aminmax()
-        if int(lowest) < 0 or int(highest) >= num_groups:
-            wrong = int(((groups < 0) | (groups >= num_groups)).nonzero()[0])
-            raise InputError(
-                f"group {int(groups[wrong])} of sample {wrong} is outside 0..{num_groups - 1}"
-            )
-    return groups
-
-
-def _checked_mask(mask: Tensor, x: Tensor) -> Tensor:
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask is {mask.dtype}; it must be torch.bool, True where a value counts")
-    n, positions = x.shape[0], x.shape[2:]
-    if mask.shape == (n,):
-        mask = mask.reshape(n, *[1] * (x.dim() - 1))
-    elif mask.shape == (n, *positions):
-        mask = mask.unsqueeze(1)
-    elif mask.shape != (n, 1, *positions):
-        raise ValueError(
-            f"mask is {tuple(mask.shape)}; it must be {(n,)}, {(n, *positions)} "
-            f"or {(n, 1, *positions)}"
-        )
-    return mask.expand(n, 1, *positions)
-
-
-def _listed(names: Sequence[str] | dict[str, Any]) -> str:
-    return ", ".join(repr(name) for name in names)

@@ -47,6 +47,10 @@ class Moments:
             self.m2 + other.m2 + step * step * share * self.count.unsqueeze(-1),
         )
 
+    def detach(self) -> "Moments":
+        """The same numbers without their gradients."""
+        return Moments(self.count.detach(), self.mean.detach(), self.m2.detach())
+
     def var(self, correction: int) -> Tensor:
         """m2 / (count - correction), (*B, C): 0 is biased (normalises), 1 unbiased (is stored).
 

@@ -1,84 +1,88 @@
-"""Drop-in batch norm: `torch.nn.BatchNorm*d` on normscope's operator."""
+"""Drop-in batch norm, `torch.nn.BatchNorm*d` on normscope's operator, and ghost batch norm."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normscope.functional import ACTIVATIONS, Activation, batch_norm
+from normscope.arguments import ACTIVATIONS, Activation, listed
+from normscope.errors import InputError
+from normscope.functional import batch_norm
+from normscope.layers.statistics import AS_TORCH, RunningStatistics
+
+Ranks = dist.ProcessGroup | Literal["world"] | None
 
 
-class _DropIn(_BatchNorm):
-    """What the three ranks share; each also inherits torch's class of its own name."""
+class Normalizer(RunningStatistics, _BatchNorm):
+    """What all layers with the five keys and the arguments of torch's batch norm share."""
 
     ranks: ClassVar[tuple[int, ...]]
-    # a class-level default, so that a torch layer becomes ours by changing its __class__
+    # class-level defaults, so that a torch layer becomes ours by changing its __class__
     act: Activation | None = None
+    process_group: Ranks = None
+    ghost_size: int | None = None
 
-    def __init__(self, *args: Any, act: Activation | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        act: Activation | None = None,
+        process_group: Ranks = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         if act is not None and act not in ACTIVATIONS:
-            raise ValueError(f"act is {act!r}; it can be None, {', '.join(map(repr, ACTIVATIONS))}")
+            raise ValueError(f"act is {act!r}; it can be None, {listed(ACTIVATIONS)}")
         self.act = act
+        self.process_group = process_group
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """act(batch_norm(input) + residual); see `functional.batch_norm`."""
-        return normalize_and_track(
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """act(batch_norm(input) + residual), masked values as no data; see `functional`."""
+        uses_buffers = self.track_running_stats or not self.training
+        return checked_batch_norm(
             input,
-            residual,
-            self.running_mean,
-            self.running_var,
-            self.num_batches_tracked,
+            self.running_mean if uses_buffers else None,
+            self.running_var if uses_buffers else None,
             self.weight,
             self.bias,
-            training=self.training,
-            tracks=self.track_running_stats,
-            momentum=self.momentum,
-            eps=self.eps,
-            act=self.act,
+            self.normalizes_by_batch(),
+            self.momentum,
+            self.eps,
+            num_batches_tracked=self.num_batches_tracked,
             ranks=self.ranks,
+            ghost_size=self.ghost_size if self.training else None,
+            mask=mask,
+            act=self.act,
+            residual=residual,
+            process_group=resolved(self.process_group) if self.training else None,
+            on_moments=None if self.policy == AS_TORCH else self.observe,
         )
 
     def extra_repr(self) -> str:
-        """As torch's, with the activation where there is one."""
-        shown = super().extra_repr()
-        return shown if self.act is None else f"{shown}, act={self.act!r}"
+        """As torch's, with what is more than torch's."""
+        more = {"act": self.act, "process_group": self.process_group, "ghost_size": self.ghost_size}
+        shown = [f"{name}={value!r}" for name, value in more.items() if value is not None]
+        return ", ".join([super().extra_repr(), *shown])
 
 
 @torch.fx.wrap  # symbolic tracing keeps this whole: it asks questions of real tensors
-def normalize_and_track(
-    x: Tensor,
-    residual: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    num_batches_tracked: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    *,
-    training: bool,
-    tracks: bool,
-    momentum: float | None,
-    eps: float,
-    act: Activation | None,
-    ranks: tuple[int, ...],
+def checked_batch_norm(
+    x: Tensor, *args: Any, ranks: tuple[int, ...], ghost_size: int | None, **kwargs: Any
 ) -> Tensor:
-    """One forward of a layer: the rank, and which statistics its mode uses and updates."""
+    """`functional.batch_norm` after the check of the rank, over chunks of `ghost_size` samples.
+
+    What remains of the batch joins the last chunk, so no chunk is smaller than ghost_size unless
+    the batch is.
+    """
     check_rank(x, ranks)
-    uses_buffers = tracks or not training
-    return batch_norm(
-        x,
-        running_mean if uses_buffers else None,
-        running_var if uses_buffers else None,
-        weight,
-        bias,
-        training,
-        momentum,
-        eps,
-        num_batches_tracked=num_batches_tracked,
-        act=act,
-        residual=residual,
-    )
+    if ghost_size is not None and x.shape[0] >= 2 * ghost_size:
+        chunks = x.shape[0] // ghost_size
+        order = torch.arange(x.shape[0], device=x.device) // ghost_size
+        kwargs |= {"groups": order.clamp(max=chunks - 1), "num_groups": chunks}
+    return batch_norm(x, *args, **kwargs)
 
 
 def check_rank(x: Tensor, ranks: tuple[int, ...]) -> None:
@@ -88,7 +92,15 @@ def check_rank(x: Tensor, ranks: tuple[int, ...]) -> None:
         raise ValueError(f"expected {allowed} input (got {x.dim()}D input)")
 
 
-class BatchNorm1d(_DropIn, nn.BatchNorm1d):
+def resolved(process_group: Ranks) -> dist.ProcessGroup | None:
+    """The ranks to synchronise with; None where there is nobody else."""
+    if process_group is None or not dist.is_available() or not dist.is_initialized():
+        return None
+    group = dist.group.WORLD if process_group == "world" else process_group
+    return group if dist.get_world_size(group) > 1 else None
+
+
+class BatchNorm1d(Normalizer, nn.BatchNorm1d):
     """Batch norm over (N, C) or (N, C, L), a drop-in for `torch.nn.BatchNorm1d`.
 
         y = (x - mean) / sqrt(var + eps) * weight + bias
@@ -101,11 +113,16 @@ class BatchNorm1d(_DropIn, nn.BatchNorm1d):
         num_features: C.
         eps, momentum, affine, track_running_stats, device, dtype, bias: as torch's.
         act: "relu", "leaky_relu" or "silu", applied to the result; None: no activation.
+        process_group: ranks whose batches are normalised together in training, on any backend,
+            gloo on CPU included; "world" for all. None: this process alone. Without
+            torch.distributed, or alone, it changes nothing.
 
-    forward(input, residual=None): residual is shaped as input and added before act.
+    forward(input, residual=None, mask=None): residual is shaped as input and added before act;
+    mask, (N,) or (N, L) bool, is True where a value counts: what is masked enters no statistic
+    and leaves as zero.
 
     An empty batch leaves the running statistics as they are. NaN and infinities reach the
-    running statistics of their channel, as in torch.
+    running statistics of their channel, as in torch; `normscope.guard` can keep them out.
 
     Raises:
         ValueError: wrong rank; one value per channel in training; eps <= 0 in training.
@@ -117,13 +134,60 @@ class BatchNorm1d(_DropIn, nn.BatchNorm1d):
     ranks = (2, 3)
 
 
-class BatchNorm2d(_DropIn, nn.BatchNorm2d):
+class BatchNorm2d(Normalizer, nn.BatchNorm2d):
     """Batch norm over (N, C, H, W), a drop-in for `torch.nn.BatchNorm2d`; see `BatchNorm1d`."""
 
     ranks = (4,)
 
 
-class BatchNorm3d(_DropIn, nn.BatchNorm3d):
+class BatchNorm3d(Normalizer, nn.BatchNorm3d):
     """Batch norm over (N, C, D, H, W), a drop-in for `torch.nn.BatchNorm3d`; see `BatchNorm1d`."""
+
+    ranks = (5,)
+
+
+class _Ghost(Normalizer):
+    def __init__(self, num_features: int, ghost_size: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(num_features, *args, **kwargs)
+        if ghost_size < 1:
+            raise InputError(f"ghost_size is {ghost_size}; at least 1 sample per chunk is needed")
+        self.ghost_size = ghost_size
+
+
+class GhostBatchNorm1d(_Ghost):
+    """Batch norm over (N, C) or (N, C, L) in which each chunk of a batch is its own batch.
+
+        y = (x - mean_g) / sqrt(var_g + eps) * weight + bias,   g = the sample's chunk
+
+    For the noise of small batches at the speed of large ones. All chunks are one call. What
+    remains of a batch joins the last chunk; a batch smaller than two chunks is one chunk. The
+    running statistics get one update per batch, from all chunks together (law of total
+    variance). In eval() it is plain batch norm, for any number of samples, and its checkpoint is
+    that of plain batch norm.
+
+    Args:
+        num_features: C.
+        ghost_size: samples per chunk.
+        The rest: as `BatchNorm1d`.
+
+    Chunks of one value per channel are filled up with running values; see `functional`.
+
+    Raises:
+        As `BatchNorm1d`.
+
+    Source: Hoffer, Hubara, Soudry 2017, "Train longer, generalize better", algorithm 1.
+    """
+
+    ranks = (2, 3)
+
+
+class GhostBatchNorm2d(_Ghost):
+    """Ghost batch norm over (N, C, H, W); see `GhostBatchNorm1d`."""
+
+    ranks = (4,)
+
+
+class GhostBatchNorm3d(_Ghost):
+    """Ghost batch norm over (N, C, D, H, W); see `GhostBatchNorm1d`."""
 
     ranks = (5,)

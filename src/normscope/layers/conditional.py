@@ -8,10 +8,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from normscope.arguments import check_tensors, checked_mask, listed
 from normscope.errors import InputError
 from normscope.functional import batch_norm
-from normscope.layers.batch import check_rank
+from normscope.layers.batch import Ranks, check_rank, resolved
+from normscope.layers.mixture import mixed, own_moments
+from normscope.layers.statistics import RunningStatistics
 from normscope.moments import Moments
+
+Missing = Literal["error", "pooled", "infer"] | int
 
 
 class _Current(threading.local):  # torch.compile can read it, which it cannot a ContextVar
@@ -45,13 +50,12 @@ def current_condition() -> Tensor | None:
     return _current.ids
 
 
-class _ConditionalBatchNorm(nn.Module):
+class _ConditionalBatchNorm(RunningStatistics):
     ranks: ClassVar[tuple[int, ...]]
     weight: Tensor | None
     bias: Tensor | None
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    num_batches_tracked: Tensor | None
+    filled_up: Tensor
+    temperature: Tensor
 
     def __init__(
         self,
@@ -60,24 +64,36 @@ class _ConditionalBatchNorm(nn.Module):
         *,
         stats: Literal["condition", "shared"] = "condition",
         affine: Literal["condition", "shared", "none"] = "condition",
-        missing: Literal["error", "pooled"] = "error",
+        missing: Missing = "error",
+        min_count: int = 2,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         track_running_stats: bool = True,
+        process_group: Ranks = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         _one_of("stats", stats, ("condition", "shared"))
         _one_of("affine", affine, ("condition", "shared", "none"))
-        _one_of("missing", missing, ("error", "pooled"))
+        if isinstance(missing, str):
+            _one_of("missing", missing, ("error", "pooled", "infer"))
+        elif not 0 <= missing < num_conditions:
+            raise InputError(f"missing is {missing}; a condition is 0..{num_conditions - 1}")
         if num_conditions < 1:
             raise InputError(f"num_conditions is {num_conditions}; at least 1 is needed")
+        if missing == "infer" and (stats, track_running_stats) != ("condition", True):
+            raise InputError(
+                'missing="infer" judges by each condition\'s running statistics; it needs '
+                'stats="condition" and track_running_stats=True'
+            )
         self.num_features = num_features
         self.num_conditions = num_conditions
         self.stats = stats
         self.affine = affine
         self.missing = missing
+        self.min_count = min_count
+        self.process_group = process_group
         self.eps = eps
         self.momentum = momentum
         self.track_running_stats = track_running_stats
@@ -99,6 +115,10 @@ class _ConditionalBatchNorm(nn.Module):
         else:
             for name in ("running_mean", "running_var", "num_batches_tracked"):
                 self.register_buffer(name, None)
+        small = torch.zeros(num_conditions, dtype=torch.long, device=device)
+        self.register_buffer("filled_up", small, persistent=False)
+        if missing == "infer":
+            self.register_buffer("temperature", torch.ones((), device=device))
         self.reset_parameters()
 
     def reset_running_stats(self) -> None:
@@ -117,38 +137,60 @@ class _ConditionalBatchNorm(nn.Module):
             nn.init.ones_(self.weight)
             nn.init.zeros_(self.bias)
 
-    def forward(self, input: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input: Tensor, condition: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """Normalise each sample with the statistics and affine map of its condition.
 
         Args:
             input: (N, C, *S).
             condition: (N,) integers; None takes the one given by `normscope.condition`.
+            mask: (N,), (N, *S) or (N, 1, *S) bool, True where a value counts.
         """
         check_rank(input, self.ranks)
         if condition is None:
             condition = _current.ids
         if condition is None:
-            if self.missing == "pooled" and not self.training:
-                return self._pooled_forward(input)
-            raise InputError(
-                "no condition: call the layer with one, or the model inside "
-                '`with normscope.condition(ids)`; missing="pooled" does without in eval()'
-            )
-        per_condition = self.stats == "condition"
-        use_buffers = self.track_running_stats or not self.training
-        return batch_norm(
+            return self._without_condition(input, mask)
+        uses_buffers = self.track_running_stats or not self.training
+        y = batch_norm(
             input,
-            self.running_mean if use_buffers else None,
-            self.running_var if use_buffers else None,
+            self.running_mean if uses_buffers else None,
+            self.running_var if uses_buffers else None,
             self.weight,
             self.bias,
-            self.training,
+            self.normalizes_by_batch(),
             self.momentum,
             self.eps,
-            num_batches_tracked=self.num_batches_tracked,
             groups=condition if "condition" in (self.stats, self.affine) else None,
-            num_groups=self.num_conditions if per_condition else 1,
+            num_groups=self.num_conditions if self.stats == "condition" else 1,
+            mask=mask,
+            process_group=resolved(self.process_group) if self.training else None,
+            min_count=self.min_count,
+            on_moments=self.observe,
         )
+        if self.training and self.missing == "infer":
+            self._calibrate(input, condition, mask)
+        return y
+
+    def posterior(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        """p(condition | sample) under the running statistics, (N, K) float64, rows sum to one.
+
+            log p_nk = -1/2 sum_c [log var_kc + mean_s (x_ncs - mean_kc)^2 / var_kc] / T + const
+
+        Channels are taken as independent Gaussians, which makes the likelihood too sure of
+        itself; the temperature T, fitted in training on the known conditions, takes that back
+        (missing="infer"; otherwise T is 1). All conditions are equally likely beforehand.
+        """
+        mask = None if mask is None else checked_mask(mask, input)
+        return (self._log_likelihood(own_moments(input, mask)) / self._heat()).softmax(1)
+
+    def observe(self, batch: Moments) -> None:
+        """As every layer; counts the conditions that were present with too few values."""
+        if self.training and batch.count.shape == self.filled_up.shape:
+            small = (batch.count > 0) & (batch.count < self.min_count)
+            self.filled_up.add_(small.to(self.filled_up.dtype))
+        super().observe(batch)
 
     def pooled(self) -> dict[str, Tensor]:
         """The five keys of a plain batch norm that stands for all conditions at once.
@@ -182,7 +224,18 @@ class _ConditionalBatchNorm(nn.Module):
             f"track_running_stats={self.track_running_stats}, missing={self.missing!r}"
         )
 
-    def _pooled_forward(self, input: Tensor) -> Tensor:
+    def _without_condition(self, input: Tensor, mask: Tensor | None) -> Tensor:
+        if self.training or self.missing == "error":
+            raise InputError(
+                "no condition: call the layer with one, or the model inside "
+                "`with normscope.condition(ids)`; "
+                'missing="pooled", "infer" or a condition\'s number does without in eval()'
+            )
+        if isinstance(self.missing, int):
+            same = torch.full((input.shape[0],), self.missing, device=input.device)
+            return self(input, same, mask)  # type: ignore[no-any-return]
+        if self.missing == "infer":
+            return self._inferred(input, mask)
         pooled = self.pooled()
         return batch_norm(
             input,
@@ -192,7 +245,52 @@ class _ConditionalBatchNorm(nn.Module):
             pooled.get("bias"),
             training="running_mean" not in pooled,
             eps=self.eps,
+            mask=mask,
         )
+
+    def _inferred(self, input: Tensor, mask: Tensor | None) -> Tensor:
+        assert self.running_mean is not None, "infer tracks"
+        assert self.running_var is not None, "infer tracks"
+        check_tensors(input, self.num_conditions, self.running_mean, None, self.weight, None)
+        mask = None if mask is None else checked_mask(mask, input)
+        own = own_moments(input, mask)
+        share = (self._log_likelihood(own) / self._heat()).softmax(1)
+        rstd = torch.rsqrt(self.running_var.double().clamp(min=0) + self.eps)
+        one, zero = torch.ones_like(rstd), torch.zeros_like(rstd)
+        weight = one if self.weight is None else self.weight.expand_as(one)
+        bias = zero if self.bias is None else self.bias.expand_as(zero)
+        return mixed(input, own, share, self.running_mean.double(), rstd, weight, bias, mask)
+
+    def _log_likelihood(self, own: Moments) -> Tensor:
+        """(N, K), up to a constant: of the mean position of each sample, channels independent."""
+        assert self.running_mean is not None, "infer tracks"
+        assert self.running_var is not None, "infer tracks"
+        precision = 1 / (self.running_var.double().clamp(min=0) + self.eps)  # (K, C)
+        center = self.running_mean.double().mean(0)
+        off, mean = own.mean - center, self.running_mean.double() - center
+        spread = own.m2 / own.count.clamp(min=1).unsqueeze(1) + off * off
+        distance = (
+            spread @ precision.T - 2 * off @ (mean * precision).T + (mean * mean * precision).sum(1)
+        )
+        return -0.5 * (distance - precision.log().sum(1))
+
+    def _heat(self) -> Tensor | float:
+        return self.temperature if self.missing == "infer" else 1.0
+
+    @torch.no_grad()
+    def _calibrate(self, input: Tensor, condition: Tensor, mask: Tensor | None) -> None:
+        """One damped Newton step on log(1/T), down the posterior's loss on the known conditions."""
+        mask = None if mask is None else checked_mask(mask, input)
+        scores = self._log_likelihood(own_moments(input, mask))
+        scores = (scores - scores.amax(1, keepdim=True)) / self.temperature
+        probability = scores.softmax(1)
+        expected = (probability * scores).sum(1)
+        truth = condition.to(scores.device, torch.int64).unsqueeze(1)
+        slope = (expected - scores.gather(1, truth).squeeze(1)).mean()
+        curve = ((probability * scores * scores).sum(1) - expected**2 + slope.abs()).mean()
+        step = (slope / curve.clamp(min=1e-6)).clamp(-1, 1)
+        cooler = self.temperature * torch.exp(0.1 * step)
+        self.temperature.copy_(torch.where(cooler.isfinite(), cooler.clamp(1e-2, 1e6), 1.0))
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -203,12 +301,14 @@ class _ConditionalBatchNorm(nn.Module):
             given = state.get(prefix + name)
             if own is not None and given is not None and given.shape == own.shape[1:]:
                 state[prefix + name] = given.expand(own.shape)
+        if self.missing == "infer":  # no other checkpoint knows it
+            state.setdefault(prefix + "temperature", self.temperature)
         super()._load_from_state_dict(state, prefix, *args, **kwargs)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise InputError(f"{name} is {value!r}; it can be {', '.join(map(repr, allowed))}")
+        raise InputError(f"{name} is {value!r}; it can be {listed(allowed)}")
 
 
 class ConditionalBatchNorm1d(_ConditionalBatchNorm):
@@ -225,16 +325,22 @@ class ConditionalBatchNorm1d(_ConditionalBatchNorm):
         num_conditions: K.
         stats: "condition" for one mean and variance per condition, "shared" for one in all.
         affine: "condition" for one weight and bias per condition, "shared", or "none".
-        missing: what a call without a condition does in eval(): "error", or "pooled" for the
-            statistics of all conditions by the law of total variance and the mean affine map.
+        missing: what a call without a condition does in eval(): "error"; "pooled" for the
+            statistics of all conditions by the law of total variance and the mean affine map;
+            "infer" for the mixture of all conditions by their posterior under the running
+            statistics, see `posterior`; or the number of a condition, such as the clean one of
+            clean and adversarial.
+        min_count: a condition with fewer values per channel in a batch is filled up to so many
+            with pseudo-values that have its running mean and variance. `filled_up` (K,) counts.
+        process_group: as `BatchNorm1d`.
         eps, momentum, track_running_stats, device, dtype: as `torch.nn.BatchNorm`.
 
     State: the five keys of `torch.nn.BatchNorm`, with a leading axis K where something is kept
     per condition (the counter too). A plain checkpoint loads by broadcasting.
 
-    A condition absent from a batch keeps its statistics and counter and gets zero gradients. One
-    with a single value per channel is normalised by its running statistics. The biased variance
-    normalises, the unbiased one is stored.
+    A condition absent from a batch keeps its statistics and counter and gets zero gradients; one
+    with a single value per channel keeps its statistics. The biased variance normalises, the
+    unbiased one is stored.
 
     Raises:
         ValueError: wrong rank, a condition outside 0..K-1, not one per sample, or none given.

@@ -1,0 +1,91 @@
+"""Frozen batch norm: a fixed affine map with batch norm's checkpoint."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from normscope.arguments import Activation
+from normscope.functional import batch_norm
+from normscope.layers.batch import check_rank
+
+
+class _FrozenBatchNorm(nn.Module):
+    ranks: ClassVar[tuple[int, ...]]
+    act: Activation | None = None
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        *,
+        act: Activation | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.act = act
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        for name, start in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
+            self.register_buffer(name, torch.full((num_features,), float(start), **place))
+        counter = torch.zeros((), dtype=torch.long, device=device)
+        self.register_buffer("num_batches_tracked", counter)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The map of the stored statistics, in train() and in eval() alike."""
+        check_rank(input, self.ranks)
+        return batch_norm(
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            eps=self.eps,
+            act=self.act,
+            residual=residual,
+        )
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.num_features}, eps={self.eps}"
+
+
+class FrozenBatchNorm1d(_FrozenBatchNorm):
+    """Batch norm over (N, C) or (N, C, L) that never learns and never moves.
+
+        y = (x - running_mean) / sqrt(running_var + eps) * weight + bias
+
+    The same in train() and eval(); nothing is a parameter, so no optimiser, weight decay or
+    `requires_grad_(True)` reaches it. Exactly `torch.nn.BatchNorm` in eval(), with its five keys.
+
+    Args:
+        num_features: C.
+        eps: added to the variance.
+        act: as `BatchNorm1d`.
+        device, dtype: of the buffers.
+
+    Raises:
+        ValueError: wrong rank.
+        RuntimeError: wrong number of channels or mixed dtypes.
+    """
+
+    ranks = (2, 3)
+
+
+class FrozenBatchNorm2d(_FrozenBatchNorm):
+    """Frozen batch norm over (N, C, H, W); see `FrozenBatchNorm1d`."""
+
+    ranks = (4,)
+
+
+class FrozenBatchNorm3d(_FrozenBatchNorm):
+    """Frozen batch norm over (N, C, D, H, W); see `FrozenBatchNorm1d`."""
+
+    ranks = (5,)

@@ -1,0 +1,213 @@
+"""Who updates the running statistics, when, and how to take it back."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from normscope.errors import InputError
+from normscope.functional import update_running
+from normscope.moments import Moments
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Three switches of a layer's statistics; none of them moves with `.train()` or `.eval()`.
+
+    Attributes:
+        use: "mode" (batch in training, stored in eval, as torch), "batch", or "stored".
+        update: "always" (each training forward, as torch), "never", or "step": batches are
+            collected and merged into one update when the optimizer steps, so that gradient
+            accumulation and the recomputation of activation checkpoints count once.
+        skip_nonfinite: leave a channel's running statistics alone where the batch is not finite.
+    """
+
+    use: Literal["mode", "batch", "stored"] = "mode"
+    update: Literal["always", "never", "step"] = "always"
+    skip_nonfinite: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("use", ("mode", "batch", "stored")),
+            ("update", ("always", "never", "step")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise InputError(
+                    f"{name} is {getattr(self, name)!r}; it can be {', '.join(map(repr, allowed))}"
+                )
+
+
+AS_TORCH = Policy()
+
+
+class RunningStatistics(nn.Module):
+    """What every layer with running statistics shares: the policy and how it is carried out.
+
+    Attributes:
+        policy: see `Policy`; set it with `set_policy`, or for a while with `guard`.
+        skipped_updates: () int64, channel updates left out as not finite; None until guarded.
+    """
+
+    # class-level defaults, so that a torch layer becomes ours by changing its __class__
+    policy: Policy = AS_TORCH
+    pending: Moments | None = None
+    skipped_updates: Tensor | None = None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+    momentum: float | None
+
+    def set_policy(self, policy: Policy) -> Self:
+        """Follow `policy` from now on; collected batches of an older one are dropped."""
+        self.policy = policy
+        self.pending = None
+        if policy != AS_TORCH and self.skipped_updates is None:
+            device = None if self.running_mean is None else self.running_mean.device
+            counter = torch.zeros((), dtype=torch.int64, device=device)
+            self.register_buffer("skipped_updates", counter, persistent=False)
+        return self
+
+    def normalizes_by_batch(self) -> bool:
+        """Whether the next forward takes its statistics from the batch."""
+        return self.training if self.policy.use == "mode" else self.policy.use == "batch"
+
+    def observe(self, batch: Moments) -> None:
+        """Do with a training batch's statistics what the policy says."""
+        if not self.training or self.policy.update == "never" or self.running_mean is None:
+            return
+        if self.policy.update == "always":
+            self._update(batch)
+        elif torch._C._current_graph_task_id() == -1:  # not the recomputation of a checkpoint
+            self.pending = batch if self.pending is None else self.pending + batch
+
+    def commit(self) -> None:
+        """One update from all that was collected since the last one (update="step")."""
+        if self.pending is not None:
+            collected, self.pending = self.pending, None
+            self._update(collected)
+
+    def _update(self, batch: Moments) -> None:
+        assert self.running_mean is not None, "asked before"
+        assert self.running_var is not None, "made together"
+        skipped = update_running(
+            self.running_mean,
+            self.running_var,
+            self.num_batches_tracked,
+            batch,
+            self.momentum,
+            skip_nonfinite=self.policy.skip_nonfinite,
+        )
+        if self.skipped_updates is not None:
+            self.skipped_updates.add_(skipped)
+
+
+def layers_of(model: nn.Module) -> list[RunningStatistics]:
+    """normscope's layers with running statistics in a model.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = [m for m in model.modules() if isinstance(m, RunningStatistics)]
+    if not found:
+        raise InputError(
+            "the model has no normscope layer to guard; "
+            'convert it first: normscope.convert(model, "batch")'
+        )
+    return found
+
+
+@contextmanager
+def guard(
+    model: nn.Module,
+    *,
+    use: Literal["mode", "batch", "stored"] | None = None,
+    update: Literal["always", "never", "step"] | None = None,
+    skip_nonfinite: bool | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Iterator[None]:
+    """Change how all layers of a model use and update their statistics, inside a `with`.
+
+        with normscope.guard(model, update="step", optimizer=optimizer):
+            for micro_batch in batch:
+                loss(model(micro_batch)).backward()
+            optimizer.step()  # one update, from all micro-batches together
+
+    Args:
+        model: its normscope layers are guarded; other layers are not touched.
+        use: see `Policy`; None leaves the switch as it is.
+        update: as use.
+        skip_nonfinite: as use.
+        optimizer: with update="step", whose steps commit; None: call `commit(model)` yourself.
+
+    The former policies come back at the end, also after an exception; what was collected and
+    not committed is dropped.
+
+    Raises:
+        InputError: an unknown value, or no normscope layer in the model.
+    """
+    wanted = {"use": use, "update": update, "skip_nonfinite": skip_nonfinite}
+    changes = {name: value for name, value in wanted.items() if value is not None}
+    layers = layers_of(model)
+    before = [(layer, layer.policy) for layer in layers]
+    policies = [replace(policy, **changes) for _, policy in before]  # type: ignore[arg-type]
+    handle = None
+    try:
+        for layer, policy in zip(layers, policies, strict=True):
+            layer.set_policy(policy)
+        if optimizer is not None:
+            handle = optimizer.register_step_post_hook(lambda *_: commit(model))
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+        for layer, policy in before:
+            layer.set_policy(policy)
+
+
+def commit(model: nn.Module) -> None:
+    """Update the running statistics of all layers from what they collected (update="step")."""
+    for layer in layers_of(model):
+        layer.commit()
+
+
+class Snapshot:
+    """The normalisation buffers of a model at one moment, and the way back to them.
+
+        before = normscope.snapshot(model)
+        ...
+        before.rollback()
+
+    Holds copies of running_mean, running_var and num_batches_tracked of every module that has
+    them, torch's own layers included. As a context manager it rolls back on an exception.
+    """
+
+    NAMES = ("running_mean", "running_var", "num_batches_tracked")
+
+    def __init__(self, model: nn.Module) -> None:
+        self._kept = [
+            (buffer, buffer.detach().clone())
+            for module in model.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if name in self.NAMES
+        ]
+
+    def rollback(self) -> None:
+        """Write the numbers back, in place."""
+        with torch.no_grad():
+            for buffer, kept in self._kept:
+                buffer.copy_(kept)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.rollback()
+
+
+def snapshot(model: nn.Module) -> Snapshot:
+    """Remember a model's normalisation buffers; see `Snapshot`."""
+    return Snapshot(model)
