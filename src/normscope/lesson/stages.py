@@ -1,0 +1,192 @@
+"""The stages of the lesson, in the order in which they are told."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from normscope.errors import InputError
+from normscope.lesson.composition import composition
+from normscope.lesson.example import Example, read_affine, read_example
+from normscope.lesson.learning import Learned, learn
+from normscope.records import Lesson, Posterior, Stage
+
+WORKED_CLASSES = ((50.0, 52.0, 54.0, 56.0), (2.0, 4.0, 6.0, 8.0))
+WORKED_GAMMA = (5.0, 2.0)
+WORKED_BETA = (10.0, 3.0)
+
+
+def lesson(
+    classes: Sequence[Sequence[float]] = WORKED_CLASSES,
+    gamma: Sequence[float] | None = WORKED_GAMMA,
+    beta: Sequence[float] | None = WORKED_BETA,
+    *,
+    eps: float = 0.0,
+    seeds: int = 20,
+    steps: int = 200,
+) -> Lesson:
+    """Follow classes of numbers through every way of normalising them, stage by stage.
+
+    mu_k and var_k are a class's own mean and population variance, mu and var those of all values.
+
+    ======================== ===================================================================
+    input                    x
+    standardised_per_class   z = (x - mu_k) / sqrt(var_k + eps): the fear
+    scaled_shifted           gamma_k z + beta_k with the given gamma and beta
+    learned                  the same with gamma and beta of the first start of `learning`
+    identity                 gamma_k = sqrt(var_k + eps), beta_k = mu_k: x again
+    joint                    (x - mu) / sqrt(var + eps): batch norm as it is
+    joint_scaled_shifted     the first given gamma and beta, for all classes
+    unlabelled               what `learned` does to values without a label: mu, var and the mean of
+                             the learned gammas and betas, as ConditionalBatchNorm does with
+                             missing="pooled"
+    inferred                 as `learned`, with the class that the posterior picks for each value
+    activated                ReLU after joint batch norm with gamma 1 and beta 0
+    ======================== ===================================================================
+
+    Facts of the stages: `standardised_per_class`: largest_difference of the sorted values of two
+    classes. `identity`: largest_error, relative to the largest value. `unlabelled`: over all
+    starts, reader_accuracy without labels, readers and how many of them stay right for every
+    value; follows_label is how often the reader answers the label handed to the layer when that
+    label is wrong (class k's values, standardised by themselves, with the gamma and beta of class
+    k + 1). `inferred`: picked_right, reader_accuracy of the first start. `activated`: gate (the z
+    above which values pass) and passes_1, passes_2, ...: the share of each class that passes.
+
+    `posteriors` weigh the classes by their Gaussians N(mu_k, var_k + eps), equally likely before.
+    `composition` is the share of the class means' signal that batches of m values leave after
+    subtracting their own mean, (1 - r)(1 - 1/m) beside a simulation; empty where the class means
+    hardly differ (eta squared below 0.001).
+
+    Args:
+        classes: K >= 2 classes of n >= 2 numbers each.
+        gamma: K scales; None: ones, as in a fresh layer.
+        beta: K shifts; None: zeros.
+        eps: added to the variance; 0 as in the textbook example.
+        seeds: how many random starts learn gamma and beta.
+        steps: of gradient descent.
+
+    Raises:
+        InputError: too few classes or values, classes of different length, not-finite or huge
+            numbers, gamma or beta that do not match the classes, a variance of 0 with eps = 0.
+    """
+    example = read_example(classes, eps)
+    scale = read_affine("gamma", gamma, example.num_classes, 1.0)
+    shift = read_affine("beta", beta, example.num_classes, 0.0)
+    for name, count in (("seeds", seeds), ("steps", steps)):
+        if count < 1:
+            raise InputError(f"{name} is {count}; at least 1 is needed")
+
+    with _one_thread():
+        return _tell(example, scale, shift, seeds, steps)
+
+
+def _tell(example: Example, scale: Tensor, shift: Tensor, seeds: int, steps: int) -> Lesson:
+    learning, learned = learn(example, seeds, steps)
+    return Lesson(
+        eps=example.eps,
+        stages=(
+            example.stage("input", example.x),
+            _standardised(example),
+            example.stage("scaled_shifted", example.per_class(scale, shift), scale, shift),
+            example.stage("learned", example.per_class(*learned.first), *learned.first),
+            _identity(example),
+            example.stage("joint", example.joint()),
+            _joint_scaled_shifted(example, scale, shift),
+            _unlabelled(example, learned),
+            _inferred(example, learned),
+            _activated(example),
+        ),
+        learning=learning,
+        posteriors=_posteriors(example),
+        composition=composition(example),
+    )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A few numbers are faster on one thread, by far where other processes use the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _standardised(example: Example) -> Stage:
+    z = example.per_class()
+    rows = z.view(example.num_classes, -1).sort(1).values
+    spread = rows.max(0).values - rows.min(0).values
+    return example.stage("standardised_per_class", z, largest_difference=spread.max().item())
+
+
+def _identity(example: Example) -> Stage:
+    gamma, beta = (example.own.var(correction=0) + example.eps).sqrt(), example.own.mean
+    y = example.per_class(gamma, beta)
+    largest = example.x.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+    error = ((y - example.x).abs().max() / largest).item()
+    return example.stage("identity", y, gamma, beta, largest_error=error)
+
+
+def _joint_scaled_shifted(example: Example, gamma: Tensor, beta: Tensor) -> Stage:
+    y = example.joint(gamma[0], beta[0])
+    same = [t[:1].expand(example.num_classes, 1) for t in (gamma, beta)]
+    return example.stage("joint_scaled_shifted", y, *same)
+
+
+def _unlabelled(example: Example, learned: Learned) -> Stage:
+    gamma, beta = learned.gamma.mean(0), learned.beta.mean(0)
+    y = example.joint(gamma, beta)
+    right = learned.answers(y) == example.labels.unsqueeze(1)
+    # row k of the rolled tables is what class k + 1 learned
+    swapped = example.per_class(learned.gamma.roll(-1, 0), learned.beta.roll(-1, 0))
+    handed = (example.labels + 1) % example.num_classes
+    follows = learned.answers(swapped) == handed.unsqueeze(1)
+    return example.stage(
+        "unlabelled",
+        y[:, :1],
+        *(t[:1].expand(example.num_classes, 1) for t in (gamma, beta)),
+        reader_accuracy=right.double().mean().item(),
+        readers=right.shape[1],
+        readers_right=right.all(0).sum().item(),
+        follows_label=follows.double().mean().item(),
+    )
+
+
+def _inferred(example: Example, learned: Learned) -> Stage:
+    picked = _probability(example).argmax(1)
+    y = example.per_class(*learned.first, picked=picked)
+    right = learned.answers(y)[:, 0] == example.labels
+    return example.stage(
+        "inferred",
+        y,
+        *learned.first,
+        picked_right=(picked == example.labels).double().mean().item(),
+        reader_accuracy=right.double().mean().item(),
+    )
+
+
+def _activated(example: Example) -> Stage:
+    one, zero = (torch.full((example.num_classes, 1), v, dtype=torch.float64) for v in (1.0, 0.0))
+    y = example.joint(one[0], zero[0]).relu()
+    passes = (y > 0).view(example.num_classes, -1).double().mean(1)
+    shares = {f"passes_{k}": share for k, share in enumerate(passes.tolist(), 1)}
+    return example.stage("activated", y, one, zero, gate=0.0, **shares)
+
+
+def _probability(example: Example) -> Tensor:
+    """(N, K): the posterior of each class under its stored Gaussian statistics."""
+    var = example.own.var(correction=0).T + example.eps
+    log_density = -((example.x - example.own.mean.T) ** 2) / (2 * var) - var.log() / 2
+    return log_density.softmax(1)
+
+
+def _posteriors(example: Example) -> tuple[Posterior, ...]:
+    rows = zip(
+        example.x[:, 0].tolist(),
+        example.labels.tolist(),
+        _probability(example).tolist(),
+        strict=True,
+    )
+    return tuple(Posterior(value=v, truth=k, probability=tuple(p)) for v, k, p in rows)

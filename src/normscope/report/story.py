@@ -1,0 +1,255 @@
+"""Which sentence the numbers of a lesson call for, in both languages."""
+
+import math
+from collections.abc import Callable
+from itertools import combinations
+
+from normscope.records import ClassValues, Lesson, Stage
+from normscope.report.bilingual import Text, said
+
+Values = dict[str, object]  # of the placeholders
+
+NAMED_SHARES = 4  # up to so many classes each share is named; beyond, the smallest and largest
+
+
+def title(lesson: Lesson, stage: Stage) -> Text:
+    """The heading of a stage."""
+    return said(f"lesson.{stage.name}.title", starts=len(lesson.learning))
+
+
+def sentence(lesson: Lesson, stage: Stage) -> Text:
+    """What a stage shows, with its numbers; which sentence it is depends on them."""
+    variant, values = _VARIANTS[stage.name](lesson, stage)
+    common = {"hits": hits(stage), "rule": rule(lesson), "eta2": eta2(stage)}
+    return said(f"lesson.{stage.name}.{variant}", **(common | values))
+
+
+def verdict(lesson: Lesson) -> Text:
+    """The answer in three sentences."""
+    return said(
+        "lesson.verdict",
+        rule=rule(lesson),
+        before=hits(by_name(lesson, "input")),
+        joint=hits(by_name(lesson, "joint")),
+        eta2=eta2(by_name(lesson, "input")),
+        own_eta2=eta2(by_name(lesson, "standardised_per_class")),
+    )
+
+
+def answer(lesson: Lesson) -> list[Text]:
+    """The six parts of the answer, each with its numbers."""
+    before, own = by_name(lesson, "input"), by_name(lesson, "standardised_per_class")
+    unlabelled, inferred = by_name(lesson, "unlabelled"), by_name(lesson, "inferred")
+    gate, passing = _activated(lesson, by_name(lesson, "activated"))
+    left = {(c.r, c.m): percent(c.measured) for c in lesson.composition}
+    largest = max((m for _, m in left), default=0)
+    return [
+        said(
+            "lesson.answer.1",
+            before=eta2(before),
+            own_eta2=eta2(own),
+            own=hits(own),
+            rule=rule(lesson),
+        ),
+        said(
+            "lesson.answer.2",
+            given=hits(by_name(lesson, "scaled_shifted")),
+            right=perfect_starts(lesson),
+            starts=len(lesson.learning),
+        ),
+        said("lesson.answer.3", error=_error(by_name(lesson, "identity"))),
+        said(
+            "lesson.answer.4",
+            reader_right=int(unlabelled.facts["readers_right"]),
+            readers=int(unlabelled.facts["readers"]),
+            before=hits(before),
+            joint=hits(by_name(lesson, "joint")),
+            picked=fraction(inferred.facts["picked_right"], inferred),
+        ),
+        said("lesson.answer.5.same" if gate == "same" else "lesson.answer.5", **passing),
+        said("lesson.answer.6", m=largest, mixed=left[0.0, largest], pure=left[1.0, largest])
+        if left
+        else said("lesson.answer.6.none"),
+    ]
+
+
+def by_name(lesson: Lesson, name: str) -> Stage:
+    """The stage of that name."""
+    return next(stage for stage in lesson.stages if stage.name == name)
+
+
+def rule(lesson: Lesson) -> Text:
+    """'one threshold' for two classes, 'K - 1 thresholds' for more."""
+    cuts = len(lesson.stages[0].classes) - 1
+    return said("lesson.rule.one") if cuts == 1 else said("lesson.rule.many", cuts=cuts)
+
+
+def perfect_starts(lesson: Lesson) -> int:
+    """How many random starts ended with every value classified."""
+    return sum(start.accuracy[-1] == 1 for start in lesson.learning)
+
+
+def hits(stage: Stage) -> str:
+    """The threshold accuracy as a count, such as 7/8."""
+    return fraction(stage.threshold_accuracy, stage)
+
+
+def fraction(share: float, stage: Stage) -> str:
+    """A share of all values of the lesson as a count."""
+    count = sum(len(c.values) for c in stage.classes)
+    return f"{round(share * count)}/{count}"
+
+
+def eta2(stage: Stage) -> str:
+    """The between-class share of the variance; a share of 1e-12 is rounding."""
+    return number(stage.eta2, zero=1e-12)
+
+
+def percent(share: float) -> str:
+    """A share in per cent with at most one decimal; 100% only where it is all."""
+    text = f"{100 * share:.1f}"
+    if text == "100.0" and share < 1:
+        return ">99.9%"
+    return text.replace("-0.0", "0.0").removesuffix(".0") + "%"
+
+
+def number(value: float, zero: float = 0.0, digits: int = 4) -> str:
+    """A number in a few significant digits; what is smaller than `zero` is rounding."""
+    if abs(value) <= zero:
+        return "0"
+    text = f"{value:.{digits}g}"
+    # 1e+04 reads worse than 10000
+    return f"{value:.0f}" if "e+0" in text and abs(value) < 1e7 else text
+
+
+def digits(stage: Stage) -> int:
+    """How many digits show that the values of a class differ: at least four."""
+    scale = max(abs(v) for c in stage.classes for v in c.values)
+    spread = max(c.var for c in stage.classes) ** 0.5
+    return min(15, max(4, 2 + math.ceil(math.log10(scale / spread)))) if spread > 0 else 4
+
+
+def _input(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
+    overlap, share = _overlap(stage), Values(share=percent(stage.eta2))
+    return ("overlap", overlap | share) if overlap else ("apart", share)
+
+
+def _standardised(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
+    identical = stage.facts["largest_difference"] < 1e-9
+    before = eta2(by_name(lesson, "input"))
+    return ("identical", {}) if identical else ("shapes", {"before": before})
+
+
+def _scaled_shifted(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
+    earlier = by_name(lesson, "standardised_per_class")
+    overlap = _overlap(stage)
+    before: Values = {"before": hits(earlier)}
+    if all(c.gamma == 1 and c.beta == 0 for c in stage.classes):
+        return "unchanged", before
+    if not overlap:
+        return "apart", before
+    better = stage.threshold_accuracy > earlier.threshold_accuracy
+    return ("better" if better else "no_better"), before | overlap
+
+
+def _learned(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
+    first, right = lesson.learning[0], perfect_starts(lesson)
+    return "all" if right == len(lesson.learning) else "some", {
+        "right": right,
+        "starts": len(lesson.learning),
+        "steps": first.steps[-1],
+        "first": number(first.loss[0]),
+        "last": number(first.loss[-1]),
+    }
+
+
+def _identity(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
+    return "exact", {"error": _error(stage)}
+
+
+def _joint(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
+    before = by_name(lesson, "input")
+    return "kept", {"before": hits(before), "eta2_before": eta2(before)}
+
+
+def _joint_scaled_shifted(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
+    gamma, beta = stage.classes[0].gamma, stage.classes[0].beta
+    assert gamma is not None, "this stage has gamma and beta"
+    assert beta is not None, "this stage has gamma and beta"
+    lost = gamma == 0 or stage.threshold_accuracy < by_name(lesson, "joint").threshold_accuracy
+    return "lost" if lost else "kept", {"gamma": number(gamma), "beta": number(beta)}
+
+
+def _unlabelled(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
+    return "trap", {
+        "readers": int(stage.facts["readers"]),
+        "right": int(stage.facts["readers_right"]),
+        "accuracy": percent(stage.facts["reader_accuracy"]),
+        "follows": percent(stage.facts["follows_label"]),
+    }
+
+
+def _inferred(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
+    return "all" if stage.facts["picked_right"] == 1 else "some", {
+        "picked": fraction(stage.facts["picked_right"], stage),
+        "accuracy": fraction(stage.facts["reader_accuracy"], stage),
+    }
+
+
+def _activated(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
+    size = len(stage.classes[0].values)
+    passed = [round(stage.facts[f"passes_{k}"] * size) for k in _ranks(stage)]
+    shares = [f"{p}/{size}" for p in passed]
+    if len(shares) <= NAMED_SHARES:
+        named = [said("lesson.share", k=k, share=s) for k, s in enumerate(shares, 1)]
+        joined = Text(", ".join(t.en for t in named), "，".join(t.zh for t in named))
+    else:
+        ends = {"low": f"{min(passed)}/{size}", "high": f"{max(passed)}/{size}"}
+        joined = said("lesson.shares.many", **ends)
+    return "same" if len(set(shares)) == 1 else "different", {
+        "gate": number(stage.facts["gate"]),
+        "shares": joined,
+        "before": eta2(by_name(lesson, "joint")),
+    }
+
+
+_VARIANTS: dict[str, Callable[[Lesson, Stage], tuple[str, Values]]] = {
+    "input": _input,
+    "standardised_per_class": _standardised,
+    "scaled_shifted": _scaled_shifted,
+    "learned": _learned,
+    "identity": _identity,
+    "joint": _joint,
+    "joint_scaled_shifted": _joint_scaled_shifted,
+    "unlabelled": _unlabelled,
+    "inferred": _inferred,
+    "activated": _activated,
+}
+
+
+def _ranks(stage: Stage) -> range:
+    return range(1, len(stage.classes) + 1)
+
+
+def _error(identity: Stage) -> str:
+    return f"{identity.facts['largest_error']:.1g}"
+
+
+def _overlap(stage: Stage) -> Values:
+    """The two classes whose ranges share most, and what they share; empty where none do.
+
+    One cut between every two neighbours is enough exactly where no two ranges overlap.
+    """
+    if stage.threshold_accuracy == 1:
+        return {}
+
+    def shared(pair: tuple[tuple[int, ClassValues], tuple[int, ClassValues]]) -> float:
+        (_, a), (_, b) = pair
+        return min(a.max, b.max) - max(a.min, b.min)
+
+    widest = max(combinations(enumerate(stage.classes, 1), 2), key=shared)
+    (a, first), (b, second) = widest
+    low, high = max(first.min, second.min), min(first.max, second.max)
+    ends = {"low": number(low, digits=digits(stage)), "high": number(high, digits=digits(stage))}
+    at = said("lesson.overlap.span", **ends) if low < high else said("lesson.overlap.point", **ends)
+    return {"a": a, "b": b, "at": at}
