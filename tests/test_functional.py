@@ -139,12 +139,19 @@ def test_one_set_of_running_statistics_for_many_groups_is_the_pooled_one() -> No
     torch.testing.assert_close(var, x.var((0, 2), correction=1))
 
 
-def test_masked_values_are_no_data() -> None:
+@pytest.mark.parametrize("impl", IMPLS)
+def test_masked_values_are_no_data(impl: str) -> None:
     x = torch.randn(3, 2, 4)
     mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]], dtype=torch.bool)
     poisoned = torch.where(mask.unsqueeze(1), x, torch.nan).requires_grad_()
-    y = batch_norm(poisoned, training=True, mask=mask)
+    weight = torch.ones(2, requires_grad=True)
+    y = batch_norm(poisoned, weight=weight, training=True, mask=mask, impl=impl)
+    (dx,) = torch.autograd.grad(y, poisoned, torch.randn_like(y), create_graph=True)
+    second = torch.autograd.grad(dx, [poisoned, weight], torch.randn_like(dx), retain_graph=True)
+    assert all(g.isfinite().all() for g in second)
     y.backward(torch.randn_like(y))
+    assert weight.grad is not None
+    assert weight.grad.isfinite().all()
     inside = mask.unsqueeze(1).expand_as(x)
     assert (y[~inside] == 0).all()
     assert poisoned.grad is not None

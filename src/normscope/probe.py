@@ -248,12 +248,13 @@ class _Observer(TorchFunctionMode):
             return
         residual = kwargs.get("residual", args[1] if len(args) > 1 else None)
         act = getattr(module, "act", None)
-        if isinstance(module, _FUSING) and (act is not None or residual is not None):
-            self._watcher.normed(frame.call, frame.before, _plain_output(module, frame.before))
-            if residual is None:
-                self._watcher.activated(frame.call, str(act), after)
-        else:
-            self._tell(frame.call, frame.before, after)
+        with torch._C.DisableTorchFunction():  # the watcher's own work is not watched
+            if isinstance(module, _FUSING) and (act is not None or residual is not None):
+                self._watcher.normed(frame.call, frame.before, _plain_output(module, frame.before))
+                if residual is None:
+                    self._watcher.activated(frame.call, str(act), after)
+            else:
+                self._tell(frame.call, frame.before, after)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

@@ -40,8 +40,15 @@ def _sum_by_group(values: Tensor, groups: Tensor | None, num_groups: int) -> Ten
 
 
 def _only(mask: Tensor | None, values: Tensor) -> Tensor:
-    # where, not a product: what is masked may be NaN and must not leak
+    # where, not a product, and on x itself: what is masked may be NaN and must not leak, also
+    # not into a gradient, where it would meet a zero
     return values if mask is None else torch.where(mask, values, 0)
+
+
+def _xhat(
+    x: Tensor, mean: Tensor, rstd: Tensor, groups: Tensor | None, mask: Tensor | None
+) -> Tensor:
+    return (_only(mask, x) - _rows(mean, groups, x)) * _rows(rstd, groups, x)
 
 
 def moments(
@@ -71,7 +78,7 @@ def normalize(
     mask: Tensor | None,
 ) -> Tensor:
     """Y = (x - mean) * rstd * weight + bias, in x's dtype; masked values become zero."""
-    y = (x - _rows(mean, groups, x)) * _rows(rstd, groups, x)
+    y = _xhat(x, mean, rstd, groups, mask)
     if weight is not None:
         y = y * _rows(weight, groups, x)
     if bias is not None:
@@ -90,7 +97,7 @@ def backward_reduce(
 ) -> tuple[Tensor, Tensor]:
     """Sum dy and sum dy * xhat per group and channel, (K, C) each, xhat = (x - mean) * rstd."""
     g = _only(mask, dy.to(accumulate_dtype(x)))
-    xhat = _only(mask, (x - _rows(mean, groups, x)) * _rows(rstd, groups, x))
+    xhat = _xhat(x, mean, rstd, groups, mask)
     return (
         _sum_by_group(g, groups, num_groups),
         _sum_by_group(g * xhat, groups, num_groups),
@@ -117,6 +124,6 @@ def backward_input(
     if weight is not None:
         g = g * _rows(weight, groups, x)
     if mean_g is not None and mean_g_xhat is not None:
-        xhat = (x - _rows(mean, groups, x)) * _rows(rstd, groups, x)
+        xhat = _xhat(x, mean, rstd, groups, mask)
         g = g - _rows(mean_g, groups, x) - xhat * _rows(mean_g_xhat, groups, x)
     return _only(mask, g * _rows(rstd, groups, x)).to(x.dtype)

@@ -151,6 +151,11 @@ class _Ghost(Normalizer):
         super().__init__(num_features, *args, **kwargs)
         if ghost_size < 1:
             raise InputError(f"ghost_size is {ghost_size}; at least 1 sample per chunk is needed")
+        if self.process_group is not None:
+            raise InputError(
+                "a ghost batch norm's chunks live on one rank; leave process_group out, or use "
+                "BatchNorm to normalise over ranks"
+            )
         self.ghost_size = ghost_size
 
 

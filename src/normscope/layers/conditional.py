@@ -289,8 +289,8 @@ class _ConditionalBatchNorm(RunningStatistics):
         slope = (expected - scores.gather(1, truth).squeeze(1)).mean()
         curve = ((probability * scores * scores).sum(1) - expected**2 + slope.abs()).mean()
         step = (slope / curve.clamp(min=1e-6)).clamp(-1, 1)
-        cooler = self.temperature * torch.exp(0.1 * step)
-        self.temperature.copy_(torch.where(cooler.isfinite(), cooler.clamp(1e-2, 1e6), 1.0))
+        moved = self.temperature * torch.exp(0.1 * step)
+        self.temperature.copy_(torch.where(moved.isfinite(), moved.clamp(1e-2, 1e6), 1.0))
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any

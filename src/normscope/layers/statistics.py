@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from normscope.errors import InputError
@@ -48,13 +49,13 @@ class RunningStatistics(nn.Module):
 
     Attributes:
         policy: see `Policy`; set it with `set_policy`, or for a while with `guard`.
-        skipped_updates: () int64, channel updates left out as not finite; None until guarded.
+        skipped_updates: () int64, channel updates left out as not finite; there once guarded.
     """
 
     # class-level defaults, so that a torch layer becomes ours by changing its __class__
     policy: Policy = AS_TORCH
     pending: Moments | None = None
-    skipped_updates: Tensor | None = None
+    skipped_updates: Tensor
     running_mean: Tensor | None
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
@@ -64,7 +65,7 @@ class RunningStatistics(nn.Module):
         """Follow `policy` from now on; collected batches of an older one are dropped."""
         self.policy = policy
         self.pending = None
-        if policy != AS_TORCH and self.skipped_updates is None:
+        if policy != AS_TORCH and not hasattr(self, "skipped_updates"):
             device = None if self.running_mean is None else self.running_mean.device
             counter = torch.zeros((), dtype=torch.int64, device=device)
             self.register_buffer("skipped_updates", counter, persistent=False)
@@ -100,7 +101,7 @@ class RunningStatistics(nn.Module):
             self.momentum,
             skip_nonfinite=self.policy.skip_nonfinite,
         )
-        if self.skipped_updates is not None:
+        if hasattr(self, "skipped_updates"):
             self.skipped_updates.add_(skipped)
 
 
@@ -171,6 +172,31 @@ def commit(model: nn.Module) -> None:
     """Update the running statistics of all layers from what they collected (update="step")."""
     for layer in layers_of(model):
         layer.commit()
+
+
+@torch.no_grad()
+def merge_ranks(model: nn.Module, process_group: dist.ProcessGroup | None = None) -> None:
+    """Give every rank the running statistics of all ranks together; call it on every rank.
+
+        mean = sum_r w_r mean_r,  var = sum_r w_r (var_r + (mean_r - mean)^2),  w_r ~ batches seen
+
+    For training without synchronised layers: once per epoch instead of once per step. By the law
+    of total variance the result is that of the joined data; an average of the variances would
+    leave out what lies between the ranks. torch's own layers take part. Ranks that have seen no
+    batch do not count; the counters end as their sum.
+    """
+    for module in model.modules():
+        names = ("running_mean", "running_var", "num_batches_tracked")
+        mean, var, seen = (getattr(module, name, None) for name in names)
+        if mean is None or var is None or seen is None:
+            continue
+        weight = seen.double()
+        local = Moments(weight, mean.double(), var.double() * weight.unsqueeze(-1))
+        total = local.all_reduce(process_group)
+        known = (total.count > 0).unsqueeze(-1)
+        mean.copy_(torch.where(known, total.mean, mean.double()))
+        var.copy_(torch.where(known, total.var(correction=0), var.double()))
+        seen.copy_(total.count)
 
 
 class Snapshot:

@@ -142,7 +142,7 @@ class Tally:
         fired: (K, C) int64, values with y > 0.
         activation: the one that follows, None where none was seen.
         positions: values per image and channel.
-        precision: machine epsilon of the layer's input.
+        precision: relative rounding of the layer's input and of long float64 sums.
     """
 
     def __init__(self, before: Tensor, classes: int) -> None:
@@ -154,7 +154,7 @@ class Tally:
         self.fired = self.histogram.new_zeros(classes, channels)
         self.activation: str | None = None
         self.positions = before[0, 0].numel()
-        self.precision = torch.finfo(before.dtype).eps
+        self.precision = max(torch.finfo(before.dtype).eps, 1e-12)
 
     def add(self, name: StageName, values: Tensor, labels: Tensor, priority: Tensor) -> Stage:
         """Add a batch (N, C, *S) to a stage; returns that stage with all batches so far."""

@@ -1,0 +1,1 @@
+"""Vega-Lite specifications of the report's charts, each with its table."""

@@ -1,0 +1,267 @@
+"""The sentences that open a report: each is computed from the numbers of the record."""
+
+import math
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Literal
+
+from normscope.records import Inspection, Row, Run
+from normscope.report.bilingual import Text, said, several
+from normscope.report.story import number, percent
+from normscope.report.tables import deviation
+
+SAME = 1e-6  # measures of one layer that differ by less are equal up to rounding
+
+# 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; 1.96 in the limit
+T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One conclusion: what was found, and the numbers that say so."""
+
+    style: Literal["good", "warn", "note"]
+    headline: Text
+    detail: Text
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy of one normalisation minus another's, over the seeds that both finished."""
+
+    mean: float
+    margin: float  # half the 95 % interval; NaN for one seed
+    seeds: int
+
+    @property
+    def clear(self) -> bool:
+        """Whether the 95 % interval leaves out zero."""
+        return abs(self.mean) > self.margin
+
+
+def of_run(run: Run) -> list[Finding]:
+    """The verdict on a run: who won, what happened to the classes, what to beware of."""
+    found = [_winner(run), *_stopped(run)]
+    if run.inspection is not None:
+        found += of_inspection(run.inspection)
+    return found + _trap(run) + _domains(run) + _rates(run) + _drift(run)
+
+
+def of_inspection(inspection: Inspection) -> list[Finding]:
+    """What normalisation and non-linearity did to the classes."""
+    return _classes(inspection) + _gates(inspection)
+
+
+def difference(run: Run, norm: str, other: str) -> Difference | None:
+    """The paired difference; None where no seed finished under both."""
+    scores = {
+        (m.norm, m.seed): m.accuracy
+        for m in run.members
+        if m.status == "done" and math.isfinite(m.accuracy)
+    }
+    seeds = sorted(s for n, s in scores if n == norm and (other, s) in scores)
+    if not seeds:
+        return None
+    pairs = [scores[norm, s] - scores[other, s] for s in seeds]
+    if len(pairs) == 1:
+        return Difference(pairs[0], math.nan, 1)
+    t = T[len(pairs) - 2] if len(pairs) - 2 < len(T) else 1.96
+    return Difference(fmean(pairs), t * deviation(pairs) / math.sqrt(len(pairs)), len(pairs))
+
+
+def _winner(run: Run) -> Finding:
+    honest = [r for r in run.rows if not r.leaks and math.isfinite(r.mean)]
+    if not honest:
+        return Finding("warn", said("page.verdict.none"), said("page.verdict.none.detail"))
+    ranked = sorted(honest, key=lambda r: -r.mean)
+    best = ranked[0]
+    accuracy = {"norm": best.norm, "accuracy": percent(best.mean)}
+    if len(ranked) == 1:
+        return Finding("good", said("page.verdict.only", **accuracy), _spread(best))
+    found = {r.norm: difference(run, best.norm, r.norm) for r in ranked[1:]}
+    level = [n for n, d in found.items() if d is None or not d.clear]
+    sentences = [_spread(best)] + [_against(n, d) for n, d in found.items() if d is not None]
+    if level:
+        names = {"others": Text(", ".join(level), "、".join(level))}
+        headline = said("page.verdict.level", **accuracy, **names)
+        return Finding("note", headline, several(sentences))
+    return Finding("good", said("page.verdict.won", **accuracy), several(sentences))
+
+
+def _spread(row: Row) -> Text:
+    finished = row.seeds - row.diverged
+    if finished < 2 or math.isnan(row.spread):
+        return said("page.verdict.one_seed", norm=row.norm)
+    return said("page.verdict.spread", norm=row.norm, points=_points(row.spread), seeds=finished)
+
+
+def _against(other: str, d: Difference) -> Text:
+    if math.isnan(d.margin):
+        return said("page.verdict.against.one", other=other, points=_signed(d.mean))
+    return said(
+        "page.verdict.against.clear" if d.clear else "page.verdict.against.noise",
+        other=other,
+        points=_signed(d.mean),
+        low=_signed(d.mean - d.margin),
+        high=_signed(d.mean + d.margin),
+    )
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.2f}".replace("-", "−")
+
+
+def _stopped(run: Run) -> list[Finding]:
+    found = []
+    if not run.complete:
+        done = sum(m.status == "done" for m in run.members)
+        planned = len(run.config.norms) * run.config.seeds
+        text = said("page.verdict.stopped.detail", done=done, planned=planned)
+        found.append(Finding("warn", said("page.verdict.stopped"), text))
+    diverged = [f"{r.norm} ({r.diverged}/{r.seeds})" for r in run.rows if r.diverged]
+    if diverged:
+        names = Text(", ".join(diverged), "、".join(diverged))
+        detail = said("page.verdict.diverged.detail", norms=names)
+        found.append(Finding("warn", said("page.verdict.diverged"), detail))
+    return found
+
+
+def _classes(inspection: Inspection) -> list[Finding]:
+    """Whether the invariants held, and what the non-linearity did to J."""
+    if not inspection.layers or math.isnan(inspection.invariance):
+        return []
+    found = []
+    kept = inspection.invariance <= SAME
+    found.append(
+        Finding(
+            "good" if kept else "warn",
+            said("page.verdict.kept" if kept else "page.verdict.not_kept"),
+            said(
+                "page.verdict.kept.detail" if kept else "page.verdict.not_kept.detail",
+                layers=len(inspection.layers),
+                difference=f"{inspection.invariance:.1g}",
+            ),
+        )
+    )
+    changes = [
+        (layer.stages[-1].lda_fraction - layer.stages[0].lda_fraction, layer)
+        for layer in inspection.layers
+        if layer.activation and len(layer.stages) == 4
+    ]
+    changes = [change for change in changes if math.isfinite(change[0])]
+    if not changes:
+        return found
+    change, layer = max(changes, key=lambda c: abs(c[0]))
+    raised = sum(c > 0 for c, _ in changes)
+    if raised == len(changes):
+        headline = said("page.verdict.raised")
+    elif raised == 0:
+        headline = said("page.verdict.lowered")
+    else:
+        headline = said("page.verdict.mixed", raised=raised, layers=len(changes))
+    detail = said(
+        "page.verdict.activation.detail",
+        layer=layer.name,
+        before=number(layer.stages[0].lda_fraction, digits=3),
+        after=number(layer.stages[-1].lda_fraction, digits=3),
+    )
+    return [*found, Finding("good" if raised else "note", headline, detail)]
+
+
+def _gates(inspection: Inspection) -> list[Finding]:
+    """How far apart the classes' shares at a gate are, in the mean over all channels."""
+    apart, overall = [], []
+    for layer in inspection.layers:
+        if layer.activation is None:
+            continue
+        for shares in zip(*layer.firing, strict=True):
+            known = [s for s in shares if math.isfinite(s)]
+            if len(known) > 1:
+                apart.append(max(known) - min(known))
+                overall.append(fmean(known))
+    if not apart:
+        return []
+    spread, share = fmean(apart), fmean(overall)
+    detail = said("page.verdict.gates.detail", share=percent(share), points=f"{100 * spread:.0f}")
+    return [Finding("note", said("page.verdict.gates"), detail)]
+
+
+def _trap(run: Run) -> list[Finding]:
+    found = []
+    for row in run.rows:
+        if row.leaks and row.without_label is not None and math.isfinite(row.mean):
+            numbers = {
+                "norm": row.norm,
+                "with_label": percent(row.mean),
+                "without": percent(row.without_label)
+                if math.isfinite(row.without_label)
+                else said("page.not_finite"),
+            }
+            headline = said("page.verdict.trap", **numbers)
+            found.append(Finding("warn", headline, said("page.verdict.trap.detail", **numbers)))
+    return found
+
+
+def _domains(run: Run) -> list[Finding]:
+    """Where the normalisations differ most between domains."""
+    rows = [r for r in run.rows if r.by_domain and not r.leaks]
+    if len(rows) < 2:
+        return []
+    gaps = {}
+    for name in rows[0].by_domain:
+        known = [(r.by_domain[name], r.norm) for r in rows if name in r.by_domain]
+        known = [pair for pair in known if math.isfinite(pair[0])]
+        if len(known) > 1:
+            gaps[name] = max(known), min(known)
+    if not gaps:
+        return []
+    domain, (high, low) = max(gaps.items(), key=lambda gap: gap[1][0][0] - gap[1][1][0])
+    numbers = {"domain": domain, "best": high[1], "worst": low[1]}
+    numbers |= {"high": percent(high[0]), "low": percent(low[0])}
+    detail = said("page.verdict.domains.detail", **numbers)
+    return [Finding("note", said("page.verdict.domains", **numbers), detail)]
+
+
+def _rates(run: Run) -> list[Finding]:
+    """How wide the range of learning rates is that trains."""
+    known = [
+        (s.highest / s.lowest, s) for s in run.sweeps if s.lowest is not None and s.highest is not None
+    ]
+    if len(known) < 2:
+        return []
+    parts = [
+        said(
+            "page.verdict.rates.one",
+            norm=s.norm,
+            low=number(s.lowest or 0),
+            high=number(s.highest or 0),
+            factor=number(factor, digits=2),
+        )
+        for factor, s in known
+    ]
+    widest = max(factor for factor, _ in known)
+    names = [s.norm for factor, s in known if math.isclose(factor, widest)]
+    if len(names) == len(known):
+        return [Finding("note", said("page.verdict.rates.alike"), several(parts))]
+    joined = Text(" and ".join(names), "、".join(names))
+    key = "page.verdict.rates.one_widest" if len(names) == 1 else "page.verdict.rates.widest"
+    return [Finding("note", said(key, norms=joined), several(parts))]
+
+
+def _drift(run: Run) -> list[Finding]:
+    """The stability that batch norm is said to bring, with and without it."""
+    drifts = {}
+    for norm in ("batch", "none"):
+        values = [d for t in run.traces if t.norm == norm for d in t.drift if math.isfinite(d)]
+        if values:
+            drifts[norm] = median(values)
+    if len(drifts) < 2:
+        return []
+    calmer = drifts["batch"] < drifts["none"]
+    headline = said("page.verdict.calmer" if calmer else "page.verdict.not_calmer")
+    numbers = {norm: number(value, digits=2) for norm, value in drifts.items()}
+    return [Finding("note", headline, said("page.verdict.drift.detail", **numbers))]

@@ -1,0 +1,264 @@
+"""Data for training: split, put on one scale, moved into domains; the same for the same seed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from normscope.errors import FileError, InputError
+from normscope.files import shown
+from normscope.functional import moments
+from normscope.moments import Moments
+from normscope.train.domains import check_domains, shifted
+from normscope.train.images import read_folder
+from normscope.train.sources import (
+    BUNDLED,
+    KINDS,
+    Samples,
+    blocks,
+    bundled,
+    call_factory,
+    is_factory,
+    read_npz,
+    samples,
+)
+from normscope.train.tables import read_csv, read_parquet
+
+READERS = {".npz": read_npz, ".csv": read_csv, ".parquet": read_parquet}
+TEST_SHARE = 0.3
+CONSTANT = 1e-12  # a channel whose std is below this share of its mean holds rounding only
+
+Given = Literal["label", "domain"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Data:
+    """A training and a test part, ready for a network.
+
+    Attributes:
+        name: what the data are called in tables and pages.
+        classes: K names.
+        train_x, test_x: (N, C) or (N, C, H, W) float32.
+        train_y, test_y: (N,) int64 in 0..K-1.
+        domains: D names; empty where the data have none.
+        train_domain, test_domain: (N,) int64 in 0..D-1, where there are domains.
+
+    Raises:
+        InputError: parts that do not fit each other, labels or domains out of range, a domain
+            with fewer than two training samples.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    domains: tuple[str, ...] = ()
+    train_domain: Tensor | None = None
+    test_domain: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.train_x.shape[1:] != self.test_x.shape[1:] or self.train_x.dim() not in (2, 4):
+            raise InputError(
+                f"{self.name}: train_x is {tuple(self.train_x.shape)} and test_x "
+                f"{tuple(self.test_x.shape)}; both must be (N, C), or (N, C, H, W)"
+            )
+        parts = (
+            ("train", self.train_x, self.train_y, self.train_domain),
+            ("test", self.test_x, self.test_y, self.test_domain),
+        )
+        for part, x, y, domain in parts:
+            if len(x) < 2 or x.dtype != torch.float32 or not bool(x.isfinite().all()):
+                raise InputError(
+                    f"{self.name}: {part}_x must hold two or more samples, finite, in float32"
+                )
+            _check_ids(f"{self.name}: {part}_y", y, len(x), len(self.classes))
+            if self.domains:
+                _check_ids(f"{self.name}: {part}_domain", domain, len(x), len(self.domains))
+        if len(self.classes) < 2:
+            raise InputError(f"{self.name} has {len(self.classes)} class; at least two are needed")
+        for name, count in zip(self.domains, self._domain_sizes(), strict=True):
+            if count < 2:
+                raise InputError(
+                    f"{self.name}: domain {name!r} has {count} training samples; 2 are needed"
+                )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample: (C,) or (C, H, W)."""
+        return tuple(self.train_x.shape[1:])
+
+    def given(self, part: Literal["train", "test"], what: Given | None) -> Tensor | None:
+        """(N,) the condition that a network is handed: labels, domains, or nothing."""
+        if what is None:
+            return None
+        name = f"{part}_{'y' if what == 'label' else 'domain'}"
+        ids: Tensor | None = getattr(self, name)
+        return ids
+
+    def _domain_sizes(self) -> list[int]:
+        if self.train_domain is None:
+            return []
+        return torch.bincount(self.train_domain, minlength=len(self.domains)).tolist()
+
+
+def load(spec: str, *, seed: int = 0, domains: tuple[str, ...] = ()) -> Data:
+    """The data that `spec` names, split and put on one scale.
+
+    The split keeps each class's share: 30 % of its samples, at least one, are for testing. Every
+    channel (a table's column, an image's colour) is standardised by the mean and the population
+    variance of the training part; a constant one becomes zero.
+
+    With `domains`, each training sample is moved into one domain, drawn so that domains are of
+    equal size, and each test sample is shown in every domain, so that domains are compared on
+    the same samples. The domain is known at training and at inference.
+
+    Args:
+        spec: digits, iris, wine, breast_cancer, a .npz, .csv or .parquet file, a folder of class
+            folders of images, or path/file.py:factory. A factory returns (x, y) or
+            (x, y, class names), or a whole `Data` that is taken as it is.
+        seed: draws the split, the domains and their noise.
+        domains: two or more of clean, contrast, brightness, invert, noise.
+
+    Raises:
+        InputError: samples or labels that cannot be trained on.
+        FileError: a file that is missing, empty or cannot be read.
+        MissingExtraError: a package for this kind of file is not installed.
+    """
+    if domains:
+        check_domains(domains)
+    found = _read(spec)
+    if isinstance(found, Data):
+        if domains:
+            raise InputError(f"{spec} brings its own split; name no domains with it")
+        return found
+    draw = np.random.default_rng(seed)
+    train, test = _split(found, draw)
+    train_x, test_x = found.x[train], found.x[test]
+    train_y, test_y = found.y[train], found.y[test]
+    train_domain = test_domain = None
+    if domains:
+        train_domain = draw.permutation(np.arange(len(train)) % len(domains))
+        test_domain = np.repeat(np.arange(len(domains)), len(test))
+        test_x, test_y = np.concatenate([test_x] * len(domains)), np.tile(test_y, len(domains))
+        axes = (0, *range(2, train_x.ndim))
+        low, high = train_x.min(axes).astype(np.float64), train_x.max(axes).astype(np.float64)
+        train_x = shifted(train_x, train_domain, domains, low, high, draw)
+        test_x = shifted(test_x, test_domain, domains, low, high, draw)
+    mean, std = _scale(train_x, found.name)
+    return Data(
+        name=found.name,
+        classes=found.classes,
+        train_x=_standardised(train_x, mean, std, found.name),
+        train_y=torch.from_numpy(train_y),
+        test_x=_standardised(test_x, mean, std, found.name),
+        test_y=torch.from_numpy(test_y),
+        domains=domains,
+        train_domain=None if train_domain is None else torch.from_numpy(train_domain),
+        test_domain=None if test_domain is None else torch.from_numpy(test_domain),
+    )
+
+
+def batches(
+    data: Data, batch_size: int = 256, *, given: Given | None = "domain"
+) -> Iterator[tuple[Tensor, ...]]:
+    """The test part in order, as (x, y), or (x, y, condition) where there is a condition to give.
+
+    Args:
+        data: its test part is read.
+        batch_size: samples per batch.
+        given: the condition, see `Norm.given`; "domain" gives none where there are no domains.
+    """
+    condition = data.given("test", given)
+    columns = (data.test_x, data.test_y, *(() if condition is None else (condition,)))
+    for start in range(0, len(data.test_x), batch_size):
+        yield tuple(column[start : start + batch_size] for column in columns)
+
+
+def _read(spec: str) -> Samples | Data:
+    path = Path(spec)
+    if spec in BUNDLED:
+        return bundled(spec)
+    if is_factory(spec):
+        return _made(call_factory(spec), spec)
+    if path.is_dir():
+        return read_folder(path)
+    if path.suffix.lower() in READERS:
+        return READERS[path.suffix.lower()](path)
+    if path.exists():
+        raise InputError(f"{shown(path)} is of no kind that is read; data can be {KINDS}")
+    if len(path.parts) > 1:
+        raise FileError(f"there is no file or folder {shown(path)}; check the path")
+    raise InputError(f"there are no data {spec!r}; data can be {KINDS}")
+
+
+def _made(value: Any, spec: str) -> Samples | Data:
+    if isinstance(value, Data):
+        return value
+    if not isinstance(value, (tuple, list)) or len(value) not in (2, 3):
+        raise InputError(
+            f"{spec} returned {type(value).__name__}; it must return (x, y), "
+            "(x, y, class names) or a Data"
+        )
+    return samples(spec.rpartition(":")[2], *value, where=spec)
+
+
+def _split(found: Samples, draw: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Indices of the training and the test part, each in the order of the source."""
+    counts = np.bincount(found.y, minlength=len(found.classes))
+    present = np.flatnonzero(counts)
+    if len(present) < 2:
+        raise InputError(
+            f"{found.name} holds {len(found.y)} sample{'s' * (len(found.y) > 1)} of one class, "
+            f"{found.classes[present[0]]!r}; at least two classes are needed"
+        )
+    for k in np.flatnonzero(counts < 2):
+        raise InputError(
+            f"{found.name}: class {found.classes[k]!r} has {counts[k]} "
+            f"sample{'s' * (counts[k] != 1)}; at least 2 are needed, one to train and one to test"
+        )
+    testing = np.zeros(len(found.y), dtype=bool)
+    for k in present:
+        members = draw.permutation(np.flatnonzero(found.y == k))
+        testing[members[: max(1, round(TEST_SHARE * len(members)))]] = True
+    return np.flatnonzero(~testing), np.flatnonzero(testing)
+
+
+def _scale(x: NDArray[Any], name: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Mean and population standard deviation (1 where constant) of each channel, float64."""
+    total = Moments.empty(1, x.shape[1])
+    for rows in blocks(len(x), x[0].size):
+        total += moments(torch.from_numpy(x[rows].astype(np.float64)))
+    mean, std = total.mean[0].numpy(), total.var(correction=0)[0].sqrt().numpy()
+    for channel in np.flatnonzero(~np.isfinite(std)):
+        raise InputError(
+            f"{name}: the values of column {channel + 1} are too large to take their variance; "
+            "rescale that column"
+        )
+    return mean, np.where(std > CONSTANT * np.abs(mean), std, 1.0)
+
+
+def _standardised(x: NDArray[Any], mean: NDArray[Any], std: NDArray[Any], name: str) -> Tensor:
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    scaled = np.empty(x.shape, dtype=np.float32)
+    largest = float(np.finfo(np.float32).max)
+    for rows in blocks(len(x), x[0].size):
+        block = (x[rows].astype(np.float64) - mean.reshape(shape)) / std.reshape(shape)
+        if np.abs(block).max() > largest:
+            raise InputError(f"{name}: a test value lies too far out for float32; remove it")
+        scaled[rows] = block
+    return torch.from_numpy(scaled)
+
+
+def _check_ids(what: str, ids: Tensor | None, samples: int, kinds: int) -> None:
+    if ids is None or ids.dtype != torch.int64 or ids.shape != (samples,):
+        raise InputError(f"{what} must be int64, one for each of {samples} samples")
+    if int(ids.min()) < 0 or int(ids.max()) >= kinds:
+        wrong = int(ids.max()) if int(ids.max()) >= kinds else int(ids.min())
+        raise InputError(f"{what} holds {wrong}, which is out of range; 0 to {kinds - 1} exist")

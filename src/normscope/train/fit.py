@@ -1,0 +1,295 @@
+"""Train the same network under several normalisations, record what they do, compare them."""
+
+import hashlib
+import math
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from normscope import __version__
+from normscope.errors import InputError
+from normscope.records import Run, RunConfig
+from normscope.train import board, telemetry
+from normscope.train.checkpoint import Checkpoint, load_model, save_model
+from normscope.train.comparison import rows
+from normscope.train.data import Data, load
+from normscope.train.folder import RunFolder
+from normscope.train.loop import Network, steps_per_epoch
+from normscope.train.member import Training
+from normscope.train.nets import blueprint
+from normscope.train.sweep import RATES as SWEEP
+from normscope.train.sweep import judged, short_epochs, sweep
+
+__all__ = ["SWEEP", "Progress", "environment", "load_member", "load_run", "train"]
+
+Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is being trained
+
+
+def train(
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    tensorboard: bool = False,
+    on_progress: Progress | None = None,
+) -> Run:
+    """Train every norm with every seed, then find the learning rates that train each norm.
+
+    Networks of one seed start from the same weights and see the samples in the same order. All
+    numbers but the seconds follow from `config`, whether or not the run was interrupted.
+
+    Ctrl-C ends the run early: what is finished is in the record, which then is not `complete`,
+    and `resume` continues from the last epoch. A loss that is not finite ends that network only;
+    its status is "diverged".
+
+    Args:
+        config: what to train, on what, for how long.
+        out: the run's folder, see `RunFolder`.
+        resume: continue the run in `out`.
+        overwrite: replace the run in `out`.
+        tensorboard: write events as well.
+        on_progress: called after every step with the steps done, the steps in all, and what is
+            being trained.
+
+    Returns:
+        The record as it is in run.json, without an inspection.
+
+    Raises:
+        InputError: a config, norm or data that cannot be trained; other options on resume.
+        FileError: a folder or file that cannot be read or written; nothing is half-written.
+        MissingExtraError: a package for the data or for events is not installed.
+    """
+    _check(config)
+    if tensorboard:
+        board.check_installed()
+    data = load(config.data, seed=config.seed, domains=config.domains)
+    for norm in config.norms:
+        blueprint(config.net, norm, data)
+    folder = RunFolder(out)
+    with _threads(config.net):
+        facts = environment() | {"data": _fingerprint(data)}
+        if resume:
+            earlier = folder.resume(config, facts["data"])
+            if earlier.complete:
+                return earlier
+        else:
+            folder.start(overwrite=overwrite)
+            earlier = _new_run(config, data, facts)
+        return _Session(folder, earlier, data, on_progress, tensorboard=tensorboard).run()
+
+
+def load_member(out: Path, norm: str, seed: int) -> nn.Module:
+    """A finished network of the run in `out`, in eval mode; raises FileError without one."""
+    return load_model(RunFolder(out).member(norm, seed))
+
+
+def load_run(out: Path) -> tuple[Run, nn.Module, Data]:
+    """The record of the run in `out`, the network of its first norm and seed, and its data."""
+    folder = RunFolder(out)
+    run = folder.read()
+    model = load_model(folder.model)
+    return run, model, load(run.config.data, seed=run.config.seed, domains=run.config.domains)
+
+
+def environment() -> dict[str, str]:
+    """Versions and settings that decide speed and the last digits."""
+    return {
+        "normscope": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+class _Session:
+    """A run while it runs: what is finished, and the network in training."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        earlier: Run,
+        data: Data,
+        on_progress: Progress | None,
+        *,
+        tensorboard: bool,
+    ) -> None:
+        self.folder = folder
+        self.earlier = earlier
+        self.config = earlier.config
+        self.data = data
+        self.on_progress = on_progress
+        self.tensorboard = tensorboard
+        self.members = [member for member in earlier.members if member.status != "stopped"]
+        self.sweeps = earlier.sweeps
+        self.checkpoint = self._unfinished()
+        self.training: Training | None = None
+        self.jobs = self._jobs()
+        self.steps_done = 0
+
+    def run(self) -> Run:
+        """Do what is left; the record is in the folder before and after."""
+        telemetry.keep_lines(self.folder.telemetry, self._is_settled)
+        self._write()
+        try:
+            for (norm, seed), steps in self.jobs.items():
+                begin = self.steps_done
+                if seed is None:
+                    self._sweep(norm)
+                else:
+                    self._train(norm, seed)
+                self.steps_done = begin + steps
+        except KeyboardInterrupt:
+            return self._write()
+        run = self._write(complete=True)
+        self.folder.checkpoint.unlink(missing_ok=True)
+        return run
+
+    def _jobs(self) -> dict[tuple[str, int | None], int]:
+        """Steps of each training (norm, seed) and each sweep (norm, None), in order."""
+        config = self.config
+        each = {n: steps_per_epoch(self.data, n, config.batch_size) for n in config.norms}
+        jobs: dict[tuple[str, int | None], int] = {}
+        for norm in config.norms:
+            for seed in range(config.seed, config.seed + config.seeds):
+                jobs[norm, seed] = config.epochs * each[norm]
+        tries = short_epochs(config, self.data) * len(config.sweep)
+        return jobs | {(norm, None): tries * each[norm] for norm in config.norms if tries}
+
+    def _train(self, norm: str, seed: int) -> None:
+        if self._is_finished(norm, seed):
+            return
+        config, begun = self.config, self.checkpoint
+        design = blueprint(config.net, norm, self.data)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.training = Training(
+                Network(
+                    self.data,
+                    design,
+                    seed,
+                    lr=config.lr,
+                    epochs=config.epochs,
+                    batch_size=config.batch_size,
+                ),
+                self.folder,
+                every=config.every if seed == config.seed else None,
+                tensorboard=self.tensorboard,
+                after_step=lambda: self._stepped(f"{norm}, seed {seed}"),
+            )
+            if begun and (begun.norm, begun.seed) == (norm, seed):
+                self.training.resume(begun)
+                self.steps_done += begun.step
+            member = self.training.run()
+        model = self.training.network.model
+        save_model(self.folder.member(norm, seed), model, design)
+        if (norm, seed) == (config.norms[0], config.seed):
+            save_model(self.folder.model, model, design)
+        self.members.append(member)
+        self._write()
+
+    def _sweep(self, norm: str) -> None:
+        if any(s.norm == norm for s in self.sweeps):
+            return
+        begin, rates = self.steps_done, len(self.config.sweep)
+
+        def after_rate(done: int) -> None:
+            self.steps_done = begin + self.jobs[norm, None] * done // rates
+
+        message = f"{norm}, learning rates"
+        found = sweep(self.config, self.data, norm, lambda: self._stepped(message), after_rate)
+        self.sweeps = judged((*self.sweeps, found))
+        self._write()
+
+    def _write(self, *, complete: bool = False) -> Run:
+        members = list(self.members)
+        stopped = self.training.so_far() if self.training else None
+        if stopped and not self._is_finished(stopped.norm, stopped.seed):
+            members.append(stopped)
+        run = replace(
+            self.earlier,
+            complete=complete,
+            members=tuple(members),
+            rows=rows(self.config.norms, members, self.sweeps),
+            traces=telemetry.traces(self.folder.telemetry),
+            sweeps=self.sweeps,
+        )
+        self.folder.write(run)
+        return run
+
+    def _stepped(self, message: str) -> None:
+        self.steps_done += 1
+        if self.on_progress:
+            self.on_progress(self.steps_done, sum(self.jobs.values()), message)
+
+    def _unfinished(self) -> Checkpoint | None:
+        """The network that an interrupted run was training."""
+        if not self.folder.checkpoint.exists():
+            return None
+        found = Checkpoint.load(self.folder.checkpoint)
+        return None if self._is_finished(found.norm, found.seed) else found
+
+    def _is_finished(self, norm: str, seed: int) -> bool:
+        return any((m.norm, m.seed) == (norm, seed) for m in self.members)
+
+    def _is_settled(self, line: telemetry.Line) -> bool:
+        """Whether a telemetry line will not be written again."""
+        norm, seed, begun = line["norm"], line["seed"], self.checkpoint
+        if begun and (begun.norm, begun.seed) == (norm, seed):
+            return bool(line["step"] <= begun.step)
+        return self._is_finished(norm, seed)
+
+
+def _new_run(config: RunConfig, data: Data, facts: dict[str, str]) -> Run:
+    return Run(
+        config=config,
+        complete=False,
+        classes=data.classes,
+        train_size=len(data.train_x),
+        test_size=len(data.test_x),
+        environment=facts,
+        rows=(),
+        members=(),
+        traces=(),
+        sweeps=(),
+        inspection=None,
+    )
+
+
+def _check(config: RunConfig) -> None:
+    least = {"epochs": 1, "batch_size": 2, "seed": 0, "seeds": 1, "every": 1}
+    for name, bound in least.items():
+        if getattr(config, name) < bound:
+            raise InputError(f"{name} is {getattr(config, name)}; it must be at least {bound}")
+    for lr in (config.lr, *config.sweep):
+        if not 0 < lr < math.inf:
+            raise InputError(f"a learning rate is {lr}; it must be a number above 0")
+    if not config.norms or len(set(config.norms)) != len(config.norms):
+        raise InputError(
+            f"the norms are {', '.join(config.norms) or 'none'}; name one or more, each once"
+        )
+
+
+def _fingerprint(data: Data) -> str:
+    """A few signs that differ where the samples, their order or their split differ."""
+    digest = hashlib.sha256()
+    for tensor in (data.train_x, data.train_y, data.test_x, data.test_y):
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _threads(net: str) -> Iterator[None]:
+    """One thread for the mlp: its steps are too small to share, and wait on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if net == "mlp" else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

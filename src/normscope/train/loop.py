@@ -1,0 +1,149 @@
+"""One network in training: batches, steps, evaluation. Everything follows from the seed."""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from normscope.layers import condition
+from normscope.train.data import Data
+from normscope.train.nets import NORMS, Blueprint
+
+MOMENTUM = 0.9
+EVALUATED_AT_ONCE = 1024  # samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How a network does on the test part, in eval mode."""
+
+    loss: float
+    accuracy: float
+    by_domain: dict[str, float]
+
+
+def steps_per_epoch(data: Data, norm: str, batch_size: int) -> int:
+    """How many batches `Network.batches` gives."""
+    parts = [len(data.train_x)]
+    if NORMS[norm].separate and data.train_domain is not None:
+        parts = data.train_domain.bincount(minlength=len(data.domains)).tolist()
+    return sum(max(1, part // batch_size) for part in parts)
+
+
+class Network:
+    """One network, its optimiser and its data, trained epoch by epoch.
+
+    Stochastic gradient descent with momentum 0.9; the rate falls from `lr` to zero along half a
+    cosine over all steps. No weight decay.
+
+    Args:
+        data: what to train on.
+        design: the network.
+        seed: decides the initial weights and the order of the samples.
+        lr: learning rate of the first step.
+        epochs: how many there will be.
+        batch_size: samples per step; see `batches`.
+    """
+
+    def __init__(
+        self, data: Data, design: Blueprint, seed: int, *, lr: float, epochs: int, batch_size: int
+    ) -> None:
+        self.data = data
+        self.design = design
+        self.norm = NORMS[design.norm]
+        self.seed = seed
+        self.lr = lr
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.model = design.build(seed)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, momentum=MOMENTUM)
+        self.step = 0
+        self.steps = epochs * steps_per_epoch(data, design.norm, batch_size)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are learned."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def batches(self, epoch: int, size: int | None = None) -> list[Tensor]:
+        """The sample indices of each step of an epoch, in the order that the seed gives.
+
+        All samples are used; the batches of a part are of nearly equal size, `size` or a little
+        more, so that none is a leftover of one. The order is the same under every norm; where
+        each domain has a network of its own, a batch holds one domain.
+        """
+        size = size or self.batch_size
+        draw = np.random.default_rng((self.seed, epoch))
+        order = torch.from_numpy(draw.permutation(len(self.data.train_x)))
+        parts = [order]
+        if self.norm.separate:
+            assert self.data.train_domain is not None, "checked when the network was built"
+            domain = self.data.train_domain[order]
+            parts = [order[domain == d] for d in range(len(self.data.domains))]
+        return [b for part in parts for b in part.tensor_split(max(1, len(part) // size))]
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Logits of training samples, with the condition that this norm is given."""
+        ids = self.data.given("train", self.norm.given)
+        with nullcontext() if ids is None else condition(ids[rows]):
+            logits: Tensor = self.model(self.data.train_x[rows])
+        return logits
+
+    def train_epoch(self, epoch: int, after_step: Callable[[float], None]) -> float:
+        """Train one epoch and return its mean loss; NaN as soon as a loss is not finite.
+
+        Args:
+            epoch: 1, 2, ...
+            after_step: called with each batch's loss; gradients are still there.
+        """
+        self.model.train()
+        total = 0.0
+        for rows in self.batches(epoch):
+            rate = self.lr * (1 + math.cos(math.pi * self.step / self.steps)) / 2
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.zero_grad()
+            loss = cross_entropy(self.forward(rows), self.data.train_y[rows])
+            if not math.isfinite(loss.item()):
+                return math.nan
+            loss.backward()
+            self.optimizer.step()
+            self.step += 1
+            total += loss.item() * len(rows)
+            after_step(loss.item())
+        return total / len(self.data.train_x)
+
+    @torch.no_grad()
+    def score(self, *, with_condition: bool = True) -> Score:
+        """Loss and accuracy on the test part, in eval mode; the mode is set back.
+
+        Args:
+            with_condition: hand the network what its norm is given; without it the layers do
+                what they do when no condition is known.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        data = self.data
+        ids = data.given("test", self.norm.given) if with_condition else None
+        logits = []
+        for start in range(0, len(data.test_x), EVALUATED_AT_ONCE):
+            rows = slice(start, start + EVALUATED_AT_ONCE)
+            with nullcontext() if ids is None else condition(ids[rows]):
+                logits.append(self.model(data.test_x[rows]))
+        self.model.train(was_training)
+        outputs = torch.cat(logits)
+        right = (outputs.argmax(1) == data.test_y).double()
+        by_domain = {}
+        if data.test_domain is not None:
+            for d, name in enumerate(data.domains):
+                by_domain[name] = right[data.test_domain == d].mean().item()
+        return Score(
+            loss=cross_entropy(outputs, data.test_y).item(),
+            accuracy=right.mean().item(),
+            by_domain=by_domain,
+        )

@@ -1,0 +1,271 @@
+"""Where samples come from: bundled sets, arrays, tables, folders of images, the user's own code."""
+
+import importlib.machinery
+import math
+import re
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from normscope.errors import FileError, InputError
+from normscope.files import shown
+
+BUNDLED = ("digits", "iris", "wine", "breast_cancer")
+KINDS = (
+    f"{', '.join(BUNDLED)}, a .npz, .csv or .parquet file, a folder of class folders of images, "
+    "or path/file.py:factory"
+)
+MAX_VALUES = 2**29  # numbers in x: 2 GiB as float32, what a laptop still holds
+BLOCK_VALUES = 2**22  # numbers worked on at once, so that copies stay small
+BOMB_RATIO, BOMB_BYTES = 200, 2**26  # no honest array of this size shrinks so far
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """All samples of a source before any split.
+
+    Attributes:
+        name: how the source is called in tables and pages.
+        x: (N, C) or (N, C, H, W), real numbers of any dtype, all finite.
+        y: (N,) int64, class numbers 0..K-1.
+        classes: K names.
+    """
+
+    name: str
+    x: NDArray[Any]
+    y: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+
+def samples(
+    name: str, x: Any, labels: Any, classes: Sequence[str] | None = None, *, where: str
+) -> Samples:
+    """Checked samples from anything that looks like an array and its labels.
+
+    Args:
+        name: the source's name.
+        x: (N, C), (N, H, W) or (N, C, H, W); an array, a tensor or nested lists.
+        labels: (N,) integers, whole floats or names; with `classes` integers in 0..K-1.
+        classes: K names; None: the sorted distinct labels are the classes.
+        where: how an error calls the source.
+
+    Raises:
+        InputError: not numbers, not finite, a wrong shape, labels that are no classes.
+    """
+    x = _checked_x(_array(x), where)
+    y = _array(labels)
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1 or len(y) != len(x):
+        raise InputError(
+            f"{where}: labels are {y.shape} for {len(x)} samples; one class per sample is needed, "
+            "as numbers or names"
+        )
+    numbers, names = class_numbers(y, where)
+    if classes is not None:
+        numbers, names = _numbers_within(y, tuple(map(str, classes)), where), tuple(classes)
+    return Samples(name, x, numbers, names)
+
+
+def class_numbers(labels: NDArray[Any], where: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Class numbers 0..K-1 and class names from integers, whole floats, booleans or names.
+
+    Names that all read as numbers are numbers; numbers sort by value, names by alphabet.
+
+    Raises:
+        InputError: a label that is missing, or a number with a fraction.
+    """
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels, "utf-8", "replace")
+    if labels.dtype.kind in "OUT":
+        text = np.array([str(label).strip() for label in labels], dtype=np.str_)
+        for row in np.flatnonzero(text == ""):
+            raise InputError(f"{where}: sample {row + 1} has no label; give every sample its class")
+        try:
+            labels = text.astype(np.float64)
+        except ValueError:
+            names, numbers = np.unique(text, return_inverse=True)
+            return numbers.astype(np.int64), tuple(map(str, names))
+    if labels.dtype.kind == "f":
+        for row in np.flatnonzero(labels != np.trunc(labels)):  # NaN differs from itself
+            raise InputError(
+                f"{where}: label {labels[row]} of sample {row + 1} is no class; "
+                "labels must be whole numbers or names"
+            )
+        if np.isinf(labels).any() or (np.abs(labels) >= 2**53).any():
+            raise InputError(f"{where}: a label is too large to be a class number; use names")
+        labels = labels.astype(np.int64)
+    if labels.dtype.kind not in "biu":
+        raise InputError(f"{where}: labels are {labels.dtype}; whole numbers or names are needed")
+    values, numbers = np.unique(labels, return_inverse=True)
+    return numbers.astype(np.int64), tuple(str(value) for value in values)
+
+
+def blocks(rows: int, width: int) -> Iterator[slice]:
+    """Slices of rows that hold about BLOCK_VALUES numbers each."""
+    step = max(1, BLOCK_VALUES // max(1, width))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def check_size(values: int, where: str) -> None:
+    """Refuse what would not fit in memory, before any of it is read."""
+    if values > MAX_VALUES:
+        raise InputError(
+            f"{where}: {values:,} numbers are more than the {MAX_VALUES:,} that are read at once; "
+            "take a part of the data, or smaller images"
+        )
+
+
+def existing_file(path: Path) -> Path:
+    """`path`, if it is a plain file with content; raises FileError otherwise."""
+    if not path.exists():
+        raise FileError(f"there is no file {shown(path)}; check the path")
+    if not path.is_file():
+        raise FileError(f"{shown(path)} is not a plain file; name a data file")
+    if path.stat().st_size == 0:
+        raise FileError(f"{shown(path)} is empty; a file with samples and labels is needed")
+    return path
+
+
+def bundled(name: str) -> Samples:
+    """One of scikit-learn's bundled sets; digits are (N, 1, 8, 8) images."""
+    import sklearn.datasets
+
+    bunch = getattr(sklearn.datasets, f"load_{name}")()
+    x = bunch.images if name == "digits" else bunch.data
+    classes = [str(target) for target in bunch.target_names]
+    return samples(name, x, bunch.target, classes, where=name)
+
+
+def read_npz(path: Path) -> Samples:
+    """A NumPy archive with `x`, `y` and, if wanted, `classes` (names of the numbers in y).
+
+    Nothing is unpickled, and sizes are checked before anything is unpacked.
+    """
+    where = shown(existing_file(path))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            held = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            for key in ("x", "y"):
+                if key not in held:
+                    raise InputError(
+                        f"{where} holds {', '.join(sorted(held)) or 'nothing'}; "
+                        "arrays x (samples) and y (labels) are needed"
+                    )
+            for key in held.keys() & {"x", "y", "classes"}:
+                _check_member(archive, held[key], f"{where}: {key}")
+        with np.load(path, allow_pickle=False) as arrays:
+            names = [str(name) for name in arrays["classes"]] if "classes" in held else None
+            return samples(path.stem, arrays["x"], arrays["y"], names, where=where)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as problem:
+        if isinstance(problem, InputError):
+            raise
+        raise FileError(f"{where} is not a whole .npz file: {_first_line(problem)}") from problem
+
+
+def call_factory(spec: str) -> Any:
+    """What the function of `path/file.py:function` returns, called without arguments."""
+    file, _, function = spec.rpartition(":")
+    path = existing_file(Path(file))
+    name = f"normscope_data_{path.stem}"
+    loader = importlib.machinery.SourceFileLoader(name, str(path))
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module  # dataclasses and pickling look their module up
+    _in_user_code(lambda: loader.exec_module(module), shown(path))
+    make = getattr(module, function, None)
+    if not callable(make):
+        raise InputError(f"{shown(path)} has no function {function}; name one that returns (x, y)")
+    return _in_user_code(make, spec)
+
+
+def is_factory(spec: str) -> bool:
+    """Whether `spec` is written path/file.py:function."""
+    return re.search(r"\.py:[A-Za-z_]\w*$", spec) is not None
+
+
+def _in_user_code(call: Callable[[], Any], where: str) -> Any:
+    try:
+        return call()
+    except Exception as problem:  # whatever the user's own code does
+        reason = f"{type(problem).__name__}: {_first_line(problem)}"
+        raise InputError(f"{where} failed with {reason}; run it on its own to see") from problem
+
+
+def _first_line(problem: Exception) -> str:
+    return next(iter(str(problem).splitlines()), type(problem).__name__)
+
+
+def _array(value: Any) -> NDArray[Any]:
+    if hasattr(value, "detach"):  # a tensor; NumPy has no bfloat16
+        value = value.detach().cpu()
+        value = value.float() if value.is_floating_point() else value
+    try:
+        return np.asarray(value)
+    except ValueError as problem:
+        raise InputError(f"rows of different length are no array: {problem}") from problem
+
+
+def _checked_x(x: NDArray[Any], where: str) -> NDArray[Any]:
+    if x.dtype.kind not in "biuf":
+        raise InputError(f"{where}: x is {x.dtype}; real numbers are needed")
+    if x.ndim == 3:
+        x = x[:, None]
+    if x.ndim not in (2, 4) or math.prod(x.shape[1:]) == 0:
+        raise InputError(f"{where}: x is {x.shape}; it must be (N, C), (N, H, W) or (N, C, H, W)")
+    if len(x) == 0:
+        raise InputError(f"{where} holds no samples")
+    if x.ndim == 4 and x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
+        raise InputError(f"{where}: x is {x.shape}, channels last; store it as (N, C, H, W)")
+    check_size(x.size, where)
+    for rows in blocks(len(x), x[0].size) if x.dtype.kind == "f" else ():
+        if not np.isfinite(x[rows]).all():
+            place = np.argwhere(~np.isfinite(x[rows]))[0] + [rows.start, *[0] * (x.ndim - 1)]
+            index = ", ".join(str(i) for i in place)
+            raise InputError(
+                f"{where}: x[{index}] is {x[tuple(place)]} (row {place[0] + 1}, column "
+                f"{place[1] + 1}); every feature must be a finite number"
+            )
+    return x
+
+
+def _numbers_within(
+    labels: NDArray[Any], classes: tuple[str, ...], where: str
+) -> NDArray[np.int64]:
+    if labels.dtype.kind not in "iuf":
+        raise InputError(f"{where}: with class names given, labels must be the numbers of classes")
+    for row in np.flatnonzero((labels < 0) | (labels >= len(classes))):
+        raise InputError(
+            f"{where}: label {labels[row]} of sample {row + 1} is out of range; "
+            f"{len(classes)} classes have the numbers 0 to {len(classes) - 1}"
+        )
+    return labels.astype(np.int64)
+
+
+def _check_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> None:
+    """Refuse pickles and bombs by what the archive says of an array, before unpacking it."""
+    if info.file_size > BOMB_BYTES and info.file_size > BOMB_RATIO * info.compress_size:
+        raise InputError(
+            f"{where} unpacks from {info.compress_size:,} to {info.file_size:,} bytes, which looks "
+            "like a zip bomb; save it with numpy.savez, uncompressed"
+        )
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            read = np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    if dtype.hasobject:
+        raise InputError(
+            f"{where} holds Python objects, which are not read because they can run code; "
+            "save plain numbers or strings"
+        )
+    check_size(math.prod(shape), where)

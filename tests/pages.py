@@ -1,0 +1,175 @@
+"""Records for the pages: measured where that is quick, made up where it would take training."""
+
+import math
+from functools import cache
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+import normscope
+from normscope import lens
+from normscope.records import (
+    Epoch,
+    Inspection,
+    Member,
+    Row,
+    Run,
+    RunConfig,
+    Sweep,
+    Trace,
+)
+
+HOSTILE = ("</script><script>alert(1)</script>", '" onmouseover=x', "{{7*7}}", "\u2028<b>&amp;")
+NORMS = ("batch", "none", "noaffine", "per_class")
+REACHED = {"batch": 0.981, "none": 0.962, "noaffine": 0.979, "per_class": 1.0}
+PACE = {"batch": 2.0, "none": 5.0, "noaffine": 2.2, "per_class": 0.6}
+
+
+@cache
+def digits_inspection() -> Inspection:
+    """The lens on a three-layer network that never trained, over the digits."""
+    digits = load_digits()
+    x = torch.tensor(digits.data / 16, dtype=torch.float32)
+    y = torch.tensor(digits.target)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        widths = (64, 24, 24)
+        parts: list[nn.Module] = []
+        for a, b in zip(widths, widths[1:], strict=False):
+            norm = normscope.BatchNorm1d(b, momentum=None)
+            nn.init.normal_(norm.weight, 0.9, 0.3)
+            nn.init.normal_(norm.bias, -0.2, 0.4)
+            parts += [nn.Linear(a, b), norm, nn.ReLU()]
+        model = nn.Sequential(*parts, nn.Linear(widths[-1], 10))
+    with torch.no_grad():
+        model.train()(x)
+    batches = [(x[i : i + 300], y[i : i + 300]) for i in range(0, len(x), 300)]
+    return lens.inspect(model.eval(), batches, model_name="mlp", data_name="digits")
+
+
+def made_up_run(
+    inspection: Inspection | None,
+    norms: tuple[str, ...] = NORMS,
+    seeds: int = 3,
+    domains: tuple[str, ...] = (),
+) -> Run:
+    """A run whose curves look like those of training, with the inspection that is given."""
+    rng = np.random.default_rng(0)
+    epochs = 20
+    members = [_member(norm, seed, epochs, rng, domains) for norm in norms for seed in range(seeds)]
+    rates = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    return Run(
+        config=RunConfig(
+            data="digits",
+            net="mlp",
+            norms=norms,
+            epochs=epochs,
+            batch_size=64,
+            lr=0.1,
+            seed=0,
+            seeds=seeds,
+            domains=domains,
+            sweep=rates,
+        ),
+        complete=True,
+        classes=tuple("0123456789"),
+        train_size=1257,
+        test_size=540,
+        environment={"normscope": "0.1.0", "torch": "2.13.0", "threads": "2"},
+        rows=tuple(_row([m for m in members if m.norm == norm], domains) for norm in norms),
+        members=tuple(members),
+        traces=tuple(_trace(n, f"norm{i}", rng) for n in norms[:2] for i in (1, 2, 3)),
+        sweeps=tuple(_sweep(n, rates, rng) for n in norms if n != "per_class"),
+        inspection=inspection,
+    )
+
+
+def _member(
+    norm: str, seed: int, epochs: int, rng: np.random.Generator, domains: tuple[str, ...]
+) -> Member:
+    best, pace = REACHED.get(norm, 0.97), PACE.get(norm, 2.0)
+    curve = []
+    for epoch in range(1, epochs + 1):
+        accuracy = best - 0.87 * math.exp(-epoch / pace) + rng.normal(0, 0.003)
+        loss = 2.3 * math.exp(-epoch / pace) + 0.02 * math.exp(rng.normal(0, 0.2))
+        curve.append(
+            Epoch(
+                epoch=epoch,
+                train_loss=loss,
+                test_loss=loss * 1.3,
+                test_accuracy=min(1.0, accuracy),
+            )
+        )
+    leaks = norm == "per_class"
+    last = curve[-1].test_accuracy
+    return Member(
+        norm=norm,
+        seed=seed,
+        status="done",
+        accuracy=last,
+        leaks=leaks,
+        accuracy_without_label=0.16 if leaks else None,
+        accuracy_by_domain={d: last - 0.02 * i + rng.normal(0, 0.01) for i, d in enumerate(domains)},
+        epochs_to_95=int(3 * pace),
+        parameters=13_258,
+        seconds=2.4,
+        curve=tuple(curve),
+    )
+
+
+def _row(members: list[Member], domains: tuple[str, ...]) -> Row:
+    accuracies = [m.accuracy for m in members]
+    leaks = members[0].leaks
+    spread = float(np.std(accuracies, ddof=1)) if len(members) > 1 else math.nan
+    return Row(
+        norm=members[0].norm,
+        seeds=len(members),
+        diverged=0,
+        mean=float(np.mean(accuracies)),
+        spread=spread,
+        epochs_to_95=float(np.mean([m.epochs_to_95 for m in members])),
+        lr_lowest=0.003,
+        lr_highest=0.3 if members[0].norm == "none" else 3.0,
+        leaks=leaks,
+        without_label=0.16 if leaks else None,
+        by_domain={
+            d: float(np.mean([m.accuracy_by_domain[d] for m in members])) for d in domains
+        },
+        parameters=members[0].parameters,
+        seconds=7.2,
+    )
+
+
+def _trace(norm: str, layer: str, rng: np.random.Generator) -> Trace:
+    channels, steps = 12, tuple(range(0, 400, 10))
+    paths = np.cumsum(rng.normal(0, 0.02, (2, len(steps), channels)), axis=1)
+    has = norm != "none"
+
+    def rows(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> tuple[tuple[float, ...], ...]:
+        return tuple(map(tuple, values.tolist()))
+
+    calm = 0.4 if has else 1.0
+    drift = calm * (0.05 + 0.6 * np.exp(-np.arange(len(steps)) / 8)) * rng.uniform(0.7, 1.3, len(steps))
+    return Trace(
+        norm=norm,
+        layer=layer,
+        step=steps,
+        gamma=rows(1 + paths[0]) if has else tuple(() for _ in steps),
+        beta=rows(paths[1]) if has else tuple(() for _ in steps),
+        running_mean=rows(paths[0]) if has else tuple(() for _ in steps),
+        running_var=rows(1 + paths[1] ** 2) if has else tuple(() for _ in steps),
+        gradient=tuple(drift.tolist()),
+        drift=(math.nan, *drift.tolist()[1:]),
+        drift_after=(math.nan, *(drift / 2).tolist()[1:]),
+    )
+
+
+def _sweep(norm: str, rates: tuple[float, ...], rng: np.random.Generator) -> Sweep:
+    highest = 0.3 if norm == "none" else 3.0
+    accuracy = tuple(
+        (0.97 - 0.03 * abs(math.log10(r / 0.1)) if r <= highest else 0.1) + rng.normal(0, 0.004)
+        for r in rates
+    )
+    return Sweep(norm=norm, lr=rates, accuracy=accuracy, lowest=0.003, highest=highest)
