@@ -17,7 +17,7 @@ from sklearn.feature_selection import f_classif
 from torch import Tensor, nn
 
 import normscope
-from normscope import lens
+from normscope import layers, lens
 from normscope.errors import InputError, ModelError
 from normscope.lens import accumulate, inspection
 from normscope.records import Inspection, Layer, StageMeasures
@@ -271,29 +271,30 @@ class BentWithinImages(nn.BatchNorm2d):
 
 
 @pytest.mark.parametrize(
-    "layers",
+    "modules",
     [
         [nn.Linear(64, 8), Bent(8)],
         [nn.Unflatten(1, (1, 8, 8)), BentWithinImages(1)],
     ],
     ids=["both", "eta2 only"],
 )
-def test_the_self_test_can_fail(digits: tuple[Tensor, Tensor], layers: list[nn.Module]) -> None:
-    seen = lens.inspect(nn.Sequential(*layers), split(*digits, 300))
+def test_the_self_test_can_fail(digits: tuple[Tensor, Tensor], modules: list[nn.Module]) -> None:
+    seen = lens.inspect(nn.Sequential(*modules), split(*digits, 300))
     assert seen.invariance > 3e-5
     (sentence,) = findings.verdict(seen)
     assert "In layer 1 " in sentence.en
     assert "1 层" in sentence.zh
 
 
-def test_dead_channels(digits: tuple[Tensor, Tensor]) -> None:
-    linear, norm = nn.Linear(64, 8), nn.BatchNorm1d(8)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_dead_channels(digits: tuple[Tensor, Tensor], dtype: torch.dtype) -> None:
+    linear, norm = nn.Linear(64, 8, dtype=dtype), nn.BatchNorm1d(8, dtype=dtype)
     with torch.no_grad():
         norm.weight[0] = 0
         norm.bias[:] = 0.1
         linear.weight[1] = 0
         linear.bias[1] = 1e4
-    seen = lens.inspect(nn.Sequential(linear, norm), split(*digits, 300))
+    seen = lens.inspect(nn.Sequential(linear, norm), split(digits[0].to(dtype), digits[1], 300))
     (layer,) = seen.layers
     assert layer.notes == ("lens.note.gamma_zero", "lens.note.constant")
     assert layer.invariance < 1e-6
@@ -399,15 +400,41 @@ def test_each_condition_is_a_layer_of_its_own(digits: tuple[Tensor, Tensor]) -> 
             assert a.lda_fraction == pytest.approx(b.lda_fraction, abs=1e-6)
 
 
-def test_conditional_layer_without_a_condition_is_its_pooled_map(
-    digits: tuple[Tensor, Tensor],
-) -> None:
-    norm = normscope.ConditionalBatchNorm1d(64, 3, missing="pooled")
+@pytest.mark.parametrize("missing", ["pooled", 2])
+def test_conditional_layer_without_a_condition(digits: tuple[Tensor, Tensor], missing: Any) -> None:
+    norm = normscope.ConditionalBatchNorm1d(64, 3, missing=missing)
     nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
     (layer,) = lens.inspect(norm, split(*digits, 300)).layers
     assert layer.name == "ConditionalBatchNorm1d"
     assert layer.invariance < 1e-6
-    np.testing.assert_allclose(layer.gamma, norm.pooled()["weight"].tolist())
+    weight = norm.pooled()["weight"] if missing == "pooled" else norm.weight[2]
+    np.testing.assert_allclose(layer.gamma, weight.tolist(), rtol=1e-6)
+
+
+def test_what_is_no_map_per_channel_is_skipped(digits: tuple[Tensor, Tensor]) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plain, self.frozen = normscope.BatchNorm1d(64), layers.FrozenBatchNorm1d(64)
+            self.masked, self.mode = normscope.BatchNorm1d(64), layers.ModeNorm1d(64, 2)
+            self.batch = normscope.BatchNorm1d(64).set_policy(layers.Policy(use="batch"))
+            self.infers = normscope.ConditionalBatchNorm1d(64, 2, missing="infer")
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.masked(self.frozen(self.plain(x)), mask=torch.arange(len(x)) > 3)
+            z: Tensor = self.infers(self.batch(self.mode(y)))
+            return z
+
+    seen = lens.inspect(Model(), split(*digits, 300))
+    assert [layer.name for layer in seen.layers] == ["plain", "frozen"]
+    assert seen.invariance < 1e-6
+    assert seen.skipped == {
+        "masked": "lens.skip.masked",
+        "mode": "lens.skip.not_per_channel",
+        "batch": "lens.skip.no_statistics",
+        "infers": "lens.skip.mixture",
+    }
 
 
 def test_reused_layer_is_followed_per_call(digits: tuple[Tensor, Tensor]) -> None:

@@ -216,6 +216,15 @@ def test_condition_is_seen_however_it_is_given() -> None:
     assert all(given is ids for given in recorder.conditions)
 
 
+def test_a_layer_that_calls_itself_is_one_call() -> None:
+    layer = normscope.ConditionalBatchNorm1d(3, 2, missing=1)
+    for model in (layer, nn.Sequential(layer, nn.ReLU())):
+        seen = watched(model, torch.randn(4, 3))
+        assert len(seen.normed_calls) == 1
+        assert seen.conditions == [None]
+    assert [name for _, name, _ in seen.activated_calls] == ["relu"]
+
+
 def test_no_output_is_kept_alive() -> None:
     class Checks(Twice):
         def forward(self, x: Tensor) -> Tensor:

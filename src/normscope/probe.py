@@ -19,7 +19,17 @@ from torch.overrides import TorchFunctionMode
 
 from normscope.errors import ModelError
 from normscope.functional import batch_norm
-from normscope.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, conditional
+from normscope.layers import (
+    ConditionalBatchNorm1d,
+    ConditionalBatchNorm2d,
+    ConditionalBatchNorm3d,
+    FrozenBatchNorm1d,
+    FrozenBatchNorm2d,
+    FrozenBatchNorm3d,
+)
+from normscope.layers.batch import Normalizer
+from normscope.layers.conditional import current_condition
+from normscope.layers.statistics import RunningStatistics
 
 # element-wise maps that people put behind a norm, by the names that torch gives them at run time
 # fmt: off
@@ -32,8 +42,9 @@ ACTIVATIONS = frozenset({
 # fmt: on
 
 _PER_SAMPLE = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm, _InstanceNorm)
-_CONDITIONAL = conditional._ConditionalBatchNorm
-_FUSING = (BatchNorm1d, BatchNorm2d, BatchNorm3d)  # may add a residual and activate by themselves
+_CONDITIONAL = (ConditionalBatchNorm1d, ConditionalBatchNorm2d, ConditionalBatchNorm3d)
+# these may add a residual and activate by themselves
+_FUSING = (Normalizer, FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d)
 
 
 @dataclass(frozen=True)
@@ -60,12 +71,14 @@ class Call:
         index: 0 for the first call in this forward.
         module: the layer.
         condition: (N,) the condition of each sample; None for layers that know none.
+        masked: whether the layer was told to leave some positions out.
     """
 
     layer: str
     index: int
     module: nn.Module
     condition: Tensor | None
+    masked: bool = False
 
     @property
     def name(self) -> str:
@@ -95,7 +108,9 @@ def find_norms(model: nn.Module) -> list[Norm]:
     for name, module in model.named_modules():
         mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
         skipped: str | None = None
-        if isinstance(mean, Tensor) and isinstance(var, Tensor) and hasattr(module, "eps"):
+        if isinstance(module, RunningStatistics) and module.policy.use == "batch":
+            skipped = "lens.skip.no_statistics"
+        elif isinstance(mean, Tensor) and isinstance(var, Tensor) and hasattr(module, "eps"):
             if not is_lazy(mean) and mean.dim() != 1 and not isinstance(module, _CONDITIONAL):
                 skipped = "lens.skip.not_per_channel"
         elif isinstance(module, _PER_SAMPLE):
@@ -165,7 +180,7 @@ def observe(model: nn.Module, norms: list[Norm], watcher: Watcher) -> Iterator[N
     names = {norm.module: norm.name for norm in norms if norm.skipped is None}
     observer = _Observer(names, watcher)
     with ExitStack() as undo:
-        hook = model.register_forward_pre_hook(lambda module, args: observer.start())
+        hook = model.register_forward_pre_hook(lambda module, args: observer.start(module))
         undo.callback(hook.remove)
         for module in names:
             before = module.register_forward_pre_hook(observer.enter, with_kwargs=True)
@@ -219,13 +234,16 @@ class _Observer(TorchFunctionMode):
         super().__init__()
         self._names = names
         self._watcher = watcher
-        self.start()
-
-    def start(self) -> None:
-        """A forward of the model begins."""
         self._calls: Counter[nn.Module] = Counter()
         self._running: list[_Frame] = []
         self._waiting: dict[int, tuple[_Mark, Call]] = {}  # outputs, by id, without activation yet
+
+    def start(self, model: nn.Module) -> None:
+        """A forward of the model begins, unless the model calls itself."""
+        if not self._is_running(model):
+            self._calls.clear()
+            self._running.clear()
+            self._waiting.clear()
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A norm layer's forward begins."""
@@ -233,10 +251,13 @@ class _Observer(TorchFunctionMode):
         ids = None
         if isinstance(module, _CONDITIONAL):
             ids = kwargs.get("condition", args[1] if len(args) > 1 else None)
-            ids = conditional._current.ids if ids is None else ids
-        call = Call(self._names[module], self._calls[module], module, ids)
-        self._calls[module] += 1
-        self._running.append(_Frame(call, before))
+            ids = current_condition() if ids is None else ids
+        mask = kwargs.get("mask", args[2] if len(args) > 2 else None)
+        masked = isinstance(module, RunningStatistics) and mask is not None
+        call = Call(self._names[module], self._calls[module], module, ids, masked)
+        again = self._is_running(module)  # a layer that calls itself is told of once, from outside
+        self._calls[module] += not again
+        self._running.append(_Frame(call, before, told=again))
 
     def leave(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], after: Tensor
@@ -277,6 +298,9 @@ class _Observer(TorchFunctionMode):
         if call is not None:
             self._watcher.activated(call, name, result)
         return result
+
+    def _is_running(self, module: nn.Module) -> bool:
+        return any(frame.call.module is module for frame in self._running)
 
     def _tell(self, call: Call, before: Tensor, after: Tensor) -> None:
         self._watcher.normed(call, before, after)

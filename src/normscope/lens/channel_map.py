@@ -64,16 +64,20 @@ def parts(call: Call) -> Iterator[Part]:
         own = _map(call.module, state)
         yield Part(call.name, norm, None, own, own, mixed=False)
         return
+    if call.condition is None and isinstance(call.module.missing, int):
+        own = _map(call.module, _row(state, call.module.missing))
+        yield Part(call.name, norm, None, own, own, mixed=False)
+        return
     pooled = {name: t.double() for name, t in call.module.pooled().items()}  # type: ignore[operator]
     shown = _map(call.module, pooled)
     if call.condition is None:  # missing="pooled": the layer used just that map
         yield Part(call.name, norm, None, shown, shown, mixed=False)
         return
     ids = call.condition.to(shown.mean.device)
-    used = _map(call.module, {n: t[ids] if t.dim() == 2 else t for n, t in state.items()})
+    used = _map(call.module, _row(state, ids))
     yield Part(call.name, norm, None, used, shown, mixed=True)
     for condition in ids.unique().tolist():
-        own = _map(call.module, {n: t[condition] if t.dim() == 2 else t for n, t in state.items()})
+        own = _map(call.module, _row(state, condition))
         name = f"{call.name}[condition {condition}]"
         yield Part(name, norm, ids == condition, own, own, mixed=False)
 
@@ -82,6 +86,11 @@ def _tables(module: nn.Module) -> dict[str, Tensor]:
     names = ("running_mean", "running_var", "weight", "bias")
     values = {name: getattr(module, name, None) for name in names}
     return {name: t.detach().double() for name, t in values.items() if isinstance(t, Tensor)}
+
+
+def _row(state: dict[str, Tensor], condition: int | Tensor) -> dict[str, Tensor]:
+    """The rows of one condition, or of each sample's, where a table has them."""
+    return {name: t[condition] if t.dim() == 2 else t for name, t in state.items()}
 
 
 def _map(module: nn.Module, state: dict[str, Tensor]) -> ChannelMap:

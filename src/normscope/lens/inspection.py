@@ -151,7 +151,11 @@ class _Lens:
             tally.grow(classes)
 
     def _fits(self, call: Call, before: Tensor, after: Tensor) -> bool:
-        if len(before) != len(self._batch.labels):
+        if call.masked:
+            self.skipped[call.name] = "lens.skip.masked"
+        elif call.condition is None and getattr(call.module, "missing", None) == "infer":
+            self.skipped[call.name] = "lens.skip.mixture"
+        elif len(before) != len(self._batch.labels):
             self.skipped[call.name] = "lens.skip.other_batch"
         elif before.shape != after.shape or before.shape[1] != _channels(call.module):
             self.skipped[call.name] = "lens.skip.not_per_channel"
