@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench assets clean
+.PHONY: help demo test lint bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -33,7 +33,7 @@ lint: .venv/.dev  ## format, lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/.dev  ## figures side by side with peers, in one run
+bench: .venv/.core  ## figures side by side with peers, in one run
 	$(BIN)/python benchmarks/layers.py
 
 clean:  ## remove the environment and all caches

@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ def digits_inspection() -> Inspection:
         torch.manual_seed(3)
         widths = (64, 24, 24)
         parts: list[nn.Module] = []
-        for a, b in zip(widths, widths[1:], strict=False):
+        for a, b in pairwise(widths):
             norm = normscope.BatchNorm1d(b, momentum=None)
             nn.init.normal_(norm.weight, 0.9, 0.3)
             nn.init.normal_(norm.bias, -0.2, 0.4)
@@ -111,7 +112,9 @@ def _member(
         accuracy=last,
         leaks=leaks,
         accuracy_without_label=0.16 if leaks else None,
-        accuracy_by_domain={d: last - 0.02 * i + rng.normal(0, 0.01) for i, d in enumerate(domains)},
+        accuracy_by_domain={
+            d: last - 0.02 * i + rng.normal(0, 0.01) for i, d in enumerate(domains)
+        },
         epochs_to_95=int(3 * pace),
         parameters=13_258,
         seconds=2.4,
@@ -134,9 +137,7 @@ def _row(members: list[Member], domains: tuple[str, ...]) -> Row:
         lr_highest=0.3 if members[0].norm == "none" else 3.0,
         leaks=leaks,
         without_label=0.16 if leaks else None,
-        by_domain={
-            d: float(np.mean([m.accuracy_by_domain[d] for m in members])) for d in domains
-        },
+        by_domain={d: float(np.mean([m.accuracy_by_domain[d] for m in members])) for d in domains},
         parameters=members[0].parameters,
         seconds=7.2,
     )
@@ -147,11 +148,15 @@ def _trace(norm: str, layer: str, rng: np.random.Generator) -> Trace:
     paths = np.cumsum(rng.normal(0, 0.02, (2, len(steps), channels)), axis=1)
     has = norm != "none"
 
-    def rows(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> tuple[tuple[float, ...], ...]:
+    def rows(
+        values: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+    ) -> tuple[tuple[float, ...], ...]:
         return tuple(map(tuple, values.tolist()))
 
     calm = 0.4 if has else 1.0
-    drift = calm * (0.05 + 0.6 * np.exp(-np.arange(len(steps)) / 8)) * rng.uniform(0.7, 1.3, len(steps))
+    drift = (
+        calm * (0.05 + 0.6 * np.exp(-np.arange(len(steps)) / 8)) * rng.uniform(0.7, 1.3, len(steps))
+    )
     return Trace(
         norm=norm,
         layer=layer,

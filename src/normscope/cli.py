@@ -300,7 +300,9 @@ def _progress(quiet: bool) -> Iterator["Progress"]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as bars:
+    console = Console(stderr=True)
+    quiet = quiet or not console.is_terminal
+    with Progress(*columns, console=console, disable=quiet, transient=True) as bars:
         task = bars.add_task("", total=None)
 
         def show(done: int, total: int, message: str) -> None:

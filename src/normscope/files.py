@@ -58,8 +58,12 @@ def append_line(path: Path, line: str) -> None:
 
 def writable_folder(folder: Path) -> Path:
     """Make `folder` and prove, before any long work, that a file can be written in it."""
-    write_whole(folder / ".normscope-probe", b"x")
-    (folder / ".normscope-probe").unlink(missing_ok=True)
+    probe = folder / ".normscope-probe"
+    try:
+        write_whole(probe, b"x")
+    except FileError as problem:
+        raise FileError(str(problem).replace(shown(probe), shown(folder))) from problem
+    probe.unlink(missing_ok=True)
     return folder
 
 

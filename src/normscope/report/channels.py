@@ -50,8 +50,8 @@ def choose(layer: Layer, counts: tuple[int, ...]) -> list[Chosen]:
     best = ranked[:EACH]
     worst = [c for c in ranked[-EACH:] if c not in best]
     return [
-        *(Chosen(c, True, scores[c]) for c in best),
-        *(Chosen(c, False, scores[c]) for c in worst),
+        *(Chosen(c, best=True, score=scores[c]) for c in best),
+        *(Chosen(c, best=False, score=scores[c]) for c in worst),
     ]
 
 

@@ -18,7 +18,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from normscope.records import Inspection, Layer, Lesson, Run, Trace, plain
-from normscope.report import channels, story, tables, verdict
+from normscope.report import channels, findings, story, tables, verdict
 from normscope.report.bilingual import Text, said
 from normscope.report.charts import layers as layer_charts
 from normscope.report.charts import training as training_charts
@@ -44,7 +44,7 @@ def render_inspection(inspection: Inspection, lang: Lang) -> str:
         lang,
         drawn,
         said("page.inspection.title", model=inspection.model, data=inspection.data),
-        findings=verdict.of_inspection(inspection),
+        conclusions=verdict.of_inspection(inspection),
         inspection=inspection,
         **_layers(inspection, drawn),
     )
@@ -62,7 +62,7 @@ def render_run(run: Run, lesson: Lesson | None, lang: Lang) -> str:
         run=run,
         lesson=lesson,
         inspection=run.inspection,
-        findings=verdict.of_run(run),
+        conclusions=verdict.of_run(run),
         norms=[(row.norm, tables.norm_name(row.norm)) for row in run.rows],
         comparison_table=tables.comparison(run),
         comparison=drawn.add(training_charts.comparison(run)),
@@ -131,8 +131,8 @@ def _parameters(run: Run, drawn: _Drawn) -> list[tuple[Trace, list[tuple[int, Ch
         (
             trace,
             [
-                drawn.add(training_charts.parameter(trace, "gamma", "γ")),
-                drawn.add(training_charts.parameter(trace, "beta", "β")),
+                drawn.add(training_charts.parameter(trace, "γ")),
+                drawn.add(training_charts.parameter(trace, "β")),
             ],
         )
         for trace in shown
@@ -166,16 +166,21 @@ def _page(template: str, lang: Lang, drawn: _Drawn, title: Text, **context: Any)
     own = "\n".join(_asset(f"scripts/{name}.js") for name in SCRIPTS)
     scripts.append(f'"use strict";\n{{\n{own}}}\n')
     style = _asset("page.css")
-    return _environment(lang).get_template(template).render(
-        lang=lang,
-        title=title,
-        policy=_policy(scripts, style),
-        style=Markup(style),
-        scripts=[Markup(script) for script in scripts],
-        data=Markup(_json(data)),
-        story=story,
-        tables=tables,
-        **context,
+    return (
+        _environment(lang)
+        .get_template(template)
+        .render(
+            lang=lang,
+            title=title,
+            policy=_policy(scripts, style),
+            style=Markup(style),
+            scripts=[Markup(script) for script in scripts],
+            data=Markup(_json(data)),
+            story=story,
+            findings=findings,
+            tables=tables,
+            **context,
+        )
     )
 
 
@@ -228,11 +233,7 @@ def _environment(lang: Lang) -> Environment:
             return Markup("<span {}>{}</span>").format(both(text), text.read(lang))
         return Markup("{}").format(text)
 
-    def remark(key: str) -> Markup:
-        """A remark that the lens names by its key; one that has no sentence says its name."""
-        return put(said(f"lens.{key}") if f"lens.{key}" in catalogue() else key)
-
-    environment.filters |= {"both": both, "put": put, "remark": remark}
+    environment.filters |= {"both": both, "put": put}
     environment.filters["read"] = lambda text: text.read(lang)
     environment.globals["say"] = lambda key, **values: put(said(key, **values))
     environment.globals["number_next"] = count().__next__

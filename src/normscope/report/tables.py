@@ -1,28 +1,30 @@
 """The tables of a page: what the numbers are, before anything is drawn."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
 from typing import TypeVar
 
-from normscope.records import Inspection, Layer, Lesson, Member, Run, StageMeasures
+from normscope.records import Inspection, Layer, Lesson, Member, Run, StageMeasures, StageName
 from normscope.report.bilingual import Text, said
 from normscope.report.messages import catalogue
 from normscope.report.story import number, percent
 
 Item = TypeVar("Item")
+Words = str | Text  # what a cell says: the same in both languages, or not
 
 ROWS = 200  # of one table; the record holds them all
 
-STAGES = ("input", "normalised", "scaled_shifted", "activated")
+STAGES: tuple[StageName, ...] = ("input", "normalised", "scaled_shifted", "activated")
 
 
 @dataclass(frozen=True)
 class Cell:
     """A text, with how it looks and a remark beside it."""
 
-    text: str | Text
+    text: Words
     style: str = ""
     tag: Text | None = None
     icon: str = ""
@@ -33,9 +35,18 @@ class Table:
     """A caption, the heads of the columns, and rows of which the first cell names the row."""
 
     caption: Text
-    head: tuple[str | Text, ...]
+    head: Sequence[Words]
     rows: tuple[tuple[Cell, ...], ...]
     styles: tuple[str, ...] = ()  # one per row, or none
+
+    @property
+    def columns(self) -> list[tuple[Words, str]]:
+        """The heads, aligned as the cells of the first row are."""
+        styles = [c.style for c in self.rows[0]] if self.rows else [""] * len(self.head)
+        return [
+            (name, style if style in ("measure", "text") else "")
+            for name, style in zip(self.head, styles, strict=True)
+        ]
 
     @property
     def shown(self) -> list[tuple[str, tuple[Cell, ...]]]:
@@ -49,21 +60,32 @@ class Table:
         return max(0, len(self.rows) - ROWS)
 
 
-def table(caption: Text, head: list[str | Text], rows: list[list[str | Text]]) -> Table:
+def table(caption: Text, head: Sequence[Words], rows: list[list[Words]]) -> Table:
     """A table of plain cells."""
-    return Table(caption, tuple(head), tuple(tuple(Cell(c) for c in row) for row in rows))
+    return Table(caption, head, tuple(tuple(Cell(c) for c in row) for row in rows))
 
 
-def figure(value: float | None, digits: int = 4) -> str | Text:
+def figure(value: float | None, digits: int = 4) -> Words:
     """A number; "-" where none was measured, in words where it is not finite."""
     if value is None:
         return "-"
     return number(value, digits=digits) if math.isfinite(value) else said("page.not_finite")
 
 
-def share(value: float | None) -> str | Text:
-    """A share in per cent; "-" and not finite as in `figure`."""
-    return percent(value) if value is not None and math.isfinite(value) else figure(value)
+def share(value: float | None) -> Words:
+    """A share in per cent with one decimal; "-" and not finite as in `figure`."""
+    if value is None or not math.isfinite(value):
+        return figure(value)
+    text = f"{100 * value:.1f}%"
+    return percent(value) if text in ("0.0%", "100.0%") else text
+
+
+def magnitude(value: float) -> Words:
+    """A number of which the power of ten matters: 7.7 × 10⁶."""
+    if not 1e4 <= value < math.inf:
+        return figure(value, digits=3)
+    digits, power = f"{value:.1e}".split("e+")
+    return f"{digits} × 10{str(int(power)).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
 def norm_name(norm: str) -> Text:
@@ -116,7 +138,7 @@ def layer_index(inspection: Inspection) -> Table:
             cells = [Cell(layer.name if place == 0 else "", "name")]
             icon = "lock" if locked else "scale"
             cells.append(Cell(said(f"page.measure.{name}"), "measure", icon=icon))
-            before: str | Text = ""
+            before: Words = ""
             for stage_name in STAGES:
                 stage = found.get(stage_name)
                 value = "-" if stage is None else _measure(stage, name)
@@ -141,14 +163,14 @@ MEASURES = (
 )
 
 
-def _measure(stage: StageMeasures, name: str) -> str | Text:
+def _measure(stage: StageMeasures, name: str) -> Words:
     if name == "eta2":
         return figure(stage.eta2_mean)
     if name == "lda":
         return figure(stage.lda_fraction)
     if name == "nearest_mean":
         return share(stage.nearest_mean_accuracy)
-    return figure(stage.condition, digits=2)
+    return magnitude(stage.condition)
 
 
 def learning_curves(run: Run) -> Table:
@@ -156,7 +178,7 @@ def learning_curves(run: Run) -> Table:
     norms = [row.norm for row in run.rows]
     curves = {norm: mean_curve(run, norm) for norm in norms}
     epochs = sorted({epoch for curve in curves.values() for epoch in curve})
-    rows: list[list[str | Text]] = [
+    rows: list[list[Words]] = [
         [str(e), *(share(curves[n][e][0] if e in curves[n] else None) for n in norms)]
         for e in thinned(epochs)
     ]
@@ -185,7 +207,7 @@ def deviation(values: list[float]) -> float:
 
 def members(run: Run) -> Table:
     """Every network that was trained."""
-    rows: list[list[str | Text]] = [
+    rows: list[list[Words]] = [
         [m.norm, str(m.seed), share(m.accuracy), said(f"page.status.{m.status}"), _reached(m)]
         for m in run.members
     ]
@@ -201,7 +223,7 @@ def sweep(run: Run) -> Table:
     """Accuracy by learning rate and normalisation."""
     rates = sorted({rate for s in run.sweeps for rate in s.lr})
     found = {s.norm: dict(zip(s.lr, s.accuracy, strict=True)) for s in run.sweeps}
-    rows: list[list[str | Text]] = [
+    rows: list[list[Words]] = [
         [number(rate), *(share(found[norm].get(rate)) for norm in found)] for rate in rates
     ]
     return table(said("page.sweep.table"), [said("page.head.rate"), *found], rows)
@@ -211,20 +233,20 @@ def domains(run: Run) -> Table:
     """Accuracy by domain and normalisation."""
     rows_with = [row for row in run.rows if row.by_domain]
     names = list(dict.fromkeys(name for row in rows_with for name in row.by_domain))
-    body: list[list[str | Text]] = [
+    body: list[list[Words]] = [
         [row.norm, *(share(row.by_domain.get(n)) for n in names), share(row.mean)]
         for row in rows_with
     ]
-    head = [said("page.head.norm"), *names, said("page.head.all_domains")]
+    head: list[Words] = [said("page.head.norm"), *names, said("page.head.all_domains")]
     return table(said("page.domains.table"), head, body)
 
 
 def firing(layer: Layer, inspection: Inspection, classes: list[int], channels: list[int]) -> Table:
     """Share of values that pass the gate, class by channel."""
-    rows: list[list[str | Text]] = [
+    rows: list[list[Words]] = [
         [str(c), *(share(layer.firing[k][c]) for k in classes)] for c in channels
     ]
-    head = [said("page.head.channel"), *(inspection.classes[k] for k in classes)]
+    head: list[Words] = [said("page.head.channel"), *(inspection.classes[k] for k in classes)]
     return table(said("page.firing.table"), head, rows)
 
 
@@ -253,14 +275,14 @@ def lesson_stages(lesson: Lesson) -> Table:
             )
             styles.append("first" if k == 1 else "")
     names = ("stage", "class", "values", "mean", "variance", "min", "max")
-    head = (*(said(f"page.head.{n}") for n in names), "γ", "β")
+    head: list[Words] = [*(said(f"page.head.{n}") for n in names), "γ", "β"]
     return Table(said("page.lesson.stages.caption"), head, tuple(rows), tuple(styles))
 
 
 def posteriors(lesson: Lesson) -> Table:
     """The probability of every class for every value."""
     classes = len(lesson.stages[0].classes)
-    rows: list[list[str | Text]] = [
+    rows: list[list[Words]] = [
         [number(p.value), str(p.truth + 1), *(figure(v, 3) for v in p.probability)]
         for p in lesson.posteriors
     ]
@@ -271,7 +293,7 @@ def posteriors(lesson: Lesson) -> Table:
 
 def composition(lesson: Lesson) -> Table:
     """The share of class signal left, predicted and measured."""
-    rows: list[list[str | Text]] = [
+    rows: list[list[Words]] = [
         [number(c.r), str(c.m), figure(c.predicted), figure(c.measured)] for c in lesson.composition
     ]
     names = ("r", "m", "predicted", "measured")
@@ -282,7 +304,7 @@ def composition(lesson: Lesson) -> Table:
 
 def learning(lesson: Lesson) -> Table:
     """Where each random start ended."""
-    rows: list[list[str | Text]] = [
+    rows: list[list[Words]] = [
         [
             str(start.seed),
             figure(start.loss[0], 3),

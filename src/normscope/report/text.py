@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from rich import box
 from rich.cells import cell_len
@@ -9,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from normscope.records import ClassValues, Inspection, Lesson, Stage
-from normscope.report import findings, story
+from normscope.records import ClassValues, Inspection, Lesson, Run, Stage
+from normscope.report import findings, story, tables, verdict
 from normscope.report.messages import Lang, say
 from normscope.report.story import number, percent
 
@@ -235,6 +236,41 @@ def _geometry(inspection: Inspection, lang: Lang) -> Table:
             Text(layer.name), *nearest, *condition, percent(findings.firing_spread(layer))
         )
     return table
+
+
+# --- a run ------------------------------------------------------------------------------------
+
+
+def print_run(run: Run, lang: Lang, console: Console) -> None:
+    """The verdict, then the comparison, by domain too where there are domains."""
+    for finding in verdict.of_run(replace(run, inspection=None)):
+        if finding.headline is not None:
+            _paragraph(console, finding.headline.read(lang), "bold")
+        _paragraph(console, finding.detail.read(lang))
+    shown = [tables.comparison(run)]
+    if run.config.domains:
+        shown.append(tables.domains(run))
+    for table in shown:
+        _title(console, table.caption.read(lang))
+        drawn = _table([_read(head, lang) for head in table.head])
+        drawn.columns[0].no_wrap = True
+        remarks: dict[str, None] = {}  # an ordered set
+        for row in table.rows:
+            remarks |= {cell.tag.read(lang): None for cell in row if cell.tag is not None}
+            drawn.add_row(*(_cell(cell, list(remarks), lang) for cell in row))
+        console.print(drawn)
+        for place, remark in enumerate(remarks, start=1):
+            _paragraph(console, remark, "dim", mark="*" * place + " ")
+    console.print()
+
+
+def _cell(cell: tables.Cell, remarks: list[str], lang: Lang) -> Text:
+    stars = "" if cell.tag is None else "*" * (remarks.index(cell.tag.read(lang)) + 1)
+    return Text(_read(cell.text, lang) + stars)
+
+
+def _read(words: tables.Words, lang: Lang) -> str:
+    return words if isinstance(words, str) else words.read(lang)
 
 
 # --- shared by all records --------------------------------------------------------------------

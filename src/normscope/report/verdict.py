@@ -6,11 +6,10 @@ from statistics import fmean, median
 from typing import Literal
 
 from normscope.records import Inspection, Row, Run
+from normscope.report import findings
 from normscope.report.bilingual import Text, said, several
 from normscope.report.story import number, percent
 from normscope.report.tables import deviation
-
-SAME = 1e-6  # measures of one layer that differ by less are equal up to rounding
 
 # 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; 1.96 in the limit
 T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
@@ -18,10 +17,10 @@ T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.
 
 @dataclass(frozen=True)
 class Finding:
-    """One conclusion: what was found, and the numbers that say so."""
+    """One conclusion: what was found where it can be said in short, and the numbers."""
 
     style: Literal["good", "warn", "note"]
-    headline: Text
+    headline: Text | None
     detail: Text
 
 
@@ -49,7 +48,12 @@ def of_run(run: Run) -> list[Finding]:
 
 def of_inspection(inspection: Inspection) -> list[Finding]:
     """What normalisation and non-linearity did to the classes."""
-    return _classes(inspection) + _gates(inspection)
+    first, *others = findings.verdict(inspection)
+    kept = inspection.invariance <= findings.TOLERANCE
+    return [
+        Finding("good" if kept else "warn", None, first),
+        *(Finding("note", None, text) for text in others),
+    ]
 
 
 def difference(run: Run, norm: str, other: str) -> Difference | None:
@@ -130,66 +134,6 @@ def _stopped(run: Run) -> list[Finding]:
     return found
 
 
-def _classes(inspection: Inspection) -> list[Finding]:
-    """Whether the invariants held, and what the non-linearity did to J."""
-    if not inspection.layers or math.isnan(inspection.invariance):
-        return []
-    found = []
-    kept = inspection.invariance <= SAME
-    found.append(
-        Finding(
-            "good" if kept else "warn",
-            said("page.verdict.kept" if kept else "page.verdict.not_kept"),
-            said(
-                "page.verdict.kept.detail" if kept else "page.verdict.not_kept.detail",
-                layers=len(inspection.layers),
-                difference=f"{inspection.invariance:.1g}",
-            ),
-        )
-    )
-    changes = [
-        (layer.stages[-1].lda_fraction - layer.stages[0].lda_fraction, layer)
-        for layer in inspection.layers
-        if layer.activation and len(layer.stages) == 4
-    ]
-    changes = [change for change in changes if math.isfinite(change[0])]
-    if not changes:
-        return found
-    change, layer = max(changes, key=lambda c: abs(c[0]))
-    raised = sum(c > 0 for c, _ in changes)
-    if raised == len(changes):
-        headline = said("page.verdict.raised")
-    elif raised == 0:
-        headline = said("page.verdict.lowered")
-    else:
-        headline = said("page.verdict.mixed", raised=raised, layers=len(changes))
-    detail = said(
-        "page.verdict.activation.detail",
-        layer=layer.name,
-        before=number(layer.stages[0].lda_fraction, digits=3),
-        after=number(layer.stages[-1].lda_fraction, digits=3),
-    )
-    return [*found, Finding("good" if raised else "note", headline, detail)]
-
-
-def _gates(inspection: Inspection) -> list[Finding]:
-    """How far apart the classes' shares at a gate are, in the mean over all channels."""
-    apart, overall = [], []
-    for layer in inspection.layers:
-        if layer.activation is None:
-            continue
-        for shares in zip(*layer.firing, strict=True):
-            known = [s for s in shares if math.isfinite(s)]
-            if len(known) > 1:
-                apart.append(max(known) - min(known))
-                overall.append(fmean(known))
-    if not apart:
-        return []
-    spread, share = fmean(apart), fmean(overall)
-    detail = said("page.verdict.gates.detail", share=percent(share), points=f"{100 * spread:.0f}")
-    return [Finding("note", said("page.verdict.gates"), detail)]
-
-
 def _trap(run: Run) -> list[Finding]:
     found = []
     for row in run.rows:
@@ -229,7 +173,9 @@ def _domains(run: Run) -> list[Finding]:
 def _rates(run: Run) -> list[Finding]:
     """How wide the range of learning rates is that trains."""
     known = [
-        (s.highest / s.lowest, s) for s in run.sweeps if s.lowest is not None and s.highest is not None
+        (s.highest / s.lowest, s)
+        for s in run.sweeps
+        if s.lowest is not None and s.highest is not None
     ]
     if len(known) < 2:
         return []

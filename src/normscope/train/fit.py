@@ -72,7 +72,7 @@ def train(
     for norm in config.norms:
         blueprint(config.net, norm, data)
     folder = RunFolder(out)
-    with _threads(config.net):
+    with _one_thread():
         facts = environment() | {"data": _fingerprint(data)}
         if resume:
             earlier = folder.resume(config, facts["data"])
@@ -285,10 +285,10 @@ def _fingerprint(data: Data) -> str:
 
 
 @contextmanager
-def _threads(net: str) -> Iterator[None]:
-    """One thread for the mlp: its steps are too small to share, and wait on a busy machine."""
+def _one_thread() -> Iterator[None]:
+    """The numbers do not depend on the machine's cores, and small steps never wait for a core."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if net == "mlp" else before)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ Texts in a specification stay in both languages; the page puts in the one that i
 are names from the style sheet, so that light, dark and paper need no second drawing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,6 @@ CONFIG: Spec = {
         "domainColor": "var(--rule)",
         "tickColor": "var(--rule)",
         "tickCount": 5,
-        "labelOverlap": True,
     },
     "legend": {
         "orient": "top",
@@ -78,11 +78,12 @@ def spec(rows: list[Spec], height: int, **parts: Any) -> Spec:
     }
 
 
-def by_series(names: list[str], field: str = "series") -> Spec:
+def by_series(names: Sequence[str | Text], field: str = "series") -> Spec:
     """Colour and dash together, so that neither is needed alone."""
     colours = [f"var(--c{i % 8 + 1})" for i in range(len(names))]
     dashes = [DASHES[i % len(DASHES)] for i in range(len(names))]
-    legend: Spec = {"symbolType": "stroke"}
+    # as strong as the line, where a paler band lies under it
+    legend: Spec = {"symbolType": "stroke", "symbolOpacity": 1}
     return {
         "color": {
             "field": field,
@@ -111,5 +112,3 @@ def y_axis(field: str, title: str | Text | None, **more: Any) -> Spec:
 
 PERCENT: Spec = {"axis": {"format": ".0%"}}
 LOOSE: Spec = {"scale": {"zero": False, "nice": True}}
-
-

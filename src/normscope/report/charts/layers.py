@@ -4,11 +4,8 @@ import math
 
 from normscope.records import Inspection, Layer
 from normscope.report import tables
-from normscope.report.bilingual import Text, said
+from normscope.report.bilingual import said
 from normscope.report.charts.base import (
-    LOOSE,
-    PERCENT,
-    SHAPES,
     Chart,
     Spec,
     by_series,
@@ -16,7 +13,7 @@ from normscope.report.charts.base import (
     x_axis,
     y_axis,
 )
-from normscope.report.tables import Table, figure, table, thinned
+from normscope.report.tables import thinned
 
 CHANNELS = 96  # columns of the firing picture
 
@@ -24,6 +21,7 @@ CHANNELS = 96  # columns of the firing picture
 def separability(inspection: Inspection) -> Chart:
     """J, mean eta squared and nearest-mean accuracy through the stages of every layer."""
     measures = ("lda", "eta2", "nearest_mean")
+    names = {m: said(f"page.series.{m}") for m in measures}
     rows: list[Spec] = []
     marks: list[str] = []
     starts: list[Spec] = []
@@ -32,20 +30,16 @@ def separability(inspection: Inspection) -> Chart:
         for stage in layer.stages:
             values = (stage.lda_fraction, stage.eta2_mean, stage.nearest_mean_accuracy)
             rows += [
-                {"at": len(marks), "series": f"m{i}", "value": v, "layer": layer.name}
-                for i, v in enumerate(values)
+                {"at": len(marks), "series": names[m], "value": v, "layer": layer.name}
+                for m, v in zip(measures, values, strict=True)
                 if math.isfinite(v)
             ]
             marks.append(STAGE_SIGNS[stage.name])
-    names = [said(f"page.series.{m}") for m in measures]
-    look = by_series([f"m{i}" for i in range(len(measures))])
-    pick = " : ".join(f"datum.label === 'm{i}' ? {{{i}}}" for i in range(len(measures) - 1))
-    labels = _expression(pick + f" : {{{len(measures) - 1}}}", names)
-    for channel in look.values():
-        channel["legend"] = {"labelExpr": labels, "symbolType": "stroke"}
+    look = by_series([names[m] for m in measures])
     ticks = "[" + ",".join(f"'{m}'" for m in marks) + "][datum.value]"
     axis = {"grid": False, "values": list(range(len(marks))), "labelExpr": ticks, "ticks": False}
-    axis["labelOverlap"] = False
+    # without a count of their own, the shared one drops every other tick
+    axis |= {"tickCount": len(marks), "labelOverlap": True}
     x = x_axis("at", None, scale={"domain": [-0.5, len(marks) - 0.5], "nice": False}, axis=axis)
     picture = spec(
         rows,
@@ -58,14 +52,23 @@ def separability(inspection: Inspection) -> Chart:
             },
             {
                 "data": {"values": starts},
-                "mark": {"type": "text", "align": "left", "dx": 6, "dy": 2, "baseline": "top", "limit": 150},
+                "mark": {
+                    "type": "text",
+                    "align": "left",
+                    "dx": 6,
+                    "dy": 2,
+                    "baseline": "top",
+                    "limit": 150,
+                },
                 "encoding": {"x": x, "y": {"value": 0}, "text": {"field": "name"}},
             },
             {
                 "mark": {"type": "line", "point": {"size": 50}},
                 "encoding": {
                     "x": x,
-                    "y": y_axis("value", None, scale={"domainMin": 0, "domainMax": 1.06, "nice": False}),
+                    "y": y_axis(
+                        "value", None, scale={"domainMin": 0, "domainMax": 1.06, "nice": False}
+                    ),
                     "detail": {"field": "layer"},
                     **look,
                 },
@@ -79,23 +82,17 @@ def separability(inspection: Inspection) -> Chart:
 STAGE_SIGNS = {"input": "x", "normalised": "z", "scaled_shifted": "y", "activated": "f(y)"}
 
 
-def _expression(template: str, names: list[Text]) -> Text:
-    """A Vega expression that quotes one of our own names, in both languages."""
-    return Text(
-        template.format(*(f"'{n.en}'" for n in names)),
-        template.format(*(f"'{n.zh}'" for n in names)),
-    )
-
-
 def firing(layer: Layer, inspection: Inspection, classes: list[int]) -> Chart:
     """Which classes pass the gate of which channel, channels in the order of their first class."""
     leader = {
         c: max(classes, key=lambda k: _or_zero(layer.firing[k][c])) for c in range(layer.channels)
     }
-    order = sorted(range(layer.channels), key=lambda c: (leader[c], -_or_zero(layer.firing[leader[c]][c])))
+    order = sorted(
+        range(layer.channels), key=lambda c: (leader[c], -_or_zero(layer.firing[leader[c]][c]))
+    )
     order = thinned(order, CHANNELS)
     rows = [
-        {"at": place, "channel": c, "class": str(k), "share": layer.firing[k][c]}
+        {"at": place, "channel": c, "class": inspection.classes[k], "share": layer.firing[k][c]}
         for place, c in enumerate(order)
         for k in classes
         if math.isfinite(layer.firing[k][c])
@@ -115,8 +112,8 @@ def firing(layer: Layer, inspection: Inspection, classes: list[int]) -> Chart:
                 "field": "class",
                 "type": "nominal",
                 "title": None,
-                "sort": [str(k) for k in classes],
-                "axis": {"labelExpr": "datum.label", "labelLimit": 110},
+                "sort": [inspection.classes[k] for k in classes],
+                "axis": {"labelLimit": 110},
             },
             "color": {
                 "field": "share",
@@ -126,20 +123,14 @@ def firing(layer: Layer, inspection: Inspection, classes: list[int]) -> Chart:
             },
             "tooltip": [
                 {"field": "channel", "title": said("page.head.channel")},
-                {"field": "name", "title": said("page.head.class")},
+                {"field": "class", "title": said("page.head.class")},
                 {"field": "share", "title": said("page.head.passes"), "format": ".1%"},
             ],
         },
     )
-    for row in rows:
-        row["name"] = inspection.classes[int(row["class"])]
-        row["class"] = row["name"]
-    picture["encoding"]["y"]["sort"] = [inspection.classes[k] for k in classes]
     numbers = tables.firing(layer, inspection, classes, order)
     return Chart(said("page.firing.title"), said("page.firing.note"), picture, numbers, across=True)
 
 
 def _or_zero(value: float) -> float:
     return value if math.isfinite(value) else 0.0
-
-

@@ -1,8 +1,9 @@
 """Charts of training: curves, rates, gamma and beta, drift, domains."""
 
 import math
+from typing import Literal
 
-from normscope.records import Run, Table as Grid, Trace
+from normscope.records import Run, Trace
 from normscope.report import tables
 from normscope.report.bilingual import Text, said
 from normscope.report.charts.base import (
@@ -19,7 +20,7 @@ from normscope.report.charts.base import (
 from normscope.report.tables import Table, figure, table, thinned
 
 POINTS = 300  # of one line over training
-RATES: Spec = {"grid": False, "labelExpr": "format(datum.value, '~g')", "tickCount": 6}
+QUANTILES = ("q5", "q25", "q50", "q75", "q95")
 POWERS = [10.0**p for p in range(-8, 9)]  # the ticks of a logarithmic axis
 
 
@@ -54,7 +55,7 @@ def comparison(run: Run) -> Chart:
                 "data": {"values": means},
                 "mark": {"type": "rule", "strokeWidth": 2},
                 "encoding": {
-                    "x": x_axis("low", accuracy, **LOOSE, axis={"format": ".1%"}),
+                    "x": x_axis("low", accuracy, **LOOSE, axis={"format": ".1~%", "tickCount": 4}),
                     "x2": {"field": "high"},
                 },
             },
@@ -78,7 +79,9 @@ def comparison(run: Run) -> Chart:
         ],
     )
     note = said("page.comparison.note")
-    return Chart(said("page.comparison.title"), note, picture, tables.members(run), across=not run.sweeps)
+    return Chart(
+        said("page.comparison.title"), note, picture, tables.members(run), across=not run.sweeps
+    )
 
 
 def learning_curves(run: Run) -> list[Chart]:
@@ -100,7 +103,9 @@ def learning_curves(run: Run) -> list[Chart]:
         return []
     look = by_series(norms)
     # whole epochs only
-    x = x_axis("epoch", said("page.axis.epoch"), axis={"grid": False, "format": "d", "tickMinStep": 1})
+    x = x_axis(
+        "epoch", said("page.axis.epoch"), axis={"grid": False, "format": "d", "tickMinStep": 1}
+    )
     band = {
         "mark": {"type": "area", "opacity": 0.16},
         "encoding": {
@@ -123,7 +128,12 @@ def learning_curves(run: Run) -> list[Chart]:
     }
     loss = {
         "mark": {"type": "line"},
-        "encoding": {"y": y_axis("loss", said("page.axis.loss"), scale={"type": "log"}, axis={"values": POWERS}), **look},
+        "encoding": {
+            "y": y_axis(
+                "loss", said("page.axis.loss"), scale={"type": "log"}, axis={"values": POWERS}
+            ),
+            **look,
+        },
     }
     numbers = tables.learning_curves(run)
     return [
@@ -163,12 +173,17 @@ def sweep(run: Run) -> Chart:
         if math.isfinite(accuracy) and rate > 0
     ]
     look = by_series(norms)
+    rates = sorted({rate for s in run.sweeps for rate in s.lr if rate > 0})
+    ticks = {"grid": False, "format": "~g", "values": rates, "tickCount": len(rates)}
+    ticks["labelOverlap"] = True
     picture = spec(
         rows,
         260,
         mark={"type": "line", "point": {"size": 44}},
         encoding={
-            "x": x_axis("rate", said("page.axis.rate"), scale={"type": "log", "nice": False}, axis=RATES),
+            "x": x_axis(
+                "rate", said("page.axis.rate"), scale={"type": "log", "nice": False}, axis=ticks
+            ),
             "y": y_axis("accuracy", said("page.axis.accuracy"), scale={"domainMin": 0}, **PERCENT),
             **look,
             "tooltip": [
@@ -181,9 +196,9 @@ def sweep(run: Run) -> Chart:
     return Chart(said("page.sweep.title"), said("page.sweep.note"), picture, tables.sweep(run))
 
 
-def parameter(trace: Trace, name: str, symbol: str) -> Chart:
+def parameter(trace: Trace, symbol: Literal["γ", "β"]) -> Chart:
     """How gamma or beta of one layer moved: the middle, half and nine tenths of its channels."""
-    grid: Grid = getattr(trace, name)
+    grid = trace.gamma if symbol == "γ" else trace.beta
     steps = thinned(list(range(len(trace.step))), POINTS)
     rows = [
         {"step": trace.step[t]} | dict(zip(QUANTILES, quantiles(grid[t]), strict=True))
@@ -210,7 +225,7 @@ def parameter(trace: Trace, name: str, symbol: str) -> Chart:
     body: list[list[str | Text]] = [
         [str(row["step"]), *(figure(row[q]) for q in QUANTILES)] for row in thinned(rows)
     ]
-    head = [said("page.head.step"), *(f"{q[1:]}%" for q in QUANTILES)]
+    head: list[str | Text] = [said("page.head.step"), *(f"{q[1:]}%" for q in QUANTILES)]
     x = x_axis("step", said("page.axis.step"))
     return Chart(
         f"{symbol}, {trace.layer}",
@@ -223,9 +238,6 @@ def parameter(trace: Trace, name: str, symbol: str) -> Chart:
         ),
         table(said("page.parameter.table"), head, body),
     )
-
-
-QUANTILES = ("q5", "q25", "q50", "q75", "q95")
 
 
 def quantiles(values: tuple[float, ...]) -> list[float]:
@@ -307,5 +319,3 @@ def domains(run: Run) -> Chart:
     )
     title, note = said("page.domains.title"), said("page.domains.note")
     return Chart(title, note, picture, tables.domains(run), across=True)
-
-

@@ -18,6 +18,8 @@ function channelCard(card, channel) {
   const edges = channel.edges;
   const learned = { gamma: channel.gamma, beta: channel.beta };
   const state = { ...learned };
+  // of the non-linearities only this one sends the closed side to a single value
+  const collapses = /^relu6?$/i.test(channel.activation ?? "");
   const deviation = Math.sqrt(channel.variance + channel.eps);
   const reach = populated(channel);
   const atLearned = () => state.gamma === learned.gamma && state.beta === learned.beta;
@@ -43,10 +45,11 @@ function channelCard(card, channel) {
     says.dataset.information = information;
     says.dataset.firing = JSON.stringify(passing);
     const K = channel.counts.length;
-    const axes = channel.activation ? 4 : 3;
+    const axes = collapses ? 4 : 3;
     const height = 24 + K * LANE + 18 + axes * 34;
     canvas(host, height, card.querySelector("h4").textContent, says.textContent, (picture, width) => {
-      const [left, right] = [Math.min(120, width * 0.2), width - 78];
+      const longest = Math.max(...channel.classes.map((name) => clipped(name).length));
+      const [left, right] = [Math.min(120, Math.max(78, 8 * longest)), width - 78];
       const [low, high] = reach;
       const place = scale(low, high, left, right);
       const floor = 24 + K * LANE;
@@ -102,13 +105,15 @@ function channelCard(card, channel) {
     ruler("z", (z) => z, (z) => z, 1);
     const back = (y) => (state.gamma === 0 ? 0 : (y - state.beta) / state.gamma);
     ruler("y = γz + β", output, back, 2);
-    if (!channel.activation) return;
+    if (!collapses) return;
     const y = floor + 18 + 3 * 34;
-    const top = Math.max(output(low), output(high), 0);
+    const ends = [output(low), output(high)].map((v) => Math.max(0, v));
+    const [bottom, top] = [Math.min(...ends), Math.max(...ends)];
     const [closedFrom, closedTo] = state.gamma >= 0 ? [low, open] : [open, high];
+    const openPart = 1 - (closedTo - closedFrom) / (high - low);
     picture.append(
       svg("rect", { x: place(closedFrom), y: y - 3, width: Math.max(0, place(closedTo) - place(closedFrom)), height: 6, class: "blocked" }),
-      axis((v) => place(back(v)), 0, top, y, { from: left, to: right, count, name: channel.activation }),
+      axis((v) => place(back(v)), bottom, top, y, { from: left, to: right, count: count * openPart, name: channel.activation }),
     );
   }
 

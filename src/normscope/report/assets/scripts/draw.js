@@ -18,9 +18,10 @@ const html = (tag, attributes = {}, ...children) =>
 // round values between low and high, about `count` of them
 function ticks(low, high, count) {
   if (!(high > low)) return [low];
-  const raw = (high - low) / count;
+  const raw = (high - low) / Math.max(1, count);
   const power = 10 ** Math.floor(Math.log10(raw));
-  const step = power * [1, 2, 5, 10].find((s) => s * power >= raw * 0.999);
+  const far = (s) => Math.abs(Math.log((s * power) / raw));
+  const step = power * [1, 2, 5, 10].reduce((best, s) => (far(s) < far(best) ? s : best));
   const values = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) {
     values.push(Math.abs(i) < 1e-12 ? 0 : i * step);

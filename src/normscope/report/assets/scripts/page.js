@@ -87,16 +87,26 @@ function tooltip(_handler, event, _item, value) {
   note.style.top = `${event.clientY + 16}px`;
 }
 
+// how many entries of the legend fit side by side
+function legendColumns(spec, width) {
+  const parts = [spec, ...(spec.layer ?? [])];
+  const names = parts.flatMap((part) => part.encoding?.color?.scale?.domain ?? []).map(String);
+  const wide = (name) => [...name].reduce((sum, sign) => sum + (sign > "\u2e7f" ? 13 : 7.5), 45);
+  return Math.max(1, Math.floor(width / Math.max(60, ...names.map(wide))));
+}
+
 async function drawChart(host) {
   host.dataset.drawn = "";
-  const result = await vegaEmbed(host, inLanguage(data.charts[host.dataset.chart]), {
+  const spec = inLanguage(data.charts[host.dataset.chart]);
+  const columns = legendColumns(spec, host.clientWidth);
+  const result = await vegaEmbed(host, spec, {
     mode: "vega-lite",
     renderer: "svg",
     actions: false,
     defaultStyle: false,
     ast: true, // no eval: the page's policy forbids it
     tooltip,
-    config: data.chartConfig,
+    config: { ...data.chartConfig, legend: { ...data.chartConfig.legend, columns } },
   });
   // the figure's own caption names the picture; its marks say nothing more to a screen reader
   const picture = host.querySelector("svg");

@@ -1,0 +1,126 @@
+"""The command line as a user meets it: one sentence and exit code 2 for what can be mended."""
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import normscope
+
+
+def run(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "normscope", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LANG": "C.UTF-8", **env},
+        timeout=120,
+        check=False,
+    )
+
+
+def test_importing_the_package_and_asking_for_help_imports_no_torch() -> None:
+    code = "import sys, normscope, normscope.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    helped = run("--help")
+    assert helped.returncode == 0
+    for command in ("explain", "train", "inspect", "report", "env"):
+        assert command in helped.stdout
+
+
+def test_every_public_name_resolves() -> None:
+    for name in normscope.__all__:
+        assert getattr(normscope, name) is not None
+    with pytest.raises(AttributeError, match="normscope has no 'nothing'; it has"):
+        _ = normscope.nothing
+
+
+def test_explain_json_holds_the_numbers_of_the_worked_example() -> None:
+    done = run("explain", "--json")
+    assert done.returncode == 0, done.stderr
+    stages = {stage["name"]: stage for stage in json.loads(done.stdout)["stages"]}
+    assert stages["standardised_per_class"]["classes"][0]["values"] == pytest.approx(
+        [-1.3416, -0.4472, 0.4472, 1.3416], abs=1e-3
+    )
+    assert stages["scaled_shifted"]["classes"][1]["values"] == pytest.approx(
+        [0.317, 2.106, 3.894, 5.683], abs=1e-3
+    )
+    accuracies = {name: stage["threshold_accuracy"] for name, stage in stages.items()}
+    assert accuracies["standardised_per_class"] == 4 / 8
+    assert accuracies["scaled_shifted"] == 7 / 8
+    assert accuracies["learned"] == accuracies["identity"] == accuracies["joint"] == 1
+
+
+def test_train_inspect_and_report_end_to_end(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = (
+        "train", "--data", "iris", "--norm", "batch,none", "--seeds", "1",
+        "--epochs", "3", "--no-sweep", "--out", out,
+    )  # fmt: skip
+    trained = run(*arguments, "--json")
+    assert trained.returncode == 0, trained.stderr
+    record = json.loads(trained.stdout)
+    assert record["complete"]
+    assert [row["norm"] for row in record["rows"]] == ["batch", "none"]
+    assert record["inspection"]["invariance"] < 1e-6
+    for name in ("run.json", "telemetry.jsonl", "model.safetensors", "report.html"):
+        assert (out / name).stat().st_size > 0
+    again = run(*arguments)
+    assert again.returncode == 2
+    assert "--overwrite" in again.stderr
+    inspected = run("inspect", "--model", out, "--lang", "zh")
+    assert inspected.returncode == 0, inspected.stderr
+    shown = run("report", out, "--html", tmp_path / "page.html", "--lang", "zh")
+    assert shown.returncode == 0, shown.stderr
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+BAD = [
+    (("explain", "--class", "1,2", "--class", "1,x"), "--class is '1,x'; numbers"),
+    (("explain", "--class", "1,2", "--class", "1,2,3"), "class 1 has 2 values and class 2 has 3"),
+    (("explain", "--class", "5,5", "--class", "1,2"), "variance"),
+    (("explain", "--class", "5,6"), "class"),
+    (("explain", "--lang", "fr"), "--lang is 'fr'; it can be en or zh"),
+    (("explain", "--html", "/proc/nothing/x.html"), "cannot be written"),
+    (("train", "--data", "missing.csv"), "missing.csv"),
+    (("train", "--norm", "magic"), "magic"),
+    (("train", "--net", "magic"), "magic"),
+    (("train", "--out", "/proc/nothing"), "cannot be written"),
+    (("inspect", "--model", "nowhere:factory"), "nowhere"),
+    (("report", "missing"), "there is no run record missing"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a) for a, _ in BAD])
+def test_bad_input_is_one_sentence(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments)
+    assert done.returncode == 2, done.stdout
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert re.search(message, done.stderr), done.stderr
+    assert list(tmp_path.iterdir()) == []  # nothing left half-written
+
+
+def test_a_pickle_bomb_is_refused_and_not_run(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (marker,))  # type: ignore[return-value]
+
+    bomb = tmp_path / "weights.pt"
+    bomb.write_bytes(pickle.dumps({"weight": Bomb()}))
+    net = tmp_path / "net.py"
+    net.write_text("import torch\ndef make():\n    return torch.nn.BatchNorm1d(64)\n")
+    done = run("inspect", "--model", f"{net}:make", "--weights", bomb)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert not marker.exists()

@@ -1,0 +1,433 @@
+"""Pages without a browser: what is in the file, and what the sentences are computed from."""
+
+import base64
+import hashlib
+import json
+import math
+import re
+import string
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import normscope.report
+from normscope.lesson import lesson
+from normscope.records import Inspection, Layer, Lesson, Member, Run, Stage, StageMeasures
+from normscope.report import channels, tables, verdict
+from normscope.report.charts.training import quantiles
+from normscope.report.messages import LANGUAGES, Lang, catalogue
+from normscope.report.page import render_inspection, render_lesson, render_run
+from tests.pages import HOSTILE, digits_inspection, made_up_run
+
+FOLDER = Path(normscope.report.__file__).parent
+CHINESE = re.compile("[\u4e00-\u9fff]")
+
+
+class Parsed(HTMLParser):
+    """Elements with their attributes, scripts and styles with their text, and what is read."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.inside: dict[str, list[tuple[dict[str, str | None], str]]] = {
+            "script": [],
+            "style": [],
+        }
+        self.text = ""
+        self._open = ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._open = tag
+        if tag in self.inside:
+            self.inside[tag].append((dict(attrs), ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._open = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._open in self.inside:
+            attributes, text = self.inside[self._open][-1]
+            self.inside[self._open][-1] = attributes, text + data
+        else:
+            self.text += data
+
+    @property
+    def data(self) -> Any:
+        (text,) = [t for a, t in self.inside["script"] if a.get("id") == "data"]
+
+        def refuse(constant: str) -> None:
+            raise AssertionError(f"{constant} is no JSON")
+
+        return json.loads(text, parse_constant=refuse)
+
+
+def pages(lang: Lang = "en") -> dict[str, str]:
+    inspection = digits_inspection()
+    run = made_up_run(inspection)
+    shown = made_up_run(None, ("batch", "conditional", "separate"), 5, ("clean", "invert"))
+    return {
+        "lesson": render_lesson(lesson(), lang),
+        "inspection": render_inspection(inspection, lang),
+        "run": render_run(run, lesson(), lang),
+        "domains": render_run(shown, None, lang),
+    }
+
+
+@pytest.fixture(scope="module")
+def parsed() -> dict[str, Parsed]:
+    return {name: Parsed(page) for name, page in pages().items()}
+
+
+def renamed(inspection: Inspection, names: tuple[str, ...]) -> Inspection:
+    layers = tuple(
+        replace(layer, name=name, norm=name, notes=("lens.note.mixed",))
+        for layer, name in zip(inspection.layers, names, strict=False)
+    )
+    classes = tuple(names[k % len(names)] + str(k) for k in range(len(inspection.classes)))
+    skipped = {names[0]: "lens.skip.not_called"}
+    return replace(
+        inspection, layers=layers, classes=classes, model=names[0], data=names[1], skipped=skipped
+    )
+
+
+# --- one file, closed to the outside ---
+
+
+@pytest.mark.parametrize("name", ["lesson", "inspection", "run", "domains"])
+def test_nothing_is_loaded_from_anywhere(parsed: dict[str, Parsed], name: str) -> None:
+    for tag, attributes in parsed[name].elements:
+        assert tag not in {"link", "img", "iframe", "object", "embed", "base", "form"}
+        assert "src" not in attributes
+        assert (attributes.get("href") or "#").startswith("#")
+        assert not [a for a in attributes if a.startswith("on") or a == "style"]
+    style = parsed[name].inside["style"][0][1]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+@pytest.mark.parametrize("name", ["lesson", "inspection", "run", "domains"])
+def test_the_policy_allows_exactly_what_is_in_the_file(
+    parsed: dict[str, Parsed], name: str
+) -> None:
+    page = parsed[name]
+    policies = [a["content"] for t, a in page.elements if t == "meta" and "http-equiv" in a]
+    assert policies[0] is not None
+    rules = dict(part.strip().split(" ", 1) for part in policies[0].split(";"))
+
+    def hashes(kind: str) -> set[str]:
+        texts = [t for a, t in page.inside[kind] if a.get("type") != "application/json"]
+        digests = [base64.b64encode(hashlib.sha256(t.encode()).digest()).decode() for t in texts]
+        return {f"'sha256-{d}'" for d in digests}
+
+    assert rules["default-src"] == "'none'"
+    assert set(rules["script-src"].split()) == hashes("script")
+    assert set(rules["style-src"].split()) == hashes("style")
+
+
+def test_sizes() -> None:
+    sizes = {name: len(page.encode()) for name, page in pages().items()}
+    assert sizes["lesson"] < 250_000  # no chart bundle in it
+    assert max(sizes.values()) < 2_000_000
+
+
+def test_ids_are_unique_and_what_is_referred_to_exists(parsed: dict[str, Parsed]) -> None:
+    for page in parsed.values():
+        ids = [a["id"] for _, a in page.elements if a.get("id")]
+        assert len(ids) == len(set(ids))
+        for _, attributes in page.elements:
+            for name in ("aria-labelledby", "aria-describedby"):
+                for target in (attributes.get(name) or "").split():
+                    assert target in ids
+            if (attributes.get("href") or "").startswith("#"):
+                assert str(attributes["href"])[1:] in ids
+
+
+# --- two languages ---
+
+
+def test_every_text_is_in_both_languages(parsed: dict[str, Parsed]) -> None:
+    for page in parsed.values():
+        for _, attributes in page.elements:
+            english, chinese = attributes.get("data-en"), attributes.get("data-zh")
+            assert (english is None) == (chinese is None)
+            if english is None or chinese is None:
+                continue
+            assert english
+            assert chinese
+            assert not CHINESE.search(english)
+            words = re.search(r"[a-z]{4,}", english.replace("norm", ""))
+            assert CHINESE.search(chinese) or english == chinese or not words
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_a_page_starts_in_its_language(lang: Lang) -> None:
+    for page in pages(lang).values():
+        document = Parsed(page)
+        assert document.data["lang"] == lang
+        assert bool(CHINESE.search(document.text.replace("中文", ""))) == (lang == "zh")
+
+
+def test_messages_are_whole_and_used() -> None:
+    sources = [*FOLDER.rglob("*.py"), *FOLDER.rglob("*.j2"), *FOLDER.rglob("scripts/*.js")]
+    code = "\n".join(p.read_text(encoding="utf-8") for p in sources)
+    own = {k: v for k, v in catalogue().items() if k.startswith(("page.", "live."))}
+    built = ("page.head.", "page.norm.", "page.status.", "page.stage.", "page.measure.")
+    built += ("page.series.", "page.play.", "live.")
+    for key, texts in own.items():
+        assert set(texts) == set(LANGUAGES)
+        fields = [
+            {name for _, name, _, _ in string.Formatter().parse(text) if name}
+            for text in texts.values()
+        ]
+        assert fields[0] == fields[1], key
+        assert f'"{key}"' in code or key.startswith(built), f"{key} is not used"
+    for key in re.findall(r'"((?:page|live)\.[a-z0-9_.]*[a-z0-9])"', code):
+        assert key in own, f"{key} has no text"
+
+
+# --- hostile, missing and too much ---
+
+
+def test_hostile_names_stay_text() -> None:
+    plain, hostile = digits_inspection(), renamed(digits_inspection(), HOSTILE)
+    norms = ("batch", *HOSTILE[:2])
+    run = replace(made_up_run(hostile, norms), classes=hostile.classes)
+    run = replace(
+        run,
+        config=replace(run.config, data=HOSTILE[0], net=HOSTILE[1]),
+        environment={HOSTILE[0]: HOSTILE[1]},
+    )
+    expected = Parsed(render_run(made_up_run(plain, ("batch", "none", "x")), None, "en"))
+    for page in (
+        Parsed(render_run(run, None, "en")),
+        Parsed(render_inspection(hostile, "en")),
+    ):
+        assert len(page.inside["script"]) == len(expected.inside["script"])
+        assert not [a for _, attributes in page.elements for a in attributes if a[:2] == "on"]
+        assert not [t for t, _ in page.elements if t == "b" and HOSTILE[3] in page.text[:0]]
+        for name in HOSTILE[:2]:
+            assert name in page.text
+        assert "{{7*7}}" in json.dumps(page.data, ensure_ascii=False)
+        assert "49" not in page.text.split("{{7*7}}", 1)[0][-3:]
+    raw = render_run(run, None, "en")
+    assert raw.count("</script>") == len(expected.inside["script"])
+    assert "\u2028" not in raw.split('id="data">')[1].split("</script>")[0]
+
+
+def nan_everywhere(value: Any) -> Any:
+    """The same record with every float NaN."""
+    if isinstance(value, float):
+        return math.nan
+    if isinstance(value, tuple):
+        return tuple(map(nan_everywhere, value))
+    if isinstance(value, dict):
+        return {k: nan_everywhere(v) for k, v in value.items()}
+    if isinstance(value, Layer | StageMeasures | Member | Run | Inspection):
+        return replace(value, **{k: nan_everywhere(v) for k, v in vars(value).items()})
+    return value
+
+
+def test_not_finite_numbers_are_said() -> None:
+    run = made_up_run(digits_inspection())
+    broken = replace(
+        run,
+        inspection=nan_everywhere(run.inspection),
+        members=tuple(
+            replace(nan_everywhere(m), status="diverged", curve=m.curve[:0]) for m in run.members
+        ),
+        rows=tuple(
+            replace(r, mean=math.nan, spread=math.nan, diverged=r.seeds, epochs_to_95=math.nan)
+            for r in run.rows
+        ),
+        sweeps=tuple(
+            replace(s, accuracy=nan_everywhere(s.accuracy), lowest=None, highest=None)
+            for s in run.sweeps
+        ),
+    )
+    page = Parsed(render_run(broken, lesson(), "en"))
+    assert page.data["charts"]  # and is JSON
+    assert "not finite" in page.text
+    assert "nan" not in page.text.lower().split("normalisation")[0]
+    assert "No network finished" in page.text
+
+
+def test_empty_states() -> None:
+    run = made_up_run(None, ("batch",), seeds=1)
+    bare = replace(run, members=(), traces=(), sweeps=(), rows=(), complete=False)
+    for record in (run, bare):
+        page = Parsed(render_run(record, None, "zh"))
+        assert "没有对网络做逐层检视" in page.text
+    nothing = replace(digits_inspection(), layers=(), invariance=math.nan)
+    page = Parsed(render_inspection(nothing, "en"))
+    assert "no normalisation layer with running statistics" in page.text
+
+
+def test_one_class_and_no_activation() -> None:
+    inspection = digits_inspection()
+    one = tuple(
+        replace(
+            layer,
+            activation=None,
+            stages=layer.stages[:3],
+            histogram=layer.histogram[:1],
+            firing=layer.firing[:1],
+        )
+        for layer in inspection.layers
+    )
+    single = replace(inspection, layers=one, classes=("only",), counts=(3,))
+    page = Parsed(render_inspection(single, "en"))
+    assert [c["classes"] for c in page.data["channels"]][0] == ["only"]
+
+
+def test_many_classes_and_layers_are_sampled_and_it_says_so() -> None:
+    layer, names = digits_inspection().layers[0], 10_000
+    few = replace(
+        layer,
+        channels=2,
+        gamma=layer.gamma[:2],
+        stages=tuple(replace(s, eta2=s.eta2[:2]) for s in layer.stages),
+        bin_edges=(-1.0, 0.0, 1.0),
+        histogram=(((1, 2), (3, 4)),) * names,
+        firing=((0.5, 0.25),) * names,
+    )
+    crowd = replace(
+        digits_inspection(),
+        layers=tuple(replace(few, name=f"layer{i}") for i in range(60)),
+        classes=tuple(f"class {k}" for k in range(names)),
+        counts=(1,) * names,
+    )
+    html = render_inspection(crowd, "en")
+    page = Parsed(html)
+    assert len(html) < 2_500_000
+    assert "9980 more classes" in page.text
+    assert "36 more layers" in page.text
+    assert "40 more rows" in page.text  # 60 layers, 4 measures each, 200 rows shown
+    assert len(page.data["channels"][0]["classes"]) == channels.CLASSES
+
+
+def test_a_lesson_of_many_classes() -> None:
+    rng = np.random.default_rng(0)
+    record = lesson(rng.normal(size=(12, 5)).tolist(), None, None, eps=1e-5, seeds=2, steps=20)
+    page = Parsed(render_lesson(record, "en"))
+    assert len(page.data["lesson"]["stages"][0]["classes"]) == 12
+
+
+# --- numbers and sentences ---
+
+
+def with_accuracies(run: Run, accuracies: dict[str, list[float]]) -> Run:
+    members = tuple(
+        replace(m, accuracy=accuracies[m.norm][m.seed]) for m in run.members if m.norm in accuracies
+    )
+    rows = tuple(
+        replace(
+            row,
+            mean=float(np.mean(accuracies[row.norm])),
+            spread=float(np.std(accuracies[row.norm], ddof=1)),
+        )
+        for row in run.rows
+        if row.norm in accuracies
+    )
+    return replace(run, members=members, rows=rows)
+
+
+def test_the_paired_difference_and_its_interval() -> None:
+    run = with_accuracies(
+        made_up_run(None), {"batch": [0.97, 0.98, 0.99], "none": [0.93, 0.96, 0.95]}
+    )
+    found = verdict.difference(run, "batch", "none")
+    assert found is not None
+    # differences .04, .02, .04: mean .0333, deviation .011547, t(2) = 4.303
+    assert found.mean == pytest.approx(0.1 / 3)
+    assert found.margin == pytest.approx(4.303 * 0.011547 / math.sqrt(3), rel=1e-3)
+    assert found.clear
+    assert verdict.difference(run, "batch", "noaffine") is None
+
+
+def test_t_quantiles_are_those_of_scipy() -> None:
+    from scipy.special import stdtrit
+
+    for degrees, t in enumerate(verdict.T, 1):
+        assert t == pytest.approx(float(stdtrit(degrees, 0.975)), abs=6e-3)
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [([0.93, 0.96, 0.95], "batch wins with 98%"), ([0.99, 0.96, 0.97], "level within the noise")],
+)
+def test_the_winner_is_named_with_its_noise(other: list[float], expected: str) -> None:
+    scores = {"batch": [0.97, 0.98, 0.99], "none": other, "per_class": [1.0, 1.0, 1.0]}
+    first, *rest = verdict.of_run(with_accuracies(made_up_run(None), scores))
+    assert first.headline is not None
+    assert expected in first.headline.en  # and not the norm that was given the labels
+    assert any(f.headline and "The trap" in f.headline.en for f in rest)
+
+
+def test_a_stopped_run_says_so() -> None:
+    run = replace(made_up_run(None), complete=False)
+    headlines = [f.headline.en for f in verdict.of_run(run) if f.headline]
+    assert "The run was stopped before its end" in headlines
+
+
+def test_one_seed_is_no_evidence() -> None:
+    first = verdict.of_run(made_up_run(None, ("batch", "none"), seeds=1))[0]
+    assert "from a single seed" in first.detail.en
+    assert first.style == "note"
+
+
+def test_gate_information_is_mutual_information() -> None:
+    layer, counts = digits_inspection().layers[0], digits_inspection().counts
+    for c in range(3):
+        open_share = np.array([row[c] for row in layer.firing])
+        joint = np.array(counts) / sum(counts) * np.stack([open_share, 1 - open_share])
+        apart = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+        expected = np.nansum(joint * np.log2(joint / apart, where=joint > 0))
+        assert channels.gate_information(layer, counts, c) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_chosen_channels_are_the_ends_of_the_ranking() -> None:
+    layer, counts = digits_inspection().layers[0], digits_inspection().counts
+    scores = [channels.gate_information(layer, counts, c) for c in range(layer.channels)]
+    chosen = channels.choose(layer, counts)
+    assert sorted(scores)[-2:] == sorted(c.score for c in chosen if c.best)
+    assert sorted(scores)[:2] == sorted(c.score for c in chosen if not c.best)
+    one = replace(layer, channels=1)
+    assert [c.channel for c in channels.choose(one, counts)] == [0]
+
+
+def test_quantiles_are_those_of_numpy() -> None:
+    values = tuple(np.random.default_rng(1).normal(size=17).tolist())
+    expected = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
+    assert quantiles(values) == pytest.approx(expected.tolist(), abs=1e-12)
+
+
+def test_the_index_locks_what_an_affine_map_cannot_change() -> None:
+    index = tables.layer_index(digits_inspection())
+    locked = {row[1].icon for row in index.rows for cell in row if cell.style == "locked"}
+    assert locked == {"lock"}
+    first = index.rows[0]
+    assert first[2].text == first[3].text == first[4].text  # eta squared at x, z and y
+    assert first[5].style == "changed"
+
+
+def test_magnitudes() -> None:
+    assert tables.magnitude(7_650_774.0) == "7.7 × 10⁶"
+    assert tables.magnitude(354.2) == "354"
+    assert tables.share(0.95) == "95.0%"
+    assert tables.share(1.0) == "100%"
+    assert tables.share(None) == "-"
+
+
+def test_the_lesson_page_carries_the_numbers_of_the_record(parsed: dict[str, Parsed]) -> None:
+    record: Lesson = lesson()
+    stage: Stage = next(s for s in record.stages if s.name == "scaled_shifted")
+    carried = {s["name"]: s for s in parsed["lesson"].data["lesson"]["stages"]}
+    assert carried["scaled_shifted"]["classes"][0]["values"] == list(stage.classes[0].values)
+    assert "7/8" in parsed["lesson"].text
