@@ -29,6 +29,14 @@ Array = NDArray[np.float64]
 Batches = list[tuple[Tensor, Tensor]]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # tensors this small lose time to several
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, Tensor]:
     data = load_digits()
