@@ -5,10 +5,8 @@ import importlib.util
 import io
 import pickle
 import re
-import sys
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.errors import FileError, InputError, MissingExtraError, ModelError
+from normscope.factories import made, reason
 from normscope.files import shown
 
 # where training frameworks put the weights among other things, and what they put before each name
@@ -205,63 +204,21 @@ def _timm(name: str) -> nn.Module:
         timm = importlib.import_module("timm")
     except Exception as problem:
         raise ModelError(
-            f"timm cannot be imported ({_reason(problem)}); where that names torchvision, "
+            f"timm cannot be imported ({reason(problem)}); where that names torchvision, "
             "install the torchvision made for your torch"
         ) from problem
     try:
         model: nn.Module = timm.create_model(name, pretrained=False)
     except Exception as problem:
-        raise ModelError(f"timm makes no model {name!r}: {_reason(problem)}") from problem
+        raise ModelError(f"timm makes no model {name!r}: {reason(problem)}") from problem
     return model
 
 
 def _made(place: str, name: str) -> nn.Module:
     """The module that `name` in the file or package `place` is or returns."""
-    is_file = place.endswith(".py")
-    if is_file and not Path(place).is_file():
-        raise FileError(f"there is no file {shown(place)}; check the path")
-    with _importable(Path(place).resolve().parent if is_file else Path.cwd()):
-        try:
-            source = _executed(Path(place)) if is_file else importlib.import_module(place)
-        except (Exception, SystemExit) as problem:
-            raise ModelError(f"{shown(place)} cannot be imported: {_reason(problem)}") from problem
-        value = getattr(source, name, None)
-        if value is None:
-            raise ModelError(
-                f"{shown(place)} has no {name!r}; name a function that makes the model"
-            )
-        if not isinstance(value, nn.Module) and callable(value):
-            try:
-                value = value()
-            except Exception as problem:
-                raise ModelError(f"{shown(place)}:{name}() failed: {_reason(problem)}") from problem
+    value = made(place, name, finished=nn.Module)
     if not isinstance(value, nn.Module):
         raise ModelError(
             f"{shown(place)}:{name} gives {type(value).__name__}; it must give a torch.nn.Module"
         )
     return value
-
-
-def _executed(path: Path) -> Any:
-    found = importlib.util.spec_from_file_location(f"normscope_file_{path.stem}", path)
-    assert found is not None, "a .py file has a loader"
-    assert found.loader is not None, "a .py file has a loader"
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module  # dataclasses look their module up
-    found.loader.exec_module(module)
-    return module
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Let imports find what lies in `folder`, as when Python is started there."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        if str(folder) in sys.path:
-            sys.path.remove(str(folder))
-
-
-def _reason(problem: BaseException) -> str:
-    return f"{type(problem).__name__}: {(str(problem) or 'no message').splitlines()[0]}"

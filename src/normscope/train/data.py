@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from normscope.errors import FileError, InputError
+from normscope.factories import made
 from normscope.files import shown
 from normscope.functional import moments
 from normscope.moments import Moments
@@ -22,7 +23,6 @@ from normscope.train.sources import (
     Samples,
     blocks,
     bundled,
-    call_factory,
     is_factory,
     read_npz,
     samples,
@@ -130,6 +130,7 @@ def load(spec: str, *, seed: int = 0, domains: tuple[str, ...] = ()) -> Data:
         InputError: samples or labels that cannot be trained on.
         FileError: a file that is missing, empty or cannot be read.
         MissingExtraError: a package for this kind of file is not installed.
+        ModelError: a factory that is not there or fails.
     """
     if domains:
         check_domains(domains)
@@ -186,7 +187,7 @@ def _read(spec: str) -> Samples | Data:
     if spec in BUNDLED:
         return bundled(spec)
     if is_factory(spec):
-        return _made(call_factory(spec), spec)
+        return _made_samples(spec)
     if path.is_dir():
         return read_folder(path)
     if path.suffix.lower() in READERS:
@@ -198,15 +199,17 @@ def _read(spec: str) -> Samples | Data:
     raise InputError(f"there are no data {spec!r}; data can be {KINDS}")
 
 
-def _made(value: Any, spec: str) -> Samples | Data:
+def _made_samples(spec: str) -> Samples | Data:
+    place, _, name = spec.rpartition(":")
+    value = made(place, name)
     if isinstance(value, Data):
         return value
     if not isinstance(value, (tuple, list)) or len(value) not in (2, 3):
         raise InputError(
-            f"{spec} returned {type(value).__name__}; it must return (x, y), "
+            f"{shown(spec)} returned {type(value).__name__}; it must return (x, y), "
             "(x, y, class names) or a Data"
         )
-    return samples(spec.rpartition(":")[2], *value, where=spec)
+    return samples(name, *value, where=shown(spec))
 
 
 def _split(found: Samples, draw: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:

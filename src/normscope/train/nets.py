@@ -18,6 +18,9 @@ CHANNELS, STRIDES = (16, 32, 64), (1, 2, 2)  # of the cnn
 
 BATCH = {1: layers.BatchNorm1d, 2: layers.BatchNorm2d}
 CONDITIONAL = {1: layers.ConditionalBatchNorm1d, 2: layers.ConditionalBatchNorm2d}
+GHOST = {1: layers.GhostBatchNorm1d, 2: layers.GhostBatchNorm2d}
+MODE = {1: layers.ModeNorm1d, 2: layers.ModeNorm2d}
+RENORM = {1: layers.BatchRenorm1d, 2: layers.BatchRenorm2d}
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ NORMS: dict[str, Norm] = {
     "conditional": Norm(lambda rank, c, k: CONDITIONAL[rank](c, k), "domain"),
     "shared": Norm(lambda rank, c, k: CONDITIONAL[rank](c, k, stats="shared"), "domain"),
     "separate": Norm(lambda rank, c, _: BATCH[rank](c), "domain", separate=True),
+    "ghost": Norm(lambda rank, c, _: GHOST[rank](c, ghost_size=16)),
+    "mode": Norm(lambda rank, c, _: MODE[rank](c, num_modes=2)),
+    "renorm": Norm(lambda rank, c, _: RENORM[rank](c)),
     "layer": Norm(lambda _, c, __: nn.GroupNorm(1, c)),
 }
 NETS = ("mlp", "cnn")

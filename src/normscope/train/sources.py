@@ -1,21 +1,19 @@
 """Where samples come from: bundled sets, arrays, tables, folders of images, the user's own code."""
 
-import importlib.machinery
 import math
 import re
-import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from normscope.errors import FileError, InputError
+from normscope.factories import reason
 from normscope.files import shown
 
 BUNDLED = ("digits", "iris", "wine", "breast_cancer")
@@ -168,40 +166,12 @@ def read_npz(path: Path) -> Samples:
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as problem:
         if isinstance(problem, InputError):
             raise
-        raise FileError(f"{where} is not a whole .npz file: {_first_line(problem)}") from problem
-
-
-def call_factory(spec: str) -> Any:
-    """What the function of `path/file.py:function` returns, called without arguments."""
-    file, _, function = spec.rpartition(":")
-    path = existing_file(Path(file))
-    name = f"normscope_data_{path.stem}"
-    loader = importlib.machinery.SourceFileLoader(name, str(path))
-    module = ModuleType(name)
-    module.__file__ = str(path)
-    sys.modules[name] = module  # dataclasses and pickling look their module up
-    _in_user_code(lambda: loader.exec_module(module), shown(path))
-    make = getattr(module, function, None)
-    if not callable(make):
-        raise InputError(f"{shown(path)} has no function {function}; name one that returns (x, y)")
-    return _in_user_code(make, spec)
+        raise FileError(f"{where} is not a whole .npz file: {reason(problem)}") from problem
 
 
 def is_factory(spec: str) -> bool:
     """Whether `spec` is written path/file.py:function."""
     return re.search(r"\.py:[A-Za-z_]\w*$", spec) is not None
-
-
-def _in_user_code(call: Callable[[], Any], where: str) -> Any:
-    try:
-        return call()
-    except Exception as problem:  # whatever the user's own code does
-        reason = f"{type(problem).__name__}: {_first_line(problem)}"
-        raise InputError(f"{where} failed with {reason}; run it on its own to see") from problem
-
-
-def _first_line(problem: Exception) -> str:
-    return next(iter(str(problem).splitlines()), type(problem).__name__)
 
 
 def _array(value: Any) -> NDArray[Any]:

@@ -87,7 +87,8 @@ class Recorder:
         self._last = {n: Moments(*(state[f"{n}.{part}"] for part in STATISTICS)) for n in names}
 
     def _layer(self, name: str, module: nn.Module, now: dict[str, Moments]) -> Line:
-        values: Line = {key: _list(_table(module, key)) for key in TABLES}
+        tables = _tables(module)
+        values: Line = {key: _list(tables.get(key)) for key in TABLES}
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         size = math.sqrt(sum(g.square().sum().item() for g in gradients))
         values["gradient"] = _rounded(size if gradients else math.nan)
@@ -201,15 +202,16 @@ def _trace(norm: str, layer: str, rows: list[tuple[int, Line]]) -> Trace:
     )
 
 
-def _table(module: nn.Module, key: str) -> Tensor | None:
-    """(C,) of a layer; where it keeps one per condition, all conditions pooled."""
-    name = {"gamma": "weight", "beta": "bias"}.get(key, key)
+def _tables(module: nn.Module) -> dict[str, Tensor]:
+    """What a layer keeps per channel, (C,) each; where it keeps it per group, groups pooled."""
     pooled = getattr(module, "pooled", None)
-    if callable(pooled):
-        table: Tensor | None = pooled().get(name)
-        return table
-    value: Tensor | None = getattr(module, name, None)
-    return value
+    state: dict[str, Tensor] = pooled() if callable(pooled) else module.state_dict()
+    mean, var = state.get("running_mean"), state.get("running_var")
+    if mean is not None and var is not None and mean.dim() == 2:
+        total = Moments(mean.new_ones(len(mean)), mean, var).pool()  # groups weigh the same
+        state = state | {"running_mean": total.mean, "running_var": total.var(correction=0)}
+    names = ("weight", "bias", "running_mean", "running_var")
+    return {key: state[n] for key, n in zip(TABLES, names, strict=True) if n in state}
 
 
 def _list(values: Tensor | None) -> list[float | None]:
