@@ -11,9 +11,11 @@ from torch import nn
 
 import normscope
 from normscope import lens
+from normscope.lesson import lesson
 from normscope.records import (
     Epoch,
     Inspection,
+    Lesson,
     Member,
     Row,
     Run,
@@ -26,6 +28,12 @@ HOSTILE = ("</script><script>alert(1)</script>", '" onmouseover=x', "{{7*7}}", "
 NORMS = ("batch", "none", "noaffine", "per_class")
 REACHED = {"batch": 0.981, "none": 0.962, "noaffine": 0.979, "per_class": 1.0}
 PACE = {"batch": 2.0, "none": 5.0, "noaffine": 2.2, "per_class": 0.6}
+
+
+@cache
+def worked_lesson() -> Lesson:
+    """The worked example."""
+    return lesson()
 
 
 @cache

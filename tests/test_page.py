@@ -7,6 +7,7 @@ import math
 import re
 import string
 from dataclasses import replace
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ import pytest
 
 import normscope.report
 from normscope.lesson import lesson
-from normscope.records import Inspection, Layer, Lesson, Member, Run, Stage, StageMeasures
+from normscope.records import Inspection, Layer, Member, Run, StageMeasures
 from normscope.report import channels, tables, verdict
 from normscope.report.charts.training import quantiles
 from normscope.report.messages import LANGUAGES, Lang, catalogue
 from normscope.report.page import render_inspection, render_lesson, render_run
-from tests.pages import HOSTILE, digits_inspection, made_up_run
+from tests.pages import HOSTILE, digits_inspection, made_up_run, worked_lesson
 
 FOLDER = Path(normscope.report.__file__).parent
 CHINESE = re.compile("[\u4e00-\u9fff]")
@@ -68,14 +69,15 @@ class Parsed(HTMLParser):
         return json.loads(text, parse_constant=refuse)
 
 
+@cache
 def pages(lang: Lang = "en") -> dict[str, str]:
     inspection = digits_inspection()
     run = made_up_run(inspection)
     shown = made_up_run(None, ("batch", "conditional", "separate"), 5, ("clean", "invert"))
     return {
-        "lesson": render_lesson(lesson(), lang),
+        "lesson": render_lesson(worked_lesson(), lang),
         "inspection": render_inspection(inspection, lang),
-        "run": render_run(run, lesson(), lang),
+        "run": render_run(run, worked_lesson(), lang),
         "domains": render_run(shown, None, lang),
     }
 
@@ -178,8 +180,10 @@ def test_messages_are_whole_and_used() -> None:
     sources = [*FOLDER.rglob("*.py"), *FOLDER.rglob("*.j2"), *FOLDER.rglob("scripts/*.js")]
     code = "\n".join(p.read_text(encoding="utf-8") for p in sources)
     own = {k: v for k, v in catalogue().items() if k.startswith(("page.", "live."))}
-    built = ("page.head.", "page.norm.", "page.status.", "page.stage.", "page.measure.")
-    built += ("page.series.", "page.play.", "live.")
+    built: tuple[str, ...] = tuple(
+        f"page.{part}." for part in ("head", "norm", "status", "stage", "measure")
+    )
+    built = (*built, "page.series.", "page.play.", "live.")
     for key, texts in own.items():
         assert set(texts) == set(LANGUAGES)
         fields = [
@@ -188,7 +192,7 @@ def test_messages_are_whole_and_used() -> None:
         ]
         assert fields[0] == fields[1], key
         assert f'"{key}"' in code or key.startswith(built), f"{key} is not used"
-    for key in re.findall(r'"((?:page|live)\.[a-z0-9_.]*[a-z0-9])"', code):
+    for key in re.findall(r'say\w*\(\s*"((?:page|live)\.[a-z0-9_.]+[a-z0-9])"', code):
         assert key in own, f"{key} has no text"
 
 
@@ -211,11 +215,9 @@ def test_hostile_names_stay_text() -> None:
     ):
         assert len(page.inside["script"]) == len(expected.inside["script"])
         assert not [a for _, attributes in page.elements for a in attributes if a[:2] == "on"]
-        assert not [t for t, _ in page.elements if t == "b" and HOSTILE[3] in page.text[:0]]
         for name in HOSTILE[:2]:
             assert name in page.text
-        assert "{{7*7}}" in json.dumps(page.data, ensure_ascii=False)
-        assert "49" not in page.text.split("{{7*7}}", 1)[0][-3:]
+        assert any("{{7*7}}" in name for name in page.data["channels"][0]["classes"])
     raw = render_run(run, None, "en")
     assert raw.count("</script>") == len(expected.inside["script"])
     assert "\u2028" not in raw.split('id="data">')[1].split("</script>")[0]
@@ -251,7 +253,7 @@ def test_not_finite_numbers_are_said() -> None:
             for s in run.sweeps
         ),
     )
-    page = Parsed(render_run(broken, lesson(), "en"))
+    page = Parsed(render_run(broken, worked_lesson(), "en"))
     assert page.data["charts"]  # and is JSON
     assert "not finite" in page.text
     assert "nan" not in page.text.lower().split("normalisation")[0]
@@ -283,7 +285,7 @@ def test_one_class_and_no_activation() -> None:
     )
     single = replace(inspection, layers=one, classes=("only",), counts=(3,))
     page = Parsed(render_inspection(single, "en"))
-    assert [c["classes"] for c in page.data["channels"]][0] == ["only"]
+    assert page.data["channels"][0]["classes"] == ["only"]
 
 
 def test_many_classes_and_layers_are_sampled_and_it_says_so() -> None:
@@ -352,10 +354,9 @@ def test_the_paired_difference_and_its_interval() -> None:
 
 
 def test_t_quantiles_are_those_of_scipy() -> None:
-    from scipy.special import stdtrit
-
+    special = pytest.importorskip("scipy.special")
     for degrees, t in enumerate(verdict.T, 1):
-        assert t == pytest.approx(float(stdtrit(degrees, 0.975)), abs=6e-3)
+        assert t == pytest.approx(float(special.stdtrit(degrees, 0.975)), abs=6e-3)
 
 
 @pytest.mark.parametrize(
@@ -388,7 +389,7 @@ def test_gate_information_is_mutual_information() -> None:
         open_share = np.array([row[c] for row in layer.firing])
         joint = np.array(counts) / sum(counts) * np.stack([open_share, 1 - open_share])
         apart = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
-        expected = np.nansum(joint * np.log2(joint / apart, where=joint > 0))
+        expected = sum(joint[joint > 0] * np.log2((joint / apart)[joint > 0]))
         assert channels.gate_information(layer, counts, c) == pytest.approx(expected, abs=1e-12)
 
 
@@ -426,8 +427,8 @@ def test_magnitudes() -> None:
 
 
 def test_the_lesson_page_carries_the_numbers_of_the_record(parsed: dict[str, Parsed]) -> None:
-    record: Lesson = lesson()
-    stage: Stage = next(s for s in record.stages if s.name == "scaled_shifted")
+    record = worked_lesson()
+    stage = next(s for s in record.stages if s.name == "scaled_shifted")
     carried = {s["name"]: s for s in parsed["lesson"].data["lesson"]["stages"]}
     assert carried["scaled_shifted"]["classes"][0]["values"] == list(stage.classes[0].values)
     assert "7/8" in parsed["lesson"].text

@@ -214,21 +214,20 @@ def _made_samples(spec: str) -> Samples | Data:
 
 def _split(found: Samples, draw: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
     """Indices of the training and the test part, each in the order of the source."""
-    counts = np.bincount(found.y, minlength=len(found.classes))
-    present = np.flatnonzero(counts)
-    if len(present) < 2:
-        raise InputError(
-            f"{found.name} holds {len(found.y)} sample{'s' * (len(found.y) > 1)} of one class, "
-            f"{found.classes[present[0]]!r}; at least two classes are needed"
-        )
-    for k in np.flatnonzero(counts < 2):
-        raise InputError(
-            f"{found.name}: class {found.classes[k]!r} has {counts[k]} "
-            f"sample{'s' * (counts[k] != 1)}; at least 2 are needed, one to train and one to test"
-        )
-    testing = np.zeros(len(found.y), dtype=bool)
-    for k in present:
+    total = len(found.y)
+    testing = np.zeros(total, dtype=bool)
+    for k, name in enumerate(found.classes):
         members = draw.permutation(np.flatnonzero(found.y == k))
+        if len(members) == total:
+            raise InputError(
+                f"{found.name} holds {total} sample{'s' * (total > 1)} of one class, {name!r}; "
+                "at least two classes are needed"
+            )
+        if len(members) < 2:
+            raise InputError(
+                f"{found.name}: class {name!r} has {len(members)} sample{'s' * (not members.size)}"
+                "; at least 2 are needed, one to train and one to test"
+            )
         testing[members[: max(1, round(TEST_SHARE * len(members)))]] = True
     return np.flatnonzero(~testing), np.flatnonzero(testing)
 
