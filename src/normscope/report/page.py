@@ -17,6 +17,7 @@ from typing import Any
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
+from normscope.files import shown
 from normscope.records import Inspection, Layer, Lesson, Run, Trace, plain
 from normscope.report import channels, findings, story, tables, verdict
 from normscope.report.bilingual import Text, said
@@ -156,9 +157,9 @@ def _page(template: str, lang: Lang, drawn: _Drawn, title: Text, **context: Any)
     data = {
         "lang": lang,
         "messages": {k: v for k, v in catalogue().items() if k.startswith("live.")},
-        "charts": [plain(chart.spec) for chart in drawn.charts],
+        "charts": [_printable(plain(chart.spec)) for chart in drawn.charts],
         "chartConfig": CONFIG,
-        "channels": [plain(channel) for channel in drawn.channels],
+        "channels": [_printable(plain(channel)) for channel in drawn.channels],
         "lesson": None if lesson is None else plain(lesson),
     }
     scripts = [_asset("vendor/vega.js")] if drawn.charts else []
@@ -198,6 +199,15 @@ def _hash(content: str) -> str:
     return f"'sha256-{digest}'"
 
 
+def _printable(value: Any) -> Any:
+    """The same value; control characters, line separators and lone surrogates are spelled out."""
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, dict):
+        return {key: _printable(item) for key, item in value.items()}
+    return [_printable(item) for item in value] if isinstance(value, list) else value
+
+
 def _json(value: Any) -> str:
     """JSON that can stand inside a script element whatever the texts in it are."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -220,18 +230,19 @@ def _environment(lang: Lang) -> Environment:
         loader=DictLoader(_templates()),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else _printable(value),
         trim_blocks=True,
         lstrip_blocks=True,
     )
 
     def both(text: Text) -> Markup:
         """The attributes from which the page switches an element's text."""
-        return Markup('data-en="{}" data-zh="{}"').format(text.en, text.zh)
+        return Markup('data-en="{}" data-zh="{}"').format(shown(text.en), shown(text.zh))
 
     def put(text: str | Text) -> Markup:
         if isinstance(text, Text):
-            return Markup("<span {}>{}</span>").format(both(text), text.read(lang))
-        return Markup("{}").format(text)
+            return Markup("<span {}>{}</span>").format(both(text), shown(text.read(lang)))
+        return Markup("{}").format(shown(text))
 
     environment.filters |= {"both": both, "put": put}
     environment.filters["read"] = lambda text: text.read(lang)

@@ -35,8 +35,8 @@ function eta2(classes) {
 }
 
 // The best cuts of the line into at most K intervals, at most one per class, in any order.
-// The same rule as in Python: dynamic programming over the sets of classes already placed (from
-// 7 classes on in the order of their means); among the best rules one with the fewest cuts.
+// The same rule as in Python: dynamic programming over the sets of classes already placed (in the
+// order of their means where those are too many); among the best rules one with the fewest cuts.
 function bestCuts(classes) {
   const K = classes.length;
   const ranked = classes.toSorted((a, b) => mean(a) - mean(b));
@@ -66,7 +66,7 @@ function bestCuts(classes) {
   });
 
   // a set of placed classes is a bit mask, or, where their order is given, how many they are
-  const exact = K <= 6;
+  const exact = K * 2 ** K <= Math.floor(2 ** 20 / n);
   const everyone = exact ? 2 ** K - 1 : K;
   const without = (set, k) => (exact ? set - 2 ** k : set - 1);
   const lastOf = (set) => (exact ? ranked.map((_, k) => k).filter((k) => (set >> k) & 1) : [set - 1]);
@@ -89,7 +89,7 @@ function bestCuts(classes) {
   let at = places.length - 1;
   let set = everyone;
   while (set > 0) {
-    for (const k of lastOf(set)) {
+    for (const k of lastOf(set).reverse()) {
       const before = best.get(without(set, k));
       const target = best.get(set)[at];
       let from = before[at] === target ? at : -1;

@@ -35,7 +35,12 @@ function playground(lesson) {
   const shared = () => state.mode === "joint";
   const effective = () =>
     shared() ? { gamma: ones().map(() => state.gamma[0]), beta: zeros().map(() => state.beta[0]) } : state;
-  const now = () => transform(input, { mode: state.mode, eps: lesson.eps, ...effective() });
+  const measured = (classes) => ({ classes, cuts: bestCuts(classes), eta2: eta2(classes) });
+  const start = measured(input);
+  const now = () => {
+    const { z, y } = transform(input, { mode: state.mode, eps: lesson.eps, ...effective() });
+    return { input: start, z: measured(z), y: measured(y) };
+  };
 
   function buildSliders() {
     controls = [];
@@ -100,27 +105,22 @@ function playground(lesson) {
     const host = byId("play-figure");
     canvas(host, panel * 3, say("live.figure"), summary(stages), (picture, width) => {
       const names = ["live.stage_input", shared() ? "live.stage_joint" : "live.stage_own", "live.stage_scaled"];
-      [stages.input, stages.z, stages.y].forEach((classes, row) => {
-        let [low, high] = extent(classes);
+      [stages.input, stages.z, stages.y].forEach((stage, row) => {
+        let [low, high] = extent(stage.classes);
         if (row === 2) [low, high] = steady(low, high);
         const group = svg("g", { transform: `translate(0,${row * panel})` });
-        paintPanel(group, classes, { low, high, width, lane, panel, gate: row === 2, name: say(names[row]) });
+        paintPanel(group, stage, { low, high, width, lane, panel, gate: row === 2, name: say(names[row]) });
         picture.append(group);
       });
     });
   }
 
-  function paintPanel(group, classes, { low, high, width, lane, panel, gate, name }) {
+  function paintPanel(group, { classes, cuts, eta2: share }, { low, high, width, lane, panel, gate, name }) {
     const [left, right] = [8, width - 8];
     const place = scale(low, high, left, right);
     const ground = 26 + 64;
     const bottom = panel - 50;
-    const cuts = bestCuts(classes);
-    const verdict = say("live.panel", {
-      right: cuts.right,
-      of: cuts.of,
-      eta2: shown(eta2(classes), 3),
-    });
+    const verdict = say("live.panel", { right: cuts.right, of: cuts.of, eta2: shown(share, 3) });
     group.append(
       svg("text", { x: left, y: 14, class: "panel-title" }, name),
       svg("text", { x: right, y: 14, class: "panel-value", "text-anchor": "end" }, verdict),
@@ -172,16 +172,14 @@ function playground(lesson) {
 
   // one sentence on what the present setting shows
   function summary(stages) {
-    const cuts = bestCuts(stages.y);
+    const { classes, cuts } = stages.y;
     const count = { right: cuts.right, of: cuts.of };
     if (shared()) return say(state.gamma[0] === 0 ? "live.says_flat" : "live.says_joint", count);
-    const same = stages.y.every((values) =>
-      [...values].sort((a, b) => a - b).every((v, i) => {
-        const other = [...stages.y[0]].sort((a, b) => a - b)[i];
-        return other !== undefined && Math.abs(v - other) < 1e-9 * (1 + Math.abs(v));
-      }),
+    const [first, ...others] = classes.map((values) => values.toSorted((a, b) => a - b));
+    const same = others.every((values) =>
+      values.every((v, i) => Math.abs(v - first[i]) < 1e-9 * (1 + Math.abs(v))),
     );
-    if (same && K > 1) return say("live.says_same", count);
+    if (same) return say("live.says_same", count);
     if (cuts.right === cuts.of) return say("live.says_apart", count);
     return say("live.says_overlap", count);
   }
@@ -189,7 +187,7 @@ function playground(lesson) {
   function numbers(stages) {
     const cell = (value, format = shown) => html("td", { "data-value": value }, format(value));
     const { gamma, beta } = effective();
-    const rows = stages.y.map((values, k) => {
+    const rows = stages.y.classes.map((values, k) => {
       const m = moments(values);
       return html(
         "tr",
@@ -202,17 +200,16 @@ function playground(lesson) {
     byId("play-classes").replaceChildren(...rows);
     const named = { input: stages.input, normalised: stages.z, scaled_shifted: stages.y };
     byId("play-stages").replaceChildren(
-      ...Object.entries(named).map(([name, classes]) => {
-        const cuts = bestCuts(classes);
-        return html(
+      ...Object.entries(named).map(([name, { cuts, eta2: share }]) =>
+        html(
           "tr",
           { "data-stage": name },
           html("th", { scope: "row" }, say(`live.${name}`)),
           html("td", { "data-value": cuts.accuracy }, `${cuts.right}/${cuts.of}`),
           html("td", {}, cuts.cuts.map((c) => shown(c)).join(", ") || "-"),
-          cell(eta2(classes), (v) => shown(v, 4)),
-        );
-      }),
+          cell(share, (v) => shown(v, 4)),
+        ),
+      ),
     );
   }
 

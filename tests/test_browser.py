@@ -1,0 +1,470 @@
+"""Pages in Chromium, from a file and without a network: they draw, switch, move and agree."""
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
+
+import normscope.report
+from normscope.lesson import best_thresholds, lesson
+from normscope.report import channels
+from normscope.report.page import render_inspection, render_lesson, render_run
+from tests.pages import HOSTILE, NORMS, digits_inspection, made_up_run, worked_lesson
+from tests.test_page import renamed
+
+SCRIPTS = Path(normscope.report.__file__).parent / "assets/scripts"
+QUIET = ("no-first-run", "disable-background-networking", "disable-component-update")
+FLAGS = [f"--{f}" for f in ("no-sandbox", "disable-gpu", "disable-quic", "disable-sync", *QUIET)]
+# words that are the same in both languages
+SHARED = {*NORMS, "normscope", "English", "JavaScript", "Vega", "ReLU", "relu", "torch", "threads"}
+SHARED |= {"digits", "mlp", "BatchNorm", "NCM", "act", "per", "class"}
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        known = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+        own = playwright.chromium.executable_path
+        path = next(filter(None, known), own if Path(own).exists() else None)
+        if path is None:
+            reason = "no Chromium: install chromium, or run `playwright install chromium`"
+            if os.environ.get("CI"):
+                pytest.fail(reason)
+            pytest.skip(reason)
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    hostile = renamed(digits_inspection(), HOSTILE)
+    run = made_up_run(digits_inspection())
+    shown = {
+        "lesson": render_lesson(worked_lesson(), "en"),
+        "inspection": render_inspection(digits_inspection(), "en"),
+        "run": render_run(run, worked_lesson(), "en"),
+        "domains": render_run(
+            made_up_run(None, ("batch", "conditional"), 2, ("clean", "invert")), None, "en"
+        ),
+        "hostile": render_run(made_up_run(hostile, ("batch", *HOSTILE[:2])), None, "en"),
+    }
+    for name, text in shown.items():
+        (folder / f"{name}.html").write_text(text, encoding="utf-8")
+    return {name: folder / f"{name}.html" for name in shown}
+
+
+@pytest.fixture
+def open_page(browser: Browser, files: dict[str, Path]) -> Iterator[Open]:
+    """Open a page offline; afterwards there was no console message and no request."""
+    complaints: list[str] = []
+    contexts = []
+
+    def start(name: str, fragment: str = "", **options: Any) -> Page:
+        options = {"viewport": {"width": 1200, "height": 900}, "color_scheme": "light"} | options
+        context = browser.new_context(offline=True, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("console", lambda m: complaints.append(f"console {m.type}: {m.text}"))
+        page.on("pageerror", lambda e: complaints.append(f"error: {e}"))
+        page.on("dialog", lambda d: complaints.append(f"dialog: {d.message}"))
+        address = files[name].as_uri()
+        page.on(
+            "request",
+            lambda r: None if r.url.startswith(address) else complaints.append(f"request: {r.url}"),
+        )
+        page.goto(address + fragment)
+        page.wait_for_selector("html[data-started]")
+        return page
+
+    yield start
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def drawn(page: Page) -> None:
+    """Wait until every chart that is not in a closed box is drawn."""
+    for chart in page.locator("[data-chart]:not(details:not([open]) *)").all():
+        chart.locator("svg.marks").wait_for(state="attached")
+
+
+def value(where: Locator) -> float:
+    return float(where.get_attribute("data-value") or "nan")
+
+
+def move(slider: Locator, to: float) -> None:
+    slider.evaluate(
+        "(e, to) => { e.value = to; e.dispatchEvent(new Event('input', { bubbles: true })) }", to
+    )
+
+
+# what a reader sees: text nodes of elements that are laid out, also those in pictures
+VISIBLE = """() => {
+  const found = [];
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const box = walk.currentNode.parentElement;
+    if (['SCRIPT', 'STYLE', 'NOSCRIPT'].includes(box.tagName)) continue;
+    if (!box.closest('svg') && box.tagName !== 'OPTION' && !box.getClientRects().length) continue;
+    found.push(walk.currentNode.textContent);
+  }
+  return [document.title, ...found];
+}"""
+
+
+def foreign(page: Page, lang: str) -> list[str]:
+    """Visible texts that are not in the language."""
+    texts = [t for t in page.evaluate(VISIBLE) if t.strip() and t != "中文"]
+    if lang == "en":
+        return [t for t in texts if re.search("[\u4e00-\u9fff]", t)]
+    words = [(t, set(re.findall(r"[A-Za-z]{3,}", t)) - SHARED) for t in texts]
+    return [t for t, left in words if left and not re.search("[\u4e00-\u9fff]", t)]
+
+
+# --- all pages ---
+
+
+@pytest.mark.parametrize("name", ["lesson", "inspection", "run", "domains"])
+def test_every_visible_text_switches(open_page: Open, name: str) -> None:
+    page = open_page(name)
+    for box in page.locator("details").all():
+        box.evaluate("(e) => { e.open = true }")
+    drawn(page)
+    assert foreign(page, "en") == []
+    page.get_by_role("button", name="中文").click()
+    page.wait_for_timeout(300)  # the charts are drawn again
+    drawn(page)
+    allowed = {"norm1", "norm2", "norm3", "conditional", "clean", "invert", "Batch"}
+    assert [t for t in foreign(page, "zh") if not any(a in t for a in allowed)] == []
+    assert page.evaluate("document.documentElement.lang") == "zh-CN"
+    page.get_by_role("button", name="English").click()
+    page.wait_for_timeout(400)
+    drawn(page)
+    assert foreign(page, "en") == []
+
+
+@pytest.mark.parametrize("name", ["lesson", "inspection", "run", "domains", "hostile"])
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_fits_a_narrow_screen(open_page: Open, name: str, lang: str) -> None:
+    page = open_page(name, f"#lang={lang}", viewport={"width": 360, "height": 700})
+    drawn(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_light_dark_and_paper(open_page: Open) -> None:
+    ground = "getComputedStyle(document.body).backgroundColor"
+    chart = "getComputedStyle(document.querySelector('[data-chart] .role-axis-label text')).fill"
+    light = open_page("run")
+    drawn(light)
+    bright, ink = light.evaluate(ground), light.evaluate(chart)
+    dark = open_page("run", color_scheme="dark")
+    drawn(dark)
+    assert dark.evaluate(ground) != bright
+    assert dark.evaluate(chart) != ink
+    dark.emulate_media(media="print")
+    assert dark.evaluate(ground) == "rgb(255, 255, 255)"
+    assert dark.evaluate(chart) == ink
+    assert not dark.locator(".bar").is_visible()
+    assert not dark.locator("#play-sliders").is_visible()
+    light.get_by_role("button", name="Dark").click()
+    assert light.evaluate(chart) != ink
+
+
+def test_pictures_have_names_and_controls_labels(open_page: Open) -> None:
+    page = open_page("run")
+    drawn(page)
+    for picture in page.locator("[role=img]").all():
+        name = picture.evaluate(
+            "(e) => e.getAttribute('aria-label') ||"
+            " document.getElementById(e.getAttribute('aria-labelledby'))?.textContent"
+        )
+        assert name
+        assert picture.evaluate(
+            "(e) => e.hasAttribute('aria-describedby') || !!e.querySelector('desc')"
+        )
+    assert page.evaluate(
+        "() => [...document.querySelectorAll('input, select')].every("
+        "(e) => e.labels.length || e.hasAttribute('aria-label'))"
+    )
+    levels = page.evaluate(
+        "() => [...document.querySelectorAll('h1,h2,h3,h4')].map((e) => Number(e.tagName[1]))"
+    )
+    assert levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in pairwise(levels))
+
+
+def test_the_skip_link_comes_first_and_focus_is_seen(open_page: Open) -> None:
+    page = open_page("run")
+    page.keyboard.press("Tab")
+    focused = page.locator(":focus")
+    assert focused.get_attribute("href") == "#main"
+    assert focused.evaluate("(e) => getComputedStyle(e).outlineStyle") == "solid"
+
+
+def test_closed_boxes_are_drawn_when_they_open(open_page: Open) -> None:
+    page = open_page("run")
+    drawn(page)
+    box = page.locator("details.layer").nth(1)
+    assert box.get_attribute("open") is None
+    assert box.locator("svg").count() == 0
+    box.locator("summary").first.click()
+    box.locator("[data-chart] svg").first.wait_for()
+
+
+def test_every_chart_draws_marks(open_page: Open) -> None:
+    for name in ("run", "domains"):
+        page = open_page(name)
+        for box in page.locator("details").all():
+            box.evaluate("(e) => { e.open = true }")
+        drawn(page)
+        for host in page.locator("[data-chart]").all():
+            marks = host.locator(".mark-line path, .mark-rect path, .mark-symbol path")
+            assert marks.count() > 0
+
+
+def test_hostile_names_do_nothing_but_show(open_page: Open) -> None:
+    page = open_page("hostile")
+    drawn(page)
+    page.get_by_role("button", name="中文").click()
+    drawn(page)
+    assert page.locator("script").count() == 3
+    assert page.locator("main b").count() == 6 + 1  # the facts of the run, nothing of the names
+    assert HOSTILE[0] in page.locator("main").inner_text()
+    assert "{{7*7}}" in page.locator("main").inner_text()
+
+
+# --- the lesson ---
+
+
+def stages(page: Page) -> dict[str, tuple[float, float]]:
+    rows = page.locator("#play-stages tr").all()
+    return {
+        str(row.get_attribute("data-stage")): (
+            value(row.locator("td").nth(0)),
+            value(row.locator("td").nth(2)),
+        )
+        for row in rows
+    }
+
+
+def test_the_page_has_the_numbers_of_python(open_page: Open) -> None:
+    page = open_page("lesson")
+    rng = np.random.default_rng(4)
+    for _ in range(6):
+        gamma, beta = rng.uniform(-4, 6, 2).round(2), rng.uniform(-10, 20, 2).round(2)
+        for k in range(2):
+            move(page.locator(f"[data-parameter=gamma][data-class='{k}']"), float(gamma[k]))
+            move(page.locator(f"[data-parameter=beta][data-class='{k}']"), float(beta[k]))
+        outputs = [value(o) for o in page.locator("#play-sliders output").all()]
+        record = lesson(gamma=outputs[::2], beta=outputs[1::2], seeds=1, steps=1)
+        expected = {s.name: s for s in record.stages}
+        shown = stages(page)
+        for name, stage in (
+            ("input", "input"),
+            ("normalised", "standardised_per_class"),
+            ("scaled_shifted", "scaled_shifted"),
+        ):
+            assert shown[name][0] == expected[stage].threshold_accuracy
+            assert shown[name][1] == pytest.approx(expected[stage].eta2, abs=1e-6)
+        for row, c in zip(
+            page.locator("#play-classes tr").all(), expected["scaled_shifted"].classes, strict=True
+        ):
+            numbers = [value(cell) for cell in row.locator("td").all()]
+            wanted = [c.gamma, c.beta, c.mean, c.var, c.min, c.max]
+            wanted.append(sum(v > 0 for v in c.values) / len(c.values))
+            assert numbers == pytest.approx(wanted, abs=1e-6)
+
+
+def test_keys_move_a_slider(open_page: Open) -> None:
+    page = open_page("lesson")
+    slider = page.locator("[data-parameter=beta][data-class='1']")
+    before = stages(page)["scaled_shifted"][1]
+    output = page.locator("#play-sliders output").nth(3)
+    at = value(output)
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    assert value(output) > at
+    page.keyboard.press("Home")
+    assert value(output) == float(slider.get_attribute("min") or "nan")
+    assert stages(page)["scaled_shifted"][1] != before
+
+
+def test_presets_and_the_joint_switch(open_page: Open) -> None:
+    page = open_page("lesson")
+    record = {s.name: s for s in worked_lesson().stages}
+    for preset, stage in (
+        ("given", "scaled_shifted"),
+        ("learned", "learned"),
+        ("identity", "identity"),
+    ):
+        page.locator(f"[data-preset={preset}]").click()
+        assert stages(page)["scaled_shifted"][0] == record[stage].threshold_accuracy
+        assert stages(page)["scaled_shifted"][1] == pytest.approx(record[stage].eta2, abs=1e-6)
+    page.locator("[data-preset=plain]").click()
+    assert stages(page)["scaled_shifted"] == pytest.approx((0.5, 0), abs=1e-12)
+    assert page.locator("#play-label").is_visible()
+
+    page.get_by_role("radio", name="all classes together").check()
+    assert not page.locator("#play-label").is_visible()
+    assert page.locator("[data-preset=given]").is_disabled()
+    joint = record["joint"]
+    for gamma in (1, -3.5, 5):
+        move(page.locator("[data-parameter=gamma]"), gamma)
+        assert stages(page)["scaled_shifted"] == pytest.approx((1.0, joint.eta2), abs=1e-6)
+    move(page.locator("[data-parameter=gamma]"), 0)
+    assert stages(page)["scaled_shifted"][0] == 0.5
+    page.locator("[data-preset=identity]").click()
+    values = [value(c) for c in page.locator("#play-classes td").all()]
+    assert values[2] == pytest.approx(record["input"].classes[0].mean, abs=1e-9)
+
+
+def test_learning_is_replayed(open_page: Open) -> None:
+    page = open_page("lesson", reduced_motion="reduce")
+    start = worked_lesson().learning[3]
+    page.locator("#replay select").select_option(index=3)
+    output = page.locator("#replay output")
+    for t in (0, 7, len(start.steps) - 1):
+        move(page.locator("#replay input"), t)
+        assert float(output.get_attribute("data-loss") or "nan") == start.loss[t]
+        assert stages(page)["scaled_shifted"][0] == start.accuracy[t]
+        shown = [value(c) for c in page.locator("#play-classes td:nth-of-type(1)").all()]
+        assert shown == list(start.gamma[t])
+    move(page.locator("#replay input"), 0)
+    page.get_by_role("button", name="Play").click()
+    assert float(output.get_attribute("data-loss") or "nan") == start.loss[-1]
+
+
+def test_the_signal_that_a_batch_leaves(open_page: Open) -> None:
+    page = open_page("lesson")
+    r, m = page.locator("#composition-sliders input").all()
+    move(r, 0.25)
+    move(m, 3)
+    assert value(page.locator("#composition-left")) == pytest.approx(0.75 * 7 / 8, abs=1e-12)
+    measured = page.locator("#composition-figure .measured")
+    assert measured.count() == len(worked_lesson().composition)
+
+
+def test_the_address_keeps_the_setting(open_page: Open) -> None:
+    page = open_page("lesson")
+    page.get_by_role("radio", name="all classes together").check()
+    move(page.locator("[data-parameter=beta]"), 4)
+    page.get_by_role("button", name="中文").click()
+    page.wait_for_url("**mode=joint**")
+    again = open_page("lesson", page.evaluate("location.hash"))
+    assert again.locator("[value=joint]").is_checked()
+    assert value(again.locator("#play-sliders output").nth(1)) == 4
+    assert again.evaluate("document.documentElement.lang") == "zh-CN"
+    broken = open_page("lesson", "#mode=evil&g=1,2,3&b=NaN,1&lang=xx&theme=<b>&r=7&m=-1")
+    assert value(broken.locator("#play-sliders output").first) == 5
+
+
+# --- channels ---
+
+
+def test_the_gate_moves_and_counts(open_page: Open) -> None:
+    page = open_page("inspection")
+    inspection = digits_inspection()
+    layer = inspection.layers[0]
+    chosen = channels.choose(layer, inspection.counts)
+    card = page.locator("[data-channel='0']")
+    says, c = card.locator("[data-role=says]"), chosen[0].channel
+
+    def passing() -> list[float]:
+        found = json.loads(says.get_attribute("data-firing") or "[]")
+        assert isinstance(found, list)
+        return found
+
+    assert passing() == [row[c] for row in layer.firing]
+    information = float(says.get_attribute("data-information") or "nan")
+    assert information == pytest.approx(chosen[0].score, abs=1e-12)
+    assert float(says.get_attribute("data-gate") or "nan") == pytest.approx(layer.gate[c])
+
+    gamma, beta = card.locator("input").all()
+    for g, b in ((0.5, -0.3), (-1.2, 0.5), (0.8, 3.0), (0.0, 1.0)):
+        move(gamma, g)
+        move(beta, b)
+        g, b = (value(o) for o in card.locator("output").all())
+        edges, expected = np.array(layer.bin_edges), []
+        for row in layer.histogram:
+            cumulative = np.concatenate([[0], np.cumsum(row[c])]) / sum(row[c])
+            if g == 0:
+                expected.append(float(b > 0))
+            else:
+                below = float(np.interp(-b / g, edges, cumulative))
+                expected.append(1 - below if g > 0 else below)
+        assert passing() == pytest.approx(expected, abs=1e-9)
+    card.get_by_role("button").click()
+    assert passing() == [row[c] for row in layer.firing]
+
+
+def test_the_histogram_share_is_near_the_counted_one() -> None:
+    """The picture may cut a bin in proportion, so it is off by no more than what that bin holds."""
+    layer = digits_inspection().layers[0]
+    edges = np.array(layer.bin_edges)
+    for row, fired in zip(layer.histogram, layer.firing, strict=True):
+        counts = np.array(row[0])
+        cumulative = np.concatenate([[0], np.cumsum(counts)]) / counts.sum()
+        share = 1 - float(np.interp(layer.gate[0], edges, cumulative))
+        cut = int(np.searchsorted(edges, layer.gate[0])) - 1
+        expected = share if layer.gamma[0] > 0 else 1 - share
+        assert abs(expected - fired[0]) <= counts[cut] / counts.sum() + 1e-12
+
+
+# --- the mathematics alone ---
+
+
+def test_thresholds_and_shares_agree_with_python(browser: Browser) -> None:
+    rng = np.random.default_rng(7)
+    cases = []
+    for _ in range(150):
+        classes = int(rng.integers(2, 9))
+        size = int(rng.integers(2, 7))
+        spread = rng.choice([0.3, 1.0, 4.0])
+        values = rng.normal(size=(classes, size)) + spread * rng.normal(size=(classes, 1))
+        cases.append((values.round(1) if rng.random() < 0.5 else values).tolist())
+    cases += [[[1.0, 1.0], [1.0, 1.0]], [[0.1 + 0.2, 1.0], [0.3, 1.0]]]
+    script = (SCRIPTS / "numbers.js").read_text(encoding="utf-8")
+    page = browser.new_page()
+    found = page.evaluate(
+        f"(cases) => {{ {script}; return cases.map((c) => [bestCuts(c).accuracy, "
+        "bestCuts(c).cuts, eta2(c)]) }",
+        cases,
+    )
+    page.close()
+    for case, (accuracy, cuts, share) in zip(cases, found, strict=True):
+        expected, thresholds = best_thresholds(case)
+        assert accuracy == expected
+        assert cuts == pytest.approx(thresholds, abs=1e-12)
+        values = np.array(case)
+        total = values.var()
+        between = ((values.mean(1) - values.mean()) ** 2).mean()
+        assert share == pytest.approx(between / total if total else 0.0, abs=1e-12)
+
+
+def test_information_agrees_with_python(browser: Browser) -> None:
+    layer, counts = digits_inspection().layers[0], digits_inspection().counts
+    script = (SCRIPTS / "numbers.js").read_text(encoding="utf-8")
+    page = browser.new_page()
+    for c in range(4):
+        shares = [row[c] for row in layer.firing]
+        found = page.evaluate(
+            f"([shares, counts]) => {{ {script}; return gateInformation(shares, counts) }}",
+            [shares, list(counts)],
+        )
+        expected = channels.gate_information(layer, counts, c)
+        assert math.isclose(found, expected, abs_tol=1e-12)
+    page.close()
