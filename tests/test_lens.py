@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import normscope
 from normscope import layers, lens
 from normscope.errors import InputError, ModelError
-from normscope.lens import accumulate, inspection
+from normscope.lens import accumulate, layer_record
 from normscope.records import Inspection, Layer, StageMeasures
 from normscope.report import findings
 from normscope.report.messages import LANGUAGES, catalogue
@@ -232,7 +232,7 @@ def test_a_sample_and_small_chunks_do_not_depend_on_batches_either(
     digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accumulate, "SAMPLE", 50)
-    monkeypatch.setattr(inspection, "SAMPLE", 50)
+    monkeypatch.setattr(layer_record, "SAMPLE", 50)
     monkeypatch.setattr(accumulate, "CHUNK", 1000)
     model = nn.Sequential(nn.BatchNorm1d(64), nn.ReLU()).double()
     x, y = digits[0][:400].double(), digits[1][:400]
@@ -358,7 +358,7 @@ def test_many_channels_are_thinned(
     digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accumulate, "JOINT", 9)
-    monkeypatch.setattr(inspection, "JOINT", 9)
+    monkeypatch.setattr(layer_record, "JOINT", 9)
     model = nn.Sequential(nn.Linear(64, 33), nn.BatchNorm1d(33))
     seen = lens.inspect(model, split(*digits, 300))
     (layer,) = seen.layers

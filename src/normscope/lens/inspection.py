@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,16 +10,14 @@ from torch import Tensor, nn
 from normscope import probe
 from normscope.errors import InputError, ModelError, NormscopeError
 from normscope.layers import condition
-from normscope.lens import measures
-from normscope.lens.accumulate import BINS, JOINT, REACH, SAMPLE, Stage, Tally
+from normscope.lens.accumulate import BINS, Stage, Tally
 from normscope.lens.batches import Batch, checked
 from normscope.lens.channel_map import Part, parts
+from normscope.lens.layer_record import layer_record
 from normscope.probe import Call, Norm
-from normscope.records import Inspection, Layer, Numbers, StageMeasures, StageName
+from normscope.records import Inspection
 
 LIMIT = 2 << 30  # bytes that the histograms of all layers may take
-
-AFFINE: tuple[StageName, ...] = ("input", "normalised", "scaled_shifted")
 
 
 def inspect(
@@ -76,7 +73,7 @@ def inspect(
             f"all images have label {int(lens.counts.argmax())}; at least two classes are needed"
         )
     names = classes if classes is not None else [str(k) for k in range(len(lens.counts))]
-    layers = tuple(_layer(part, tally) for part, tally in lens.seen.values())
+    layers = tuple(layer_record(part, tally) for part, tally in lens.seen.values())
     differences = [layer.invariance for layer in layers if not math.isnan(layer.invariance)]
     followed = {part.name for part, _ in lens.seen.values()}
     uncalled = {n.name: "lens.skip.not_called" for n in norms if n.name not in followed}
@@ -207,96 +204,3 @@ def _channels(module: nn.Module) -> int:
     running_mean = module.running_mean
     assert isinstance(running_mean, Tensor), "find_norms saw it"
     return running_mean.shape[-1]
-
-
-def _layer(part: Part, tally: Tally) -> Layer:
-    stages = tally.stages
-    alive = {name: _alive(stage, tally.precision) for name, stage in stages.items()}
-    source = stages["input"].moments
-    absent = (source.count == 0).unsqueeze(1)
-    shown = part.shown
-    per_condition = part.mixed and part.used.gamma.dim() == 2
-    tau = measures.gate(shown.gamma, shown.beta)
-    return Layer(
-        name=part.name,
-        norm=part.norm,
-        activation=tally.activation,
-        channels=len(shown.mean),
-        positions=tally.positions,
-        eps=shown.eps,
-        gamma=_numbers(shown.gamma),
-        beta=_numbers(shown.beta),
-        running_mean=_numbers(shown.mean),
-        running_var=_numbers(shown.var),
-        stages=tuple(_measured(name, stage, *alive[name]) for name, stage in stages.items()),
-        class_mean=_table(source.mean.masked_fill(absent, torch.nan)),
-        class_var=_table(source.var(correction=0)),
-        bin_edges=_numbers(torch.linspace(-REACH, REACH, BINS + 1, dtype=torch.float64)),
-        histogram=tuple(tuple(map(tuple, rows)) for rows in tally.histogram.tolist()),
-        gate=_numbers(torch.full_like(tau, torch.nan) if per_condition else tau),
-        firing=_table(tally.fired / source.count.unsqueeze(1)),
-        invariance=math.nan if part.mixed else _invariance(stages, alive),
-        notes=_notes(part, stages, alive),
-    )
-
-
-def _alive(stage: Stage, precision: float) -> tuple[Tensor, Tensor]:
-    """Channels that vary from value to value, and from image to image."""
-    pixel = stage.moments.pool()
-    mean, s_t, _ = measures.total(stage.scatter)
-    return (
-        measures.live_channels(pixel.mean, pixel.var(correction=0), precision),
-        measures.live_channels(mean, s_t.diagonal(), precision),
-    )
-
-
-def _measured(name: StageName, stage: Stage, pixel: Tensor, live: Tensor) -> StageMeasures:
-    eta2 = measures.eta2(stage.moments).masked_fill(~pixel, torch.nan)
-    fraction, rank = measures.lda_fraction(stage.scatter, live)
-    return StageMeasures(
-        name=name,
-        eta2=_numbers(eta2),
-        eta2_mean=float(eta2.nanmean()),
-        lda_fraction=fraction,
-        nearest_mean_accuracy=measures.nearest_mean_accuracy(stage.scatter, stage.sample),
-        condition=measures.condition_number(stage.scatter, live, rank),
-        rank=rank,
-    )
-
-
-def _invariance(
-    stages: dict[StageName, Stage], alive: dict[StageName, tuple[Tensor, Tensor]]
-) -> float:
-    """Largest difference of eta2 and J over the channels that are alive at all three stages."""
-    pixel = torch.stack([alive[name][0] for name in AFFINE]).all(0)
-    image = torch.stack([alive[name][1] for name in AFFINE]).all(0)
-    if not bool(pixel.any()):
-        return math.nan
-    eta2 = [measures.eta2(stages[name].moments)[pixel] for name in AFFINE]
-    fraction = [measures.lda_fraction(stages[name].scatter, image)[0] for name in AFFINE]
-    differences = [float((b - a).abs().max()) for a, b in pairwise([*eta2, eta2[0]])]
-    differences += [abs(b - a) for a, b in pairwise([*fraction, fraction[0]])]
-    return max(d for d in differences if not math.isnan(d))
-
-
-def _notes(
-    part: Part, stages: dict[StageName, Stage], alive: dict[StageName, tuple[Tensor, Tensor]]
-) -> tuple[str, ...]:
-    images = int(stages["input"].scatter.count.sum())
-    conditions = {
-        "lens.note.mixed": part.mixed,
-        "lens.note.gamma_zero": bool((part.shown.gamma == 0).any()),
-        "lens.note.constant": not bool(alive["input"][0].all()),
-        "lens.note.few_images": images <= int(alive["input"][1].sum()),
-        "lens.note.sampled": images > SAMPLE,
-        "lens.note.joint_channels": len(part.shown.mean) > JOINT,
-    }
-    return tuple(key for key, holds in conditions.items() if holds)
-
-
-def _numbers(values: Tensor) -> Numbers:
-    return tuple(values.tolist())
-
-
-def _table(values: Tensor) -> tuple[Numbers, ...]:
-    return tuple(map(tuple, values.tolist()))

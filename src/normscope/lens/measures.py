@@ -6,15 +6,18 @@ the condition number do change; they are what batch norm improves. Source of the
 invariances: Fukunaga 1990, "Introduction to statistical pattern recognition", chapter 10.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from normscope.lens.accumulate import Sample, Scatter
 from normscope.moments import Moments
 
-# an eigenvalue of the correlation matrix (their mean is 1) counts from here on; below it float32
-# rounding speaks louder than the data. The square of scikit-learn's tol=1e-4 on singular values
+# an eigenvalue of the correlation matrix (their mean is 1) counts from here on: the square of
+# scikit-learn's tol=1e-4 on singular values
 RANK_CUT = 1e-8
+ABOVE_ROUNDING = 1e5  # and only this far above the variance of the rounding of the values
 
 # a channel whose deviation is below this many roundings of its mean holds no values but rounding
 ROUNDINGS = 4
@@ -51,27 +54,70 @@ def eta2(moments: Moments) -> Tensor:
     return between / pooled.m2
 
 
-def lda_fraction(scatter: Scatter, live: Tensor) -> tuple[float, int]:
-    """J = tr(S_T^+ S_B) / (K - 1) over the live channels, and the rank of S_T used for it.
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """Principal directions of image features whose live channels are scaled to variance 1.
 
-    The mean squared canonical correlation between features and classes, in [0, 1]: 1 where a
-    linear reader separates all classes without error. K counts the classes that have images.
-    Every channel is first scaled to variance 1, so that neither J nor the rank depends on scale;
-    directions whose eigenvalue is below RANK_CUT are left out. NaN without a live channel.
+    The scaling makes all of this independent of the scale of the channels.
 
-    Source: Pillai 1955, "Some new test criteria in multivariate analysis" (the trace), divided by
-    its largest value.
+    Attributes:
+        values: (c,), ascending eigenvalues of the correlation matrix; their mean is 1.
+        offsets: (K, c), class means along the directions, times the root of the class share.
+        classes: how many classes have images.
     """
-    classes = int((scatter.count > 0).sum())
-    if classes < 2 or not bool(live.any()):
-        return float("nan"), 0
-    _, s_t, factor = total(scatter)
-    scale = s_t.diagonal()[live].rsqrt()
-    correlation = s_t[live][:, live] * scale * scale.unsqueeze(1)
-    values, vectors = torch.linalg.eigh(correlation)
-    kept = values > RANK_CUT
-    whitened = (factor[:, live] * scale) @ vectors[:, kept] * values[kept].rsqrt()
-    return float((whitened**2).sum() / (classes - 1)), int(kept.sum())
+
+    values: Tensor
+    offsets: Tensor
+    classes: int
+
+    @classmethod
+    def of(cls, scatter: Scatter, live: Tensor) -> "Directions":
+        """From the live channels, (C,) bool, of a scatter."""
+        _, s_t, factor = total(scatter)
+        scale = s_t.diagonal()[live].rsqrt()
+        correlation = s_t[live][:, live] * scale * scale.unsqueeze(1)
+        values, vectors = torch.linalg.eigh(correlation)
+        offsets = (factor[:, live] * scale) @ vectors
+        return cls(values, offsets, int((scatter.count > 0).sum()))
+
+    def rank(self, cut: float) -> int:
+        """How many eigenvalues lie above `cut`."""
+        return int((self.values > cut).sum())
+
+    def lda_fraction(self, cut: float) -> float:
+        """J = tr(S_T^+ S_B) / (K - 1) over the directions above `cut`; NaN where there is none.
+
+        The mean squared canonical correlation between features and classes, in [0, 1]: 1 where a
+        linear reader separates all classes without error. K counts the classes with images.
+
+        Source: Pillai 1955, "Some new test criteria in multivariate analysis" (the trace),
+        divided by its largest value.
+        """
+        kept = self.values > cut
+        if self.classes < 2 or not bool(kept.any()):
+            return float("nan")
+        whitened = self.offsets[:, kept] * self.values[kept].rsqrt()
+        return float((whitened**2).sum() / (self.classes - 1))
+
+
+def rank_cut(rounding: float) -> float:
+    """The smallest eigenvalue that counts where `rounding` is the share of `rounding_share`."""
+    return max(RANK_CUT, ABOVE_ROUNDING * rounding)
+
+
+def rounding_share(pixel: Moments, var: Tensor, precision: float) -> float:
+    """Variance of the rounding of a value over the variance between images; median of channels.
+
+    About precision^2 in a trained network; large where the images hardly differ, and then small
+    directions are noise that every stage rounds anew.
+
+    Args:
+        pixel: moments of all values per channel, (), (C,), (C,).
+        var: (C,), variance of the image features.
+        precision: relative rounding of one value.
+    """
+    square = pixel.var(correction=0) + pixel.mean**2
+    return float((precision**2 * square / var).median()) if len(var) else 0.0
 
 
 def condition_number(scatter: Scatter, live: Tensor, rank: int) -> float:
