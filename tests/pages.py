@@ -24,7 +24,12 @@ from normscope.records import (
     Trace,
 )
 
-HOSTILE = ("</script><script>alert(1)</script>", '" onmouseover=x', "{{7*7}}", "\u2028\ud800\x07<b>&amp;")
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    '" onmouseover=x',
+    "{{7*7}}",
+    "\u2028\ud800\x07<b>&amp;",
+)
 NORMS = ("batch", "none", "noaffine", "per_class")
 REACHED = {"batch": 0.981, "none": 0.962, "noaffine": 0.979, "per_class": 1.0}
 PACE = {"batch": 2.0, "none": 5.0, "noaffine": 2.2, "per_class": 0.6}
