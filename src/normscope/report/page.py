@@ -100,7 +100,7 @@ class LayerView:
 
     layer: Layer
     firing: tuple[int, Chart] | None
-    cards: list[tuple[int, channels.Chosen]]
+    cards: list[tuple[int, channels.Chosen, tables.Table]]
 
 
 def _layers(inspection: Inspection, drawn: _Drawn) -> dict[str, Any]:
@@ -110,7 +110,14 @@ def _layers(inspection: Inspection, drawn: _Drawn) -> dict[str, Any]:
         chosen = channels.choose(layer, inspection.counts)
         gated = layer.activation is not None and classes
         chart = layer_charts.firing(layer, inspection, classes) if gated else None
-        cards = [(drawn.add_channel(channels.drawing(layer, c, inspection)), c) for c in chosen]
+        cards = [
+            (
+                drawn.add_channel(channels.drawing(layer, c, inspection)),
+                c,
+                tables.channel(layer, inspection, c.channel, classes),
+            )
+            for c in chosen
+        ]
         views.append(LayerView(layer, drawn.add(chart) if chart else None, cards))
     index = tables.layer_index(inspection)
     return {

@@ -250,6 +250,26 @@ def firing(layer: Layer, inspection: Inspection, classes: list[int], channels: l
     return table(said("page.firing.table"), head, rows)
 
 
+def channel(layer: Layer, inspection: Inspection, c: int, classes: list[int]) -> Table:
+    """Mean and deviation of every class at one channel, and the share that passes its gate."""
+    rows: list[list[Words]] = []
+    for k in classes:
+        mean, var = layer.class_mean[k][c], layer.class_var[k][c]
+        z = (mean - layer.running_mean[c]) / root(layer.running_var[c] + layer.eps)
+        cells = (mean, root(var), z * layer.gamma[c] + layer.beta[c])
+        rows.append(
+            [inspection.classes[k], *(figure(v, 3) for v in cells), share(layer.firing[k][c])]
+        )
+    names = ("class", "mean_x", "deviation_x", "mean_y", "passes")
+    heads = [said(f"page.head.{name}") for name in names]
+    return table(said("page.channel.table", channel=c), heads, rows)
+
+
+def root(variance: float) -> float:
+    """The standard deviation; NaN where the variance is none to divide by."""
+    return math.sqrt(variance) if variance > 0 else math.nan
+
+
 def thinned(items: list[Item], most: int = 13) -> list[Item]:
     """At most `most` of the items, evenly spread, with the first and the last."""
     if len(items) <= most:

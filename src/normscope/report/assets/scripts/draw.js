@@ -40,6 +40,9 @@ function shown(value, digits = 3) {
   return value.toFixed(digits).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "").replace("-", "\u2212");
 }
 
+// a share of variance that is rounding is none
+const shownShare = (share, digits) => shown(share < 1e-9 ? 0 : share, digits);
+
 const percent = (share) =>
   Number.isFinite(share) ? `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)}%` : "-";
 

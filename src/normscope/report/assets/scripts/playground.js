@@ -100,8 +100,9 @@ function playground(lesson) {
   }
 
   function paint(stages) {
-    const lane = K <= 6 ? 15 : 0;
-    const panel = 26 + 64 + Math.max(1, K <= 6 ? K : 1) * (lane || 18) + 50;
+    // a lane for each class; where they are too many, one for all
+    const lane = K <= 6 ? 15 : K <= 12 ? 10 : 0;
+    const panel = 26 + 64 + (lane ? K * lane : 18) + 50;
     const host = byId("play-figure");
     canvas(host, panel * 3, say("live.figure"), summary(stages), (picture, width) => {
       const names = ["live.stage_input", shared() ? "live.stage_joint" : "live.stage_own", "live.stage_scaled"];
@@ -120,7 +121,7 @@ function playground(lesson) {
     const place = scale(low, high, left, right);
     const ground = 26 + 64;
     const bottom = panel - 50;
-    const verdict = say("live.panel", { right: cuts.right, of: cuts.of, eta2: shown(share, 3) });
+    const verdict = say("live.panel", { right: cuts.right, of: cuts.of, eta2: shownShare(share, 3) });
     group.append(
       svg("text", { x: left, y: 14, class: "panel-title" }, name),
       svg("text", { x: right, y: 14, class: "panel-value", "text-anchor": "end" }, verdict),
@@ -143,7 +144,7 @@ function playground(lesson) {
       if (bell.length) {
         const foot = `L${bell.at(-1)[0]},${ground}L${bell[0][0]},${ground}z`;
         group.append(
-          svg("path", { d: line(bell) + foot, fill: classColour(k), class: "bell-fill" }),
+          svg("path", { d: line(bell) + foot, fill: classColour(k), opacity: Math.min(0.12, 0.5 / K) }),
           svg("path", { d: line(bell), stroke: classColour(k), "stroke-dasharray": classDash(k), class: "bell" }),
         );
       }
@@ -155,7 +156,7 @@ function playground(lesson) {
         const open = !gate || value > 0;
         group.append(
           svg("path", {
-            d: classMark(k, 4.5),
+            d: classMark(k, lane === 15 ? 4.5 : 3.5),
             transform: `translate(${place(value).toFixed(2)},${y})`,
             fill: open ? classColour(k) : "var(--paper)",
             stroke: classColour(k),
@@ -187,13 +188,16 @@ function playground(lesson) {
   function numbers(stages) {
     const cell = (value, format = shown) => html("td", { "data-value": value }, format(value));
     const { gamma, beta } = effective();
+    // what is rounding beside the values is 0
+    const size = Math.max(...stages.y.classes.flat().map(Math.abs));
+    const unrounded = (v) => shown(Math.abs(v) < 1e-12 * size ? 0 : v);
     const rows = stages.y.classes.map((values, k) => {
       const m = moments(values);
       return html(
         "tr",
         {},
         html("th", { scope: "row" }, badge(k), className(k)),
-        ...[gamma[k], beta[k], m.mean, m.variance, m.low, m.high].map((v) => cell(v)),
+        ...[gamma[k], beta[k], m.mean, m.variance, m.low, m.high].map((v) => cell(v, unrounded)),
         cell(positiveShare(values), percent),
       );
     });
@@ -206,8 +210,8 @@ function playground(lesson) {
           { "data-stage": name },
           html("th", { scope: "row" }, say(`live.${name}`)),
           html("td", { "data-value": cuts.accuracy }, `${cuts.right}/${cuts.of}`),
-          html("td", {}, cuts.cuts.map((c) => shown(c)).join(", ") || "-"),
-          cell(share, (v) => shown(v, 4)),
+          html("td", { class: "cuts" }, cuts.cuts.map((c) => shown(c)).join(", ") || "-"),
+          cell(share, (v) => shownShare(v, 4)),
         ),
       ),
     );
