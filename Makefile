@@ -36,5 +36,8 @@ lint: .venv/.dev  ## format, lint, types, import rules
 bench: .venv/.core  ## figures side by side with peers, in one run
 	$(BIN)/python benchmarks/layers.py
 
+assets:  ## rebuild the chart bundle that reports carry (needs npm)
+	$(PYTHON) tools/vendor_charts.py
+
 clean:  ## remove the environment and all caches
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -297,6 +297,8 @@ def test_many_classes_and_layers_are_sampled_and_it_says_so() -> None:
         stages=tuple(replace(s, eta2=s.eta2[:2]) for s in layer.stages),
         bin_edges=(-1.0, 0.0, 1.0),
         histogram=(((1, 2), (3, 4)),) * names,
+        class_mean=((0.1, 0.2),) * names,
+        class_var=((1.0, 1.0),) * names,
         firing=((0.5, 0.25),) * names,
     )
     crowd = replace(
