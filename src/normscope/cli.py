@@ -43,9 +43,10 @@ def main() -> None:
     try:
         app()
     except NormscopeError as problem:
-        Console(stderr=True, highlight=False).print(
-            f"normscope: {problem}", markup=False, soft_wrap=True
-        )
+        if not problem.told:
+            Console(stderr=True, highlight=False).print(
+                f"normscope: {problem}", markup=False, soft_wrap=True
+            )
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -128,7 +129,7 @@ def train(
 ) -> None:
     """Train one network under several normalisations and compare them, class by class."""
     language = _language(lang)
-    from normscope.train import fit
+    from normscope.train import fit, ranks
 
     config = RunConfig(
         data=data,
@@ -143,7 +144,7 @@ def train(
         every=every,
         sweep=fit.SWEEP if sweep else (),
     )
-    with _progress(as_json) as progress:
+    with ranks.world() as rank, _progress(as_json or rank > 0) as progress:
         run = fit.train(
             config,
             out,
@@ -152,6 +153,8 @@ def train(
             tensorboard=tensorboard,
             on_progress=progress,
         )
+    if rank > 0:  # rank 0 writes and tells
+        raise typer.Exit(0 if run.complete else 130)
     if run.complete:
         run = _inspected(run, out)
     _finish(run, out, as_json, language)

@@ -5,6 +5,7 @@ class NormscopeError(Exception):
     """Base of all errors that a user can cause and mend; the command line exits with 2."""
 
     slug = "normscope"
+    told = False  # by another rank of the same run
 
 
 class InputError(NormscopeError, ValueError):

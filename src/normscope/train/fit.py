@@ -14,14 +14,14 @@ from torch import nn
 from normscope import __version__
 from normscope.errors import InputError
 from normscope.records import Run, RunConfig
-from normscope.train import board, telemetry
+from normscope.train import board, ranks, telemetry
 from normscope.train.checkpoint import Checkpoint, load_model, save_model
 from normscope.train.comparison import rows
 from normscope.train.data import Data, load
 from normscope.train.folder import RunFolder
 from normscope.train.loop import Network, steps_per_epoch
 from normscope.train.member import Training
-from normscope.train.nets import blueprint
+from normscope.train.nets import Blueprint, blueprint
 from normscope.train.sweep import RATES as SWEEP
 from normscope.train.sweep import judged, short_epochs, sweep
 
@@ -48,6 +48,10 @@ def train(
     and `resume` continues from the last epoch. A loss that is not finite ends that network only;
     its status is "diverged".
 
+    Under torchrun, or in a process group, every rank makes the same call: each batch is shared
+    out, layers normalise over all ranks, and rank 0 alone uses `out`. The numbers are those of
+    one process to rounding, and the same record is returned on every rank.
+
     Args:
         config: what to train, on what, for how long.
         out: the run's folder, see `RunFolder`.
@@ -61,25 +65,23 @@ def train(
         The record as it is in run.json, without an inspection.
 
     Raises:
-        InputError: a config, norm or data that cannot be trained; other options on resume.
+        InputError: a config, norm or data that cannot be trained; other options on resume; ranks
+            that cannot meet, or a norm that keeps its statistics within one process.
         FileError: a folder or file that cannot be read or written; nothing is half-written.
         MissingExtraError: a package for the data or for events is not installed.
     """
-    _check(config)
-    if tensorboard:
-        board.check_installed()
-    data = load(config.data, seed=config.seed, domains=config.domains)
-    for norm in config.norms:
-        blueprint(config.net, norm, data)
     folder = RunFolder(out)
-    with _one_thread():
+    with _one_thread(), ranks.world():
+        with ranks.together():
+            data = _checked(config, tensorboard=tensorboard)
         facts = environment() | {"data": _fingerprint(data)}
+        ranks.check_same((config, resume, tensorboard, facts["data"]), "options or data")
         if resume:
-            earlier = folder.resume(config, facts["data"])
+            earlier = ranks.first(lambda: folder.resume(config, facts["data"]))
             if earlier.complete:
                 return earlier
         else:
-            folder.start(overwrite=overwrite)
+            ranks.first(lambda: folder.start(overwrite=overwrite))
             earlier = _new_run(config, data, facts)
         return _Session(folder, earlier, data, on_progress, tensorboard=tensorboard).run()
 
@@ -105,6 +107,7 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "threads": str(torch.get_num_threads()),
+        "ranks": str(ranks.size()),
     }
 
 
@@ -128,14 +131,14 @@ class _Session:
         self.tensorboard = tensorboard
         self.members = [member for member in earlier.members if member.status != "stopped"]
         self.sweeps = earlier.sweeps
-        self.checkpoint = self._unfinished()
+        self.checkpoint = ranks.first(self._unfinished)
         self.training: Training | None = None
         self.jobs = self._jobs()
         self.steps_done = 0
 
     def run(self) -> Run:
         """Do what is left; the record is in the folder before and after."""
-        telemetry.keep_lines(self.folder.telemetry, self._is_settled)
+        ranks.first(lambda: telemetry.keep_lines(self.folder.telemetry, self._is_settled))
         self._write()
         try:
             for (norm, seed), steps in self.jobs.items():
@@ -148,7 +151,7 @@ class _Session:
         except KeyboardInterrupt:
             return self._write()
         run = self._write(complete=True)
-        self.folder.checkpoint.unlink(missing_ok=True)
+        ranks.first(lambda: self.folder.checkpoint.unlink(missing_ok=True))
         return run
 
     def _jobs(self) -> dict[tuple[str, int | None], int]:
@@ -187,12 +190,16 @@ class _Session:
                 self.training.resume(begun)
                 self.steps_done += begun.step
             member = self.training.run()
-        model = self.training.network.model
-        save_model(self.folder.member(norm, seed), model, design)
-        if (norm, seed) == (config.norms[0], config.seed):
-            save_model(self.folder.model, model, design)
+        ranks.first(lambda: self._save(norm, seed, design))
         self.members.append(member)
         self._write()
+
+    def _save(self, norm: str, seed: int, design: Blueprint) -> None:
+        assert self.training, "just finished"
+        model = self.training.network.model
+        save_model(self.folder.member(norm, seed), model, design)
+        if (norm, seed) == (self.config.norms[0], self.config.seed):
+            save_model(self.folder.model, model, design)
 
     def _sweep(self, norm: str) -> None:
         if any(s.norm == norm for s in self.sweeps):
@@ -208,6 +215,9 @@ class _Session:
         self._write()
 
     def _write(self, *, complete: bool = False) -> Run:
+        return ranks.first(lambda: self._written(complete))
+
+    def _written(self, complete: bool) -> Run:
         members = list(self.members)
         stopped = self.training.so_far() if self.training else None
         if stopped and not self._is_finished(stopped.norm, stopped.seed):
@@ -262,7 +272,20 @@ def _new_run(config: RunConfig, data: Data, facts: dict[str, str]) -> Run:
     )
 
 
-def _check(config: RunConfig) -> None:
+def _checked(config: RunConfig, *, tensorboard: bool) -> Data:
+    """The data, after all checks that need no folder."""
+    _check_bounds(config)
+    if tensorboard:
+        board.check_installed()
+    data = load(config.data, seed=config.seed, domains=config.domains)
+    for norm in config.norms:
+        design = blueprint(config.net, norm, data)
+        if ranks.size() > 1:
+            ranks.check_synchronises(design.build(config.seed))
+    return data
+
+
+def _check_bounds(config: RunConfig) -> None:
     least = {"epochs": 1, "batch_size": 2, "seed": 0, "seeds": 1, "every": 1}
     for name, bound in least.items():
         if getattr(config, name) < bound:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from normscope.layers import condition
+from normscope.train import ranks
 from normscope.train.data import Data
 from normscope.train.nets import NORMS, Blueprint
 
@@ -61,6 +62,7 @@ class Network:
         self.epochs = epochs
         self.batch_size = batch_size
         self.model = design.build(seed)
+        self.parallel = ranks.parallel(self.model, partly_used=self.norm.separate)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, momentum=MOMENTUM)
         self.step = 0
         self.steps = epochs * steps_per_epoch(data, design.norm, batch_size)
@@ -91,7 +93,7 @@ class Network:
         """Logits of training samples, with the condition that this norm is given."""
         ids = self.data.given("train", self.norm.given)
         with nullcontext() if ids is None else condition(ids[rows]):
-            logits: Tensor = self.model(self.data.train_x[rows])
+            logits: Tensor = self.parallel(self.data.train_x[rows])
         return logits
 
     def train_epoch(self, epoch: int, after_step: Callable[[float], None]) -> float:
@@ -108,14 +110,18 @@ class Network:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.zero_grad()
-            loss = cross_entropy(self.forward(rows), self.data.train_y[rows])
-            if not math.isfinite(loss.item()):
+            mine = ranks.share(rows)
+            summed = cross_entropy(self.forward(mine), self.data.train_y[mine], reduction="sum")
+            # shares may differ in size: the average over ranks is the mean over the batch
+            loss = summed / (len(rows) / ranks.size())
+            mean = ranks.average(loss.item())
+            if not math.isfinite(mean):
                 return math.nan
             loss.backward()
             self.optimizer.step()
             self.step += 1
-            total += loss.item() * len(rows)
-            after_step(loss.item())
+            total += mean * len(rows)
+            after_step(mean)
         return total / len(self.data.train_x)
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from normscope.records import Epoch, Member
+from normscope.train import ranks
 from normscope.train.board import Board
 from normscope.train.checkpoint import Checkpoint, optimizer_tensors, restore
 from normscope.train.comparison import epochs_to_95
@@ -61,7 +62,7 @@ class Training:
     def run(self) -> Member:
         """Train the epochs that are left."""
         with ExitStack() as stack:
-            if self.tensorboard:
+            if self.tensorboard and ranks.rank() == 0:
                 events = self.folder.events(self.norm, self.seed)
                 self.board = Board(events, self.network.step)
                 stack.callback(self.board.close)
@@ -91,7 +92,7 @@ class Training:
         self.curve.append(point)
         if self.board:
             self.board.epoch(point, network.step)
-        Checkpoint(
+        checkpoint = Checkpoint(
             norm=self.norm,
             seed=self.seed,
             step=network.step,
@@ -101,7 +102,8 @@ class Training:
             optimizer=optimizer_tensors(network.optimizer),
             telemetry=self.recorder.state() if self.recorder else {},
             rng=torch.get_rng_state(),
-        ).save(self.folder.checkpoint)
+        )
+        ranks.first(lambda: checkpoint.save(self.folder.checkpoint))
         return True
 
     def _after_step(self, loss: float) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from normscope import layers
 from normscope.errors import InputError
 from normscope.layers.conditional import current_condition
+from normscope.train import ranks
 from normscope.train.data import Data, Given
 
 WIDTH, DEPTH = 64, 3  # of the mlp
@@ -163,10 +164,14 @@ class Separate(nn.Module):
         ids = current_condition()
         if ids is None:
             raise InputError("no condition: call the model inside `with normscope.condition(ids)`")
+        belongs = ids == torch.arange(len(self.nets), device=ids.device).unsqueeze(1)
+        present = belongs.any(1)
+        if self.training:  # layers that normalise over ranks wait for those without samples
+            present = ranks.anywhere(present)
         y: Tensor | None = None
-        for i, net in enumerate(self.nets):
-            rows = (ids == i).nonzero()[:, 0]
-            if len(rows):
+        for net, is_present, mine in zip(self.nets, present.tolist(), belongs, strict=True):
+            if is_present:
+                rows = mine.nonzero()[:, 0]
                 part = net(x[rows])
                 y = part.new_zeros(len(x), part.shape[1]) if y is None else y
                 y = y.index_copy(0, rows, part)

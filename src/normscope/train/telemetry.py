@@ -19,6 +19,7 @@ from normscope.files import append_line, read_text, shown, write_whole
 from normscope.functional import moments
 from normscope.moments import Moments
 from normscope.records import Numbers, Table, Trace
+from normscope.train import ranks
 from normscope.train.loop import Network
 from normscope.train.nets import norm_layers
 
@@ -70,7 +71,7 @@ class Recorder:
             "loss": _rounded(math.nan if loss is None else loss),
             "layers": layers,
         }
-        append_line(self.path, json.dumps(line, allow_nan=False))
+        ranks.first(lambda: append_line(self.path, json.dumps(line, allow_nan=False)))
         return line
 
     def state(self) -> dict[str, Tensor]:
@@ -104,7 +105,7 @@ class Recorder:
         def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
             def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
                 for place, x in ((f"{name}.before", args[0]), (f"{name}.after", output)):
-                    new = moments(x)
+                    new = ranks.pooled(moments(x))
                     seen[place] = seen[place] + new if place in seen else new
 
             return hook
@@ -113,7 +114,7 @@ class Recorder:
         try:
             with torch.no_grad(), _buffers_kept(self.network.model):
                 for rows in self.probe:
-                    self.network.forward(rows)
+                    self.network.forward(ranks.share(rows))
         finally:
             for handle in handles:
                 handle.remove()
