@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint docs bench assets clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,9 @@ lint: .venv/.dev  ## format, lint, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/.dev  ## the documentation, as docs/_build/index.html
+	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build
 
 bench: .venv/.core  ## figures side by side with peers, in one run
 	$(BIN)/python benchmarks/layers.py
