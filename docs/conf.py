@@ -27,5 +27,5 @@ def _stars_are_shapes(
 
 
 def setup(app: Sphinx) -> None:
-    """Called by Sphinx."""
+    """Sphinx calls this."""
     app.connect("autodoc-process-docstring", _stars_are_shapes, priority=1000)

@@ -129,12 +129,12 @@ def guard(
     skip_nonfinite: bool | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Iterator[None]:
-    """Change how all layers of a model use and update their statistics, inside a `with`::
+    """Change how all layers of a model use and update their statistics, inside a `with`.
 
-        with normscope.guard(model, update="step", optimizer=optimizer):
-            for micro_batch in batch:
-                loss(model(micro_batch)).backward()
-            optimizer.step()  # one update, from all micro-batches together
+    >>> with normscope.guard(model, update="step", optimizer=optimizer):
+    ...     for micro_batch in batch:
+    ...         loss(model(micro_batch)).backward()
+    ...     optimizer.step()  # one update, from all micro-batches together
 
     Args:
         model: its normscope layers are guarded; other layers are not touched.
