@@ -37,6 +37,11 @@ class Normalizer(RunningStatistics, _BatchNorm):
         self.act = act
         self.process_group = process_group
 
+    @property
+    def fused_act(self) -> Activation | None:
+        """`act`; a derived class that activates in a module of its own has None here."""
+        return self.act
+
     def forward(
         self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
@@ -55,7 +60,7 @@ class Normalizer(RunningStatistics, _BatchNorm):
             ranks=self.ranks,
             ghost_size=self.ghost_size if self.training else None,
             mask=mask,
-            act=self.act,
+            act=self.fused_act,
             residual=residual,
             process_group=resolved(self.process_group) if self.training else None,
             on_moments=None if self.policy == AS_TORCH else self.observe,
@@ -63,7 +68,11 @@ class Normalizer(RunningStatistics, _BatchNorm):
 
     def extra_repr(self) -> str:
         """As torch's, with what is more than torch's."""
-        more = {"act": self.act, "process_group": self.process_group, "ghost_size": self.ghost_size}
+        more = {
+            "act": self.fused_act,
+            "process_group": self.process_group,
+            "ghost_size": self.ghost_size,
+        }
         shown = [f"{name}={value!r}" for name, value in more.items() if value is not None]
         return ", ".join([super().extra_repr(), *shown])
 

@@ -13,7 +13,7 @@ from normscope.errors import InputError
 from normscope.functional import batch_norm
 from normscope.layers.batch import Ranks, check_rank, resolved
 from normscope.layers.mixture import mixed, own_moments
-from normscope.layers.statistics import RunningStatistics
+from normscope.layers.statistics import RunningStatistics, pooled
 from normscope.moments import Moments
 
 Missing = Literal["error", "pooled", "infer"] | int
@@ -198,23 +198,7 @@ class _ConditionalBatchNorm(RunningStatistics):
         Statistics by the law of total variance, each condition weighted by the batches it was
         seen in (equally where none was); weight and bias are plain means over conditions.
         """
-        state: dict[str, Tensor] = {}
-        for name in ("weight", "bias"):
-            table = getattr(self, name)
-            if table is not None:
-                state[name] = table.detach().mean(0) if table.dim() == 2 else table.detach()
-        if self.running_mean is not None:
-            assert self.running_var is not None, "made together"
-            assert self.num_batches_tracked is not None, "made together"
-            mean, var, seen = self.running_mean, self.running_var, self.num_batches_tracked
-            if mean.dim() == 2:
-                share = seen.double() if bool((seen > 0).any()) else torch.ones_like(seen).double()
-                sets = Moments(share, mean.double(), var.double() * share.unsqueeze(1))
-                total = sets.pool()
-                mean, var = total.mean.to(mean.dtype), total.var(correction=0).to(var.dtype)
-                seen = seen.sum()
-            state |= {"running_mean": mean, "running_var": var, "num_batches_tracked": seen}
-        return state
+        return pooled(self)
 
     def extra_repr(self) -> str:
         """The arguments that differ in meaning between layers."""

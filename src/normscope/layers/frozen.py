@@ -38,6 +38,11 @@ class _FrozenBatchNorm(nn.Module):
         counter = torch.zeros((), dtype=torch.long, device=device)
         self.register_buffer("num_batches_tracked", counter)
 
+    @property
+    def fused_act(self) -> Activation | None:
+        """`act`; a derived class that activates in a module of its own has None here."""
+        return self.act
+
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """The map of the stored statistics, in train() and in eval() alike."""
         check_rank(input, self.ranks)
@@ -48,7 +53,7 @@ class _FrozenBatchNorm(nn.Module):
             self.weight,
             self.bias,
             eps=self.eps,
-            act=self.act,
+            act=self.fused_act,
             residual=residual,
         )
 

@@ -64,7 +64,7 @@ class _Renorm(Normalizer):
             training=True,
             eps=self.eps,
             mask=mask,
-            act=self.act,
+            act=self.fused_act,
             residual=residual,
             process_group=group,
         )

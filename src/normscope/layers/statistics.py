@@ -199,6 +199,32 @@ def merge_ranks(model: nn.Module, process_group: dist.ProcessGroup | None = None
         seen.copy_(total.count)
 
 
+def pooled(layer: RunningStatistics) -> dict[str, Tensor]:
+    """The five keys of a plain batch norm that stands for all groups of a layer at once.
+
+    Statistics by the law of total variance, each group weighted by the batches it was seen in
+    (equally where none was); weight and bias are plain means over groups.
+    """
+    state: dict[str, Tensor] = {}
+    for name in ("weight", "bias"):
+        table = getattr(layer, name)
+        if table is not None:
+            mean = table.detach().double().mean(0).to(table.dtype)
+            state[name] = mean if table.dim() == 2 else table.detach()
+    if layer.running_mean is not None:
+        assert layer.running_var is not None, "made together"
+        assert layer.num_batches_tracked is not None, "made together"
+        mean, var, seen = layer.running_mean, layer.running_var, layer.num_batches_tracked
+        if mean.dim() == 2:
+            share = seen.double() if bool((seen > 0).any()) else torch.ones_like(seen).double()
+            sets = Moments(share, mean.double(), var.double() * share.unsqueeze(1))
+            total = sets.pool()
+            mean, var = total.mean.to(mean.dtype), total.var(correction=0).to(var.dtype)
+            seen = seen.max()
+        state |= {"running_mean": mean, "running_var": var, "num_batches_tracked": seen}
+    return state
+
+
 class Snapshot:
     """The normalisation buffers of a model at one moment, and the way back to them.
 

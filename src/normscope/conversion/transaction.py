@@ -1,0 +1,309 @@
+"""Change a model's normalisation layers where they stand, as a transaction that can be undone."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from normscope.conversion.blend import Blend, blended
+from normscope.conversion.kinds import (
+    NAMES,
+    PLAIN,
+    Kind,
+    Plain,
+    Refusal,
+    check_options,
+    equality,
+    made,
+    read,
+)
+from normscope.conversion.verification import LEVELS, Level, Verification, verified
+from normscope.errors import InputError, ModelError
+from normscope.layers.batch import Normalizer
+
+TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A layer that became another.
+
+    Attributes:
+        name: as in `model.named_modules()`; the class name where the model itself is the layer.
+        before, after: class names.
+        equal: "always" computes what it did; "eval" does in eval() and trains otherwise, which
+            is what was asked for; "never": another function.
+        note: what to know, as a phrase; empty where there is nothing.
+    """
+
+    name: str
+    before: str
+    after: str
+    equal: Level
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Left:
+    """A normalisation layer that stayed as it was.
+
+    Attributes:
+        name: as `Change`.
+        kind: its class name.
+        reason: why, as a phrase.
+    """
+
+    name: str
+    kind: str
+    reason: str
+
+
+class Conversion:
+    """What `convert` did to a model, the proof of it and the way back.
+
+    Attributes:
+        model: the model, the same object, changed.
+        changed: the layers that became others.
+        kept: normalisation layers for which there was nothing to do.
+        refused: layers that could not be changed without loss; left as they were.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        changed: tuple[Change, ...],
+        kept: tuple[Left, ...],
+        refused: tuple[Left, ...],
+        former: "list[_Former]",
+    ) -> None:
+        self.model, self.changed, self.kept, self.refused = model, changed, kept, refused
+        self._former = former
+
+    def verify(self, *inputs: Any, double: bool = True, steps: int = 1) -> Verification:
+        """Compare with the model before, on copies: outputs, gradients, training, buffers.
+
+        Both run in eval(), then `steps` training steps (plain SGD) from the same random numbers.
+        What a change leaves equal in eval() only is compared in eval() only, and what is another
+        function not at all. Conditional layers get the conditions 0, 1, ... in turn.
+
+        Args:
+            inputs: a batch, as the model's forward takes it.
+            double: in float64, where equal means to 1e-9; False: in the model's own dtype.
+            steps: training steps.
+
+        Raises:
+            InputError: no inputs, or steps below 1.
+            ModelError: the model fails on them, before or after.
+        """
+        after = copy.deepcopy(self.model)
+        before, former = copy.deepcopy((self.model, self._former))
+        _undo(former)
+        found = {change.equal for change in self.changed}
+        level: Level = next((level for level in reversed(LEVELS) if level in found), "always")
+        return verified(before, after, inputs, level=level, double=double, steps=steps)
+
+    def revert(self) -> nn.Module:
+        """Give every layer its former class, parameters and arguments back; returns the model.
+
+        What was trained since stays where both have it in the same shape; where the shapes
+        differ, the numbers of before come back.
+        """
+        _undo(self._former)
+        self._former = []
+        return self.model
+
+
+def convert(
+    model: nn.Module,
+    to: str,
+    *,
+    only: Iterable[str] = (),
+    partial: bool = False,
+    dims: Literal[1, 2, 3] | None = None,
+    **options: Any,
+) -> Conversion:
+    """Make a model's batch norms another member of the family, in place and without loss.
+
+    Layers stay the same objects and change their class, so hooks, optimizers, shared modules,
+    training flags, requires_grad, dtype, device, memory format, qconfig and names stay. All
+    layers are checked before the first is changed.
+
+    Args:
+        model: any module; a normalisation layer itself serves too.
+        to: "torch" (`torch.nn.BatchNorm*d`, or the class that a layer was derived from), "sync"
+            (`torch.nn.SyncBatchNorm`), "batch", "ghost", "renorm", "frozen", "conditional",
+            "mode" (normscope's), or "group" (`torch.nn.GroupNorm`: another function).
+        only: patterns of layer names, as "encoder.*"; empty: all layers.
+        partial: convert what can be, and leave the rest; see `Conversion.refused`.
+        dims: 1, 2 or 3, for layers that do not say it (`SyncBatchNorm`).
+        options: of the layers: ghost_size=16; num_conditions=4 with stats, affine, missing,
+            min_count; num_modes=2; r_max, d_max, warm_up, ramp; num_groups=8; process_group.
+
+    One row of statistics becomes K equal rows, and K rows become one by the law of total
+    variance. Where a parameter changes its shape it stays the same object, without a gradient;
+    an optimizer that has state for it must be made anew. Freezing makes parameters buffers, in
+    the same memory. GroupNorm, LayerNorm and InstanceNorm without statistics are kept: no batch
+    norm equals them.
+
+    Raises:
+        InputError: an unknown kind or option, a pattern that fits nothing.
+        ModelError: a layer would lose something (unless partial), or no layer is there.
+    """
+    kind = check_options(to, options)
+    chosen = _chosen(model, tuple(only))
+    plans: list[_Plan] = []
+    kept: list[Left] = []
+    refused: list[Left] = []
+    for name, layer in chosen:
+        here = type(layer).__name__
+        try:
+            plain = read(layer)
+            if plain is None:
+                reason = "it normalises within each sample; no batch norm equals it"
+                kept.append(Left(name, here, reason))
+            elif plain.kind == kind and all(plain.options[k] == v for k, v in options.items()):
+                kept.append(Left(name, here, f"it is {kind} already"))
+            else:
+                new = made(plain, kind, dims, dict(options))
+                plans.append(_Plan(name, layer, plain, kind, new, _class(layer, plain, new, kind)))
+        except (Refusal, ValueError) as problem:
+            refused.append(Left(name, here, str(problem)))
+    if refused and not partial:
+        first = "; ".join(f"{left.name} ({left.kind}): {left.reason}" for left in refused[:3])
+        more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
+        raise ModelError(
+            f"nothing was converted to {kind}: {first}{more}; partial=True leaves them"
+        )
+    former: list[_Former] = []
+    try:
+        changed = tuple(_carry_out(plan, former) for plan in plans)
+    except BaseException:
+        _undo(former)
+        raise
+    return Conversion(model, changed, tuple(kept), tuple(refused), former)
+
+
+class _Plan(NamedTuple):
+    name: str
+    layer: nn.Module
+    plain: Plain
+    kind: Kind
+    new: nn.Module
+    cls: type[nn.Module]
+
+
+class _Former(NamedTuple):
+    """A layer before its change; `data` holds the contents of parameters that change shape."""
+
+    layer: nn.Module
+    cls: type[nn.Module]
+    state: dict[str, Any]
+    data: dict[str, tuple[Tensor, Tensor | None]]
+
+
+def _chosen(model: nn.Module, only: tuple[str, ...]) -> list[tuple[str, nn.Module]]:
+    within = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+    found = []
+    for name, module in model.named_modules():
+        try:
+            is_norm = isinstance(module, within) or read(module) is not None
+        except Refusal:
+            is_norm = True
+        if is_norm:
+            found.append((name or type(module).__name__, module))
+    if not found:
+        raise ModelError(f"{type(model).__name__} has no normalisation layer to convert")
+    for pattern in only:
+        if not any(fnmatchcase(name, pattern) for name, _ in found):
+            names = ", ".join(name for name, _ in found[:5])
+            raise InputError(f"no normalisation layer is called {pattern!r}; there is {names}")
+    return [(n, m) for n, m in found if not only or any(fnmatchcase(n, p) for p in only)]
+
+
+def _class(layer: nn.Module, plain: Plain, new: nn.Module, kind: Kind) -> type[nn.Module]:
+    """The class that the layer gets: the new one's, with what the user's own adds."""
+    target, cls = type(new), type(layer)
+    origin = getattr(cls, "origin", cls)
+    if kind == "torch" and issubclass(origin, target):
+        return origin
+    if not issubclass(cls, Blend):
+        own = cls.__mro__[: cls.__mro__.index(plain.base)]
+        for part in own:
+            if "forward" in part.__dict__:
+                raise Refusal(f"its class {part.__name__} has a forward of its own")
+            if "__slots__" in part.__dict__ or hasattr(layer, "parametrizations"):
+                raise Refusal("its parameters are computed from others (parametrized)")
+    is_own = origin not in (plain.base, target) or plain.behind
+    if not is_own:
+        return target
+    if plain.behind and kind == "torch":
+        raise Refusal(f"its class {origin.__name__} is not derived from {target.__name__}")
+    if not plain.behind and not (issubclass(target, Normalizer) and plain.kind in PLAIN):
+        raise Refusal(f"its class {origin.__name__} is the user's own, which {kind} cannot carry")
+    return blended(target, origin, plain.behind)
+
+
+def _carry_out(plan: _Plan, former: list[_Former]) -> Change:
+    layer, new, before = plan.layer, plan.new, type(plan.layer).__name__
+    state = dict(layer.__dict__)
+    for table in TABLES:
+        state[table] = state[table].copy()
+    record = _Former(layer, type(layer), state, {})
+    former.append(record)
+    notes = []
+    for name in NAMES:
+        given = plan.plain.tensors.get(name)
+        wanted = new._parameters.get(name, new._buffers.get(name))
+        if wanted is None:  # `made` refuses to lose a parameter
+            continue
+        if given is None:
+            new._parameters.pop(name, None)
+            setattr(new, name, None)
+        elif name in new._parameters:
+            own = layer._parameters.get(name)
+            if own is not None and own.shape != wanted.shape:
+                record.data[name] = (own.data, own.grad)
+                own.grad, own.data = None, _fitted(given, wanted)
+                notes.append(f"{name} is {tuple(own.shape)} now")
+            new._parameters[name] = nn.Parameter(given) if own is None else own
+        else:
+            new._buffers[name] = _fitted(given, wanted)
+    private = ("_", "training", "act") if plan.plain.behind else ("_", "training")
+    layer.__dict__.update({k: v for k, v in new.__dict__.items() if not k.startswith(private)})
+    new._modules.update(layer._modules)
+    new.train(layer.training)
+    layer.__dict__.update({table: new.__dict__[table] for table in TABLES})
+    layer.__class__ = plan.cls
+    equal = equality(plan.plain, plan.kind, layer)
+    return Change(plan.name, before, type(layer).__name__, equal, "; ".join(notes))
+
+
+def _fitted(given: Tensor, wanted: Tensor) -> Tensor:
+    """One row as K equal rows where that is wanted; a parameter as a buffer in its memory."""
+    if given.shape != wanted.shape:
+        return given.detach().expand(wanted.shape).clone()
+    return given.detach() if isinstance(given, nn.Parameter) else given
+
+
+def _undo(former: list[_Former]) -> None:
+    for layer, cls, state, data in reversed(former):
+        now, training = {**layer._parameters, **layer._buffers}, layer.training
+        for name, parameter in state["_parameters"].items():
+            current = now.get(name)
+            if name in data:
+                content, grad = data[name]
+                parameter.data = content.to(parameter.device, parameter.dtype)
+                parameter.grad = grad
+            elif parameter is not None and current is not None and current is not parameter:
+                parameter.data = current.detach()
+        for name, buffer in state["_buffers"].items():
+            current = now.get(name)
+            if buffer is not None and current is not None and current.shape == buffer.shape:
+                state["_buffers"][name] = current.detach()
+        layer.__class__ = cls
+        layer.__dict__.clear()
+        layer.__dict__.update(state)
+        layer.training = training

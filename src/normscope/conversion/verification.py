@@ -1,0 +1,174 @@
+"""Compare a model before and after a conversion: outputs, gradients, training steps, buffers."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from normscope.errors import InputError, ModelError
+from normscope.factories import reason
+from normscope.layers.conditional import condition
+
+Level = Literal["always", "eval", "never"]  # where before and after compute the same
+LEVELS: tuple[Level, ...] = get_args(Level)
+LR = 0.01
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One thing that was compared.
+
+    Attributes:
+        what: "outputs", "gradients", ...
+        mode: "eval" or "train".
+        difference: largest absolute difference over the largest value of before; 0 is equal.
+        allowed: the difference that rounding explains; None where the two may differ.
+    """
+
+    what: str
+    mode: Literal["eval", "train"]
+    difference: float
+    allowed: float | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the two are equal, or need not be."""
+        return self.allowed is None or self.difference <= self.allowed
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All comparisons of a conversion.
+
+    Attributes:
+        comparisons: in the order in which they were made.
+        dtype: of the arithmetic.
+    """
+
+    comparisons: tuple[Comparison, ...]
+    dtype: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether all that must be equal is equal."""
+        return all(comparison.ok for comparison in self.comparisons)
+
+
+def verified(
+    before: nn.Module,
+    after: nn.Module,
+    inputs: tuple[Any, ...],
+    *,
+    level: Level,
+    double: bool,
+    steps: int,
+) -> Verification:
+    """Run both models, which are used up, on the same inputs; see `Conversion.verify`."""
+    if not inputs or steps < 1:
+        raise InputError("verify needs a batch as the model takes it, and at least one step")
+    if double:
+        before, after = before.double(), after.double()
+        inputs = tree_map(lambda x: x.double() if _floats(x) else x, inputs)
+    dtype = next((p.dtype for p in before.parameters()), torch.float32)
+    allowed = 1e-9 if double else 100 * torch.finfo(dtype).eps
+    # a forward and its gradients in eval, then the steps
+    found = [_runs(model, inputs, steps) for model in (before, after)]
+    comparisons = []
+    for (mode, what), old in found[0].items():
+        must = level == "always" or (level == "eval" and mode == "eval")
+        difference = _difference(old, found[1][mode, what])
+        comparisons.append(Comparison(what, mode, difference, allowed if must else None))
+    return Verification(tuple(comparisons), str(dtype).removeprefix("torch."))
+
+
+Run = dict[tuple[Literal["eval", "train"], str], Mapping[str, Tensor]]
+
+
+def _runs(model: nn.Module, inputs: tuple[Any, ...], steps: int) -> Run:
+    with _same_numbers():
+        model.eval()
+        model.zero_grad()
+        run: Run = {("eval", "outputs"): _backward(model, inputs)}
+        run["eval", "gradients"] = _gradients(model)
+        model.train()
+        for _ in range(steps):
+            model.zero_grad()
+            run["train", "outputs"] = _backward(model, inputs)
+            run["train", "gradients"] = _gradients(model)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.grad is not None:
+                        parameter.sub_(parameter.grad, alpha=LR)
+        run["train", "parameters"] = dict(model.named_parameters())
+        run["train", "buffers"] = dict(model.named_buffers())
+    return run
+
+
+def _backward(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
+    """The outputs by place, after a backward pass from random cotangents."""
+    leaves = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+    samples = next((x.shape[0] for x in leaves if x.dim()), 1)
+    counts = [getattr(m, "num_conditions", 1) for m in model.modules()]
+    ids = torch.arange(samples) % min(counts)
+    try:
+        with condition(ids):
+            outputs = [y for y in tree_leaves(model(*inputs)) if _floats(y)]
+        loss = sum((y * torch.randn_like(y)).mean() for y in outputs)
+        if isinstance(loss, Tensor) and loss.requires_grad:
+            loss.backward()
+    except Exception as problem:
+        mode = "train" if model.training else "eval"
+        raise ModelError(
+            f"{type(model).__name__} cannot be verified: in {mode}() it fails on these inputs, "
+            f"{reason(problem)}"
+        ) from problem
+    return {str(place): y.detach() for place, y in enumerate(outputs)}
+
+
+def _gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def _difference(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> float:
+    """Largest relative difference of what both have; K rows of a gradient count as their sum."""
+    sizes = {n: _largest(a) for n, a in old.items() if _floats(a)}
+    # a gradient that is zero but for rounding is measured by its neighbours, not by itself
+    least = max(1e-3 * max(sizes.values(), default=0.0), 1e-30)
+    worst = 0.0
+    for name, a in old.items():
+        b = new.get(name)
+        if b is None:
+            continue
+        if b.dim() == a.dim() + 1 and b.shape[1:] == a.shape:
+            b = b.sum(0)
+        if a.shape != b.shape:
+            return math.inf
+        a, b = a.double(), b.double()
+        alike = (a == b) | (a.isnan() & b.isnan())
+        off = torch.where(alike, 0.0, (a - b).abs())
+        gap = off.max().item() / max(sizes.get(name, 1.0), least) if a.numel() else 0.0
+        worst = math.inf if math.isnan(gap) else max(worst, gap)
+    return worst
+
+
+def _largest(a: Tensor) -> float:
+    finite = a[a.isfinite()]
+    return finite.abs().max().item() if finite.numel() else 0.0
+
+
+def _floats(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+@contextmanager
+def _same_numbers() -> Iterator[None]:
+    """The same random numbers each time; the generators return to where they were."""
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(gpus):
+        torch.manual_seed(0)
+        yield
