@@ -30,7 +30,8 @@ class Behind(Blend):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """act(drop(norm(x)))."""
-        y: Tensor = self.act(self.drop(super().forward(*args, **kwargs)))
+        drop: Any = self.drop
+        y: Tensor = self.act(drop(super().forward(*args, **kwargs)))
         return y
 
 

@@ -102,13 +102,14 @@ def read(layer: nn.Module) -> Plain | None:
     Raises:
         Refusal: it belongs to the family, but as something that cannot be known or carried.
     """
+    own = (*layer._parameters.values(), *layer._buffers.values())
+    if isinstance(layer, _BatchNorm) and any(t is not None and is_lazy(t) for t in own):
+        raise Refusal("it is lazy and has no shape yet; run the model once on a batch before")
     kind, base, dims, behind = _family(layer)
     if kind is None:
         return None
     if isinstance(layer, torch.jit.ScriptModule):
         raise Refusal("it is TorchScript, which cannot change")
-    if any(is_lazy(t) for t in (*layer.parameters(), *layer.buffers())):
-        raise Refusal("it is lazy and has no shape yet; run the model once on a batch before")
     if isinstance(layer, RunningStatistics) and layer.policy != AS_TORCH:
         raise Refusal(f"it follows {layer.policy}; end the guard, or set_policy(Policy()), before")
     tensors = {name: getattr(layer, name, None) for name in NAMES}

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 from torch import Tensor, nn
 
@@ -297,13 +297,20 @@ def _undo(former: list[_Former]) -> None:
                 content, grad = data[name]
                 parameter.data = content.to(parameter.device, parameter.dtype)
                 parameter.grad = grad
-            elif parameter is not None and current is not None and current is not parameter:
+            elif _is_newer(current, parameter):
                 parameter.data = current.detach()
         for name, buffer in state["_buffers"].items():
             current = now.get(name)
-            if buffer is not None and current is not None and current.shape == buffer.shape:
+            if _is_newer(current, buffer):
                 state["_buffers"][name] = current.detach()
         layer.__class__ = cls
         layer.__dict__.clear()
         layer.__dict__.update(state)
         layer.training = training
+
+
+def _is_newer(current: Tensor | None, old: Tensor | None) -> TypeGuard[Tensor]:
+    """Whether a tensor took the place of another in the same shape, perhaps moved or trained."""
+    if current is None or old is None or current is old:
+        return False
+    return current.shape == old.shape
