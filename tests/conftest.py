@@ -1,7 +1,12 @@
 """Shared by all tests: a seed per test, few threads, and nothing left behind."""
 
+import importlib
+import importlib.util
+import os
+import sys
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -32,3 +37,21 @@ def _global_state() -> tuple[object, ...]:
         len(torch.nn.modules.module._global_forward_hooks),
         len(torch.nn.modules.module._global_forward_pre_hooks),
     )
+
+
+@pytest.fixture(scope="session")
+def timm() -> Any:
+    """The timm package, with the operators that torchvision's compiled half would bring."""
+    for name in ("torchvision", "timm"):
+        if importlib.util.find_spec(name) is None:
+            assert "CI" not in os.environ, f"CI needs {name}: see the timm target of the Makefile"
+            pytest.skip(f"{name} is not installed: make .venv/.timm")
+    if "timm" not in sys.modules:
+        fragment = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            fragment.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _fragments.append(fragment)
+    return importlib.import_module("timm")
+
+
+_fragments: list[torch.library.Library] = []  # a fragment goes when nobody holds it

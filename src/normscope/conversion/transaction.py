@@ -91,7 +91,8 @@ class Conversion:
 
         Args:
             inputs: a batch, as the model's forward takes it.
-            double: in float64, where equal means to 1e-9; False: in the model's own dtype.
+            double: in float64, where equal means to 1e-9, or to what the model makes of rounding;
+                False: in the model's own dtype.
             steps: training steps.
 
         Raises:

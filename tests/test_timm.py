@@ -1,0 +1,67 @@
+"""At least 25 architectures of timm, random weights: converted, trained and back."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import normscope
+from normscope.conversion import convert
+
+ARCHITECTURES = [
+    "resnet18", "resnet26d", "resnext26ts", "seresnet18", "resnetblur18", "efficientnet_b0",
+    "tf_efficientnetv2_b0", "mobilenetv2_050", "mobilenetv3_small_050", "mnasnet_small",
+    "fbnetc_100", "ghostnet_050", "lcnet_035", "tinynet_e", "hardcorenas_a", "regnetx_002",
+    "regnety_002", "repvgg_a0", "densenet121", "dla34", "cspresnet50",
+    "hrnet_w18_small", "res2net50_26w_4s", "levit_128s", "efficientvit_b0", "repvit_m0_9",
+]  # fmt: skip
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_converted_trained_and_back(name: str, timm: Any) -> None:
+    model = timm.create_model(name, pretrained=False, num_classes=5)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    classes = [type(norm) for norm in norms]
+    before = tensors(model)
+    side = 224 if name.startswith("levit") else 64
+    x = torch.randn(3, 3, side, side)
+
+    conversion = convert(model, "batch")
+    assert len(conversion.changed) == len(norms)
+    assert not conversion.refused
+    assert all(isinstance(norm, normscope.layers.batch.Normalizer) for norm in norms)
+    assert all(isinstance(norm, cls) for norm, cls in zip(norms, classes, strict=True))
+    assert list(model.state_dict()) == list(before)
+    result = conversion.verify(x, steps=3)
+    assert result.ok, result
+    assert len([c for c in result.comparisons if c.allowed is not None]) == 6
+
+    conversion.revert()
+    assert [type(norm) for norm in norms] == classes
+    after = model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "resnet18"])
+def test_frozen_and_conditional_keep_what_timm_runs_behind(name: str, timm: Any) -> None:
+    model = timm.create_model(name, pretrained=False, num_classes=5)
+    x = torch.randn(2, 3, 64, 64)
+    model.train()(x)
+    expected = copy.deepcopy(model).eval()(x)
+    conversion = convert(model, "frozen")
+    assert conversion.verify(x).ok
+    torch.testing.assert_close(model.eval()(x), expected)
+    back = convert(model, "batch")
+    assert back.verify(x).ok
+    plain = convert(model, "torch")
+    assert plain.verify(x).ok
+    torch.testing.assert_close(model.eval()(x), expected)
+    if name == "efficientnet_b0":
+        with pytest.raises(normscope.ModelError, match="runs modules drop and act of its own"):
+            convert(model, "conditional", num_conditions=2)
