@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 import normscope
 
@@ -124,3 +125,50 @@ def test_a_pickle_bomb_is_refused_and_not_run(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
     assert not marker.exists()
+
+
+NET = """
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.GroupNorm(2, 4))
+"""
+
+
+def test_convert_proves_what_it_writes(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    common = (
+        "convert",
+        "--model",
+        f"{tmp_path}/net.py:make",
+        "--out",
+        tmp_path / "new.safetensors",
+    )
+    proof = ("--verify", "--input", "6,3,8,8")
+    done = run(*common, "--to", "ghost", "--option", "ghost_size=2", *proof, "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert [c["after"] for c in record["changed"]] == ["GhostBatchNorm2d"]
+    assert [left["name"] for left in record["kept"]] == ["3"]
+    differences = {(c["mode"], c["what"]): c["difference"] for c in record["comparisons"]}
+    assert differences["eval", "outputs"] < 1e-12
+    assert differences["train", "outputs"] > 1e-3, "chunks are normalised apart"
+    tensors = load_file(tmp_path / "new.safetensors")
+    assert tensors["1.running_mean"].shape == (4,)
+    # what was written is what the same model loads
+    again = run(*common, "--weights", tmp_path / "new.safetensors", "--to", "batch", *proof)
+    assert again.returncode == 0, again.stderr
+    assert "computes and trains as it did" in " ".join(again.stdout.split())
+    (tmp_path / "new.safetensors").unlink()
+    for arguments, sentence in (
+        (("--to", "batch", "--verify"), "--verify needs the shape of a batch"),
+        (("--to", "batch", *proof[:2], "6,3"), "cannot be verified: in eval() it fails"),
+        (("--to", "ghost", "--option", "ghost_size"), "write name=value"),
+        (("--to", "bach"), "it can be 'torch'"),
+        (("--to", "batch", "--only", "9"), "no normalisation layer is called '9'"),
+    ):
+        bad = run(*common, *arguments)
+        assert (bad.returncode, bad.stdout) == (2, ""), bad.stdout
+        assert sentence in bad.stderr
+        assert len(bad.stderr.strip().splitlines()) == 1
+        assert not (tmp_path / "new.safetensors").exists()

@@ -28,6 +28,7 @@ _WHERE = {
     "merge_ranks": "layers.statistics",
     "snapshot": "layers.statistics",
     "Policy": "layers.statistics",
+    "convert": "conversion",
     "Moments": "moments",
     "InputError": "errors",
     "FileError": "errors",
@@ -35,6 +36,7 @@ _WHERE = {
     "NormscopeError": "errors",
 }
 _ROOMS = (
+    "conversion",
     "errors",
     "functional",
     "layers",

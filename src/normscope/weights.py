@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from normscope.errors import FileError, InputError, MissingExtraError, ModelError
 from normscope.factories import made, reason
-from normscope.files import shown
+from normscope.files import shown, write_whole
 
 # where training frameworks put the weights among other things, and what they put before each name
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "model_ema", "ema")
@@ -82,6 +82,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for name, tensor in state.items():
         _check_whole(path, name, tensor)
     return state
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write named tensors and strings as one safetensors file, whole.
+
+    Raises:
+        FileError: the file cannot be written; what was there before is still there.
+    """
+    from safetensors.torch import save
+
+    # each on its own: tensors that share memory are refused by the format
+    own = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    write_whole(path, save(own, metadata))
 
 
 def _bytes(path: Path) -> bytes:

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, TypeGuard
 
@@ -23,42 +22,9 @@ from normscope.conversion.kinds import (
 from normscope.conversion.verification import LEVELS, Level, Verification, verified
 from normscope.errors import InputError, ModelError
 from normscope.layers.batch import Normalizer
+from normscope.records import Change, Left
 
 TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-
-
-@dataclass(frozen=True)
-class Change:
-    """A layer that became another.
-
-    Attributes:
-        name: as in `model.named_modules()`; the class name where the model itself is the layer.
-        before, after: class names.
-        equal: "always" computes what it did; "eval" does in eval() and trains otherwise, which
-            is what was asked for; "never": another function.
-        note: what to know, as a phrase; empty where there is nothing.
-    """
-
-    name: str
-    before: str
-    after: str
-    equal: Level
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Left:
-    """A normalisation layer that stayed as it was.
-
-    Attributes:
-        name: as `Change`.
-        kind: its class name.
-        reason: why, as a phrase.
-    """
-
-    name: str
-    kind: str
-    reason: str
 
 
 class Conversion:
@@ -173,7 +139,7 @@ def convert(
         except (Refusal, ValueError) as problem:
             refused.append(Left(name, here, str(problem)))
     if refused and not partial:
-        first = "; ".join(f"{left.name} ({left.kind}): {left.reason}" for left in refused[:3])
+        first = "; ".join(f"{left.name} ({left.layer}): {left.reason}" for left in refused[:3])
         more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
         raise ModelError(
             f"nothing was converted to {kind}: {first}{more}; partial=True leaves them"

@@ -15,34 +15,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from normscope.errors import InputError, ModelError
 from normscope.factories import reason
 from normscope.layers.conditional import condition
+from normscope.records import Comparison
 
 Level = Literal["always", "eval", "never"]  # where before and after compute the same
 LEVELS: tuple[Level, ...] = get_args(Level)
 LR = 0.01
 MOST = 1e-3  # a larger difference is never put down to rounding
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One thing that was compared.
-
-    Attributes:
-        what: "outputs", "gradients", ...
-        mode: "eval" or "train".
-        difference: largest absolute difference over the largest value of before; 0 is equal.
-        allowed: the difference that rounding explains, measured on the model before with its
-            input moved by one unit in the last place; None where the two may differ.
-    """
-
-    what: str
-    mode: Literal["eval", "train"]
-    difference: float
-    allowed: float | None
-
-    @property
-    def ok(self) -> bool:
-        """Whether the two are equal, or need not be."""
-        return self.allowed is None or self.difference <= self.allowed
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from normscope.errors import FileError
-from normscope.files import shown, write_whole
+from normscope.files import shown
 from normscope.records import Epoch
 from normscope.train.nets import Blueprint
-from normscope.weights import read_weights
+from normscope.weights import read_weights, write_weights
 
 AGAIN = "start again with --overwrite"
 
@@ -45,7 +44,7 @@ class Checkpoint:
             "seconds": self.seconds,
             "curve": [asdict(epoch) for epoch in self.curve],
         }
-        write_tensors(path, tensors, {"progress": json.dumps(progress)})
+        write_weights(path, tensors, {"progress": json.dumps(progress)})
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":
@@ -103,7 +102,7 @@ def restore(path: Path, checkpoint: Checkpoint, model: nn.Module, optimizer: Any
 
 def save_model(path: Path, model: nn.Module, blueprint: Blueprint) -> None:
     """Write a network's state_dict, with what is needed to build it again."""
-    write_tensors(path, model.state_dict(), {"blueprint": json.dumps(asdict(blueprint))})
+    write_weights(path, model.state_dict(), {"blueprint": json.dumps(asdict(blueprint))})
 
 
 def load_model(path: Path) -> nn.Module:
@@ -123,13 +122,8 @@ def load_model(path: Path) -> nn.Module:
     return model.eval()
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write named tensors and strings as one safetensors file, whole."""
-    write_whole(path, save({n: t.contiguous() for n, t in tensors.items()}, metadata))
-
-
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What `write_tensors` wrote; raises FileError as `weights.read_weights`."""
+    """What `write_weights` wrote; raises FileError as `weights.read_weights`."""
     tensors = read_weights(path)
     try:
         with safe_open(path, framework="pt") as file:
