@@ -44,8 +44,8 @@ def timm() -> Any:
     """The timm package, with the operators that torchvision's compiled half would bring."""
     for name in ("torchvision", "timm"):
         if importlib.util.find_spec(name) is None:
-            assert "CI" not in os.environ, f"CI needs {name}: see the timm target of the Makefile"
-            pytest.skip(f"{name} is not installed: make .venv/.timm")
+            assert "CI" not in os.environ, f"CI needs {name}"
+            pytest.skip(f"{name} is not installed")
     if "timm" not in sys.modules:
         fragment = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):

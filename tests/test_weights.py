@@ -285,7 +285,7 @@ def test_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     found = weights.importlib.util.find_spec
     there = lambda name: object() if name == "timm" else found(name)
     monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match="pip install timm"):
+    with pytest.raises(MissingExtraError, match=r"pip install \'normscope\[timm\]\'"):
         load_model("timm:resnet18")
 
     def broken(name: str) -> types.ModuleType:

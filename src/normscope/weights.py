@@ -215,7 +215,7 @@ def _fitted(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
 
 def _timm(name: str) -> nn.Module:
     if importlib.util.find_spec("timm") is None:
-        raise MissingExtraError(f"timm:{name} needs the timm package: pip install timm")
+        raise MissingExtraError(f"timm:{name} needs timm: pip install 'normscope[timm]'")
     try:
         timm = importlib.import_module("timm")
     except Exception as problem:
