@@ -1,0 +1,167 @@
+"""Which module of a model runs on whose output, as torch.fx sees it."""
+
+import copy
+import inspect
+import warnings
+from collections import Counter
+from typing import Any
+
+from torch import fx, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from normscope.conversion.kinds import Refusal, read
+from normscope.errors import ModelError
+from normscope.factories import reason
+from normscope.folding.pair import HOOKS, LINEAR, Folded, Side, without_hooks
+
+# exactly these classes change nothing in eval()
+PASSING: tuple[type[nn.Module], ...] = (nn.Identity, Folded, *_DropoutNd.__subclasses__())
+
+
+class Flow:
+    """Which module runs on whose output, as torch.fx sees it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules())
+        tracer = _Tracer(copied(model).eval())
+        nodes = tracer.trace_defaults().nodes
+        self.opaque = tracer.opaque
+        self.calls: dict[str, fx.Node] = {str(n.target): n for n in nodes if n.op == "call_module"}
+        self.read = [str(n.target) for n in nodes if n.op == "get_attr"]
+        self.runs = Counter(
+            inner
+            for node in nodes
+            if node.op == "call_module"
+            for inner in self.modules[str(node.target)].modules()
+        )
+        owners = Counter(p for m in self.modules.values() for p in set(m._parameters.values()))
+        self.tied = {p for p, count in owners.items() if p is not None and count > 1}
+
+    def call(self, name: str) -> fx.Node:
+        """Where a norm is called.
+
+        Raises:
+            Refusal: it is not called once, on its input alone, with tensors of its own.
+        """
+        for part, problem in self.opaque.items():
+            if name.startswith(f"{part}."):
+                raise Refusal(f"it is inside {part!r}, which torch.fx cannot trace ({problem})")
+        if name not in self.calls:
+            raise Refusal("forward does not run it in eval()")
+        self._check_own(name)
+        node = self.calls[name]
+        if len(node.args) != 1 or node.kwargs:
+            raise Refusal("it is called with more than its input")
+        return node
+
+    def neighbour(self, node: fx.Node, side: Side) -> str:
+        """The name of the linear layer next to a norm, through modules that change nothing.
+
+        Raises:
+            Refusal: something else is there, or sees what lies between.
+        """
+        path = [str(node.target)]
+        while True:
+            node = _next(node, side)
+            name, module = str(node.target), self.modules.get(str(node.target))
+            if node.op != "call_module" or module is None:
+                raise Refusal(f"{node.name!r} is no layer")
+            path.append(name)
+            if isinstance(module, LINEAR):
+                self._check_own(name)
+                self._check_unwatched(path)
+                return name
+            if type(module) not in PASSING:
+                raise Refusal(f"{name!r} ({type(module).__name__}) is not linear")
+
+    def _check_own(self, name: str) -> None:
+        module = self.modules[name]
+        if self.runs[module] > 1:
+            raise Refusal(f"{name!r} runs {self.runs[module]} times")
+        if any(parameter in self.tied for parameter in module._parameters.values()):
+            raise Refusal(f"{name!r} shares a parameter with another module")
+        if any(target.startswith(f"{name}.") for target in self.read):
+            raise Refusal(f"forward uses a tensor of {name!r} by itself")
+
+    def _check_unwatched(self, path: list[str]) -> None:
+        """No hook between: on the modules, or on what contains one of them but not the others."""
+        around = [{name[:i] for i, c in enumerate(f"{name}.") if c == "."} for name in path]
+        for name in sorted(set[str].union(*around) - set[str].intersection(*around)):
+            if any(getattr(self.modules[name], hooks) for hooks in HOOKS):
+                raise Refusal(f"{name!r} has a hook")
+
+
+class _Tracer(fx.Tracer):
+    """Stops at norms and linear layers, and goes around what it cannot trace."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        # asked before, since tracing records each question about a tensor
+        self.leaves = {m for m in model.modules() if isinstance(m, LINEAR) or is_norm(m)}
+        self.opaque: dict[str, str] = {}
+
+    def trace_defaults(self) -> fx.Graph:
+        """What forward does with its default arguments, without any hooks."""
+        without_hooks(self.model)
+        try:
+            given = inspect.signature(self.model.forward).parameters.values()
+            defaults = {p.name: p.default for p in given if p.default is not p.empty}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of defaults that a trace cannot check
+                return self.trace(self.model, defaults)
+        except Exception as problem:
+            raise ModelError(
+                f"{type(self.model).__name__} cannot be folded, since torch.fx cannot trace its "
+                f"forward ({reason(problem)}); fold the parts of it that can be traced"
+            ) from problem
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """As torch.fx, and the layers that are folded, of whatever origin."""
+        return m in self.leaves or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """A part that cannot be traced is one step, whatever is in it."""
+        before, stack = len(self.graph.nodes), self.module_stack.copy()
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception as problem:
+            for node in reversed(list(self.graph.nodes)[before:]):
+                self.graph.erase_node(node)
+            self.module_stack = stack
+            name = self.path_of_module(m)
+            self.opaque[name] = reason(problem)
+            return self.create_proxy("call_module", name, args, kwargs)
+
+
+def _next(node: fx.Node, side: Side) -> fx.Node:
+    """The call before or behind that sees this node, and that alone."""
+    if side == "before":
+        other = node.args[0] if len(node.args) == 1 and not node.kwargs else None
+        if not isinstance(other, fx.Node):
+            raise Refusal(f"{str(node.target)!r} is called with more than its input")
+        if other.op == "call_module" and len(other.users) > 1:
+            raise Refusal(f"the output of {str(other.target)!r} is used elsewhere too")
+        return other
+    if len(node.users) != 1:
+        raise Refusal(f"its output is used {len(node.users)} times")
+    other = next(iter(node.users))
+    if other.op == "call_module" and (other.args != (node,) or other.kwargs):
+        raise Refusal(f"{str(other.target)!r} is called with more than its input")
+    return other
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy, or a ModelError with the reason why there is none."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as problem:
+        raise ModelError(f"{type(model).__name__} cannot be copied: {reason(problem)}") from problem
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module belongs to the family, be it as one that cannot be read."""
+    try:
+        return read(module) is not None
+    except Refusal:
+        return True

@@ -1,0 +1,238 @@
+"""One batch norm and the linear layer next to it become one linear layer."""
+
+import copy
+import math
+from collections import OrderedDict
+from typing import Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
+
+from normscope.conversion.kinds import Plain, Refusal
+from normscope.errors import ModelError
+from normscope.factories import reason
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU}
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+AGREE = 1e-9  # relative, of a pair before and after, both in float64
+Side = Literal["before", "behind"]  # where the linear layer is, seen from the norm
+
+
+@fx.wrap  # symbolic tracing keeps this whole: it asks a question of a real tensor
+def of_rank(x: Tensor, rank: int) -> Tensor:
+    """The tensor, if it has so many dimensions; ValueError if not."""
+    if x.dim() != rank:
+        raise ValueError(f"expected {rank}D input, for which it was folded (got {x.dim()}D input)")
+    return x
+
+
+class Folded(nn.Identity):
+    """What is left of a batch norm: the identity, for inputs of the rank it was folded for.
+
+    In another rank the batch norm would have taken another axis, which its neighbour cannot know.
+    """
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The input."""
+        return of_rank(input, self.rank)
+
+    def extra_repr(self) -> str:
+        """The rank."""
+        return f"rank={self.rank}"
+
+
+def fold_into(
+    layer: nn.Module, norm: nn.Module, plain: Plain, side: Side, names: tuple[str, str]
+) -> None:
+    """Give a layer the weight and bias of both, and make the norm an identity, in place.
+
+        scale = weight / sqrt(running_var + eps),  shift = bias - running_mean * scale
+        before the norm: (scale W) x + (scale b + shift),  behind it: (W scale) x + (W shift + b)
+
+    In float64, rounded once to the layer's dtype.
+
+    Raises:
+        Refusal: the two do not fit, or it would not be exact.
+        ModelError: a number that is not finite, or a running_var below 0, by its channel.
+    """
+    new = _identity(norm, plain, _rank(layer, plain, side))
+    if side == "behind" and not isinstance(new, Folded):
+        raise Refusal("an activation of its own")
+    scale, shift = _affine(plain, names[0])
+    weight, bias = _combined(layer, scale, shift, side)
+    own = layer.weight
+    assert isinstance(own, Tensor), "asked for its rank"
+    rounded = [torch.empty_like(own).copy_(weight), own.new_empty(len(bias)).copy_(bias)]
+    finite = _table(layer, rounded[0]).flatten(2).isfinite().all(2).flatten()
+    finite &= rounded[1].isfinite()
+    if not finite.all():
+        raise ModelError(
+            f"fold of {names[0]!r}: channel {_first(~finite)} of {names[1]!r} would not be finite "
+            f"in {str(own.dtype).removeprefix('torch.')}; mend its numbers, or use a wider dtype"
+        )
+    _check_pair(layer, norm, new, weight, bias, side)
+    layer.weight, layer.bias = (nn.Parameter(t, own.requires_grad) for t in rounded)
+    # the object stays, so that whoever holds the norm holds what became of it
+    norm.__class__, norm.__dict__ = type(new), new.__dict__
+
+
+def _rank(layer: nn.Module, plain: Plain, side: Side) -> int:
+    """The rank of the neighbour's input, if it fits the norm and can take it in."""
+    weight = layer._parameters.get("weight")
+    if weight is None or "bias" not in layer._parameters:
+        raise Refusal(f"the weight of {type(layer).__name__} is computed from others")
+    if is_lazy(weight):
+        raise Refusal(f"{type(layer).__name__} is lazy; run the model once on a batch before")
+    rank = weight.dim()
+    table = _table(layer, weight)
+    facing = table.shape[1] if side == "before" else table.shape[2]
+    if plain.dims not in (None, max(rank - 2, 1)) or table.shape[0] * facing != plain.features:
+        raise Refusal(f"{type(layer).__name__} has its channels on another axis")
+    if side == "before":
+        return rank
+    if isinstance(layer, TRANSPOSED) or type(layer) not in LINEAR:
+        raise Refusal(f"the shift would miss at the edges of {type(layer).__name__}")
+    if any(_pads(layer)) and layer.padding_mode == "zeros":
+        raise Refusal(f"the zeros with which {type(layer).__name__} pads are not normalised")
+    return rank
+
+
+def _affine(plain: Plain, name: str) -> tuple[Tensor, Tensor]:
+    """scale and shift, (C,), of a norm in eval(), in float64."""
+    own = {key: t.cpu().double() for key, t in plain.tensors.items() if t is not None and t.dim()}
+    least = {"running_var": 0.0}
+    for key, values in own.items():
+        bad = ~values.isfinite() | (values < least.get(key, -math.inf))
+        if bad.any():
+            channel = _first(bad)
+            allowed = (
+                f"must be finite and at least {least[key]:g}" if key in least else "must be finite"
+            )
+            raise ModelError(
+                f"fold of {name!r}: channel {channel} has {key} {values[channel].item():g}; it "
+                f"{allowed}, so mend or recalibrate the layer before"
+            )
+    scale = own.get("weight", torch.ones(())) / (own["running_var"] + plain.eps).sqrt()
+    if not scale.isfinite().all():
+        raise ModelError(
+            f"fold of {name!r}: channel {_first(~scale.isfinite())} has running_var 0 and the norm "
+            "eps 0, which divides by zero; give the norm an eps"
+        )
+    return scale, own.get("bias", torch.zeros(())) - own["running_mean"] * scale
+
+
+def _combined(layer: nn.Module, scale: Tensor, shift: Tensor, side: Side) -> tuple[Tensor, Tensor]:
+    """The neighbour's weight and bias with the norm in them, in float64."""
+    own = {key: t.cpu().double() for key, t in layer._parameters.items() if t is not None}
+    table, bias = _table(layer, own["weight"]), own.get("bias", torch.zeros(()))
+    facing = (-1, 1) if side == "before" else (1, -1)
+    shape = (table.shape[0], *facing, *(1,) * (table.dim() - 3))
+    scaled = table * scale.reshape(shape)
+    if isinstance(layer, TRANSPOSED):
+        scaled = scaled.transpose(1, 2)
+    if side == "before":
+        return scaled.flatten(0, 1), shift + scale * bias
+    return scaled.flatten(0, 1), bias + (table * shift.reshape(shape)).flatten(2).sum(2).flatten()
+
+
+def _table(layer: nn.Module, weight: Tensor) -> Tensor:
+    """A weight as (groups, outputs, inputs, *kernel)."""
+    groups = layer.groups if hasattr(layer, "groups") else 1
+    table: Tensor = weight.unflatten(0, (groups, -1))
+    return table.transpose(1, 2) if isinstance(layer, TRANSPOSED) else table
+
+
+def _identity(norm: nn.Module, plain: Plain, rank: int) -> nn.Module:
+    """What remains where the norm was."""
+    rest: dict[str, nn.Module] = {}
+    if plain.behind:
+        rest = {key: norm.get_submodule(key) for key in ("drop", "act")}
+    elif plain.act is not None:
+        rest = {"act": ACTIVATIONS[plain.act]()}
+    if all(type(module) is nn.Identity for module in rest.values()):
+        return Folded(rank).eval()
+    return nn.Sequential(OrderedDict(norm=Folded(rank), **rest)).eval()
+
+
+def _check_pair(
+    layer: nn.Module, norm: nn.Module, new: nn.Module, weight: Tensor, bias: Tensor, side: Side
+) -> None:
+    """Run both, and what they become, on random numbers in float64.
+
+    Raises:
+        Refusal: they differ; a class with a forward of its own computes something else.
+    """
+    pair = copy.deepcopy([layer, norm, new])
+    layer, norm, new = (without_hooks(module.cpu().double()) for module in pair)
+    x = torch.randn(_shape(layer), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    try:
+        before = norm(layer(x)) if side == "before" else layer(norm(x))
+        layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
+        after = new(layer(x)) if side == "before" else layer(new(x))
+        gap = difference([before], [after])
+    except Exception as problem:
+        raise Refusal(f"the pair cannot be run by itself ({reason(problem)})") from problem
+    if not gap <= AGREE:
+        raise Refusal(
+            f"{type(layer).__name__} and {type(norm).__name__} compute more than their weights say"
+        )
+
+
+def _shape(layer: nn.Module) -> tuple[int, ...]:
+    """Of a small input: two samples, a few positions of the kernel."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor), "every linear layer has one"
+    if isinstance(layer, nn.Linear):
+        return (2, layer.in_features)
+    if isinstance(layer, TRANSPOSED):
+        return (2, layer.in_channels, *(3,) * (weight.dim() - 2))
+    assert isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)), "the only others"
+    sizes = (
+        max(d * (k - 1) + 1 - 2 * pad, pad + 1 if layer.padding_mode != "zeros" else 1) + s
+        for k, d, s, pad in zip(
+            layer.kernel_size, layer.dilation, layer.stride, _pads(layer), strict=True
+        )
+    )
+    return (2, layer.in_channels, *sizes)
+
+
+def _pads(layer: nn.Module) -> tuple[int, ...]:
+    """How far a convolution pads, per dimension."""
+    if not isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return ()
+    if isinstance(layer.padding, str):
+        full = layer.padding == "same"
+        reach = zip(layer.dilation, layer.kernel_size, strict=True)
+        return tuple((d * (k - 1) + 1) // 2 if full else 0 for d, k in reach)
+    return tuple(int(pad) for pad in layer.padding)
+
+
+def difference(before: list[Tensor], after: list[Tensor]) -> float:
+    """Largest absolute difference over the largest value of before; NaN equals NaN."""
+    gap, size = 0.0, 1e-30
+    for a, b in zip(before, after, strict=True):
+        if a.numel():
+            alike = (a == b) | (a.isnan() & b.isnan())
+            off = torch.where(alike, 0.0, (a.double() - b.double()).abs()).max().item()
+            gap = math.inf if math.isnan(off) else max(gap, off)
+            size = max(size, a.double().nan_to_num(0.0, 0.0, 0.0).abs().max().item())
+    return gap / size
+
+
+def without_hooks(module: nn.Module) -> nn.Module:
+    """The module, after all hooks in it were removed."""
+    for inner in module.modules():
+        for hooks in HOOKS:
+            getattr(inner, hooks).clear()
+    return module
+
+
+def _first(bad: Tensor) -> int:
+    return int(bad.nonzero()[0])
