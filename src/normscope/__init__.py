@@ -29,6 +29,10 @@ _WHERE = {
     "snapshot": "layers.statistics",
     "Policy": "layers.statistics",
     "convert": "conversion",
+    "from_flax": "conversion",
+    "from_inplace_abn": "conversion",
+    "from_keras": "conversion",
+    "fold": "folding",
     "Moments": "moments",
     "InputError": "errors",
     "FileError": "errors",
@@ -38,6 +42,7 @@ _WHERE = {
 _ROOMS = (
     "conversion",
     "errors",
+    "folding",
     "functional",
     "layers",
     "lens",
