@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import normscope
 from normscope.conversion import convert
+from normscope.lens import inspect
 
 ARCHITECTURES = [
     "resnet18", "resnet26d", "resnext26ts", "seresnet18", "resnetblur18", "efficientnet_b0",
@@ -46,6 +47,23 @@ def test_converted_trained_and_back(name: str, timm: Any) -> None:
     assert [type(norm) for norm in norms] == classes
     after = model.state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+@pytest.mark.parametrize("kind", ["batch", "frozen"])
+@pytest.mark.parametrize("name", ["tinynet_e", "mobilenetv2_050"])
+def test_the_lens_sees_the_same(name: str, kind: str, timm: Any) -> None:
+    """timm's layers activate by themselves: what is normalised is measured before that."""
+    model = timm.create_model(name, pretrained=False, num_classes=5).eval()
+    batches = [(torch.randn(8, 3, 32, 32), torch.arange(8) % 2)]
+    before = inspect(model, batches).layers
+    convert(model, kind)
+    after = inspect(model, batches).layers
+    assert [layer.activation for layer in after] == [layer.activation for layer in before]
+    assert len({layer.activation for layer in before}) > 1
+    for old, new in zip(before, after, strict=True):
+        for stage, other in zip(old.stages, new.stages, strict=True):
+            assert stage.name == other.name
+            assert stage.eta2_mean == pytest.approx(other.eta2_mean, rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["tinynet_e", "resnet10t"])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from normscope.arguments import (
     ACTIVATIONS,
@@ -96,6 +97,29 @@ def batch_norm(
 
     Source: Ioffe and Szegedy 2015, "Batch Normalization", algorithms 1 and 2.
     """
+    if has_torch_function_unary(x):  # as torch's own: one operation to whoever watches or wraps
+        return handle_torch_function(  # type: ignore[no-any-return]
+            batch_norm,
+            (x,),
+            x,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            training,
+            momentum,
+            eps,
+            num_batches_tracked=num_batches_tracked,
+            groups=groups,
+            num_groups=num_groups,
+            mask=mask,
+            act=act,
+            residual=residual,
+            process_group=process_group,
+            min_count=min_count,
+            on_moments=on_moments,
+            impl=impl,
+        )
     use_batch = training or running_mean is None or running_var is None
     check_choices(eps, use_batch, act, impl)
     check_tensors(x, num_groups, running_mean, running_var, weight, bias)

@@ -210,7 +210,7 @@ class _Frame:
 
     call: Call
     before: Tensor
-    inner: "_Mark | None" = None  # what F.batch_norm inside it returned
+    inner: "_Mark | None" = None  # what torch's or our batch_norm inside it returned
     told: bool = False
 
 
@@ -268,7 +268,7 @@ class _Observer(TorchFunctionMode):
         if frame.told:
             return
         residual = kwargs.get("residual", args[1] if len(args) > 1 else None)
-        act = getattr(module, "act", None)
+        act = getattr(module, "fused_act", None)
         with torch._C.DisableTorchFunction():  # the watcher's own work is not watched
             if isinstance(module, _FUSING) and (act is not None or residual is not None):
                 self._watcher.normed(frame.call, frame.before, _plain_output(module, frame.before))

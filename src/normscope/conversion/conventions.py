@@ -1,4 +1,4 @@
-"""Checkpoints of other libraries: names, eps, momentum and variance brought to torch's convention."""
+"""Checkpoints of other libraries: names, eps, momentum and variance as torch has them."""
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -28,7 +28,7 @@ class Imported(NamedTuple):
             "name.num_batches_tracked", 0 where the other library does not count.
         eps: for the layers.
         momentum: for the layers, torch's: the share of the new batch.
-        rest: names of the entries that belong to no batch norm with both statistics; not in `state`.
+        rest: names of the entries that are not in `state`: of no batch norm with both statistics.
     """
 
     state: dict[str, Tensor]
