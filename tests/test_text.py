@@ -15,7 +15,8 @@ from normscope.lesson import lesson
 from normscope.records import Lesson, Stage
 from normscope.report import story
 from normscope.report.messages import LANGUAGES, Lang, catalogue
-from normscope.report.text import print_lesson, wrapped
+from normscope.report.text import print_lesson
+from normscope.report.text.prose import wrapped
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,7 @@ def batch_norm(
     Source: Ioffe and Szegedy 2015, "Batch Normalization", algorithms 1 and 2.
     """
     if has_torch_function_unary(x):  # as torch's own: one operation to whoever watches or wraps
-        return handle_torch_function(  # type: ignore[no-any-return]
+        return handle_torch_function(
             batch_norm,
             (x,),
             x,

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from normscope import probe
+from normscope.batches import Batch, checked
 from normscope.errors import InputError, ModelError, NormscopeError
 from normscope.layers import condition
 from normscope.lens.accumulate import BINS, Stage, Tally
-from normscope.lens.batches import Batch, checked
 from normscope.lens.channel_map import Part, parts
 from normscope.lens.layer_record import layer_record
 from normscope.probe import Call, Norm

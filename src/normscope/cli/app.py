@@ -1,0 +1,89 @@
+"""What every command shares: the application, its options, how it reads and tells."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from normscope.errors import InputError
+from normscope.report.messages import LANGUAGES, Lang, locale_language, say
+
+if TYPE_CHECKING:
+    from normscope.train.fit import Progress
+
+app = typer.Typer(
+    name="normscope",
+    help="Shows what batch normalisation does to your classes, trains the scale and shift that "
+    "map them back, and measures every normalisation layer of a model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+LangOption = Annotated[
+    str, typer.Option("--lang", help="en or zh; the default follows the locale.")
+]
+LOCALE = locale_language()
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator["Progress"]:
+    """A bar on stderr, on a terminal only; called with what is done, of how much, and a text."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    quiet = quiet or not console.is_terminal
+    with Progress(*columns, console=console, disable=quiet, transient=True) as bars:
+        task = bars.add_task("", total=None)
+
+        def show(done: int, total: int, message: str) -> None:
+            bars.update(task, completed=done, total=total, description=message)
+
+        yield show
+
+
+def known_language(lang: str) -> Lang:
+    """The language, or one sentence on which there are."""
+    for known in LANGUAGES:
+        if lang == known:
+            return known
+    raise InputError(f"--lang is {lang!r}; it can be {' or '.join(LANGUAGES)}")
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """What an option holds, as numbers."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as problem:
+        raise InputError(
+            f"{option} is {text!r}; numbers with commas between them are needed: 50,52,54"
+        ) from problem
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The parts of a text with commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def tell(language: Lang, key: str, **values: object) -> None:
+    """One message on stderr."""
+    # on stderr: with --json stdout is one document
+    Console(stderr=True, highlight=False).print(
+        say(language, key, **values), markup=False, soft_wrap=True
+    )

@@ -1,0 +1,100 @@
+"""normscope convert."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from normscope.cli.app import LOCALE, Json, LangOption, known_language, tell
+from normscope.errors import InputError
+
+
+def convert(
+    model: Annotated[
+        str, typer.Option(help="pkg.module:factory, path/file.py:factory, or timm:NAME.")
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="torch, sync, batch, ghost, renorm, frozen, conditional, mode, or group."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Write the converted weights here, as safetensors.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="safetensors or a weights-only file.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Of the new layers, as ghost_size=16; repeatable.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Names of layers, as 'encoder.*'; repeatable.")
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Leave layers that cannot be converted.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare before and after; write only if equal.")
+    ] = False,
+    shape: Annotated[
+        str | None, typer.Option("--input", help="Shape of the batch to verify on, as 8,3,64,64.")
+    ] = None,
+    as_json: Json = False,
+    lang: LangOption = LOCALE,
+) -> None:
+    """Make a model's batch norms another member of the family, without loss, and prove it."""
+    language = known_language(lang)
+    from normscope import conversion
+    from normscope.records import Converted
+    from normscope.weights import load_model, write_weights
+
+    options, batch = _options(option or []), _batch(shape) if verify else None
+    network = load_model(model, weights)
+    done = conversion.convert(network, to, only=only or [], partial=partial, **options)
+    record = Converted(
+        model=model,
+        to=to,
+        changed=done.changed,
+        kept=done.kept,
+        refused=done.refused,
+        comparisons=() if batch is None else done.verify(batch).comparisons,
+    )
+    if as_json:
+        sys.stdout.write(record.to_json() + "\n")
+    else:
+        from normscope.report.text import print_conversion
+
+        print_conversion(record, language, Console())
+    if not record.ok:
+        raise typer.Exit(1)
+    notes = {"model": model, "to": to, "options": json.dumps(options)}
+    write_weights(out, network.state_dict(), {"normscope.convert": json.dumps(notes)})
+    tell(language, "cli.weights", path=out)
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    """name=value as keyword arguments; what is no JSON value is a string."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name.isidentifier():
+            raise InputError(f"--option is {pair!r}; write name=value, as ghost_size=16")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options
+
+
+def _batch(shape: str | None) -> Any:
+    """Standard normal numbers in the shape that was asked for."""
+    import torch
+
+    sizes = (shape or "").split(",")
+    if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
+        raise InputError(
+            f"--input is {shape!r}; --verify needs the shape of a batch: --input 8,3,64,64"
+        )
+    return torch.randn([int(size) for size in sizes], generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,52 @@
+"""normscope report, and what train shows at its end."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from normscope.cli.app import LOCALE, Json, LangOption, known_language, tell
+from normscope.records import Lesson, Run
+from normscope.report.messages import Lang
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder, or its run.json.")],
+    html: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
+    as_json: Json = False,
+    lang: LangOption = LOCALE,
+) -> None:
+    """Show a finished run again: the tables here, the page in a file."""
+    language = known_language(lang)
+    from normscope.files import read_text
+
+    path = run / "run.json" if run.is_dir() else run
+    record = Run.from_json(read_text(path, "run record"))
+    finish(record, path.parent, as_json, language, html)
+
+
+def finish(run: Run, folder: Path, as_json: bool, language: Lang, html: Path | None = None) -> None:
+    """Write the page of a run and show its tables."""
+    from normscope.files import write_whole
+    from normscope.report.page import render_run
+
+    page = html or folder / "report.html"
+    write_whole(page, render_run(run, _worked_example(), language))
+    if as_json:
+        sys.stdout.write(run.to_json() + "\n")
+        return
+    from normscope.report.text import print_inspection, print_run
+
+    console = Console()
+    print_run(run, language, console)
+    if run.inspection is not None:
+        print_inspection(run.inspection, language, console)
+    tell(language, "cli.page", path=page)
+
+
+def _worked_example() -> Lesson:
+    from normscope.lesson import lesson
+
+    return lesson()

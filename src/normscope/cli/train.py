@@ -1,0 +1,105 @@
+"""normscope train."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from normscope.cli.app import (
+    LOCALE,
+    Json,
+    LangOption,
+    known_language,
+    names,
+    progress_bar,
+    tell,
+)
+from normscope.cli.report import finish
+from normscope.records import Run, RunConfig
+
+
+def train(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="digits, iris, wine, breast_cancer, a .npz, .csv or .parquet file, a folder of "
+            "class folders of images, or path/file.py:factory."
+        ),
+    ] = "digits",
+    net: Annotated[str, typer.Option(help="mlp or cnn.")] = "mlp",
+    norm: Annotated[
+        str, typer.Option(help="Normalisations to compare, with commas; a wrong one lists all.")
+    ] = "batch,none,noaffine",
+    epochs: Annotated[int, typer.Option(min=1)] = 20,
+    batch_size: Annotated[int, typer.Option(min=2)] = 64,
+    lr: Annotated[float, typer.Option(help="Learning rate of the first step.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    domains: Annotated[
+        str, typer.Option(help="Versions of the data, with commas: clean,contrast,invert,noise.")
+    ] = "",
+    every: Annotated[int, typer.Option(min=1, help="Steps between two telemetry lines.")] = 10,
+    sweep: Annotated[bool, typer.Option(help="Find the learning rates that train.")] = True,
+    out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/latest"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")
+    ] = False,
+    as_json: Json = False,
+    lang: LangOption = LOCALE,
+) -> None:
+    """Train one network under several normalisations and compare them, class by class."""
+    language = known_language(lang)
+    from normscope.train import fit, ranks
+
+    config = RunConfig(
+        data=data,
+        net=net,
+        norms=names(norm),
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        seeds=seeds,
+        domains=names(domains),
+        every=every,
+        sweep=fit.SWEEP if sweep else (),
+    )
+    with ranks.world() as rank, progress_bar(as_json or rank > 0) as progress:
+        run = fit.train(
+            config,
+            out,
+            resume=resume,
+            overwrite=overwrite,
+            tensorboard=tensorboard,
+            on_progress=progress,
+        )
+    if rank > 0:  # rank 0 writes and tells
+        raise typer.Exit(0 if run.complete else 130)
+    if run.complete:
+        run = _inspected(run, out)
+    finish(run, out, as_json, language)
+    if not run.complete:
+        tell(language, "cli.stopped", path=out)
+        raise typer.Exit(130)
+
+
+def _inspected(run: Run, out: Path) -> Run:
+    from normscope.files import write_whole
+    from normscope.lens import inspect as look
+    from normscope.train import fit
+    from normscope.train.data import batches
+
+    _, model, data = fit.load_run(out)
+    record = look(
+        model,
+        batches(data, 256),
+        classes=data.classes,
+        model_name=f"{run.config.net}, {run.config.norms[0]}",
+        data_name=data.name,
+    )
+    run = replace(run, inspection=record)
+    write_whole(out / "run.json", run.to_json())
+    return run

@@ -1,0 +1,62 @@
+"""What became of a model's layers, and the proof of it."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from normscope.records.base import Record
+
+
+@dataclass(frozen=True)
+class Change:
+    """A layer that became another."""
+
+    name: str  # as in model.named_modules(); the class name where the model is the layer
+    before: str  # class names
+    after: str
+    # where it computes what it did: in training too, in eval() only as was asked for, or nowhere
+    equal: Literal["always", "eval", "never"]
+    note: str = ""  # what to know, as a phrase
+
+
+@dataclass(frozen=True)
+class Left:
+    """A normalisation layer that stayed as it was."""
+
+    name: str
+    layer: str  # class name
+    reason: str  # as a phrase
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One thing that was compared before and after a conversion."""
+
+    what: str  # "outputs", "gradients", ...
+    mode: Literal["eval", "train"]
+    difference: float  # largest absolute difference over the largest value of before
+    # what rounding explains: a hundred times what the model before makes of an input moved by one
+    # unit in the last place; None where the two may differ
+    allowed: float | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the two are equal, or need not be."""
+        return self.allowed is None or self.difference <= self.allowed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted(Record):
+    """What `normscope convert` did to a model, and the proof of it."""
+
+    kind: ClassVar[str] = "conversion"
+    model: str
+    to: str
+    changed: tuple[Change, ...]
+    kept: tuple[Left, ...]
+    refused: tuple[Left, ...]
+    comparisons: tuple[Comparison, ...] = ()  # empty where it was not verified
+
+    @property
+    def ok(self) -> bool:
+        """Whether all that must be equal is equal."""
+        return all(comparison.ok for comparison in self.comparisons)

@@ -1,0 +1,74 @@
+"""The worked example and the trap, as data."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from normscope.records.base import Numbers, Record, Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassValues:
+    """One class at one stage of the lesson."""
+
+    values: Numbers
+    mean: float
+    var: float  # population variance (correction 0)
+    min: float
+    max: float
+    gamma: float | None = None  # the scale that made this stage, where one did
+    beta: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step of the worked example, for all classes together."""
+
+    name: str  # input, standardised_per_class, scaled_shifted, learned, identity, joint, ...
+    classes: tuple[ClassValues, ...]
+    threshold_accuracy: float  # of the best single-threshold rule (K-1 cuts for K classes)
+    thresholds: Numbers  # the cuts that reach it
+    eta2: float  # between-class share of the variance
+    facts: dict[str, float] = field(default_factory=dict)  # numbers that its sentence quotes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """Gradient descent on gamma and beta from one random start."""
+
+    seed: int
+    steps: tuple[int, ...]  # T
+    loss: Numbers  # T, mean cross-entropy in nats
+    accuracy: Numbers  # T, best single threshold
+    gamma: Table  # T x K
+    beta: Table  # T x K
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posterior:
+    """Where the condition is not known: the posterior of each group under its stored statistics."""
+
+    value: float
+    truth: int
+    probability: Numbers  # K
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """How much class signal a batch leaves: predicted (1-r)(1-1/m) beside measured."""
+
+    r: float  # excess probability that a batch-mate shares the class
+    m: int  # values per batch
+    predicted: float
+    measured: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson(Record):
+    """The worked example and the trap, as data."""
+
+    kind: ClassVar[str] = "lesson"
+    eps: float
+    stages: tuple[Stage, ...]
+    learning: tuple[Learning, ...]
+    posteriors: tuple[Posterior, ...]
+    composition: tuple[Composition, ...]

@@ -1,0 +1,115 @@
+"""A comparison of normalisations, trained."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from normscope.records.base import Numbers, Record, Table
+from normscope.records.inspection import Inspection
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All that decides a run's numbers."""
+
+    data: str
+    net: str  # mlp, cnn
+    norms: tuple[str, ...]
+    epochs: int
+    batch_size: int
+    lr: float
+    seed: int  # the first; seeds are seed, seed + 1, ...
+    seeds: int
+    domains: tuple[str, ...] = ()
+    every: int = 10  # steps between two telemetry lines
+    sweep: Numbers = ()  # learning rates of the sweep; empty: no sweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One line of a learning curve."""
+
+    epoch: int  # 1, 2, ...
+    train_loss: float
+    test_loss: float
+    test_accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One network of a run: one normalisation, one seed."""
+
+    norm: str
+    seed: int
+    status: Literal["done", "diverged", "stopped"]
+    accuracy: float  # on the test set after the last epoch
+    leaks: bool  # the accuracy was reached with the test labels given to the network
+    accuracy_without_label: float | None  # the same network where no label is given
+    accuracy_by_domain: dict[str, float]
+    epochs_to_95: int | None  # first epoch at 95 % of this member's best test accuracy
+    parameters: int
+    seconds: float
+    curve: tuple[Epoch, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """How one normalisation layer moved in training (the first seed of its norm)."""
+
+    norm: str
+    layer: str
+    step: tuple[int, ...]  # T
+    gamma: Table  # T x C; empty where the layer has none
+    beta: Table  # T x C
+    running_mean: Table  # T x C
+    running_var: Table  # T x C
+    gradient: Numbers  # T: norm of the gradient of gamma and beta together
+    drift: Numbers  # T: movement of the layer input's distribution since the last line, in sigmas
+    drift_after: Numbers  # T: the same for what leaves the layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Which learning rates train: short runs of one norm over a grid."""
+
+    norm: str
+    lr: Numbers
+    accuracy: Numbers
+    lowest: float | None  # smallest and largest rate within the criterion
+    highest: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the comparison table."""
+
+    norm: str
+    seeds: int
+    diverged: int
+    mean: float
+    spread: float  # sample standard deviation over seeds; NaN for one seed
+    epochs_to_95: float  # mean over seeds; NaN where none got there
+    lr_lowest: float | None
+    lr_highest: float | None
+    leaks: bool
+    without_label: float | None
+    by_domain: dict[str, float]
+    parameters: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Record):
+    """A finished (or stopped) comparison of normalisations on one data set."""
+
+    kind: ClassVar[str] = "run"
+    config: RunConfig
+    complete: bool
+    classes: tuple[str, ...]
+    train_size: int
+    test_size: int
+    environment: dict[str, str]  # versions and threads
+    rows: tuple[Row, ...]
+    members: tuple[Member, ...]
+    traces: tuple[Trace, ...]
+    sweeps: tuple[Sweep, ...]
+    inspection: Inspection | None
