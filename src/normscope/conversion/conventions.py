@@ -106,7 +106,7 @@ def from_inplace_abn(
 ) -> dict[str, Tensor]:
     """A state dict with the InPlaceABN layers of inplace_abn, for plain batch norm.
 
-        weight = |weight| + eps
+        weight = abs(weight) + eps
 
     is what InPlaceABN scales with: its activation must be invertible, so its scale is positive.
     All other entries stay: names, momentum and the unbiased running variance are torch's. The
