@@ -1,22 +1,17 @@
 """What may be given to the operator: each check names what came, what is allowed, what to do."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from normscope.errors import InputError
 from normscope.kernels.autograd import is_transformed
+from normscope.kernels.dispatch import IMPLS
+from normscope.kernels.reference import ACTIVATIONS
 
 Activation = Literal["relu", "leaky_relu", "silu"]
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "leaky_relu": F.leaky_relu,
-    "silu": F.silu,
-}
-IMPLS = ("auto", "reference")
 
 
 def rows_needed(num_groups: int, *affine: Tensor | None) -> int:
@@ -33,10 +28,15 @@ def check_batch_size(count: int | Tensor, x: Tensor) -> None:
         )
 
 
-def check_choices(eps: float, use_batch: bool, act: str | None, impl: str) -> None:
-    """Refuse an unknown impl or act, and an eps that cannot normalise."""
+def check_impl(impl: str) -> None:
+    """Refuse an unknown impl."""
     if impl not in IMPLS:
         raise ValueError(f"impl is {impl!r}; it can be {listed(IMPLS)}")
+
+
+def check_choices(eps: float, use_batch: bool, act: str | None, impl: str) -> None:
+    """Refuse an unknown impl or act, and an eps that cannot normalise."""
+    check_impl(impl)
     if act is not None and act not in ACTIVATIONS:
         raise ValueError(f"act is {act!r}; it can be None, {listed(ACTIVATIONS)}")
     if eps < 0 or (use_batch and eps == 0):
@@ -68,6 +68,11 @@ def check_tensors(
             raise RuntimeError(
                 f"{name} should contain {x.shape[1]} elements not {tensor.shape[-1]}: "
                 f"the input {tuple(x.shape)} has {x.shape[1]} channels"
+            )
+        if tensor.device != x.device:
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device: {name} is on {tensor.device}, "
+                f"the input on {x.device}"
             )
         if tensor.dtype != x.dtype and not (narrow and tensor.dtype == torch.float32):
             raise RuntimeError(

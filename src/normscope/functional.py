@@ -2,24 +2,34 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from normscope.arguments import (
-    ACTIVATIONS,
     Activation,
     check_batch_size,
     check_choices,
+    check_impl,
     check_tensors,
     checked_groups,
     checked_mask,
     rows_needed,
 )
 from normscope.kernels import reference
-from normscope.kernels.autograd import Partition, is_transformed, standardise, statistics
+from normscope.kernels.autograd import (
+    FromBatch,
+    Partition,
+    Stored,
+    is_transformed,
+    standardise,
+    statistics,
+)
+from normscope.kernels.dispatch import explanation, kernel_for
 from normscope.moments import Moments
 
 
@@ -77,7 +87,8 @@ def batch_norm(
             pseudo-values that have its running mean and variance, so a tiny group never fails.
         on_moments: receives the batch's Moments (detached) in place of the update of the running
             statistics; for those who decide themselves when and whether to update.
-        impl: "auto", or "reference" for the definition in plain PyTorch.
+        impl: "auto": the kernel of x's device, see `why`. "cpu" (Numba), or "reference" for the
+            definition in plain PyTorch: by name, and never another one instead.
 
     Returns:
         (N, C, *S) in x's dtype and memory format.
@@ -136,16 +147,33 @@ def batch_norm(
 
     partition = Partition(groups, num_groups, mask, process_group)
     differentiable = impl == "reference" or is_transformed()
+    kernel = reference if differentiable else kernel_for(x, impl)
     stored = _stored(running_mean, running_var, num_groups)
+    weight, bias = _rows(weight), _rows(bias)
+    updates = training and on_moments is None and stored is not None
+    fill = 0 if groups is None else min_count
+    if use_batch and process_group is None and hasattr(kernel, "forward"):
+        source = FromBatch(eps, stored, None, fill, on_moments)
+        if not updates:
+            return standardise(x, weight, bias, residual, act, source, partition, kernel)
+        share = _shares(momentum, num_batches_tracked, num_groups)
+
+        def written(batch: Moments) -> None:
+            _written(running_mean, running_var, num_batches_tracked, batch.count)
+
+        source = FromBatch(eps, stored, share, fill, written)
+        return standardise(x, weight, bias, residual, act, source, partition, kernel)
     if use_batch:
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-            batch = statistics(x, partition, differentiable)
+            batch = statistics(x, partition, kernel)
         if groups is None and process_group is not None:
             check_batch_size(batch.count, x)
-        mean, var, inverse_count = _filled_up(batch, stored, 0 if groups is None else min_count)
+        mean, var, inverse_count = _filled_up(batch, stored, fill)
         if on_moments is not None:
             on_moments(batch.detach())
-        elif training and running_mean is not None and running_var is not None:
+        elif updates:
+            assert running_mean is not None, "stored"
+            assert running_var is not None, "stored"
             update_running(running_mean, running_var, num_batches_tracked, batch, momentum)
     else:
         assert stored is not None, "checked above"
@@ -154,12 +182,16 @@ def batch_norm(
         mean, var, inverse_count = stored[0].to(dtype, copy=True), stored[1].to(dtype), None
     # a checkpoint may hold a variance below zero; for every valid one the clamp changes nothing
     rstd = torch.rsqrt(var.clamp(min=0) + eps)
-    y = standardise(
-        x, _rows(weight), _rows(bias), mean, rstd, inverse_count, partition, differentiable
-    )
-    if residual is not None:
-        y = y + residual
-    return y if act is None else ACTIVATIONS[act](y)
+    if differentiable:  # mean and rstd carry the graph
+        return reference.normalize(x, mean, rstd, weight, bias, residual, act, groups, mask)
+    given = Stored(mean, rstd, inverse_count)
+    return standardise(x, weight, bias, residual, act, given, partition, kernel)
+
+
+def why(x: Tensor, impl: str = "auto") -> str:
+    """Which kernel serves `batch_norm(x, impl=impl)` in eager mode, and why, as a sentence."""
+    check_impl(impl)
+    return explanation(x, impl)
 
 
 def moments(
@@ -190,7 +222,8 @@ def moments(
         mask = checked_mask(mask, x)
     wants_grad = torch.is_grad_enabled() and x.requires_grad
     partition = Partition(groups, num_groups, mask, process_group)
-    return statistics(x, partition, differentiable=wants_grad or is_transformed())
+    differentiable = wants_grad or is_transformed()
+    return statistics(x, partition, reference if differentiable else kernel_for(x, "auto"))
 
 
 def _filled_up(
@@ -206,6 +239,27 @@ def _filled_up(
         batch = batch + Moments(missing, running_mean, running_var * missing.unsqueeze(1))
     count = batch.count.clamp(min=1).unsqueeze(1)
     return batch.mean, batch.m2 / count, 1 / count
+
+
+def _shares(momentum: float | None, tracked: Tensor | None, num_groups: int) -> Any:
+    """The batch's share in the update of each group's running statistics, (K,) float64."""
+    if momentum is None:
+        times = np.zeros(1) if tracked is None else tracked.detach().numpy().reshape(-1) + 1
+        # without a counter nothing moves, as in torch
+        shares = np.zeros(1) if tracked is None else 1.0 / np.maximum(times, 1)
+        return np.ascontiguousarray(np.broadcast_to(shares, (num_groups,)))
+    return np.full(num_groups, momentum)
+
+
+def _written(
+    running_mean: Tensor | None, running_var: Tensor | None, tracked: Tensor | None, count: Tensor
+) -> None:
+    """Tell torch that a kernel wrote to the buffers, and count the update."""
+    buffers = [t for t in (running_mean, running_var) if t is not None and not t.is_inference()]
+    torch.autograd.graph.increment_version(buffers)
+    if tracked is not None:
+        with torch.no_grad():
+            tracked.add_(1 if tracked.dim() == 0 else (count > 1).to(tracked.dtype))
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """The operator with its gradient: statistics over a partition, and the map that uses them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from normscope.kernels import ops, reference
+from normscope.kernels import reference
 from normscope.moments import Moments
 
 
@@ -47,34 +48,60 @@ def is_transformed() -> bool:
     )
 
 
-def statistics(x: Tensor, partition: Partition, differentiable: bool) -> Moments:
+def statistics(x: Tensor, partition: Partition, kernel: Any) -> Moments:
     """Moments of each group, (K, C), over all ranks of the process group."""
-    verbs: Any = reference if differentiable else ops
     groups = partition.rows(partition.num_groups)
-    local = Moments(*verbs.moments(x, groups, partition.num_groups, partition.mask))
+    local = Moments(*kernel.moments(x, groups, partition.num_groups, partition.mask))
     if partition.process_group is None:
         return local
     return local.all_reduce(partition.process_group)
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """Statistics that are given: constants, or functions of x that were computed before.
+
+    Attributes:
+        mean, rstd: (1 or K, C) float64.
+        inverse_count: (1 or K, 1), 1 over how many values they are functions of; None: constants.
+    """
+
+    mean: Tensor
+    rstd: Tensor
+    inverse_count: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class FromBatch:
+    """Statistics that a fused kernel takes from x itself, and what it does with them.
+
+    Attributes:
+        eps: added to the variance.
+        running: mean and var, (rows, C) contiguous; None: not tracked.
+        share: (K,) float64 array, of the batch in their update; None: no update.
+        min_count: groups of fewer values are filled up with running values; 0: none is.
+        on_moments: receives the batch's Moments; None: nobody asks.
+    """
+
+    eps: float
+    running: tuple[Tensor, Tensor] | None
+    share: Any
+    min_count: int
+    on_moments: Callable[[Moments], None] | None
 
 
 def standardise(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    inverse_count: Tensor | None,
+    residual: Tensor | None,
+    act: str | None,
+    source: Stored | FromBatch,
     partition: Partition,
-    differentiable: bool,
+    kernel: Any,
 ) -> Tensor:
-    """y = (x - mean) * rstd * weight + bias; tables are (1 or K, C).
-
-    inverse_count (1 or K, 1) says that mean and rstd are functions of x over that many values;
-    None: they are constants. With `differentiable` the caller's mean and rstd carry the graph.
-    """
-    if differentiable:
-        return reference.normalize(x, mean, rstd, weight, bias, partition.groups, partition.mask)
-    y: Tensor = _Standardise.apply(x, weight, bias, mean, rstd, inverse_count, partition)
+    """y = act((x - mean) * rstd * weight + bias + residual), differentiable twice."""
+    y: Tensor = _Standardise.apply(x, weight, bias, residual, act, source, partition, kernel)
     return y
 
 
@@ -85,53 +112,132 @@ class _Standardise(torch.autograd.Function):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        mean: Tensor,
-        rstd: Tensor,
-        inverse_count: Tensor | None,
+        residual: Tensor | None,
+        act: str | None,
+        source: Stored | FromBatch,
         partition: Partition,
+        kernel: Any,
     ) -> Tensor:
+        groups, mask = partition.groups, partition.mask
+        ctx.fused = None
+        if isinstance(source, FromBatch):
+            fused = kernel.forward(
+                x,
+                weight,
+                bias,
+                residual,
+                act,
+                source.eps,
+                groups,
+                partition.num_groups,
+                mask,
+                source.running,
+                source.share,
+                source.min_count,
+            )
+            if source.on_moments is not None:
+                source.on_moments(fused.moments)
+            ctx.fused = fused.kept
+            y, mean, rstd, inverse_count = fused.y, fused.mean, fused.rstd, None
+        else:
+            mean, rstd, inverse_count = source.mean, source.rstd, source.inverse_count
+            y = kernel.normalize(x, mean, rstd, weight, bias, residual, act, groups, mask)
         # mean and rstd are ours, never the module's buffers: those may change before backward
         ctx.save_for_backward(
-            x, weight, bias, mean, rstd, inverse_count, partition.groups, partition.mask
+            x,
+            weight,
+            bias,
+            residual if act is not None else None,
+            mean,
+            rstd,
+            inverse_count,
+            groups,
+            mask,
         )
         ctx.partition = Partition(None, partition.num_groups, None, partition.process_group)
-        y: Tensor = ops.normalize(x, mean, rstd, weight, bias, partition.groups, partition.mask)
-        return y
+        ctx.act, ctx.kernel, ctx.added = act, kernel, residual is not None
+        result: Tensor = y
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grads
-        x, weight, bias, mean, rstd, inverse_count, groups, mask = ctx.saved_tensors
-        partition = Partition(groups, ctx.partition.num_groups, mask, ctx.partition.process_group)
-        verbs: Any = ops
-        if torch.is_grad_enabled():  # somebody will differentiate this: express it through x
-            verbs = reference
-            if inverse_count is not None:
-                mean, rstd = _as_functions_of(x, mean, rstd, inverse_count, partition)
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        # one partition serves the sums: the finer of statistics and affine
-        num_rows = max(
-            partition.num_groups, *(t.shape[0] for t in (weight, bias, mean) if t is not None)
-        )
-        dx = dweight = dbias = mean_g = mean_g_xhat = None
-        if wants_weight or wants_bias or inverse_count is not None:
-            sum_g, sum_g_xhat = verbs.backward_reduce(
-                dy, x, mean, rstd, partition.rows(num_rows), num_rows, mask
+        x, weight, bias, residual, mean, rstd, inverse_count, groups, mask = ctx.saved_tensors
+        act = ctx.act
+        wants_x, wants_weight, wants_bias, wants_residual = ctx.needs_input_grad[:4]
+        wants_x = wants_x or (wants_residual and act is not None)
+        twice = torch.is_grad_enabled()  # somebody will differentiate this
+        if ctx.fused is not None and not twice:
+            dx, dweight, dbias, dresidual = ctx.kernel.backward(
+                dy, x, mean, rstd, weight, bias, residual, act, ctx.fused, wants_x
             )
-            dweight = _affine_grad(sum_g_xhat, weight) if wants_weight else None
-            dbias = _affine_grad(sum_g, bias) if wants_bias else None
-            if inverse_count is not None:
-                sums = torch.stack([sum_g, sum_g_xhat])
-                if weight is not None:  # of g = dy * weight from here on
-                    sums = sums * weight
-                if partition.num_groups == 1:  # one set of statistics over several affine rows
-                    sums = sums.sum(1, keepdim=True)
-                if partition.process_group is not None:
-                    sums = _SumOverRanks.apply(sums, partition.process_group)
-                mean_g, mean_g_xhat = (sums * inverse_count).unbind(0)
-        if wants_x:
-            dx = verbs.backward_input(dy, x, mean, rstd, weight, mean_g, mean_g_xhat, groups, mask)
-        return dx, dweight, dbias, None, None, None, None
+        else:
+            if ctx.fused is not None:
+                inverse_count = ctx.fused.inverse_count()
+            partition = Partition(
+                groups, ctx.partition.num_groups, mask, ctx.partition.process_group
+            )
+            kernel = reference if twice else ctx.kernel
+            if twice and inverse_count is not None:  # express it through x
+                mean, rstd = _as_functions_of(x, mean, rstd, inverse_count, partition)
+            sums = wants_weight or wants_bias or inverse_count is not None
+            dx, dweight, dbias, dresidual = _unfused(
+                dy,
+                x,
+                Stored(mean, rstd, inverse_count),
+                (weight, bias, residual, act),
+                partition,
+                kernel,
+                wants_x,
+                sums,
+            )
+        if ctx.added and act is None:
+            dresidual = dy if mask is None else torch.where(mask, dy, 0)
+        found = (dx, dweight, dbias, dresidual)
+        wanted = ctx.needs_input_grad[:4]
+        return (*(g if w else None for g, w in zip(found, wanted, strict=True)), *[None] * 4)
+
+
+def _unfused(
+    dy: Tensor,
+    x: Tensor,
+    source: Stored,
+    mapping: tuple[Tensor | None, Tensor | None, Tensor | None, str | None],
+    partition: Partition,
+    kernel: Any,
+    wants_x: bool,
+    wants_sums: bool,
+) -> tuple[Tensor | None, ...]:
+    """Gradients by the verbs one after the other, with a collective between them."""
+    weight, bias, residual, act = mapping
+    mean, rstd, inverse_count = source.mean, source.rstd, source.inverse_count
+    groups, mask = partition.groups, partition.mask
+    # one partition serves the sums: the finer of statistics and affine
+    num_rows = max(
+        partition.num_groups, *(t.shape[0] for t in (weight, bias, mean) if t is not None)
+    )
+    dx = dweight = dbias = dresidual = mean_g = mean_g_xhat = None
+    if wants_sums:
+        rows = partition.rows(num_rows)
+        sum_g, sum_g_xhat = kernel.backward_reduce(
+            dy, x, mean, rstd, weight, bias, residual, act, rows, num_rows, mask
+        )
+        dweight = None if weight is None else _affine_grad(sum_g_xhat, weight)
+        dbias = None if bias is None else _affine_grad(sum_g, bias)
+        if inverse_count is not None:
+            sums = torch.stack([sum_g, sum_g_xhat])
+            if weight is not None:  # of g * weight from here on
+                sums = sums * weight
+            if partition.num_groups == 1:  # one set of statistics over several affine rows
+                sums = sums.sum(1, keepdim=True)
+            if partition.process_group is not None:
+                sums = _SumOverRanks.apply(sums, partition.process_group)
+            mean_g, mean_g_xhat = (sums * inverse_count).unbind(0)
+    if wants_x:
+        dx, dresidual = kernel.backward_input(
+            dy, x, mean, rstd, weight, bias, residual, act, mean_g, mean_g_xhat, groups, mask
+        )
+    return dx, dweight, dbias, dresidual
 
 
 def _affine_grad(total: Tensor, parameter: Tensor) -> Tensor:

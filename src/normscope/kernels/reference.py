@@ -9,12 +9,22 @@ Shapes used by every verb:
     x, dy: (N, C, *S).   groups: (N,) int64 in 0..K-1, or None for one group.
     mask: (N, 1, *S) bool, True where a value counts, or None.
     mean, rstd, mean_g, mean_g_xhat: (1, C) or (K, C).   weight, bias: the same, or None.
+    residual: as x, added before the activation, or None.   act: a key of ACTIVATIONS, or None.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "silu": F.silu,
+}
+LEAK = 0.01  # torch's default slope
 
 
 def accumulate_dtype(x: Tensor) -> torch.dtype:
@@ -68,22 +78,51 @@ def moments(
     return count, mean, _sum_by_group(centred * centred, groups, num_groups)
 
 
+def _linear(
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    groups: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
+    """What the activation gets."""
+    u = _xhat(x, mean, rstd, groups, mask)
+    if weight is not None:
+        u = u * _rows(weight, groups, x)
+    if bias is not None:
+        u = u + _rows(bias, groups, x)
+    return u if residual is None else u + _only(mask, residual.to(u.dtype))
+
+
 def normalize(
     x: Tensor,
     mean: Tensor,
     rstd: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
+    residual: Tensor | None,
+    act: str | None,
     groups: Tensor | None,
     mask: Tensor | None,
 ) -> Tensor:
-    """Y = (x - mean) * rstd * weight + bias, in x's dtype; masked values become zero."""
-    y = _xhat(x, mean, rstd, groups, mask)
-    if weight is not None:
-        y = y * _rows(weight, groups, x)
-    if bias is not None:
-        y = y + _rows(bias, groups, x)
-    return _only(mask, y).to(x.dtype)
+    """Y = act((x - mean) * rstd * weight + bias + residual), in x's dtype; masked values are 0."""
+    u = _linear(x, mean, rstd, weight, bias, residual, groups, mask)
+    return _only(mask, u if act is None else ACTIVATIONS[act](u)).to(x.dtype)
+
+
+def _through(dy: Tensor, u: Tensor, act: str | None) -> Tensor:
+    """Dy times the derivative of act at u; differentiable in both."""
+    if act == "relu":
+        return torch.where(u <= 0, 0, dy)  # so NaN passes, as in torch
+    if act == "leaky_relu":
+        return torch.where(u > 0, dy, dy * LEAK)
+    if act == "silu":
+        s = torch.sigmoid(u)
+        return dy * s * (1 + u * (1 - s))
+    return dy
 
 
 def backward_reduce(
@@ -91,12 +130,21 @@ def backward_reduce(
     x: Tensor,
     mean: Tensor,
     rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    act: str | None,
     groups: Tensor | None,
     num_groups: int,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum dy and sum dy * xhat per group and channel, (K, C) each, xhat = (x - mean) * rstd."""
-    g = _only(mask, dy.to(accumulate_dtype(x)))
+    """Sum g and sum g * xhat per group and channel, (K, C) each.
+
+    g = dy * act'(u), u being what the activation gets; xhat = (x - mean) * rstd.
+    """
+    u = None if act is None else _linear(x, mean, rstd, weight, bias, residual, groups, mask)
+    g = dy.to(accumulate_dtype(x))
+    g = _only(mask, g if u is None else _through(g, u, act))
     xhat = _xhat(x, mean, rstd, groups, mask)
     return (
         _sum_by_group(g, groups, num_groups),
@@ -110,20 +158,26 @@ def backward_input(
     mean: Tensor,
     rstd: Tensor,
     weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    act: str | None,
     mean_g: Tensor | None,
     mean_g_xhat: Tensor | None,
     groups: Tensor | None,
     mask: Tensor | None,
-) -> Tensor:
-    """Dx = rstd * (g - mean_g - xhat * mean_g_xhat) with g = dy * weight, in x's dtype.
+) -> tuple[Tensor, Tensor | None]:
+    """Dx = rstd * (g * weight - mean_g - xhat * mean_g_xhat), and g for the residual, as x.
 
-    mean_g and mean_g_xhat are the group means of g and g * xhat; None (both) where the statistics
-    did not come from x, and then dx = rstd * g. Masked values get zero.
+    g = dy * act'(u). mean_g and mean_g_xhat are the group means of g * weight and of
+    g * weight * xhat; None (both) where the statistics did not come from x. Masked values get 0.
     """
     g = dy.to(accumulate_dtype(x))
-    if weight is not None:
-        g = g * _rows(weight, groups, x)
+    if act is not None:
+        u = _linear(x, mean, rstd, weight, bias, residual, groups, mask)
+        g = _through(g, u, act)
+    d = g if weight is None else g * _rows(weight, groups, x)
     if mean_g is not None and mean_g_xhat is not None:
         xhat = _xhat(x, mean, rstd, groups, mask)
-        g = g - _rows(mean_g, groups, x) - xhat * _rows(mean_g_xhat, groups, x)
-    return _only(mask, g * _rows(rstd, groups, x)).to(x.dtype)
+        d = d - _rows(mean_g, groups, x) - xhat * _rows(mean_g_xhat, groups, x)
+    dx = _only(mask, d * _rows(rstd, groups, x)).to(x.dtype)
+    return dx, None if residual is None else _only(mask, g).to(x.dtype)

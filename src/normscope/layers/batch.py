@@ -7,9 +7,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normscope.arguments import ACTIVATIONS, Activation, listed
+from normscope.arguments import Activation, listed
 from normscope.errors import InputError
 from normscope.functional import batch_norm
+from normscope.kernels.reference import ACTIVATIONS
 from normscope.layers.statistics import AS_TORCH, RunningStatistics
 
 Ranks = dist.ProcessGroup | Literal["world"] | None

@@ -56,4 +56,4 @@ def mixed(
     slope = share @ scale  # (N, C)
     offset = (own.mean - center) * slope - share @ ((mean - center) * scale) + share @ bias.double()
     samples = torch.arange(x.shape[0], device=x.device)
-    return reference.normalize(x, own.mean, slope, None, offset, samples, mask)
+    return reference.normalize(x, own.mean, slope, None, offset, None, None, samples, mask)

@@ -1,10 +1,10 @@
-"""The float64 oracle judges the reference; the operators' contracts are checked by torch."""
+"""The float64 oracle judges the reference."""
 
 import numpy as np
 import pytest
 import torch
 
-from normscope.kernels import ops, reference
+from normscope.kernels import reference
 from tests import oracle
 
 SHAPES = [(3, 5, 7), (2, 1), (1, 4, 2), (9, 3, 2, 5), (4, 2, 1, 3, 2), (0, 3, 2), (6, 1, 1)]
@@ -52,24 +52,6 @@ def test_moments_do_not_depend_on_the_memory_format(
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-13, atol=0)
-
-
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("num_groups", [1, 3])
-def test_operators_keep_their_contract(num_groups: int, masked: bool) -> None:
-    x, groups, mask = make((4, 3, 2, 5), num_groups, masked)
-    x, dy = x.nan_to_num().float(), torch.randn(4, 3, 2, 5)
-    mean, rstd = torch.randn(num_groups, 3).double(), torch.rand(num_groups, 3).double()
-    weight, bias = torch.randn(1, 3), torch.randn(num_groups, 3)
-    calls = [
-        (ops.moments, (x, groups, num_groups, mask)),
-        (ops.normalize, (x, mean, rstd, weight, bias, groups, mask)),
-        (ops.backward_reduce, (dy, x, mean, rstd, groups, num_groups, mask)),
-        (ops.backward_input, (dy, x, mean, rstd, weight, mean, rstd, groups, mask)),
-    ]
-    tests = ("test_schema", "test_faketensor")
-    for operator, arguments in calls:
-        torch.library.opcheck(operator, arguments, test_utils=tests)
 
 
 def test_nan_stays_in_its_group_and_channel() -> None:

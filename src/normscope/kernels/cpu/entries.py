@@ -1,0 +1,125 @@
+"""Compiled functions of one address: threads take items from a shared counter and work on them.
+
+A function is compiled when first needed, for one dtype, one activation, with or without residual
+and mask, and kept on disk by Numba.
+"""
+
+import hashlib
+import logging
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from numba import cfunc, types
+from numba.core import event
+from numba.extending import overload
+
+from normscope.kernels.cpu import channel, planes, rows
+from normscope.kernels.cpu import slots as at
+from normscope.kernels.cpu.elements import LEAKY_RELU, LINEAR, OPTIONS, RELU, SILU
+from normscope.kernels.cpu.memory import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    fetch_add,
+    load_integer,
+)
+
+WHOLE = (  # these read values: they need all forms
+    planes.forward,
+    planes.map_,
+    planes.backward,
+    planes.gradient_sums,
+    planes.gradient_map,
+    rows.map_,
+    rows.gradient_sums,
+    rows.gradient_map,
+)
+SUMS = (planes.sums, rows.sums)  # before any activation
+TABLES = (rows.prepare, channel.merge, channel.merge_gradients)  # no values at all
+WORK = (*WHOLE, *SUMS, *TABLES)
+LIKE = {
+    "torch.float32": FLOAT32,
+    "torch.float64": FLOAT64,
+    "torch.bfloat16": BFLOAT16,
+    "torch.float16": FLOAT16,
+}
+ACT = {None: LINEAR, "relu": RELU, "leaky_relu": LEAKY_RELU, "silu": SILU}
+
+log = logging.getLogger("normscope")
+
+
+class Entry(NamedTuple):
+    """A compiled function: its address, and itself as a call through ctypes."""
+
+    address: int
+    call: Any
+
+
+def perform(p: int, i: int, work: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
+    """Do WORK[work] on item i."""
+    raise NotImplementedError("compiled only")
+
+
+@overload(perform, prefer_literal=True, strict=False)
+def _perform(p: Any, i: Any, work: Any, residual: Any, mask: Any, act: Any, like: Any) -> Any:
+    if not isinstance(work, types.Literal):
+        return None
+    function = WORK[work.literal_value]
+    return lambda p, i, work, residual, mask, act, like: function(p, i, residual, mask, act, like)
+
+
+@cache
+def entry(work: Any, dtype: str, act: str | None, residual: bool, mask: bool) -> Entry:
+    """The compiled function for one work, dtype and form; what a work does not use is left out."""
+    if work not in WHOLE and (act is not None or residual):
+        return entry(work, dtype, act=None, residual=False, mask=mask)
+    if work in TABLES and mask:
+        return entry(work, dtype, act=None, residual=False, mask=False)
+    number, like, activation = WORK.index(work), LIKE[dtype], ACT[act]
+    sources = _sources()
+    beside, flags = (at.RESIDUAL if residual else None), (at.MASK if mask else None)
+
+    def loop(p: int) -> None:
+        if sources == 0:  # never; it makes the sources part of the key that Numba caches by
+            return
+        residual_at = None if beside is None else load_integer(p, beside)
+        mask_at = None if flags is None else load_integer(p, flags)
+        items = load_integer(p, at.ITEMS)
+        while True:
+            i = fetch_add(p + 8 * at.NEXT, 1)
+            if i >= items:
+                break
+            perform(p, i, number, residual_at, mask_at, activation, like)
+
+    with event.install_listener("numba:compile", _Told()):
+        compiled = cfunc(types.void(types.int64), cache=True, **OPTIONS)(loop)
+        return Entry(compiled.address, compiled.ctypes)
+
+
+@cache
+def _sources() -> int:
+    """A number for the text of all these files: Numba itself looks only at the file of `loop`."""
+    digest = hashlib.blake2b(digest_size=7)
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return int.from_bytes(digest.digest(), "big") or 1
+
+
+class _Told(event.Listener):  # type: ignore[misc]
+    """Says so, once per process, when something is compiled: it takes seconds."""
+
+    told = False
+
+    def on_start(self, event: Any) -> None:
+        """A compilation begins; what is found on disk causes none."""
+        if not _Told.told:
+            _Told.told = True
+            log.warning(
+                "compiling normscope's CPU kernels for the first time (seconds; kept on disk for "
+                "the next time; `normscope env --warm` does it ahead)"
+            )
+
+    def on_end(self, event: Any) -> None:
+        """Nothing to say."""

@@ -1,0 +1,63 @@
+"""Which kernel serves a call: a fixed table, and the sentence that says why."""
+
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from torch import Tensor
+
+from normscope.errors import InputError
+from normscope.kernels import reference
+
+# the kernel of each device type, and the package that it is written in
+FAST = {"cpu": ("cpu", "numba")}
+IMPLS = ("auto", "reference", *(kernel for kernel, _ in FAST.values()))
+
+
+def kernel_for(x: Tensor, impl: str) -> Any:
+    """The module whose verbs serve x: `reference`, or the one of its device.
+
+    Raises:
+        InputError: an impl was asked for by name and cannot take x; it never falls back.
+    """
+    name, reason = _chosen(x, impl)
+    if name is None:
+        raise InputError(f"impl={impl!r} cannot serve this call: {reason}; use impl='auto'")
+    return reference if name == "reference" else import_module(f"normscope.kernels.{name}")
+
+
+def explanation(x: Tensor, impl: str) -> str:
+    """Which kernel serves x and why, as a sentence."""
+    name, reason = _chosen(x, impl)
+    if name is None:
+        return f"impl={impl!r} refuses: {reason}."
+    return f"{name}: {reason}."
+
+
+def _chosen(x: Tensor, impl: str) -> tuple[str | None, str]:
+    if impl == "reference":
+        return "reference", "asked for by name"
+    if impl == "auto":
+        kernel, package = FAST.get(x.device.type, (None, ""))
+        if kernel is None:
+            return "reference", f"{x.device.type} has no kernel of its own"
+        missing = _obstacle(x, kernel, package)
+        if missing is not None:
+            return "reference", missing
+        return kernel, f"x is {x.dtype} on {x.device.type}"
+    package = next(package for kernel, package in FAST.values() if kernel == impl)
+    missing = _obstacle(x, impl, package)
+    return (impl, "asked for by name") if missing is None else (None, missing)
+
+
+@cache
+def _installed(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+def _obstacle(x: Tensor, kernel: str, package: str) -> str | None:
+    if not _installed(package):
+        return f"{package} is not installed"
+    problem: str | None = import_module(f"normscope.kernels.{kernel}").unsupported(x)
+    return problem

@@ -1,0 +1,287 @@
+"""The reference judges the compiled CPU loops: every dtype, layout, activation and form."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from normscope.kernels import cpu, reference
+from normscope.kernels.cpu import team
+
+DTYPES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+# shape and whether channels lie side by side
+SHAPES = [
+    ((5, 3, 7), False),
+    ((4, 6, 9, 5), False),
+    ((4, 6, 9, 5), True),
+    ((9, 17), False),
+    ((3, 2, 20_000), False),  # longer than a piece
+    ((2, 70, 1300), True),
+    ((40, 600), False),
+    ((3, 2, 2, 3, 4), True),
+]
+# compiling is what takes time here: forms in which every choice occurs, few for rare dtypes
+FORMS = [  # act, residual, masked, groups, affine rows
+    ("relu", True, True, 3, 3),
+    (None, False, False, 1, 1),
+    ("silu", False, True, 3, 1),
+    ("leaky_relu", True, False, 1, 3),
+    ("relu", False, False, 1, 1),
+]
+CASES = [
+    *((torch.float32, form) for form in FORMS[1:4]),
+    *((torch.float64, form) for form in FORMS[:2]),
+    (torch.bfloat16, FORMS[4]),
+    (torch.float16, FORMS[0]),
+]
+
+
+@pytest.fixture(autouse=True)
+def _poisoned() -> Iterator[None]:
+    """New memory is full of NaN, so that nothing goes unwritten."""
+    torch.use_deterministic_algorithms(mode=True)
+    yield
+    torch.use_deterministic_algorithms(mode=False)
+
+
+class Case:
+    """Inputs of one call."""
+
+    def __init__(
+        self, shape: tuple[int, ...], by_rows: bool, dtype: torch.dtype, form: tuple[Any, ...]
+    ) -> None:
+        self.act, added, masked, self.k, rows = form
+        n, c = shape[:2]
+
+        def values() -> Tensor:
+            x = (torch.randn(shape, dtype=torch.double) * 2 + 3).to(dtype)
+            return x.movedim(1, -1).contiguous().movedim(-1, 1) if by_rows else x
+
+        self.x, self.dy = values(), values()
+        self.residual = values() if added else None
+        self.groups = torch.randint(0, 3, (n,)) if max(self.k, rows) > 1 else None
+        if self.groups is not None:
+            self.groups[self.groups == 1] = 0  # group 1 is always empty
+        self.mask = (torch.rand(n, 1, *shape[2:]) < 0.7) if masked else None
+        if self.mask is not None:
+            self.x = torch.where(self.mask, self.x, torch.nan)
+        table = torch.float32 if dtype.itemsize == 2 else dtype
+        self.weight = (torch.rand(rows, c, dtype=torch.double) + 0.5).to(table)
+        self.bias = torch.randn(rows, c, dtype=torch.double).to(table)
+        self.running = (torch.randn(self.k, c).to(table), torch.rand(self.k, c).to(table))
+
+    def forward(self) -> Any:
+        return cpu.forward(
+            self.x, self.weight, self.bias, self.residual, self.act, 1e-5, self.groups, self.k,
+            self.mask, self.running, None, 4,
+        )  # fmt: skip
+
+    def expected(self) -> tuple[Tensor, ...]:
+        """y and its gradients by the reference and autograd, in float64."""
+        leaves = [
+            None if t is None else t.double().requires_grad_()
+            for t in (self.x, self.weight, self.bias, self.residual)
+        ]
+        x, weight, bias, residual = leaves
+        own = self.groups if self.k > 1 else None
+        count, mean, m2 = reference.moments(x, own, self.k, self.mask)
+        missing = (4 - count).clamp(min=0).unsqueeze(1)
+        filled = (count.unsqueeze(1) + missing).clamp(min=1)
+        old, spread = (t.double() for t in self.running)
+        share = missing / filled
+        m2 = m2 + missing * spread + (old - mean) ** 2 * share * count.unsqueeze(1)
+        mean = mean + (old - mean) * share
+        rstd = torch.rsqrt(m2 / filled + 1e-5)
+        y = reference.normalize(
+            x, mean, rstd, weight, bias, residual, self.act, self.groups, self.mask
+        )
+        y.backward(self.dy.double())
+        return (y, *(t.grad for t in leaves if t is not None))
+
+
+@pytest.mark.parametrize(("dtype", "form"), CASES, ids=str)
+def test_equals_the_reference(dtype: torch.dtype, form: tuple[Any, ...]) -> None:
+    for shape, by_rows in SHAPES:
+        case = Case(shape, by_rows, dtype, form)
+        found = case.forward()
+        gradients = cpu.backward(
+            case.dy, case.x, found.mean, found.rstd, case.weight, case.bias, case.residual,
+            case.act, found.kept, True,
+        )  # fmt: skip
+        mine = (found.y, *(g for g in gradients if g is not None))
+        for ours, theirs in zip(mine, case.expected(), strict=True):
+            scale = max(1.0, float(theirs.detach().abs().max()))
+            largest = float((ours.double() - theirs.detach()).abs().max()) / scale
+            assert largest < DTYPES[dtype], (shape, by_rows)
+            assert ours.dtype in (dtype, case.weight.dtype)
+        assert found.y.stride() == case.x.stride()
+
+
+@pytest.mark.parametrize("form", FORMS[:2], ids=str)
+@pytest.mark.parametrize(("shape", "by_rows"), [((4, 6, 9, 5), False), ((4, 6, 9, 5), True)])
+def test_the_four_verbs(shape: tuple[int, ...], by_rows: bool, form: tuple[Any, ...]) -> None:
+    """As they run where a collective stands between them."""
+    case = Case(shape, by_rows, torch.float64, form)
+    x, mask, groups = case.x, case.mask, case.groups
+    rows = max(case.k, case.weight.shape[0])
+    moments = cpu.moments(x, groups, case.k, mask)
+    for ours, theirs in zip(moments, reference.moments(x, groups, case.k, mask), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
+    mean, rstd = torch.randn(case.k, 6).double(), torch.rand(case.k, 6).double()
+    mapping = (mean, rstd, case.weight, case.bias, case.residual, case.act)
+    means = (torch.randn(case.k, 6).double(), torch.randn(case.k, 6).double())
+    for verb, arguments in {
+        "normalize": (x, *mapping, groups, mask),
+        "backward_reduce": (case.dy, x, *mapping, groups, rows, mask),
+        "backward_input": (case.dy, x, *mapping, *means, groups, mask),
+    }.items():
+        ours, theirs = (getattr(kernel, verb)(*arguments) for kernel in (cpu, reference))
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1e2, 1e4])
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_moments_are_exact_for_a_large_mean_and_for_any_threads(
+    by_rows: bool, ratio: float
+) -> None:
+    x = torch.randn(64, 8, 40, 40) + ratio
+    if by_rows:
+        x = x.to(memory_format=torch.channels_last)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(cpu.moments(x, None, 1, None))
+    finally:
+        torch.set_num_threads(threads)
+    exact = reference.moments(x, None, 1, None)
+    for ours, other, third, theirs in zip(*found, exact, strict=True):
+        assert torch.equal(ours, other)
+        assert torch.equal(ours, third)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+
+
+def test_an_outlier_in_front_cancels_nothing() -> None:
+    """The first value is what sums are centred by."""
+    x = torch.randn(10, 2, 4000).double()
+    x[0, :, 0] = 1e9
+    _, mean, m2 = cpu.moments(x, None, 1, None)
+    _, exact, exact_m2 = reference.moments(x, None, 1, None)
+    torch.testing.assert_close(mean, exact, rtol=1e-11, atol=0)
+    torch.testing.assert_close(m2, exact_m2, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("first", [float("nan"), float("inf")])
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_what_is_not_finite_stays_in_its_group_and_channel(by_rows: bool, first: float) -> None:
+    x = torch.randn(6, 3, 4, 4)
+    x = x.to(memory_format=torch.channels_last) if by_rows else x
+    x[0, 1, 0, 0] = first
+    groups = torch.tensor([0, 0, 0, 1, 1, 1])
+    found = cpu.forward(x, None, None, None, None, 1e-5, groups, 2, None, None, None, 0)
+    poisoned = torch.zeros(2, 3, dtype=torch.bool)
+    poisoned[0, 1] = True
+    assert torch.equal(found.moments.m2.isfinite(), ~poisoned)
+    assert torch.equal(found.y.isnan().all((2, 3))[:3, 1], torch.ones(3, dtype=torch.bool))
+    assert found.y[:, [0, 2]].isfinite().all()
+    assert found.y[3:].isfinite().all()
+
+
+def test_activations_beyond_what_exp_can_hold() -> None:
+    u = torch.tensor([-1e30, -200.0, -88.0, -20.0, -1.0, 0.0, 1.0, 20.0, 88.0, 200.0, 1e30])
+    u = torch.cat([u, torch.tensor([torch.nan, torch.inf])]).repeat(3, 1).reshape(-1, 1)
+    zero, one = torch.zeros(1, 1).double(), torch.ones(1, 1).double()
+    for act, function in reference.ACTIVATIONS.items():
+        y = cpu.normalize(u, zero, one, None, None, None, act, None, None)
+        torch.testing.assert_close(y, function(u), rtol=1e-6, atol=1e-37, equal_nan=True)
+
+
+def test_a_group_changes_nothing_in_another() -> None:
+    """One call with groups gives the bits of a call for each group alone."""
+    x, groups = torch.randn(12, 5, 30), torch.arange(12) % 4
+    together = cpu.forward(x, None, None, None, None, 1e-5, groups, 4, None, None, None, 0)
+    for k in range(4):
+        alone = cpu.forward(
+            x[groups == k], None, None, None, None, 1e-5, None, 1, None, None, None, 0
+        )
+        assert torch.equal(together.y[groups == k], alone.y)
+
+
+def test_several_python_threads_at_once() -> None:
+    x = torch.randn(32, 16, 40, 40)
+    expected = cpu.moments(x, None, 1, None)
+    wrong = []
+
+    def work() -> None:
+        for _ in range(20):
+            found = cpu.moments(x, None, 1, None)
+            if not all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)):
+                wrong.append(found)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+    assert not wrong
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_works_alone() -> None:
+    """The threads of OpenMP do not survive a fork; asking for them would wait for ever."""
+    x = torch.randn(16, 16, 40, 40)
+    expected = cpu.moments(x, None, 1, None)
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork on this system")
+    queue: Any = multiprocessing.get_context("fork").SimpleQueue()
+
+    def child() -> None:
+        found = cpu.moments(x, None, 1, None)
+        same = all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        queue.put((same, team.threads(x.numel())))
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(timeout=30)
+    assert process.exitcode == 0
+    assert queue.get() == (True, 1)
+
+
+def test_threads_follow_torch() -> None:
+    if team.parallel() is None:
+        pytest.skip("this torch brings no OpenMP library that can be found")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert team.threads(team.ALONE) == 3
+        assert team.threads(team.ALONE - 1) == 1
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_every_form_says_what_it_cannot_take() -> None:
+    assert cpu.unsupported(torch.randn(2, 3)) is None
+    reasons = {
+        "empty": torch.randn(0, 3),
+        "on meta": torch.randn(2, 3, device="meta"),
+        "torch.complex64": torch.randn(2, 3, dtype=torch.cfloat),
+    }
+    for reason, x in reasons.items():
+        assert reason in str(cpu.unsupported(x))
+
+
+def test_choices_are_covered() -> None:
+    """Every choice, and every pair of residual and mask, is compiled and compared."""
+    assert {dtype for dtype, _ in CASES} == set(DTYPES)
+    forms = [form for _, form in CASES]
+    assert {form[0] for form in forms} == {None, *reference.ACTIVATIONS}
+    assert {form[1:3] for form in forms} == set(product((False, True), repeat=2))
+    for place in (3, 4):
+        assert {form[place] for form in forms} == {1, 3}
