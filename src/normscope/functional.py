@@ -26,6 +26,7 @@ from normscope.kernels.autograd import (
     Partition,
     Stored,
     is_transformed,
+    rows_of,
     standardise,
     statistics,
 )
@@ -149,7 +150,6 @@ def batch_norm(
     differentiable = impl == "reference" or is_transformed()
     kernel = reference if differentiable else kernel_for(x, impl)
     stored = _stored(running_mean, running_var, num_groups)
-    weight, bias = _rows(weight), _rows(bias)
     updates = training and on_moments is None and stored is not None
     fill = 0 if groups is None else min_count
     if use_batch and process_group is None and hasattr(kernel, "forward"):
@@ -183,7 +183,8 @@ def batch_norm(
     # a checkpoint may hold a variance below zero; for every valid one the clamp changes nothing
     rstd = torch.rsqrt(var.clamp(min=0) + eps)
     if differentiable:  # mean and rstd carry the graph
-        return reference.normalize(x, mean, rstd, weight, bias, residual, act, groups, mask)
+        affine = rows_of(weight), rows_of(bias)
+        return reference.normalize(x, mean, rstd, *affine, residual, act, groups, mask)
     given = Stored(mean, rstd, inverse_count)
     return standardise(x, weight, bias, residual, act, given, partition, kernel)
 
@@ -321,7 +322,3 @@ def _stored(
         return None
     shape = (-1 if running_mean.numel() else num_groups, running_mean.shape[-1])
     return running_mean.view(shape), running_var.view(shape)
-
-
-def _rows(table: Tensor | None) -> Tensor | None:
-    return table.unsqueeze(0) if table is not None and table.dim() == 1 else table

@@ -1,8 +1,7 @@
 """The operator with its gradient: statistics over a partition, and the map that uses them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -13,8 +12,7 @@ from normscope.kernels import reference
 from normscope.moments import Moments
 
 
-@dataclass(frozen=True, eq=False)
-class Partition:
+class Partition(NamedTuple):
     """Which values share statistics, which count, and which ranks hold the others.
 
     Attributes:
@@ -57,8 +55,7 @@ def statistics(x: Tensor, partition: Partition, kernel: Any) -> Moments:
     return local.all_reduce(partition.process_group)
 
 
-@dataclass(frozen=True, eq=False)
-class Stored:
+class Stored(NamedTuple):
     """Statistics that are given: constants, or functions of x that were computed before.
 
     Attributes:
@@ -71,8 +68,7 @@ class Stored:
     inverse_count: Tensor | None
 
 
-@dataclass(frozen=True, eq=False)
-class FromBatch:
+class FromBatch(NamedTuple):
     """Statistics that a fused kernel takes from x itself, and what it does with them.
 
     Attributes:
@@ -80,14 +76,14 @@ class FromBatch:
         running: mean and var, (rows, C) contiguous; None: not tracked.
         share: (K,) float64 array, of the batch in their update; None: no update.
         min_count: groups of fewer values are filled up with running values; 0: none is.
-        on_moments: receives the batch's Moments; None: nobody asks.
+        seen: called with the batch's Moments; None: nobody asks.
     """
 
     eps: float
     running: tuple[Tensor, Tensor] | None
     share: Any
     min_count: int
-    on_moments: Callable[[Moments], None] | None
+    seen: Callable[[Moments], None] | None
 
 
 def standardise(
@@ -118,44 +114,23 @@ class _Standardise(torch.autograd.Function):
         partition: Partition,
         kernel: Any,
     ) -> Tensor:
-        groups, mask = partition.groups, partition.mask
-        ctx.fused = None
-        if isinstance(source, FromBatch):
-            fused = kernel.forward(
-                x,
-                weight,
-                bias,
-                residual,
-                act,
-                source.eps,
-                groups,
-                partition.num_groups,
-                mask,
-                source.running,
-                source.share,
-                source.min_count,
+        groups, num_groups, mask, process_group = partition
+        inverse_count = None
+        if type(source) is FromBatch:
+            rstd = None  # mean and rstd are one table
+            y, mean, ctx.fused = kernel.forward(
+                x, weight, bias, residual, act, groups, num_groups, mask, *source
             )
-            if source.on_moments is not None:
-                source.on_moments(fused.moments)
-            ctx.fused = fused.kept
-            y, mean, rstd, inverse_count = fused.y, fused.mean, fused.rstd, None
         else:
-            mean, rstd, inverse_count = source.mean, source.rstd, source.inverse_count
-            y = kernel.normalize(x, mean, rstd, weight, bias, residual, act, groups, mask)
+            mean, rstd, inverse_count = source
+            affine = rows_of(weight), rows_of(bias)
+            y = kernel.normalize(x, mean, rstd, *affine, residual, act, groups, mask)
+            ctx.fused = None
+        ctx.rest = act, kernel, residual is not None, num_groups, process_group
+        if act is None:
+            residual = None  # its gradient is dy
         # mean and rstd are ours, never the module's buffers: those may change before backward
-        ctx.save_for_backward(
-            x,
-            weight,
-            bias,
-            residual if act is not None else None,
-            mean,
-            rstd,
-            inverse_count,
-            groups,
-            mask,
-        )
-        ctx.partition = Partition(None, partition.num_groups, None, partition.process_group)
-        ctx.act, ctx.kernel, ctx.added = act, kernel, residual is not None
+        ctx.save_for_backward(x, weight, bias, residual, mean, rstd, inverse_count, groups, mask)
         result: Tensor = y
         return result
 
@@ -163,24 +138,21 @@ class _Standardise(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grads
         x, weight, bias, residual, mean, rstd, inverse_count, groups, mask = ctx.saved_tensors
-        act = ctx.act
-        wants_x, wants_weight, wants_bias, wants_residual = ctx.needs_input_grad[:4]
-        wants_x = wants_x or (wants_residual and act is not None)
-        twice = torch.is_grad_enabled()  # somebody will differentiate this
-        if ctx.fused is not None and not twice:
-            dx, dweight, dbias, dresidual = ctx.kernel.backward(
-                dy, x, mean, rstd, weight, bias, residual, act, ctx.fused, wants_x
+        act, kernel, added, num_groups, process_group = ctx.rest
+        wanted = ctx.needs_input_grad
+        wants_x = wanted[0] or (wanted[3] and act is not None)
+        if ctx.fused is not None and not torch.is_grad_enabled():
+            dx, dweight, dbias, dresidual = kernel.backward(
+                dy, x, mean, weight, bias, residual, act, ctx.fused, wants_x
             )
         else:
             if ctx.fused is not None:
-                inverse_count = ctx.fused.inverse_count()
-            partition = Partition(
-                groups, ctx.partition.num_groups, mask, ctx.partition.process_group
-            )
-            kernel = reference if twice else ctx.kernel
-            if twice and inverse_count is not None:  # express it through x
-                mean, rstd = _as_functions_of(x, mean, rstd, inverse_count, partition)
-            sums = wants_weight or wants_bias or inverse_count is not None
+                mean, rstd, inverse_count = ctx.fused.statistics(mean)
+            partition = Partition(groups, num_groups, mask, process_group)
+            if torch.is_grad_enabled():  # somebody will differentiate this: express it through x
+                kernel = reference
+                if inverse_count is not None:
+                    mean, rstd = _as_functions_of(x, mean, rstd, inverse_count, partition)
             dx, dweight, dbias, dresidual = _unfused(
                 dy,
                 x,
@@ -189,13 +161,20 @@ class _Standardise(torch.autograd.Function):
                 partition,
                 kernel,
                 wants_x,
-                sums,
+                wanted[1] or wanted[2] or inverse_count is not None,
             )
-        if ctx.added and act is None:
+        if added and act is None:
             dresidual = dy if mask is None else torch.where(mask, dy, 0)
-        found = (dx, dweight, dbias, dresidual)
-        wanted = ctx.needs_input_grad[:4]
-        return (*(g if w else None for g, w in zip(found, wanted, strict=True)), *[None] * 4)
+        return (
+            dx if wanted[0] else None,
+            dweight if wanted[1] else None,
+            dbias if wanted[2] else None,
+            dresidual if wanted[3] else None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _unfused(
@@ -209,7 +188,8 @@ def _unfused(
     wants_sums: bool,
 ) -> tuple[Tensor | None, ...]:
     """Gradients by the verbs one after the other, with a collective between them."""
-    weight, bias, residual, act = mapping
+    given_weight, given_bias, residual, act = mapping
+    weight, bias = rows_of(given_weight), rows_of(given_bias)
     mean, rstd, inverse_count = source.mean, source.rstd, source.inverse_count
     groups, mask = partition.groups, partition.mask
     # one partition serves the sums: the finer of statistics and affine
@@ -222,8 +202,8 @@ def _unfused(
         sum_g, sum_g_xhat = kernel.backward_reduce(
             dy, x, mean, rstd, weight, bias, residual, act, rows, num_rows, mask
         )
-        dweight = None if weight is None else _affine_grad(sum_g_xhat, weight)
-        dbias = None if bias is None else _affine_grad(sum_g, bias)
+        dweight = None if given_weight is None else _affine_grad(sum_g_xhat, given_weight)
+        dbias = None if given_bias is None else _affine_grad(sum_g, given_bias)
         if inverse_count is not None:
             sums = torch.stack([sum_g, sum_g_xhat])
             if weight is not None:  # of g * weight from here on
@@ -240,8 +220,14 @@ def _unfused(
     return dx, dweight, dbias, dresidual
 
 
+def rows_of(table: Tensor | None) -> Tensor | None:
+    """A table (C,) as (1, C)."""
+    return table.unsqueeze(0) if table is not None and table.dim() == 1 else table
+
+
 def _affine_grad(total: Tensor, parameter: Tensor) -> Tensor:
-    return (total if parameter.shape[0] > 1 else total.sum(0, keepdim=True)).to(parameter.dtype)
+    several = parameter.dim() == 2 and parameter.shape[0] > 1
+    return (total if several else total.sum(0)).to(parameter.dtype).reshape(parameter.shape)
 
 
 def _as_functions_of(

@@ -7,19 +7,24 @@ through sums, statistics and map while its values are in the cache.
 import ctypes
 import mmap
 import sys
-from typing import NamedTuple
+from array import array
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from normscope.kernels.cpu import call
 from normscope.kernels.cpu import slots as at
-from normscope.kernels.cpu.call import Call
 from normscope.kernels.cpu.entries import LIKE
 from normscope.kernels.cpu.plan import Floats, Plan, plan
 from normscope.moments import Moments
 
 HUGE = 4 << 20  # bytes from which a result asks for huge pages
+NAMES = {getattr(torch, name.removeprefix("torch.")): name for name in LIKE}
+CODES = {dtype: at.CODES[name] for dtype, name in NAMES.items()}
 
 
 class Kept(NamedTuple):
@@ -33,33 +38,16 @@ class Kept(NamedTuple):
     plan: Plan
     filled: Floats
 
-    def inverse_count(self) -> Tensor:
-        """(K, 1), 1 over the values that mean and rstd are functions of."""
-        return torch.from_numpy(1 / self.filled).unsqueeze(1)
-
-
-class Normalized(NamedTuple):
-    """What the fused forward gives.
-
-    Attributes:
-        y: shaped as x.
-        mean, rstd: (K, C) float64, what normalised.
-        moments: of the batch itself, without pseudo-values.
-        kept: for the backward.
-    """
-
-    y: Tensor
-    mean: Tensor
-    rstd: Tensor
-    moments: Moments
-    kept: Kept
+    def statistics(self, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """mean and rstd (K, C), and (K, 1) 1 over the values that they are functions of."""
+        return table[0], table[1], torch.from_numpy(1 / self.filled).unsqueeze(1)
 
 
 def unsupported(x: Tensor) -> str | None:
     """Why these loops cannot take x, as a phrase; None where they can."""
     if x.device.type != "cpu":
         return f"x is on {x.device.type}"
-    if str(x.dtype) not in LIKE:
+    if x.dtype not in NAMES:
         return f"x is {x.dtype}"
     if type(x) not in (Tensor, nn.Parameter) or x.layout != torch.strided:
         return f"x is a {type(x).__name__} with layout {x.layout}"
@@ -72,48 +60,56 @@ def forward(
     bias: Tensor | None,
     residual: Tensor | None,
     act: str | None,
-    eps: float,
     groups: Tensor | None,
     num_groups: int,
     mask: Tensor | None,
+    eps: float,
     running: tuple[Tensor, Tensor] | None,
     share: Floats | None,
     min_count: int,
-) -> Normalized:
-    """Statistics, their update and the map; see `functional.batch_norm`.
+    seen: Callable[[Moments], None] | None,
+) -> tuple[Tensor, Tensor, Kept]:
+    """Statistics, their update and the map; see `functional.batch_norm` and `FromBatch`.
 
-    `running` is mean and var, (rows, C) contiguous; `share` (K,) the batch's share in their
-    update, None for no update; groups of fewer than `min_count` values are filled up with running
-    values, 0 for none.
+    Returns:
+        y; a float64 table (4, K, C) of mean and rstd, which normalised, and of mean and m2 of the
+        batch; and what `backward` needs besides.
     """
     x, by_rows = _dense(x)
     work = plan(x, by_rows, groups, num_groups, _rows(weight, bias), mask)
-    filled = np.maximum(work.count, float(max(1, min_count if running is not None else 1)))
-    mean, rstd, batch_mean, batch_m2 = _tables(work, 4)
-    y = _result(x)
-    call = Call(work, x, act)
-    call.tensor(at.RESIDUAL, None if residual is None else _as(residual, by_rows))
-    call.tensor(at.OUT, y)
-    call.affine(weight, bias)
-    call.eps(eps)
-    call.numbers(at.FILLED, filled)
-    call.strides(mean)
-    call.tensor(at.MEAN, mean)
-    call.tensor(at.RSTD, rstd)
-    call.tensor(at.BATCH_MEAN, batch_mean)
-    call.tensor(at.BATCH_M2, batch_m2)
+    filled, slots = work.count, work.template[:]
+    if min_count > 1 and running is not None:
+        filled = np.maximum(filled, float(min_count))
+        slots[at.FILLED] = filled.ctypes.data
+    elif num_groups > 1 or mask is not None:
+        filled = np.maximum(filled, 1.0)
+        slots[at.FILLED] = filled.ctypes.data
+    y, table, number = _result(x), _tables(work, 4), _number(eps)
+    if residual is not None:
+        residual = _as(residual, by_rows)
+        slots[at.RESIDUAL] = residual.data_ptr()
+    slots[at.X], slots[at.OUT] = x.data_ptr(), y.data_ptr()
+    slots[at.EPS] = number.buffer_info()[0]
+    tables = _affine(slots, weight, bias)
+    _place(slots, table, (at.MEAN, at.RSTD, at.BATCH_MEAN, at.BATCH_M2))
     if running is not None:
-        call.running(*running, share)
-    call.forward()
-    batch = Moments(torch.from_numpy(work.count), batch_mean, batch_m2)
-    return Normalized(y, mean, rstd, batch, Kept(work, filled))
+        mean, var = running
+        slots[at.RUNNING_MEAN], slots[at.RUNNING_VAR] = mean.data_ptr(), var.data_ptr()
+        slots[at.RUNNING_ROWS] = 1 if mean.dim() == 1 else mean.shape[0]
+        slots[at.RUNNING_DTYPE] = CODES[mean.dtype]
+        if share is not None:
+            slots[at.SHARE] = share.ctypes.data
+    call.forward(work, slots, NAMES[x.dtype], act, map_=True)
+    del tables
+    if seen is not None:
+        seen(Moments(torch.from_numpy(work.count), table[2], table[3]))
+    return y, table, Kept(work, filled)
 
 
 def backward(
     dy: Tensor,
     x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
+    table: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
@@ -122,30 +118,33 @@ def backward(
     wants_x: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight, bias and of the residual that an activation follows."""
-    x, by_rows = _dense(x)
     work = kept.plan
-    dx = _result(x) if wants_x else None
-    dresidual = None if residual is None else _result(x)
-    dweight, dbias = _like(weight), _like(bias)
-    sum_g, sum_g_xhat = _tables(work, 2, work.r)
-    mean_g, mean_g_xhat = _tables(work, 2)
-    call = Call(work, x, act)
-    call.tensor(at.DY, _as(dy, by_rows))
-    call.tensor(at.RESIDUAL, None if residual is None else _as(residual, by_rows))
-    call.tensor(at.DRESIDUAL, dresidual)
-    call.tensor(at.OUT, dx)
-    call.affine(weight, bias)
-    call.tensor(at.DWEIGHT, dweight)
-    call.tensor(at.DBIAS, dbias)
-    call.strides(mean)
-    call.tensor(at.MEAN, mean)
-    call.tensor(at.RSTD, rstd)
-    call.tensor(at.SUM_G, sum_g)
-    call.tensor(at.SUM_G_XHAT, sum_g_xhat)
-    call.numbers(at.FILLED, kept.filled)
-    call.tensor(at.MEAN_G, mean_g)
-    call.tensor(at.MEAN_G_XHAT, mean_g_xhat)
-    call.backward(sums_only=dx is None)
+    x, by_rows = _dense(x)
+    dy = _as(dy, by_rows)
+    slots = work.template[:]
+    dx = dresidual = dweight = dbias = None
+    slots[at.X], slots[at.DY] = x.data_ptr(), dy.data_ptr()
+    if wants_x:
+        dx = _result(x)
+        slots[at.OUT] = dx.data_ptr()
+    if residual is not None:
+        residual, dresidual = _as(residual, by_rows), _result(x)
+        slots[at.RESIDUAL], slots[at.DRESIDUAL] = residual.data_ptr(), dresidual.data_ptr()
+    tables = _affine(slots, weight, bias)
+    if weight is not None:
+        dweight = torch.empty(weight.shape, dtype=weight.dtype)
+        slots[at.DWEIGHT] = dweight.data_ptr()
+    if bias is not None:
+        dbias = torch.empty(bias.shape, dtype=(bias if weight is None else weight).dtype)
+        slots[at.DBIAS] = dbias.data_ptr()
+    _place(slots, table, (at.MEAN, at.RSTD))
+    sums = _tables(work, 4, work.r)  # the means over K fit in a table over R
+    _place(slots, sums, (at.SUM_G, at.SUM_G_XHAT, at.MEAN_G, at.MEAN_G_XHAT))
+    slots[at.FILLED] = kept.filled.ctypes.data
+    call.backward(work, slots, NAMES[x.dtype], act, map_=wants_x)
+    del tables
+    if bias is not None and dbias is not None and dbias.dtype != bias.dtype:
+        dbias = dbias.to(bias.dtype)
     return dx, dweight, dbias, dresidual
 
 
@@ -155,13 +154,11 @@ def moments(
     """Count (K,), mean (K, C), m2 (K, C); see `reference.moments`."""
     x, by_rows = _dense(x)
     work = plan(x, by_rows, groups, num_groups, 1, mask)
-    mean, m2 = _tables(work, 2)
-    call = Call(work, x, None)
-    call.strides(mean)
-    call.tensor(at.BATCH_MEAN, mean)
-    call.tensor(at.BATCH_M2, m2)
-    call.forward(moments_only=True)
-    return torch.from_numpy(work.count), mean, m2
+    slots, table = work.template[:], _tables(work, 2)
+    slots[at.X] = x.data_ptr()
+    _place(slots, table, (at.BATCH_MEAN, at.BATCH_M2))
+    call.forward(work, slots, NAMES[x.dtype], None, map_=False)
+    return torch.from_numpy(work.count.copy()), table[0], table[1]
 
 
 def normalize(
@@ -177,11 +174,15 @@ def normalize(
 ) -> Tensor:
     """y = act((x - mean) * rstd * weight + bias + residual); see `reference.normalize`."""
     x, by_rows = _dense(x)
-    call = _given(x, by_rows, mean, rstd, weight, bias, act, groups, _rows(weight, bias), mask)
+    work = plan(x, by_rows, groups, len(mean), _rows(weight, bias), mask)
+    slots, tables = _given(work, x, mean, rstd, weight, bias)
     y = _result(x)
-    call.tensor(at.RESIDUAL, None if residual is None else _as(residual, by_rows))
-    call.tensor(at.OUT, y)
-    call.map_(backward=False)
+    if residual is not None:
+        residual = _as(residual, by_rows)
+        slots[at.RESIDUAL] = residual.data_ptr()
+    slots[at.OUT] = y.data_ptr()
+    call.mapped(work, slots, NAMES[x.dtype], act, backward=False)
+    del tables
     return y
 
 
@@ -200,13 +201,17 @@ def backward_reduce(
 ) -> tuple[Tensor, Tensor]:
     """Sums of g and g * xhat, (R, C) each; see `reference.backward_reduce`."""
     x, by_rows = _dense(x)
-    call = _given(x, by_rows, mean, rstd, weight, bias, act, groups, num_rows, mask)
-    sums = torch.empty(2, num_rows, x.shape[1], dtype=torch.float64)
-    call.tensor(at.DY, _as(dy, by_rows))
-    call.tensor(at.RESIDUAL, None if residual is None else _as(residual, by_rows))
-    call.tensor(at.SUM_G, sums[0])
-    call.tensor(at.SUM_G_XHAT, sums[1])
-    call.backward(sums_only=True)
+    work = plan(x, by_rows, groups, len(mean), num_rows, mask)
+    slots, tables = _given(work, x, mean, rstd, weight, bias)
+    sums, dy = torch.empty(2, num_rows, work.c, dtype=torch.float64), _as(dy, by_rows)
+    if residual is not None:
+        residual = _as(residual, by_rows)
+        slots[at.RESIDUAL] = residual.data_ptr()
+    slots[at.DY], slots[at.SUM_G], slots[at.SUM_G_XHAT] = (
+        tensor.data_ptr() for tensor in (dy, sums[0], sums[1])
+    )
+    call.backward(work, slots, NAMES[x.dtype], act, map_=False)
+    del tables
     return sums[0], sums[1]
 
 
@@ -226,63 +231,84 @@ def backward_input(
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of x and of residual; see `reference.backward_input`."""
     x, by_rows = _dense(x)
-    call = _given(x, by_rows, mean, rstd, weight, bias, act, groups, _rows(weight, bias), mask)
-    dx = _result(x)
-    dresidual = None if residual is None else _result(x)
-    call.tensor(at.DY, _as(dy, by_rows))
-    call.tensor(at.RESIDUAL, None if residual is None else _as(residual, by_rows))
-    call.tensor(at.DRESIDUAL, dresidual)
-    call.tensor(at.OUT, dx)
+    work = plan(x, by_rows, groups, len(mean), _rows(weight, bias), mask)
+    slots, tables = _given(work, x, mean, rstd, weight, bias)
+    dy, dx, dresidual = _as(dy, by_rows), _result(x), None
+    slots[at.DY], slots[at.OUT] = dy.data_ptr(), dx.data_ptr()
+    if residual is not None:
+        residual, dresidual = _as(residual, by_rows), _result(x)
+        slots[at.RESIDUAL], slots[at.DRESIDUAL] = residual.data_ptr(), dresidual.data_ptr()
     if mean_g is not None and mean_g_xhat is not None:
-        call.tensor(at.MEAN_G, mean_g.contiguous())
-        call.tensor(at.MEAN_G_XHAT, mean_g_xhat.contiguous())
-    call.map_(backward=True)
+        mean_g, mean_g_xhat = mean_g.contiguous(), mean_g_xhat.contiguous()
+        slots[at.MEAN_G], slots[at.MEAN_G_XHAT] = mean_g.data_ptr(), mean_g_xhat.data_ptr()
+    call.mapped(work, slots, NAMES[x.dtype], act, backward=True)
+    del tables
     return dx, dresidual
 
 
 def _given(
+    work: Plan,
     x: Tensor,
-    by_rows: bool,
     mean: Tensor,
     rstd: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    act: str | None,
-    groups: Tensor | None,
-    num_rows: int,
-    mask: Tensor | None,
-) -> Call:
-    """A call with statistics from outside."""
-    call = Call(plan(x, by_rows, groups, len(mean), num_rows, mask), x, act)
-    mean, rstd = mean.contiguous(), rstd.contiguous()
-    call.affine(weight, bias)
-    call.strides(mean)
-    call.tensor(at.MEAN, mean)
-    call.tensor(at.RSTD, rstd)
-    return call
+) -> tuple["array[int]", Any]:
+    """Slots with statistics from outside, and what must be held while they are used."""
+    slots, mean, rstd = work.template[:], mean.contiguous(), rstd.contiguous()
+    slots[at.X], slots[at.MEAN], slots[at.RSTD] = (t.data_ptr() for t in (x, mean, rstd))
+    slots[at.TABLE_C], slots[at.TABLE_K] = 1, work.c
+    return slots, (mean, rstd, _affine(slots, weight, bias))
 
 
-def _like(table: Tensor | None) -> Tensor | None:
-    return None if table is None else torch.empty(table.shape, dtype=table.dtype)
+def _affine(slots: "array[int]", weight: Tensor | None, bias: Tensor | None) -> Any:
+    """Put weight and bias, (C,) or (rows, C); what comes back must be held."""
+    some = weight if weight is not None else bias
+    if some is None:
+        return None
+    slots[at.AFFINE_ROWS] = 1 if some.dim() == 1 else some.shape[0]
+    slots[at.AFFINE_DTYPE] = CODES[some.dtype]
+    if weight is not None:
+        weight = weight.contiguous()
+        slots[at.WEIGHT] = weight.data_ptr()
+    if bias is not None:
+        bias = bias.to(some.dtype).contiguous()
+        slots[at.BIAS] = bias.data_ptr()
+    return weight, bias
 
 
 def _rows(weight: Tensor | None, bias: Tensor | None) -> int:
     some = weight if weight is not None else bias
-    return 1 if some is None else some.shape[0]
+    return 1 if some is None or some.dim() == 1 else some.shape[0]
 
 
-def _tables(work: Plan, count: int, groups: int = 0) -> tuple[Tensor, ...]:
-    """Float64 tables (groups, C); by channel in memory where one thread has all of a channel."""
+def _tables(work: Plan, count: int, groups: int = 0) -> Tensor:
+    """Float64 tables (count, groups, C); by channel in memory where a thread takes a channel."""
     groups = groups or work.k
     if work.rows or work.k == 1:
-        return torch.empty(count, groups, work.c, dtype=torch.float64).unbind()
-    return torch.empty(count, work.c, groups, dtype=torch.float64).transpose(1, 2).unbind()
+        return torch.empty((count, groups, work.c), dtype=torch.float64)
+    return torch.empty((count, work.c, groups), dtype=torch.float64).transpose(1, 2)
+
+
+def _place(slots: "array[int]", table: Tensor, places: tuple[int, ...]) -> None:
+    """Put the first tables of a stack, and how they lie."""
+    stack, by_group, by_channel = table.stride()
+    slots[at.TABLE_C], slots[at.TABLE_K] = by_channel, by_group
+    address = table.data_ptr()
+    for place in places:
+        slots[place] = address
+        address += 8 * stack
+
+
+@lru_cache(64)
+def _number(value: float) -> "array[float]":
+    return array("d", [value])
 
 
 def _dense(x: Tensor) -> tuple[Tensor, bool]:
     """x without gaps in memory, and whether its channels lie side by side."""
     if x.is_contiguous():
-        return x, x.numel() == x.shape[0] * x.shape[1]
+        return x, x.dim() == 2 or x.numel() == x.shape[0] * x.shape[1]
     by_rows = x.movedim(1, -1)
     if by_rows.is_contiguous():
         return x, True
@@ -301,11 +327,9 @@ def _as(tensor: Tensor, by_rows: bool) -> Tensor:
 def _result(x: Tensor) -> Tensor:
     """Memory for a result; a large one asks for huge pages, which cost 500 times fewer faults."""
     y = torch.empty_like(x)
-    size = y.numel() * y.element_size()
-    if size >= HUGE and _madvise is not None:
-        page = mmap.PAGESIZE
-        start = -(-y.data_ptr() // page) * page
-        _madvise(start, y.data_ptr() + size - start, mmap.MADV_HUGEPAGE)
+    if y.nbytes >= HUGE and _madvise is not None:
+        start = -(-y.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        _madvise(start, y.data_ptr() + y.nbytes - start, mmap.MADV_HUGEPAGE)
     return y
 
 

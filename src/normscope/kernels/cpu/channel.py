@@ -209,13 +209,13 @@ def finish_gradients(p: int, c: int) -> None:
 @njit(**OPTIONS)
 def merge(p: int, c: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
     """Of one channel: the moments of all chunks in PARTIAL together, and what follows from them."""
-    partial, channels = load_integer(p, at.PARTIAL), load_integer(p, at.C)
+    partial, width = load_integer(p, at.PARTIAL), load_integer(p, at.WIDTH)
     i, chunks, groups = 0, load_integer(p, at.NUM_CHUNKS), load_integer(p, at.K)
     for k in range(groups):
         n = mean = m2 = 0.0
         while i < chunks and (groups == 1 or chunk(p, i)[0] == k):
-            other = load(partial, 3 * i * channels + c, FLOAT64)
-            other_m2 = load(partial, (3 * i + 1) * channels + c, FLOAT64)
+            other = load(partial, 3 * i * width + c, FLOAT64)
+            other_m2 = load(partial, (3 * i + 1) * width + c, FLOAT64)
             n, mean, m2 = merged(n, mean, m2, values(p, i), other, other_m2)
             i += 1
         finish(p, c, k, mean, m2)
@@ -225,13 +225,13 @@ def merge(p: int, c: int, residual: Any, mask: Any, act: Any, like: Any) -> None
 @njit(**OPTIONS)
 def merge_gradients(p: int, c: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
     """Of one channel: the sums of all chunks in PARTIAL together, and what follows from them."""
-    partial, channels = load_integer(p, at.PARTIAL), load_integer(p, at.C)
+    partial, width = load_integer(p, at.PARTIAL), load_integer(p, at.WIDTH)
     i, chunks = 0, load_integer(p, at.NUM_CHUNKS)
     for r in range(load_integer(p, at.R)):
         s = q = 0.0
         while i < chunks and chunk(p, i)[0] == r:
-            s += load(partial, 3 * i * channels + c, FLOAT64)
-            q += load(partial, (3 * i + 1) * channels + c, FLOAT64)
+            s += load(partial, 3 * i * width + c, FLOAT64)
+            q += load(partial, (3 * i + 1) * width + c, FLOAT64)
             i += 1
         store(load_integer(p, at.SUM_G), place(p, c, r), s, FLOAT64)
         store(load_integer(p, at.SUM_G_XHAT), place(p, c, r), q, FLOAT64)

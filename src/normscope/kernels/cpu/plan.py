@@ -1,12 +1,16 @@
 """How a call is cut into work: layout, groups in order, chunks, and how many values each has."""
 
+from array import array
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 from torch import Tensor
+
+from normscope.kernels.cpu import slots as at
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -15,6 +19,7 @@ Floats = npt.NDArray[np.float64]
 # CHUNK * 2**-52; and it does not depend on the number of threads, so neither do results.
 CHUNK = 16_384
 ROW_VALUES = 65_536  # values of all channels in a chunk of rows: 256 KB of float32 stay in cache
+LONG_ROW = 512  # values: rows of fewer channels are read several at a time
 FEWEST_ROWS = 32  # below this, merging chunks costs as much as summing them
 
 
@@ -24,7 +29,9 @@ class Plan:
 
     Attributes:
         rows: whether channels lie side by side (N, S, C), or values do (N, C, S).
-        n, c, s: samples, channels, values per sample and channel.
+        n, c, s: samples, channels, values per sample and channel; rows without groups and mask
+            are one sample.
+        fold: rows that are read as one, so that loops over few channels are long enough.
         pieces, piece: a sample is cut into so many units of so many values.
         chunk, num_chunks: units per chunk (without a table), and chunks.
         k: groups with statistics of their own.
@@ -33,12 +40,14 @@ class Plan:
         chunks: (num_chunks, 4) group, first unit, end, values; or None.
         count: (k,) values per channel.
         mask: (N, S) bool, contiguous, or None.
+        template: slots that hold all of this, to be copied by each call.
     """
 
     rows: bool
     n: int
     c: int
     s: int
+    fold: int
     pieces: int
     piece: int
     chunk: int
@@ -49,6 +58,21 @@ class Plan:
     chunks: Integers | None
     count: Floats
     mask: Tensor | None
+    template: "array[int]"
+
+    def __post_init__(self) -> None:
+        """Fill the template; the arrays that it points to live as long as the plan."""
+        slots = self.template
+        slots[at.N], slots[at.C], slots[at.S] = self.n, self.c, self.s
+        slots[at.FOLD], slots[at.WIDTH] = self.fold, self.fold * self.c
+        slots[at.PIECES], slots[at.PIECE] = self.pieces, self.piece
+        slots[at.CHUNK], slots[at.NUM_CHUNKS] = self.chunk, self.num_chunks
+        slots[at.K], slots[at.R], slots[at.AFFINE_ROWS] = self.k, self.r, 1
+        slots[at.COUNT] = slots[at.FILLED] = self.count.ctypes.data
+        if self.order is not None and self.chunks is not None:
+            slots[at.ORDER], slots[at.CHUNKS] = self.order.ctypes.data, self.chunks.ctypes.data
+        if self.mask is not None:
+            slots[at.MASK] = self.mask.data_ptr()
 
 
 def plan(
@@ -65,23 +89,42 @@ def plan(
         mask: (N, 1, *S) bool, or None.
     """
     n, c, r = x.shape[0], x.shape[1], max(k, affine_rows)
-    groups = groups if r > 1 else None
+    if r == 1:
+        groups = None
     s = x.numel() // (n * c)
-    most = max(FEWEST_ROWS, ROW_VALUES // c) if rows else CHUNK
-    pieces = -(-s // most)
-    piece = -(-s // pieces)
-    pieces = -(-s // piece)
-    units = max(1, most // piece)
     if groups is None and mask is None:
-        num_chunks = -(-n * pieces // units)
-        count = np.array([float(n * s)])
-        return Plan(rows, n, c, s, pieces, piece, units, num_chunks, 1, 1, None, None, count, None)
+        return _whole(rows, n, c, s)
+    fold, pieces, piece, units = _cut(rows, c, s, mask is None)
     flat = None if mask is None else mask.reshape(n, s).contiguous()
     ids = np.zeros(n, np.int64) if groups is None else groups.contiguous().numpy()
     flags = np.ones((0, 0), np.bool_) if flat is None else flat.numpy()
     order, chunks, counts = _by_group(ids, r, pieces, piece, s, units, flags)
     count = counts if k == r else counts.sum(keepdims=True)
-    return Plan(rows, n, c, s, pieces, piece, units, len(chunks), k, r, order, chunks, count, flat)
+    sizes = (rows, n, c, s, fold, pieces, piece, units, len(chunks), k, r)
+    return Plan(*sizes, order, chunks, count, flat, _empty())
+
+
+@lru_cache(1024)
+def _whole(rows: bool, n: int, c: int, s: int) -> Plan:
+    """All samples as one group, without a mask."""
+    count = np.array([float(n * s)])
+    if rows:
+        n, s = 1, n * s
+    fold, pieces, piece, units = _cut(rows, c, s, may_fold=True)
+    sizes = (rows, n, c, s, fold, pieces, piece, units, -(-n * pieces // units), 1, 1)
+    return Plan(*sizes, None, None, count, None, _empty())
+
+
+def _cut(rows: bool, c: int, s: int, may_fold: bool) -> tuple[int, int, int, int]:
+    """Rows read as one, units of a sample, values of a unit, units of a chunk."""
+    most = max(FEWEST_ROWS, ROW_VALUES // c) if rows else CHUNK
+    piece = -(-s // -(-s // most))
+    fold = max(1, min(LONG_ROW // c, s)) if rows and may_fold else 1
+    return fold, -(-s // piece), piece, max(1, most // piece)
+
+
+def _empty() -> "array[int]":
+    return array("q", bytes(8 * at.SLOTS))
 
 
 @njit(nogil=True, cache=True)

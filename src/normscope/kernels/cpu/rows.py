@@ -42,30 +42,15 @@ def _add(x: int, s: int, q: int, shift: int, channels: int, like: Any) -> None:
 
 
 @njit(**OPTIONS)
-def sums(p: int, i: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
-    """The moments of a chunk in every channel, into PARTIAL."""
-    _, low, high = chunk(p, i)
-    channels, x = load_integer(p, at.C), load_integer(p, at.X)
-    length, stride = load_integer(p, at.S), channels * bytes_of(like)
-    s = load_integer(p, at.PARTIAL) + 24 * i * channels
-    q, shift = s + 8 * channels, s + 16 * channels
-    begun = False
-    for u in range(low, high):
-        sample, first, n = unit(p, u)
-        start = sample * length + first
-        for row in range(start, start + n):
-            if mask is not None and not load_flag(mask, row):
-                continue
-            here = x + row * stride
-            if not begun:
-                _begin(here, s, q, shift, channels, like)
-                begun = True
-            _add(here, s, q, shift, channels, like)
-    if not begun:
-        for c in range(2 * channels):
-            store(s, c, 0.0, FLOAT64)
-        return
-    count = values(p, i)
+def _unfold(s: int, q: int, shift: int, channels: int, fold: int, count: float) -> None:
+    """From sums, with the rows of a fold apart, to mean and m2 of each channel, in s and q.
+
+    All are centred by the same row, so their sums add up.
+    """
+    for f in range(1, fold):
+        for c in range(channels):
+            store(s, c, load(s, c, FLOAT64) + load(s, f * channels + c, FLOAT64), FLOAT64)
+            store(q, c, load(q, c, FLOAT64) + load(q, f * channels + c, FLOAT64), FLOAT64)
     for c in range(channels):
         part = load(s, c, FLOAT64)
         store(q, c, load(q, c, FLOAT64) - part * (part / count), FLOAT64)
@@ -73,33 +58,67 @@ def sums(p: int, i: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
 
 
 @njit(**OPTIONS)
+def sums(p: int, i: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
+    """The moments of a chunk in every channel, into PARTIAL."""
+    _, low, high = chunk(p, i)
+    channels, fold = load_integer(p, at.C), load_integer(p, at.FOLD)
+    width = load_integer(p, at.WIDTH)
+    length, stride = load_integer(p, at.S), channels * bytes_of(like)
+    s = load_integer(p, at.PARTIAL) + 24 * i * width
+    q, shift = s + 8 * width, s + 16 * width
+    begun = False
+    for u in range(low, high):
+        sample, first, n = unit(p, u)
+        row, end = sample * length + first, sample * length + first + n
+        while row < end:
+            rows = min(fold, end - row)
+            if mask is None or load_flag(mask, row):
+                here = load_integer(p, at.X) + row * stride
+                if not begun:
+                    for f in range(fold):
+                        skip = 8 * f * channels
+                        _begin(here, s + skip, q + skip, shift + skip, channels, like)
+                    begun = True
+                _add(here, s, q, shift, rows * channels, like)
+            row += rows
+    if begun:
+        _unfold(s, q, shift, channels, fold, values(p, i))
+    else:
+        _clear(s, channels, FLOAT64)
+        _clear(q, channels, FLOAT64)
+
+
+@njit(**OPTIONS)
 def prepare(p: int, r: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
-    """The coefficients of a group, side by side, for the loops over rows."""
-    channels = load_integer(p, at.C)
-    size = channels * bytes_of(wide(like))
+    """The coefficients of a group, side by side and once per folded row."""
+    channels, width = load_integer(p, at.C), load_integer(p, at.WIDTH)
+    size = width * bytes_of(wide(like))
     table = load_integer(p, at.COEFFICIENTS) + 5 * r * size
     for c in range(channels):
         m, a, b, gb, gc = coefficients(p, c, r)
-        store(table, c, working(m, like), wide(like))
-        store(table + size, c, working(a, like), wide(like))
-        store(table + 2 * size, c, working(b, like), wide(like))
-        store(table + 3 * size, c, working(gb, like), wide(like))
-        store(table + 4 * size, c, working(gc, like), wide(like))
+        for place_ in range(c, width, channels):
+            store(table, place_, working(m, like), wide(like))
+            store(table + size, place_, working(a, like), wide(like))
+            store(table + 2 * size, place_, working(b, like), wide(like))
+            store(table + 3 * size, place_, working(gb, like), wide(like))
+            store(table + 4 * size, place_, working(gc, like), wide(like))
 
 
 @njit(**OPTIONS)
-def _centred(x: int, table: int, channels: int, c: int, like: Any) -> Any:
+def _centred(x: int, table: int, width: int, c: int, like: Any) -> Any:
     """x - m, and u = (x - m) a + b."""
     d = load(x, c, like) - load(table, c, wide(like))
-    a = load(table, channels + c, wide(like))
-    return d, d * a + load(table, 2 * channels + c, wide(like))
+    a = load(table, width + c, wide(like))
+    return d, d * a + load(table, 2 * width + c, wide(like))
 
 
 @njit(**OPTIONS)
-def _map(x: int, residual: Any, y: int, table: int, channels: int, act: Any, like: Any) -> None:
-    """y = act((x - m) a + b + residual) of one row."""
-    for c in range(channels):
-        _, u = _centred(x, table, channels, c, like)
+def _map(
+    x: int, residual: Any, y: int, n: int, table: int, width: int, act: Any, like: Any
+) -> None:
+    """y = act((x - m) a + b + residual) of n values of a row."""
+    for c in range(n):
+        _, u = _centred(x, table, width, c, like)
         if residual is not None:
             u += load(residual, c, like)
         store(y, c, activate(u, act), like)
@@ -115,28 +134,30 @@ def _clear(y: int, channels: int, like: Any) -> None:
 def map_(p: int, i: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
     """The map of a chunk; masked rows become zero."""
     r, low, high = chunk(p, i)
-    channels, length = load_integer(p, at.C), load_integer(p, at.S)
-    stride = channels * bytes_of(like)
-    table = load_integer(p, at.COEFFICIENTS) + 5 * r * channels * bytes_of(wide(like))
+    channels, fold = load_integer(p, at.C), load_integer(p, at.FOLD)
+    width = load_integer(p, at.WIDTH)
+    length, stride = load_integer(p, at.S), channels * bytes_of(like)
+    table = load_integer(p, at.COEFFICIENTS) + 5 * r * width * bytes_of(wide(like))
     x, y = load_integer(p, at.X), load_integer(p, at.OUT)
     for u in range(low, high):
         sample, first, n = unit(p, u)
-        start = sample * length + first
-        for row in range(start, start + n):
-            offset = row * stride
-            if mask is not None and not load_flag(mask, row):
+        row, end = sample * length + first, sample * length + first + n
+        while row < end:
+            rows, offset = min(fold, end - row), row * stride
+            if mask is None or load_flag(mask, row):
+                beside = None if residual is None else residual + offset
+                _map(x + offset, beside, y + offset, rows * channels, table, width, act, like)
+            else:
                 _clear(y + offset, channels, like)
-                continue
-            beside = None if residual is None else residual + offset
-            _map(x + offset, beside, y + offset, table, channels, act, like)
+            row += rows
 
 
 @njit(**OPTIONS)
 def _gradient(
-    x: int, dy: int, residual: Any, table: int, channels: int, c: int, act: Any, like: Any
+    x: int, dy: int, residual: Any, table: int, width: int, c: int, act: Any, like: Any
 ) -> Any:
-    """g = dy act'(u) and x - m of one channel."""
-    d, u = _centred(x, table, channels, c, like)
+    """g = dy act'(u) and x - m of one value."""
+    d, u = _centred(x, table, width, c, like)
     if residual is not None:
         u += load(residual, c, like)
     return through(load(dy, c, like), u, act), d
@@ -149,14 +170,15 @@ def _add_gradient(
     residual: Any,
     s: int,
     q: int,
+    n: int,
     table: int,
-    channels: int,
+    width: int,
     act: Any,
     like: Any,
 ) -> None:
-    """Add g and g (x - m) of one row."""
-    for c in range(channels):
-        g, d = _gradient(x, dy, residual, table, channels, c, act, like)
+    """Add g and g (x - m) of n values of a row."""
+    for c in range(n):
+        g, d = _gradient(x, dy, residual, table, width, c, act, like)
         store(s, c, load(s, c, FLOAT64) + np.float64(g), FLOAT64)
         store(q, c, load(q, c, FLOAT64) + np.float64(g) * np.float64(d), FLOAT64)
 
@@ -165,22 +187,38 @@ def _add_gradient(
 def gradient_sums(p: int, i: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
     """The sums of g and g xhat of a chunk in every channel, into PARTIAL."""
     r, low, high = chunk(p, i)
-    channels, length = load_integer(p, at.C), load_integer(p, at.S)
-    stride = channels * bytes_of(like)
-    table = load_integer(p, at.COEFFICIENTS) + 5 * r * channels * bytes_of(wide(like))
+    channels, fold = load_integer(p, at.C), load_integer(p, at.FOLD)
+    width = load_integer(p, at.WIDTH)
+    length, stride = load_integer(p, at.S), channels * bytes_of(like)
+    table = load_integer(p, at.COEFFICIENTS) + 5 * r * width * bytes_of(wide(like))
     x, dy = load_integer(p, at.X), load_integer(p, at.DY)
-    s = load_integer(p, at.PARTIAL) + 24 * i * channels
-    q = s + 8 * channels
-    _clear(s, 2 * channels, FLOAT64)
+    s = load_integer(p, at.PARTIAL) + 24 * i * width
+    q = s + 8 * width
+    _clear(s, 2 * width, FLOAT64)
     for u in range(low, high):
         sample, first, n = unit(p, u)
-        start = sample * length + first
-        for row in range(start, start + n):
-            if mask is not None and not load_flag(mask, row):
-                continue
-            offset = row * stride
-            beside = None if residual is None else residual + offset
-            _add_gradient(x + offset, dy + offset, beside, s, q, table, channels, act, like)
+        row, end = sample * length + first, sample * length + first + n
+        while row < end:
+            rows, offset = min(fold, end - row), row * stride
+            if mask is None or load_flag(mask, row):
+                beside = None if residual is None else residual + offset
+                _add_gradient(
+                    x + offset,
+                    dy + offset,
+                    beside,
+                    s,
+                    q,
+                    rows * channels,
+                    table,
+                    width,
+                    act,
+                    like,
+                )
+            row += rows
+    for f in range(1, fold):
+        for c in range(channels):
+            store(s, c, load(s, c, FLOAT64) + load(s, f * channels + c, FLOAT64), FLOAT64)
+            store(q, c, load(q, c, FLOAT64) + load(q, f * channels + c, FLOAT64), FLOAT64)
     k = r if load_integer(p, at.K) > 1 else 0
     for c in range(channels):
         here = place(p, c, k)
@@ -198,17 +236,18 @@ def _gradient_map(
     residual: Any,
     dx: int,
     dresidual: Any,
+    n: int,
     table: int,
-    channels: int,
+    width: int,
     act: Any,
     like: Any,
 ) -> None:
-    """dx = g a + (x - m) gb + gc and dresidual = g of one row."""
-    for c in range(channels):
-        g, d = _gradient(x, dy, residual, table, channels, c, act, like)
-        a = load(table, channels + c, wide(like))
-        gb = load(table, 3 * channels + c, wide(like))
-        store(dx, c, g * a + d * gb + load(table, 4 * channels + c, wide(like)), like)
+    """dx = g a + (x - m) gb + gc and dresidual = g of n values of a row."""
+    for c in range(n):
+        g, d = _gradient(x, dy, residual, table, width, c, act, like)
+        a = load(table, width + c, wide(like))
+        gb = load(table, 3 * width + c, wide(like))
+        store(dx, c, g * a + d * gb + load(table, 4 * width + c, wide(like)), like)
         if dresidual is not None:
             store(dresidual, c, g, like)
 
@@ -217,22 +256,33 @@ def _gradient_map(
 def gradient_map(p: int, i: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
     """The gradient of x of a chunk; masked rows get zero."""
     r, low, high = chunk(p, i)
-    channels, length = load_integer(p, at.C), load_integer(p, at.S)
-    stride = channels * bytes_of(like)
-    table = load_integer(p, at.COEFFICIENTS) + 5 * r * channels * bytes_of(wide(like))
+    channels, fold = load_integer(p, at.C), load_integer(p, at.FOLD)
+    width = load_integer(p, at.WIDTH)
+    length, stride = load_integer(p, at.S), channels * bytes_of(like)
+    table = load_integer(p, at.COEFFICIENTS) + 5 * r * width * bytes_of(wide(like))
     x, dy, dx = load_integer(p, at.X), load_integer(p, at.DY), load_integer(p, at.OUT)
     for u in range(low, high):
         sample, first, n = unit(p, u)
-        start = sample * length + first
-        for row in range(start, start + n):
-            offset = row * stride
+        row, end = sample * length + first, sample * length + first + n
+        while row < end:
+            rows, offset = min(fold, end - row), row * stride
             beside = None if residual is None else residual + offset
             aside = None if residual is None else load_integer(p, at.DRESIDUAL) + offset
-            if mask is not None and not load_flag(mask, row):
+            if mask is None or load_flag(mask, row):
+                _gradient_map(
+                    x + offset,
+                    dy + offset,
+                    beside,
+                    dx + offset,
+                    aside,
+                    rows * channels,
+                    table,
+                    width,
+                    act,
+                    like,
+                )
+            else:
                 _clear(dx + offset, channels, like)
                 if aside is not None:
                     _clear(aside, channels, like)
-                continue
-            _gradient_map(
-                x + offset, dy + offset, beside, dx + offset, aside, table, channels, act, like
-            )
+            row += rows

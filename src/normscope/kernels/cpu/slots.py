@@ -53,12 +53,14 @@ MEAN_G = 37  # tables over K; 0: the statistics did not come from x
 MEAN_G_XHAT = 38
 TABLE_C = 39  # strides of the tables
 TABLE_K = 40
-PARTIAL = 41  # (NUM_CHUNKS, 3, C): two sums of each chunk, and what they are centred by
-COEFFICIENTS = 42  # (R, 5, C), in the working dtype
+PARTIAL = 41  # (NUM_CHUNKS, 3, WIDTH): two sums of each chunk, and what they are centred by
+COEFFICIENTS = 42  # (R, 5, WIDTH), in the working dtype
+FOLD = 43  # rows that are read as one
+WIDTH = 44  # C * FOLD
 
-ITEMS = 43  # channels, chunks or groups: what threads share out
-NEXT = 44  # the first item that no thread has taken
-SLOTS = 45
+ITEMS = 45  # channels, chunks or groups: what threads share out
+NEXT = 46  # the first item that no thread has taken
+SLOTS = 47
 
 # codes of the dtypes of tables
 CODES = {"torch.float32": 0, "torch.float64": 1, "torch.bfloat16": 2, "torch.float16": 3}
