@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,9 @@ from normscope.kernels.autograd import (
 )
 from normscope.kernels.dispatch import explanation, kernel_for
 from normscope.moments import Moments
+
+FORMS = 4096  # how many forms of calls are remembered as checked
+_CHECKED: dict[Any, Any] = {}  # form to kernel
 
 
 def batch_norm(
@@ -88,8 +92,8 @@ def batch_norm(
             pseudo-values that have its running mean and variance, so a tiny group never fails.
         on_moments: receives the batch's Moments (detached) in place of the update of the running
             statistics; for those who decide themselves when and whether to update.
-        impl: "auto": the kernel of x's device, see `why`. "cpu" (Numba), or "reference" for the
-            definition in plain PyTorch: by name, and never another one instead.
+        impl: "auto": the kernel of x's device, see `why`. Or by name, and then never another one
+            instead: "cpu" (Numba), "reference" (the definition in plain PyTorch).
 
     Returns:
         (N, C, *S) in x's dtype and memory format.
@@ -133,36 +137,62 @@ def batch_norm(
             impl=impl,
         )
     use_batch = training or running_mean is None or running_var is None
-    check_choices(eps, use_batch, act, impl)
-    check_tensors(x, num_groups, running_mean, running_var, weight, bias)
+    if is_transformed():
+        form = None
+    else:
+        tables = (running_mean, running_var, weight, bias)
+        form = (
+            x.shape,
+            x.dtype,
+            x.device,
+            type(x),
+            *[None if t is None else (t.shape, t.dtype, t.device) for t in tables],
+            training,
+            eps,
+            groups is None,
+            num_groups,
+            act,
+            None if residual is None else residual.shape,
+            process_group is None,
+            impl,
+        )
+    kernel = _CHECKED.get(form)
+    if kernel is None:  # no call of this form has passed the checks yet
+        check_choices(eps, use_batch, act, impl)
+        check_tensors(x, num_groups, running_mean, running_var, weight, bias)
+        if groups is None and num_groups != 1:
+            raise ValueError(
+                f"num_groups is {num_groups} but groups is None; give each sample's group"
+            )
+        if groups is None and use_batch and process_group is None:
+            check_batch_size(x.shape[0] * math.prod(x.shape[2:]), x)
+        if residual is not None and residual.shape != x.shape:
+            raise ValueError(
+                f"residual is {tuple(residual.shape)}; it must be as x {tuple(x.shape)}"
+            )
+        kernel = reference if form is None else kernel_for(x, impl)
+        if form is not None:
+            if len(_CHECKED) >= FORMS:
+                _CHECKED.clear()
+            _CHECKED[form] = kernel
     if groups is not None:
         groups = checked_groups(groups, x, rows_needed(num_groups, weight, bias))
-    elif num_groups != 1:
-        raise ValueError(f"num_groups is {num_groups} but groups is None; give each sample's group")
-    elif use_batch and process_group is None:
-        check_batch_size(x.shape[0] * math.prod(x.shape[2:]), x)
     if mask is not None:
         mask = checked_mask(mask, x)
-    if residual is not None and residual.shape != x.shape:
-        raise ValueError(f"residual is {tuple(residual.shape)}; it must be as x {tuple(x.shape)}")
 
     partition = Partition(groups, num_groups, mask, process_group)
-    differentiable = impl == "reference" or is_transformed()
-    kernel = reference if differentiable else kernel_for(x, impl)
+    differentiable = form is None or impl == "reference"
+    fill = 0 if groups is None else min_count
+    if use_batch and process_group is None and not differentiable and hasattr(kernel, "forward"):
+        stored, share = None, None
+        if running_mean is not None and running_var is not None:
+            stored = running_mean, running_var
+            if training and on_moments is None:
+                share = _shares(momentum, num_batches_tracked, num_groups)
+        source = FromBatch(eps, stored, share, fill, num_batches_tracked, on_moments)
+        return standardise(x, weight, bias, residual, act, source, partition, kernel)
     stored = _stored(running_mean, running_var, num_groups)
     updates = training and on_moments is None and stored is not None
-    fill = 0 if groups is None else min_count
-    if use_batch and process_group is None and hasattr(kernel, "forward"):
-        source = FromBatch(eps, stored, None, fill, on_moments)
-        if not updates:
-            return standardise(x, weight, bias, residual, act, source, partition, kernel)
-        share = _shares(momentum, num_batches_tracked, num_groups)
-
-        def written(batch: Moments) -> None:
-            _written(running_mean, running_var, num_batches_tracked, batch.count)
-
-        source = FromBatch(eps, stored, share, fill, written)
-        return standardise(x, weight, bias, residual, act, source, partition, kernel)
     if use_batch:
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
             batch = statistics(x, partition, kernel)
@@ -244,23 +274,17 @@ def _filled_up(
 
 def _shares(momentum: float | None, tracked: Tensor | None, num_groups: int) -> Any:
     """The batch's share in the update of each group's running statistics, (K,) float64."""
-    if momentum is None:
-        times = np.zeros(1) if tracked is None else tracked.detach().numpy().reshape(-1) + 1
-        # without a counter nothing moves, as in torch
-        shares = np.zeros(1) if tracked is None else 1.0 / np.maximum(times, 1)
-        return np.ascontiguousarray(np.broadcast_to(shares, (num_groups,)))
-    return np.full(num_groups, momentum)
+    if momentum is not None:
+        return _constant(momentum, num_groups)
+    if tracked is None:  # without a counter nothing moves, as in torch
+        return _constant(0.0, num_groups)
+    times = tracked.detach().numpy().reshape(-1) + 1
+    return np.ascontiguousarray(np.broadcast_to(1.0 / np.maximum(times, 1), (num_groups,)))
 
 
-def _written(
-    running_mean: Tensor | None, running_var: Tensor | None, tracked: Tensor | None, count: Tensor
-) -> None:
-    """Tell torch that a kernel wrote to the buffers, and count the update."""
-    buffers = [t for t in (running_mean, running_var) if t is not None and not t.is_inference()]
-    torch.autograd.graph.increment_version(buffers)
-    if tracked is not None:
-        with torch.no_grad():
-            tracked.add_(1 if tracked.dim() == 0 else (count > 1).to(tracked.dtype))
+@lru_cache(64)
+def _constant(value: float, num_groups: int) -> Any:
+    return np.full(num_groups, value)
 
 
 @torch.no_grad()

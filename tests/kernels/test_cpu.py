@@ -79,7 +79,7 @@ class Case:
     def forward(self) -> Any:
         return cpu.forward(
             self.x, self.weight, self.bias, self.residual, self.act, self.groups, self.k,
-            self.mask, 1e-5, self.running, None, 4, None,
+            self.mask, 1e-5, self.running, None, 4, None, None,
         )  # fmt: skip
 
     def expected(self) -> tuple[Tensor, ...]:
@@ -107,7 +107,7 @@ class Case:
 
 def plain_forward(x: Tensor, groups: Tensor | None, k: int) -> Any:
     """Without tables, residual and activation."""
-    return cpu.forward(x, None, None, None, None, groups, k, None, 1e-5, None, None, 0, None)
+    return cpu.forward(x, None, None, None, None, groups, k, None, 1e-5, None, None, 0, None, None)
 
 
 @pytest.mark.parametrize(("dtype", "form"), CASES, ids=str)

@@ -76,14 +76,16 @@ class FromBatch(NamedTuple):
         running: mean and var, (rows, C) contiguous; None: not tracked.
         share: (K,) float64 array, of the batch in their update; None: no update.
         min_count: groups of fewer values are filled up with running values; 0: none is.
-        seen: called with the batch's Moments; None: nobody asks.
+        tracked: int64, () or (K,); counts the updates, in place; None: nothing does.
+        on_moments: called with the batch's Moments; None: nobody asks.
     """
 
     eps: float
     running: tuple[Tensor, Tensor] | None
     share: Any
     min_count: int
-    seen: Callable[[Moments], None] | None
+    tracked: Tensor | None
+    on_moments: Callable[[Moments], None] | None
 
 
 def standardise(

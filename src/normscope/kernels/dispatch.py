@@ -16,7 +16,7 @@ IMPLS = ("auto", "reference", *(kernel for kernel, _ in FAST.values()))
 
 
 def kernel_for(x: Tensor, impl: str) -> Any:
-    """The module whose verbs serve x: `reference`, or the one of its device.
+    """The module that serves x: `reference`, or the one of its device.
 
     Raises:
         InputError: an impl was asked for by name and cannot take x; it never falls back.
@@ -30,34 +30,33 @@ def kernel_for(x: Tensor, impl: str) -> Any:
 def explanation(x: Tensor, impl: str) -> str:
     """Which kernel serves x and why, as a sentence."""
     name, reason = _chosen(x, impl)
-    if name is None:
-        return f"impl={impl!r} refuses: {reason}."
-    return f"{name}: {reason}."
+    return f"impl={impl!r} refuses: {reason}." if name is None else f"{name}: {reason}."
 
 
 def _chosen(x: Tensor, impl: str) -> tuple[str | None, str]:
     if impl == "reference":
         return "reference", "asked for by name"
-    if impl == "auto":
-        kernel, package = FAST.get(x.device.type, (None, ""))
-        if kernel is None:
-            return "reference", f"{x.device.type} has no kernel of its own"
-        missing = _obstacle(x, kernel, package)
-        if missing is not None:
-            return "reference", missing
-        return kernel, f"x is {x.dtype} on {x.device.type}"
-    package = next(package for kernel, package in FAST.values() if kernel == impl)
-    missing = _obstacle(x, impl, package)
-    return (impl, "asked for by name") if missing is None else (None, missing)
+    if impl != "auto":
+        missing = _obstacle(x, impl)
+        return (impl, "asked for by name") if missing is None else (None, missing)
+    kernel, _ = FAST.get(x.device.type, (None, ""))
+    if kernel is None:
+        return "reference", f"{x.device.type} has no kernel of its own"
+    missing = _obstacle(x, kernel)
+    if missing is not None:
+        return "reference", missing
+    return kernel, f"x has {x.numel():,} values of {x.dtype} on {x.device.type}"
+
+
+def _obstacle(x: Tensor, kernel: str) -> str | None:
+    """Why a kernel cannot serve, as a phrase."""
+    package = next(package for name, package in FAST.values() if name == kernel)
+    if not _installed(package):
+        return f"{package} is not installed"
+    problem: str | None = import_module(f"normscope.kernels.{kernel}").unsupported(x)
+    return problem
 
 
 @cache
 def _installed(package: str) -> bool:
     return find_spec(package) is not None
-
-
-def _obstacle(x: Tensor, kernel: str, package: str) -> str | None:
-    if not _installed(package):
-        return f"{package} is not installed"
-    problem: str | None = import_module(f"normscope.kernels.{kernel}").unsupported(x)
-    return problem

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from normscope.kernels.cpu import call
 from normscope.kernels.cpu import slots as at
@@ -67,7 +68,8 @@ def forward(
     running: tuple[Tensor, Tensor] | None,
     share: Floats | None,
     min_count: int,
-    seen: Callable[[Moments], None] | None,
+    tracked: Tensor | None,
+    on_moments: Callable[[Moments], None] | None,
 ) -> tuple[Tensor, Tensor, Kept]:
     """Statistics, their update and the map; see `functional.batch_norm` and `FromBatch`.
 
@@ -101,8 +103,15 @@ def forward(
             slots[at.SHARE] = share.ctypes.data
     call.forward(work, slots, NAMES[x.dtype], act, map_=True)
     del tables
-    if seen is not None:
-        seen(Moments(torch.from_numpy(work.count), table[2], table[3]))
+    if running is not None and share is not None:
+        if not running[0].is_inference():
+            increment_version(running)  # the loops wrote to them
+        if tracked is not None and tracked.dim() == 0:
+            tracked.add_(1)
+        elif tracked is not None:
+            tracked.add_(torch.from_numpy((work.count > 1).astype(np.int64)))
+    if on_moments is not None:
+        on_moments(Moments(torch.from_numpy(work.count.copy()), table[2], table[3]))
     return y, table, Kept(work, filled)
 
 

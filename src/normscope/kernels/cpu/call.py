@@ -11,29 +11,30 @@ from normscope.kernels.cpu.entries import entry
 from normscope.kernels.cpu.plan import Plan
 
 
-
 def forward(work: Plan, slots: "array[int]", dtype: str, act: str | None, *, map_: bool) -> None:
     """Moments, what follows from them, and the map."""
-    if _whole_channels(work):
-        _run(planes.forward, work.c, work.n * work.c * work.s, slots, dtype, act)
-        return
-    family: Any = rows if work.rows else planes
-    _summed(work, slots, dtype, act, family.sums, channel.merge)
-    if map_:
-        mapped(work, slots, dtype, act, backward=False)
+    threads = team.threads(work.size)
+    if work.rows or (threads > 1 and work.c < 4 * threads):  # too few to give each whole ones
+        family: Any = rows if work.rows else planes
+        _summed(work, slots, dtype, act, family.sums, channel.merge)
+        if map_:
+            mapped(work, slots, dtype, act, backward=False)
+    else:
+        _run(planes.forward, work.c, threads, slots, dtype, act)
 
 
 def backward(work: Plan, slots: "array[int]", dtype: str, act: str | None, *, map_: bool) -> None:
     """Sums of the gradient, gradients of tables, and the gradient of x."""
-    if _whole_channels(work):
-        _run(planes.backward, work.c, work.n * work.c * work.s, slots, dtype, act)
-        return
-    family: Any = rows if work.rows else planes
-    coefficients = _prepared(work, slots, dtype)
-    _summed(work, slots, dtype, act, family.gradient_sums, channel.merge_gradients)
-    del coefficients
-    if map_:
-        mapped(work, slots, dtype, act, backward=True)
+    threads = team.threads(work.size)
+    if work.rows or (threads > 1 and work.c < 4 * threads):
+        family: Any = rows if work.rows else planes
+        coefficients = _prepared(work, slots, dtype)
+        _summed(work, slots, dtype, act, family.gradient_sums, channel.merge_gradients)
+        del coefficients
+        if map_:
+            mapped(work, slots, dtype, act, backward=True)
+    else:
+        _run(planes.backward, work.c, threads, slots, dtype, act)
 
 
 def mapped(work: Plan, slots: "array[int]", dtype: str, act: str | None, *, backward: bool) -> None:
@@ -41,7 +42,7 @@ def mapped(work: Plan, slots: "array[int]", dtype: str, act: str | None, *, back
     family: Any = rows if work.rows else planes
     coefficients = _prepared(work, slots, dtype)
     loop = family.gradient_map if backward else family.map_
-    _run(loop, work.num_chunks, work.n * work.c * work.s, slots, dtype, act)
+    _run(loop, work.num_chunks, team.threads(work.size), slots, dtype, act)
     del coefficients
 
 
@@ -50,8 +51,8 @@ def _summed(
 ) -> None:
     partial = torch.empty(3 * work.num_chunks * work.fold * work.c, dtype=torch.float64)
     slots[at.PARTIAL] = partial.data_ptr()
-    _run(sums, work.num_chunks, work.n * work.c * work.s, slots, dtype, act)
-    _run(merge, work.c, 2 * work.num_chunks * work.c, slots, dtype, act)
+    _run(sums, work.num_chunks, team.threads(work.size), slots, dtype, act)
+    _run(merge, work.c, team.threads(2 * work.num_chunks * work.c), slots, dtype, act)
 
 
 def _prepared(work: Plan, slots: "array[int]", dtype: str) -> Any:
@@ -61,22 +62,14 @@ def _prepared(work: Plan, slots: "array[int]", dtype: str) -> Any:
     size = 5 * work.r * work.fold * work.c
     table = torch.empty(size, dtype=torch.float64)
     slots[at.COEFFICIENTS] = table.data_ptr()
-    _run(rows.prepare, work.r, size, slots, dtype, None)
+    _run(rows.prepare, work.r, team.threads(size), slots, dtype, None)
     return table
 
 
 def _run(
-    work: Any, items: int, values: int, slots: "array[int]", dtype: str, act: str | None
+    work: Any, items: int, threads: int, slots: "array[int]", dtype: str, act: str | None
 ) -> None:
-    """Do `work` on so many items, on as many threads as so many values deserve."""
+    """Do `work` on so many items."""
     compiled = entry(work, dtype, act, slots[at.RESIDUAL] != 0, slots[at.MASK] != 0)
     slots[at.ITEMS], slots[at.NEXT] = items, 0
-    team.run(compiled.call, compiled.address, slots, values)
-
-
-def _whole_channels(work: Plan) -> bool:
-    """Whether there are channels enough to give each thread whole ones."""
-    if work.rows:
-        return False
-    threads = team.threads(work.n * work.c * work.s)
-    return threads == 1 or work.c >= 4 * threads
+    team.run(compiled.call, compiled.address, slots, threads)

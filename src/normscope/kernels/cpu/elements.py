@@ -98,7 +98,8 @@ def _through(g: Any, u: Any, act: Any) -> Any:
     exact = np.float32 if u == types.float32 else np.float64
     zero, one, leak = exact(0), exact(1), exact(LEAK)
     if act == types.int16:
-        return lambda g, u, act: zero if u <= zero else g
+        # a plain 0 in place of the product becomes a branch, which does not vectorise
+        return lambda g, u, act: g if u > zero else g * zero
     if act == types.int32:
         return lambda g, u, act: g if u > zero else g * leak
     if act == types.int64:

@@ -60,6 +60,11 @@ class Plan:
     mask: Tensor | None
     template: "array[int]"
 
+    @property
+    def size(self) -> int:
+        """How many values there are."""
+        return self.n * self.c * self.s
+
     def __post_init__(self) -> None:
         """Fill the template; the arrays that it points to live as long as the plan."""
         slots = self.template

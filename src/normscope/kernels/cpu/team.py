@@ -52,17 +52,16 @@ def threads(values: int) -> int:
     return torch.get_num_threads()
 
 
-def run(function: Callable[[int], None], entry: int, slots: "array[int]", values: int) -> None:
+def run(function: Callable[[int], None], entry: int, slots: "array[int]", count: int) -> None:
     """Call a compiled function with the address of its arguments, on every thread of a team.
 
     Args:
         function: the compiled function, callable through ctypes; the interpreter lock is released.
         entry: its address.
         slots: int64 arguments; kept alive by the caller while this runs.
-        values: the size of the work.
+        count: of threads.
     """
     address = slots.buffer_info()[0]
-    count = threads(values)
     if count == 1:
         function(address)
     else:
