@@ -20,6 +20,7 @@ SHAPES = [
     ((5, 3, 7), False),
     ((4, 6, 9, 5), False),
     ((4, 6, 9, 5), True),
+    ((14, 3, 3, 3), False),  # narrow: a block of channels is one row
     ((9, 17), False),
     ((3, 2, 20_000), False),  # longer than a piece
     ((2, 70, 1300), True),

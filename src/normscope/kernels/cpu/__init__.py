@@ -4,9 +4,6 @@ The four verbs of `reference`, and two that go further: `forward` and `backward`
 through sums, statistics and map while its values are in the cache.
 """
 
-import ctypes
-import mmap
-import sys
 from array import array
 from collections.abc import Callable
 from functools import lru_cache
@@ -17,13 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
-from normscope.kernels.cpu import call
+from normscope.kernels.cpu import call, pages
 from normscope.kernels.cpu import slots as at
 from normscope.kernels.cpu.entries import LIKE
 from normscope.kernels.cpu.plan import Floats, Plan, plan
 from normscope.moments import Moments
 
-HUGE = 4 << 20  # bytes from which a result asks for huge pages
 NAMES = {getattr(torch, name.removeprefix("torch.")): name for name in LIKE}
 CODES = {dtype: at.CODES[name] for dtype, name in NAMES.items()}
 
@@ -86,7 +82,7 @@ def forward(
     elif num_groups > 1 or mask is not None:
         filled = np.maximum(filled, 1.0)
         slots[at.FILLED] = filled.ctypes.data
-    y, table, number = _result(x), _tables(work, 4), _number(eps)
+    y, table, number = pages.like(x), _tables(work, 4), _number(eps)
     if residual is not None:
         residual = _as(residual, by_rows)
         slots[at.RESIDUAL] = residual.data_ptr()
@@ -134,10 +130,10 @@ def backward(
     dx = dresidual = dweight = dbias = None
     slots[at.X], slots[at.DY] = x.data_ptr(), dy.data_ptr()
     if wants_x:
-        dx = _result(x)
+        dx = pages.like(x)
         slots[at.OUT] = dx.data_ptr()
     if residual is not None:
-        residual, dresidual = _as(residual, by_rows), _result(x)
+        residual, dresidual = _as(residual, by_rows), pages.like(x)
         slots[at.RESIDUAL], slots[at.DRESIDUAL] = residual.data_ptr(), dresidual.data_ptr()
     tables = _affine(slots, weight, bias)
     if weight is not None:
@@ -185,7 +181,7 @@ def normalize(
     x, by_rows = _dense(x)
     work = plan(x, by_rows, groups, len(mean), _rows(weight, bias), mask)
     slots, tables = _given(work, x, mean, rstd, weight, bias)
-    y = _result(x)
+    y = pages.like(x)
     if residual is not None:
         residual = _as(residual, by_rows)
         slots[at.RESIDUAL] = residual.data_ptr()
@@ -212,7 +208,7 @@ def backward_reduce(
     x, by_rows = _dense(x)
     work = plan(x, by_rows, groups, len(mean), num_rows, mask)
     slots, tables = _given(work, x, mean, rstd, weight, bias)
-    sums, dy = torch.empty(2, num_rows, work.c, dtype=torch.float64), _as(dy, by_rows)
+    sums, dy = pages.table(2, num_rows, work.c), _as(dy, by_rows)
     if residual is not None:
         residual = _as(residual, by_rows)
         slots[at.RESIDUAL] = residual.data_ptr()
@@ -242,10 +238,10 @@ def backward_input(
     x, by_rows = _dense(x)
     work = plan(x, by_rows, groups, len(mean), _rows(weight, bias), mask)
     slots, tables = _given(work, x, mean, rstd, weight, bias)
-    dy, dx, dresidual = _as(dy, by_rows), _result(x), None
+    dy, dx, dresidual = _as(dy, by_rows), pages.like(x), None
     slots[at.DY], slots[at.OUT] = dy.data_ptr(), dx.data_ptr()
     if residual is not None:
-        residual, dresidual = _as(residual, by_rows), _result(x)
+        residual, dresidual = _as(residual, by_rows), pages.like(x)
         slots[at.RESIDUAL], slots[at.DRESIDUAL] = residual.data_ptr(), dresidual.data_ptr()
     if mean_g is not None and mean_g_xhat is not None:
         mean_g, mean_g_xhat = mean_g.contiguous(), mean_g_xhat.contiguous()
@@ -295,8 +291,8 @@ def _tables(work: Plan, count: int, groups: int = 0) -> Tensor:
     """Float64 tables (count, groups, C); by channel in memory where a thread takes a channel."""
     groups = groups or work.k
     if work.rows or work.k == 1:
-        return torch.empty((count, groups, work.c), dtype=torch.float64)
-    return torch.empty((count, work.c, groups), dtype=torch.float64).transpose(1, 2)
+        return pages.table(count, groups, work.c)
+    return pages.table(count, work.c, groups).transpose(1, 2)
 
 
 def _place(slots: "array[int]", table: Tensor, places: tuple[int, ...]) -> None:
@@ -331,23 +327,3 @@ def _as(tensor: Tensor, by_rows: bool) -> Tensor:
     if by_rows and tensor.dim() > 2:
         return tensor.movedim(1, -1).contiguous()
     return tensor.contiguous()
-
-
-def _result(x: Tensor) -> Tensor:
-    """Memory for a result; a large one asks for huge pages, which cost 500 times fewer faults."""
-    y = torch.empty_like(x)
-    if y.nbytes >= HUGE and _madvise is not None:
-        start = -(-y.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        _madvise(start, y.data_ptr() + y.nbytes - start, mmap.MADV_HUGEPAGE)
-    return y
-
-
-def _advise() -> "ctypes._NamedFuncPointer | None":
-    if sys.platform != "linux" or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return None
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return madvise  # a refusal changes nothing but speed
-
-
-_madvise = _advise()

@@ -14,7 +14,7 @@ from numba import cfunc, types
 from numba.core import event
 from numba.extending import overload
 
-from normscope.kernels.cpu import channel, planes, rows
+from normscope.kernels.cpu import channel, narrow, planes, rows
 from normscope.kernels.cpu import slots as at
 from normscope.kernels.cpu.elements import LEAKY_RELU, LINEAR, OPTIONS, RELU, SILU
 from normscope.kernels.cpu.memory import (
@@ -32,6 +32,9 @@ WHOLE = (  # these read values: they need all forms
     planes.backward,
     planes.gradient_sums,
     planes.gradient_map,
+    narrow.forward,
+    narrow.backward,
+    narrow.map_,
     rows.map_,
     rows.gradient_sums,
     rows.gradient_map,
@@ -86,12 +89,13 @@ def entry(work: Any, dtype: str, act: str | None, residual: bool, mask: bool) ->
             return
         residual_at = None if beside is None else load_integer(p, beside)
         mask_at = None if flags is None else load_integer(p, flags)
-        items = load_integer(p, at.ITEMS)
+        items, step = load_integer(p, at.ITEMS), load_integer(p, at.STEP)
         while True:
-            i = fetch_add(p + 8 * at.NEXT, 1)
-            if i >= items:
+            first = fetch_add(p + 8 * at.NEXT, step)
+            if first >= items:
                 break
-            perform(p, i, number, residual_at, mask_at, activation, like)
+            for i in range(first, min(first + step, items)):
+                perform(p, i, number, residual_at, mask_at, activation, like)
 
     with event.install_listener("numba:compile", _Told()):
         compiled = cfunc(types.void(types.int64), cache=True, **OPTIONS)(loop)

@@ -20,6 +20,9 @@ Floats = npt.NDArray[np.float64]
 CHUNK = 16_384
 ROW_VALUES = 65_536  # values of all channels in a chunk of rows: 256 KB of float32 stay in cache
 LONG_ROW = 512  # values: rows of fewer channels are read several at a time
+NARROW = 128  # fewer values per sample and channel than this are read a block of channels at once
+BLOCK_VALUES = 1024  # values of a sample in such a block
+FEWEST_SAMPLES = 4  # per group; with fewer, merging the columns costs more than it saves
 FEWEST_ROWS = 32  # below this, merging chunks costs as much as summing them
 
 
@@ -31,6 +34,7 @@ class Plan:
         rows: whether channels lie side by side (N, S, C), or values do (N, C, S).
         n, c, s: samples, channels, values per sample and channel; rows without groups and mask
             are one sample.
+        block: channels that are read as one row where s is small; 1: none.
         fold: rows that are read as one, so that loops over few channels are long enough.
         pieces, piece: a sample is cut into so many units of so many values.
         chunk, num_chunks: units per chunk (without a table), and chunks.
@@ -47,6 +51,7 @@ class Plan:
     n: int
     c: int
     s: int
+    block: int
     fold: int
     pieces: int
     piece: int
@@ -70,6 +75,7 @@ class Plan:
         slots = self.template
         slots[at.N], slots[at.C], slots[at.S] = self.n, self.c, self.s
         slots[at.FOLD], slots[at.WIDTH] = self.fold, self.fold * self.c
+        slots[at.BLOCK] = self.block
         slots[at.PIECES], slots[at.PIECE] = self.pieces, self.piece
         slots[at.CHUNK], slots[at.NUM_CHUNKS] = self.chunk, self.num_chunks
         slots[at.K], slots[at.R], slots[at.AFFINE_ROWS] = self.k, self.r, 1
@@ -100,12 +106,13 @@ def plan(
     if groups is None and mask is None:
         return _whole(rows, n, c, s)
     fold, pieces, piece, units = _cut(rows, c, s, mask is None)
+    block = 1 if rows or mask is not None else _block(c, s, n // r)
     flat = None if mask is None else mask.reshape(n, s).contiguous()
     ids = np.zeros(n, np.int64) if groups is None else groups.contiguous().numpy()
     flags = np.ones((0, 0), np.bool_) if flat is None else flat.numpy()
     order, chunks, counts = _by_group(ids, r, pieces, piece, s, units, flags)
     count = counts if k == r else counts.sum(keepdims=True)
-    sizes = (rows, n, c, s, fold, pieces, piece, units, len(chunks), k, r)
+    sizes = (rows, n, c, s, block, fold, pieces, piece, units, len(chunks), k, r)
     return Plan(*sizes, order, chunks, count, flat, _empty())
 
 
@@ -116,7 +123,8 @@ def _whole(rows: bool, n: int, c: int, s: int) -> Plan:
     if rows:
         n, s = 1, n * s
     fold, pieces, piece, units = _cut(rows, c, s, may_fold=True)
-    sizes = (rows, n, c, s, fold, pieces, piece, units, -(-n * pieces // units), 1, 1)
+    block = 1 if rows else _block(c, s, n)
+    sizes = (rows, n, c, s, block, fold, pieces, piece, units, -(-n * pieces // units), 1, 1)
     return Plan(*sizes, None, None, count, None, _empty())
 
 
@@ -126,6 +134,11 @@ def _cut(rows: bool, c: int, s: int, may_fold: bool) -> tuple[int, int, int, int
     piece = -(-s // -(-s // most))
     fold = max(1, min(LONG_ROW // c, s)) if rows and may_fold else 1
     return fold, -(-s // piece), piece, max(1, most // piece)
+
+
+def _block(c: int, s: int, samples: int) -> int:
+    """Channels that are read as one row."""
+    return min(c, BLOCK_VALUES // s) if s < NARROW and samples >= FEWEST_SAMPLES else 1
 
 
 def _empty() -> "array[int]":

@@ -58,9 +58,12 @@ COEFFICIENTS = 42  # (R, 5, WIDTH), in the working dtype
 FOLD = 43  # rows that are read as one
 WIDTH = 44  # C * FOLD
 
-ITEMS = 45  # channels, chunks or groups: what threads share out
-NEXT = 46  # the first item that no thread has taken
-SLOTS = 47
+BLOCK = 45  # channels that are read as one row where S is small; 1: none
+
+ITEMS = 46  # channels, blocks, chunks or groups: what threads share out
+STEP = 47  # how many a thread takes at a time: neighbours share cache lines of tables
+NEXT = 48  # the first item that no thread has taken
+SLOTS = 49
 
 # codes of the dtypes of tables
 CODES = {"torch.float32": 0, "torch.float64": 1, "torch.bfloat16": 2, "torch.float16": 3}
