@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from normscope.arguments import check_tensors, checked_mask, listed
 from normscope.errors import InputError
 from normscope.functional import batch_norm
+from normscope.kernels.autograd import is_transformed
 from normscope.layers.batch import Ranks, check_rank, resolved
 from normscope.layers.mixture import mixed, own_moments
-from normscope.layers.statistics import RunningStatistics, pooled
+from normscope.layers.statistics import AS_TORCH, RunningStatistics, pooled
 from normscope.moments import Moments
 
 Missing = Literal["error", "pooled", "infer"] | int
@@ -153,6 +154,10 @@ class _ConditionalBatchNorm(RunningStatistics):
         if condition is None:
             return self._without_condition(input, mask)
         uses_buffers = self.track_running_stats or not self.training
+        # the operator's own update is quickest; counts then come from the conditions alone
+        ranks = resolved(self.process_group) if self.training else None
+        alone = mask is None and ranks is None and self.stats == "condition"
+        plain = alone and self.policy == AS_TORCH and not is_transformed()
         y = batch_norm(
             input,
             self.running_mean if uses_buffers else None,
@@ -162,13 +167,17 @@ class _ConditionalBatchNorm(RunningStatistics):
             self.normalizes_by_batch(),
             self.momentum,
             self.eps,
+            num_batches_tracked=self.num_batches_tracked,
             groups=condition if "condition" in (self.stats, self.affine) else None,
             num_groups=self.num_conditions if self.stats == "condition" else 1,
             mask=mask,
-            process_group=resolved(self.process_group) if self.training else None,
+            process_group=ranks,
             min_count=self.min_count,
-            on_moments=self.observe,
+            on_moments=None if plain else self.observe,
         )
+        if plain and self.training:
+            samples = torch.bincount(condition, minlength=self.num_conditions)
+            self._count_small(samples * (input.numel() // input.shape[1] // max(1, len(input))))
         if self.training and self.missing == "infer":
             self._calibrate(input, condition, mask)
         return y
@@ -188,9 +197,12 @@ class _ConditionalBatchNorm(RunningStatistics):
     def observe(self, batch: Moments) -> None:
         """As every layer; counts the conditions that were present with too few values."""
         if self.training and batch.count.shape == self.filled_up.shape:
-            small = (batch.count > 0) & (batch.count < self.min_count)
-            self.filled_up.add_(small.to(self.filled_up.dtype))
+            self._count_small(batch.count)
         super().observe(batch)
+
+    def _count_small(self, count: Tensor) -> None:
+        small = (count > 0) & (count < self.min_count)
+        self.filled_up.add_(small.to(self.filled_up.dtype))
 
     def pooled(self) -> dict[str, Tensor]:
         """The five keys of a plain batch norm that stands for all conditions at once.

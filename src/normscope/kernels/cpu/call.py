@@ -3,7 +3,7 @@
 from array import array
 from typing import Any
 
-from normscope.kernels.cpu import channel, narrow, pages, planes, rows, team
+from normscope.kernels.cpu import channel, grouped, narrow, pages, planes, rows, team
 from normscope.kernels.cpu import slots as at
 from normscope.kernels.cpu.entries import entry
 from normscope.kernels.cpu.plan import Plan
@@ -19,6 +19,8 @@ def forward(work: Plan, slots: "array[int]", dtype: str, act: str | None, *, map
             mapped(work, slots, dtype, act, backward=False)
     elif work.block > 1:
         _run(narrow.forward, -(-work.c // work.block), threads, slots, dtype, act)
+    elif work.groups is not None:
+        _run(grouped.forward, work.c, threads, slots, dtype, act)
     else:
         _run(planes.forward, work.c, threads, slots, dtype, act)
 
@@ -35,6 +37,8 @@ def backward(work: Plan, slots: "array[int]", dtype: str, act: str | None, *, ma
             mapped(work, slots, dtype, act, backward=True)
     elif work.block > 1:
         _run(narrow.backward, -(-work.c // work.block), threads, slots, dtype, act)
+    elif work.groups is not None:
+        _run(grouped.backward, work.c, threads, slots, dtype, act)
     else:
         _run(planes.backward, work.c, threads, slots, dtype, act)
 

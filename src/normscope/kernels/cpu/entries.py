@@ -14,7 +14,7 @@ from numba import cfunc, types
 from numba.core import event
 from numba.extending import overload
 
-from normscope.kernels.cpu import channel, narrow, planes, rows
+from normscope.kernels.cpu import channel, grouped, narrow, planes, rows
 from normscope.kernels.cpu import slots as at
 from normscope.kernels.cpu.elements import LEAKY_RELU, LINEAR, OPTIONS, RELU, SILU
 from normscope.kernels.cpu.memory import (
@@ -32,6 +32,8 @@ WHOLE = (  # these read values: they need all forms
     planes.backward,
     planes.gradient_sums,
     planes.gradient_map,
+    grouped.forward,
+    grouped.backward,
     narrow.forward,
     narrow.backward,
     narrow.map_,

@@ -41,8 +41,10 @@ class Plan:
         k: groups with statistics of their own.
         r: groups that chunks tell apart.
         order: samples by group, or None.
+        groups: (n,) the group of each sample, or None.
         chunks: (num_chunks, 4) group, first unit, end, values; or None.
         count: (k,) values per channel.
+        count_r: (r,) the same of the groups that are told apart.
         mask: (N, S) bool, contiguous, or None.
         template: slots that hold all of this, to be copied by each call.
     """
@@ -59,9 +61,11 @@ class Plan:
     num_chunks: int
     k: int
     r: int
+    groups: Integers | None
     order: Integers | None
     chunks: Integers | None
     count: Floats
+    count_r: Floats
     mask: Tensor | None
     template: "array[int]"
 
@@ -82,6 +86,8 @@ class Plan:
         slots[at.COUNT] = slots[at.FILLED] = self.count.ctypes.data
         if self.order is not None and self.chunks is not None:
             slots[at.ORDER], slots[at.CHUNKS] = self.order.ctypes.data, self.chunks.ctypes.data
+        if self.groups is not None:
+            slots[at.GROUPS], slots[at.COUNT_R] = self.groups.ctypes.data, self.count_r.ctypes.data
         if self.mask is not None:
             slots[at.MASK] = self.mask.data_ptr()
 
@@ -113,7 +119,8 @@ def plan(
     order, chunks, counts = _by_group(ids, r, pieces, piece, s, units, flags)
     count = counts if k == r else counts.sum(keepdims=True)
     sizes = (rows, n, c, s, block, fold, pieces, piece, units, len(chunks), k, r)
-    return Plan(*sizes, order, chunks, count, flat, _empty())
+    own = None if groups is None else ids
+    return Plan(*sizes, own, order, chunks, count, counts, flat, _empty())
 
 
 @lru_cache(1024)
@@ -125,7 +132,7 @@ def _whole(rows: bool, n: int, c: int, s: int) -> Plan:
     fold, pieces, piece, units = _cut(rows, c, s, may_fold=True)
     block = 1 if rows else _block(c, s, n)
     sizes = (rows, n, c, s, block, fold, pieces, piece, units, -(-n * pieces // units), 1, 1)
-    return Plan(*sizes, None, None, count, None, _empty())
+    return Plan(*sizes, None, None, None, count, count, None, _empty())
 
 
 def _cut(rows: bool, c: int, s: int, may_fold: bool) -> tuple[int, int, int, int]:

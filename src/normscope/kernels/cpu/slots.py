@@ -59,11 +59,13 @@ FOLD = 43  # rows that are read as one
 WIDTH = 44  # C * FOLD
 
 BLOCK = 45  # channels that are read as one row where S is small; 1: none
+GROUPS = 46  # int64 (N,), the group of each sample; 0: chunks tell
+COUNT_R = 47  # float64 (R,): values per channel of the groups that are told apart
 
-ITEMS = 46  # channels, blocks, chunks or groups: what threads share out
-STEP = 47  # how many a thread takes at a time: neighbours share cache lines of tables
-NEXT = 48  # the first item that no thread has taken
-SLOTS = 49
+ITEMS = 48  # channels, blocks, chunks or groups: what threads share out
+STEP = 49  # how many a thread takes at a time: neighbours share cache lines of tables
+NEXT = 50  # the first item that no thread has taken
+SLOTS = 51
 
 # codes of the dtypes of tables
 CODES = {"torch.float32": 0, "torch.float64": 1, "torch.bfloat16": 2, "torch.float16": 3}

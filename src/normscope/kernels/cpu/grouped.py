@@ -1,0 +1,158 @@
+"""Loops over (N, C, S) for several groups: samples in the order of memory, sums apart by group.
+
+Sorting samples by group would jump through memory; here each row is added to its group's sums.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from normscope.kernels.cpu import planes
+from normscope.kernels.cpu import slots as at
+from normscope.kernels.cpu.channel import (
+    coefficients,
+    finish,
+    finish_gradients,
+    merged,
+    place,
+    update_running,
+)
+from normscope.kernels.cpu.elements import OPTIONS, bytes_of
+from normscope.kernels.cpu.memory import FLOAT64, load, load_flag, load_integer, store, working
+
+
+@njit(**OPTIONS)
+def _first(x: int, mask: Any, n: int, like: Any) -> float:
+    """The first value of a row that counts, by which its group is centred; NaN: none does."""
+    for i in range(n):
+        if mask is None or load_flag(mask, i):
+            value = np.float64(load(x, i, like))
+            return value if np.isfinite(value) else 0.0
+    return np.nan
+
+
+@njit(**OPTIONS)
+def forward(p: int, c: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
+    """A whole channel: sums, statistics, running statistics, map."""
+    groups, s, x = load_integer(p, at.GROUPS), load_integer(p, at.S), load_integer(p, at.X)
+    samples, r_count, size = load_integer(p, at.N), load_integer(p, at.R), bytes_of(like)
+    sums = np.zeros((4, r_count), np.float64)  # of x - shift, of its square, shift, begun
+    for n in range(samples):
+        r = load_integer(groups, n)
+        row = x + planes._row(p, n, 0, c) * size
+        flags = None if mask is None else mask + n * s
+        if sums[3, r] == 0.0:
+            shift = _first(row, flags, s, like)
+            if np.isnan(shift):
+                continue
+            sums[2, r], sums[3, r] = shift, 1.0
+        part, square = planes._sums(row, flags, s, sums[2, r], like)
+        sums[0, r] += part
+        sums[1, r] += square
+    total = mean = m2 = 0.0
+    k = load_integer(p, at.K)
+    for r in range(r_count):
+        count = load(load_integer(p, at.COUNT_R), r, FLOAT64)
+        other = other_m2 = 0.0
+        if count > 0:
+            other = sums[2, r] + sums[0, r] / count
+            other_m2 = sums[1, r] - sums[0, r] * (sums[0, r] / count)
+        if k > 1:
+            finish(p, c, r, other, other_m2)
+        else:
+            total, mean, m2 = merged(total, mean, m2, count, other, other_m2)
+    if k == 1:
+        finish(p, c, 0, mean, m2)
+    update_running(p, c)
+    if load_integer(p, at.OUT) != 0:
+        _map(p, c, residual, mask, act, like)
+
+
+@njit(**OPTIONS)
+def _all_coefficients(p: int, c: int) -> Any:
+    """The coefficients of a channel in every group, (R, 5)."""
+    r_count = load_integer(p, at.R)
+    table = np.empty((r_count, 5), np.float64)
+    for r in range(r_count):
+        m, a, b, gb, gc = coefficients(p, c, r)
+        table[r, 0], table[r, 1], table[r, 2], table[r, 3], table[r, 4] = m, a, b, gb, gc
+    return table
+
+
+@njit(**OPTIONS)
+def _map(p: int, c: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
+    groups, s = load_integer(p, at.GROUPS), load_integer(p, at.S)
+    x, y, table = load_integer(p, at.X), load_integer(p, at.OUT), _all_coefficients(p, c)
+    for n in range(load_integer(p, at.N)):
+        r = load_integer(groups, n)
+        offset = planes._row(p, n, 0, c) * bytes_of(like)
+        planes._map(
+            x + offset,
+            None if residual is None else residual + offset,
+            y + offset,
+            None if mask is None else mask + n * s,
+            s,
+            working(table[r, 0], like),
+            working(table[r, 1], like),
+            working(table[r, 2], like),
+            act,
+            like,
+        )
+
+
+@njit(**OPTIONS)
+def backward(p: int, c: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
+    """A whole channel: sums of the gradient, gradients of the tables, gradient of x."""
+    groups, s, x = load_integer(p, at.GROUPS), load_integer(p, at.S), load_integer(p, at.X)
+    dy, samples, k = load_integer(p, at.DY), load_integer(p, at.N), load_integer(p, at.K)
+    table, r_count = _all_coefficients(p, c), load_integer(p, at.R)
+    sums = np.zeros((2, r_count), np.float64)
+    for n in range(samples):
+        r = load_integer(groups, n)
+        offset = planes._row(p, n, 0, c) * bytes_of(like)
+        part, part_d = planes._gradient_sums(
+            x + offset,
+            dy + offset,
+            None if residual is None else residual + offset,
+            None if mask is None else mask + n * s,
+            s,
+            working(table[r, 0], like),
+            working(table[r, 1], like),
+            working(table[r, 2], like),
+            act,
+            like,
+        )
+        sums[0, r] += part
+        sums[1, r] += part_d
+    for r in range(r_count):
+        here = place(p, c, r if k > 1 else 0)
+        rstd = load(load_integer(p, at.RSTD), here, FLOAT64)
+        lost = table[r, 0] - load(load_integer(p, at.MEAN), here, FLOAT64)
+        store(load_integer(p, at.SUM_G), place(p, c, r), sums[0, r], FLOAT64)
+        xhat = (sums[1, r] + lost * sums[0, r]) * rstd
+        store(load_integer(p, at.SUM_G_XHAT), place(p, c, r), xhat, FLOAT64)
+    finish_gradients(p, c)
+    dx = load_integer(p, at.OUT)
+    if dx == 0:
+        return
+    table = _all_coefficients(p, c)
+    for n in range(samples):
+        r = load_integer(groups, n)
+        offset = planes._row(p, n, 0, c) * bytes_of(like)
+        planes._gradient_map(
+            x + offset,
+            dy + offset,
+            None if residual is None else residual + offset,
+            dx + offset,
+            None if residual is None else load_integer(p, at.DRESIDUAL) + offset,
+            None if mask is None else mask + n * s,
+            s,
+            working(table[r, 0], like),
+            working(table[r, 1], like),
+            working(table[r, 2], like),
+            working(table[r, 3], like),
+            working(table[r, 4], like),
+            act,
+            like,
+        )
