@@ -118,7 +118,7 @@ class _Standardise(torch.autograd.Function):
     ) -> Tensor:
         groups, num_groups, mask, process_group = partition
         inverse_count = None
-        if type(source) is FromBatch:
+        if isinstance(source, FromBatch):
             rstd = None  # mean and rstd are one table
             y, mean, ctx.fused = kernel.forward(
                 x, weight, bias, residual, act, groups, num_groups, mask, *source

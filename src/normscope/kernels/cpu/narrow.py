@@ -37,7 +37,7 @@ def _extent(p: int, block: int) -> Any:
 
 
 @njit(**OPTIONS)
-def _start(p: int, u: int, first: int, like: Any) -> int:
+def _start(p: int, u: int, first: int, like: Any) -> Any:
     """Where a sample's values of a block begin, in bytes behind the tensor's address."""
     sample, _, _ = unit(p, u)
     row = sample * load_integer(p, at.C) + first
