@@ -42,9 +42,10 @@ def inspect(
     on the number of images. For conditional layers see `channel_map.parts`.
 
     Args:
-        model: any model that is called with one tensor.
-        batches: yields (x, y) or (x, y, condition): x (N, ...), y and condition (N,) integers.
-            With a condition the model runs inside `normscope.condition`.
+        model: any model; what wraps it (DDP, torch.compile) is left out.
+        batches: yields (x, y) or (x, y, condition): x a tensor (N, ...), or a tuple or dict of
+            what the model takes; y and condition (N,) integers; see `batches.checked`. With a
+            condition the model runs inside `normscope.condition`.
         classes: K names; None: as many classes as the labels say, named by their numbers.
         model_name: shown in the record.
         data_name: shown in the record.
@@ -55,14 +56,15 @@ def inspect(
         ModelError: no layer to follow, a forward that fails, an activation that is not finite,
             too many classes and channels for memory.
     """
+    model = probe.bare(model)
     norms = probe.find_norms(model)
     _check_any(model, norms)
     known = None if classes is None else len(classes)
-    device = next((t.device for t in [*model.parameters(), *model.buffers()]), None)
+    device, dtype = _place(model)
     with probe.untouched(model):
         lens = _Lens(norms, known or 1)
         with probe.observe(model, norms, lens):
-            for batch in checked(batches, known, device):
+            for batch in checked(batches, known, device, dtype):
                 lens.begin(batch)
                 _run(model, batch)
                 if on_progress is not None:
@@ -186,18 +188,27 @@ def _check_any(model: nn.Module, norms: list[Norm]) -> None:
 def _run(model: nn.Module, batch: Batch) -> None:
     try:
         if batch.condition is None:
-            model(batch.x)
+            batch.call(model)
         else:
             with condition(batch.condition):
-                model(batch.x)
+                batch.call(model)
     except NormscopeError:
         raise
     except Exception as problem:
         reason = (str(problem) or "no message").splitlines()[0]
         raise ModelError(
             f"{probe.culprit(model, problem)} failed on batch {batch.index}, inputs "
-            f"{tuple(batch.x.shape)} {batch.x.dtype}: {type(problem).__name__}: {reason}"
+            f"{batch.shapes}: {type(problem).__name__}: {reason}"
         ) from problem
+
+
+def _place(model: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
+    """Where the model lies, and its dtype where that is a half one."""
+    tensors = [*model.parameters(), *model.buffers()]
+    kinds = {t.dtype for t in tensors if t.is_floating_point()}
+    half = [kind for kind in (torch.float16, torch.bfloat16) if kind in kinds]
+    whole_model = half and next(t for t in tensors if t.is_floating_point()).dtype == half[0]
+    return next((t.device for t in tensors), None), half[0] if whole_model else None
 
 
 def _channels(module: nn.Module) -> int:
