@@ -380,7 +380,7 @@ def test_the_gate_moves_and_counts(open_page: Open) -> None:
     page = open_page("inspection")
     inspection = digits_inspection()
     layer = inspection.layers[0]
-    chosen = channels.choose(layer, inspection.counts)
+    chosen = channels.choose(layer)
     card = page.locator("[data-channel='0']")
     says, c = card.locator("[data-role=says]"), chosen[0].channel
 
@@ -466,6 +466,6 @@ def test_information_agrees_with_python(browser: Browser) -> None:
             f"([shares, counts]) => {{ {script}; return gateInformation(shares, counts) }}",
             [shares, list(counts)],
         )
-        expected = channels.gate_information(layer, counts, c)
+        expected = layer.gate_information[c]
         assert math.isclose(found, expected, abs_tol=1e-12)
     page.close()

@@ -9,6 +9,7 @@ from normscope.report.bilingual import Text, said
 from normscope.report.story import percent
 
 TOLERANCE = 1e-5  # float32 rounding of a healthy layer stays far below this
+ROUNDINGS = 20  # of a value, where values are of half precision
 NAMED = 3  # layers that a remark names; the others are counted
 
 # an activation must move J by more than rounding to be said to have raised it
@@ -20,8 +21,8 @@ def verdict(inspection: Inspection) -> list[Text]:
     layers = [layer for layer in inspection.layers if not math.isnan(layer.invariance)]
     if not layers:
         return [said("lens.verdict.untested")]
-    worst = max(layers, key=lambda layer: layer.invariance)
-    if worst.invariance > TOLERANCE:
+    worst = max(layers, key=lambda layer: layer.invariance / tolerance(layer))
+    if worst.invariance > tolerance(worst):
         shown = f"{worst.invariance:.1g}"
         return [said("lens.verdict.broken", layer=worst.name, difference=shown)]
     said_so = [said("lens.verdict.held", layers=len(layers))]
@@ -29,6 +30,11 @@ def verdict(inspection: Inspection) -> list[Text]:
     if lost:
         said_so.append(said("lens.verdict.lost", layers=_listed(lost)))
     return [*said_so, *_changed(layers)]
+
+
+def tolerance(layer: Layer) -> float:
+    """How far eta2 and J may differ by rounding alone."""
+    return max(TOLERANCE, ROUNDINGS * layer.rounding)
 
 
 def self_test(inspection: Inspection) -> Text:

@@ -107,7 +107,7 @@ def _layers(inspection: Inspection, drawn: _Drawn) -> dict[str, Any]:
     classes = channels.shown_classes(inspection)
     views = []
     for layer in inspection.layers[:LAYERS]:
-        chosen = channels.choose(layer, inspection.counts)
+        chosen = channels.choose(layer)
         gated = layer.activation is not None and classes
         chart = layer_charts.firing(layer, inspection, classes) if gated else None
         cards = [
