@@ -45,7 +45,7 @@ def inspect(
     map of what was measured of x. eta2 and J must be equal at the first three whatever the
     weights, so their largest difference tests both the layer and the lens.
 
-    eta2, class moments and firing are per value that batch norm sees, histograms at 256 evenly
+    eta2, class moments and firing are per value that batch norm sees, histograms at 64 evenly
     spaced ones of each image at most; J, D, CDNV, nearest-mean accuracy and conditioning per
     image, on the mean over positions. The model runs in eval mode without gradients and comes
     back as it was, also after an exception. Memory does not depend on the number of images. For
@@ -285,7 +285,7 @@ class _Lens:
         return call.name not in skipped
 
     def _check_finite(self, call: Call, seen: Sweep, where: str) -> None:
-        if not bool(torch.isfinite(seen.m2).all()):
+        if not math.isfinite(float(seen.m2.sum())):
             raise ModelError(
                 f"layer {call.name} ({type(call.module).__name__}): {where} holds NaN or infinity "
                 f"in batch {self._batch.index}, and no layer before it does; "

@@ -1,5 +1,6 @@
-"""One sweep over the values that pass: mean, variance and firing per image and channel; bins."""
+"""One sweep over the values that pass: what each image holds per channel, and the bins of z."""
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normscope.moments import Moments
+
 BINS = 64
 REACH = 6.0  # the histogram covers z in [-REACH, REACH]
-POSITIONS = 256  # of one image and channel that the histogram counts; evenly spaced
+POSITIONS = 64  # of one image and channel that the histogram counts; evenly spaced
 SMALL = 1 << 15  # values below which plain torch is quicker than entering compiled code
 
 
@@ -79,8 +82,8 @@ def count_bins(
     rows = _rows(values)
     counted = min(POSITIONS, rows.shape[2])
     mean, rstd = (t.expand(rows.shape[:2]).contiguous() for t in (mean, rstd))
+    places = torch.arange(counted) * rows.shape[2] // counted
     if rows.numel() < SMALL or rows.device.type != "cpu":
-        places = torch.arange(counted, device=rows.device) * rows.shape[2] // counted
         mean, rstd = (t.to(rows.device).unsqueeze(2) for t in (mean, rstd))
         z = (rows[:, :, places].double() - mean) * rstd
         index = ((z + REACH) * (BINS / (2 * REACH))).floor().clamp(0, BINS - 1).long()
@@ -91,7 +94,33 @@ def count_bins(
         histogram += counts.view_as(histogram).to(histogram.dtype)
         return
     given = (t.numpy() for t in (mean, rstd, labels.contiguous(), histogram))
-    _compiled()[1](rows.numpy(), counted, *given)
+    _compiled()[1](rows.numpy(), places.numpy(), *given)
+
+
+def absorb(moments: Moments, seen: Sweep, groups: Tensor) -> Tensor:
+    """Merge every image into the moments of its group, in place, one after the other.
+
+    Args:
+        moments: (K,), (K, C), (K, C), written to.
+        seen: of N images.
+        groups: (N,) in 0..K-1.
+
+    Returns:
+        (N, C) rows whose outer products add up to the growth of the scatter of the means within
+        groups.
+
+    Source: Chan, Golub, LeVeque 1979, as `Moments`.
+    """
+    rows = torch.empty_like(seen.mean)
+    given = (moments.count, moments.mean, moments.m2, rows)
+    _compiled()[2](
+        seen.mean.contiguous().numpy(),
+        seen.m2.contiguous().numpy(),
+        seen.positions,
+        groups.contiguous().numpy(),
+        *(t.numpy() for t in given),
+    )
+    return rows
 
 
 def counted_positions(values: Tensor) -> int:
@@ -109,8 +138,8 @@ def _rows(values: Tensor) -> Tensor:
 
 
 @cache
-def _compiled() -> tuple[Any, Any]:
-    """The two loops, compiled on first use; Numba keeps them on disk."""
+def _compiled() -> tuple[Any, Any, Any]:
+    """The three loops, compiled on first use; Numba keeps them on disk."""
     import numba
 
     # sums may be reordered, so that they vectorise; NaN stays NaN
@@ -135,14 +164,29 @@ def _compiled() -> tuple[Any, Any]:
             fired[r] = above
 
     @numba.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator, unused-ignore]
-    def bins(rows: Any, counted: int, mean: Any, rstd: Any, labels: Any, histogram: Any) -> None:
-        positions = rows.shape[2]
+    def bins(rows: Any, places: Any, mean: Any, rstd: Any, labels: Any, histogram: Any) -> None:
         for c in numba.prange(rows.shape[1]):  # a channel's counts belong to one thread
             for n in range(rows.shape[0]):
-                label = labels[n]
-                for i in range(counted):
-                    z = (rows[n, c, i * positions // counted] - mean[n, c]) * rstd[n, c]
-                    place = (z + REACH) * (BINS / (2 * REACH))
-                    histogram[label, c, int(min(max(place, 0.0), BINS - 1.0))] += 1
+                counts = histogram[labels[n], c]
+                centre, scale = mean[n, c], rstd[n, c] * (BINS / (2 * REACH))
+                for i in range(places.shape[0]):
+                    place = (rows[n, c, places[i]] - centre) * scale + BINS / 2
+                    counts[int(min(place, BINS - 1.0)) if place > 0 else 0] += 1
 
-    return sweep, bins
+    @numba.njit(cache=True)  # type: ignore[untyped-decorator, unused-ignore]
+    def absorb(
+        mean: Any, m2: Any, size: int, groups: Any, count: Any, held: Any, spread: Any, rows: Any
+    ) -> None:
+        for n in range(mean.shape[0]):
+            k = groups[n]
+            before = count[k]
+            share = size / (before + size)
+            root = math.sqrt(before * share)
+            for c in range(mean.shape[1]):
+                step = mean[n, c] - held[k, c]
+                held[k, c] += step * share
+                spread[k, c] += m2[n, c] + step * step * before * share
+                rows[n, c] = step * root
+            count[k] += size
+
+    return sweep, bins, absorb

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normscope.lens.sweep import BINS, Sweep, count_bins, counted_positions
+from normscope.lens.sweep import BINS, Sweep, absorb, count_bins, counted_positions
 from normscope.moments import Moments
 from normscope.records import StageName
 
@@ -56,13 +56,9 @@ class Scatter:
 
     def add(self, features: Tensor, labels: Tensor) -> None:
         """Add features (N, C), float64, of labels (N,), in place: no copy of `within` is made."""
-        present, owner = labels.unique(return_inverse=True)
-        batch = _by_group(features, torch.zeros_like(features), 1, owner, len(present))
-        centred = features - batch.mean[owner]
-        between = _between(_rows(self.classes, present), batch)
-        stacked = torch.cat([centred, between])
-        self.within.addmm_(stacked.T, stacked)
-        _put(self.classes, present, batch)
+        one = Sweep(features, torch.zeros_like(features), labels, 1)
+        rows = absorb(self.classes, one, labels)
+        self.within.addmm_(rows.T, rows)
 
     def __add__(self, other: "Scatter") -> "Scatter":
         between = _between(self.classes, other.classes)
@@ -147,14 +143,14 @@ class Stage:
 
     def add(self, seen: Sweep, labels: Tensor, priority: Tensor, condition: Tensor | None) -> None:
         """Add a batch."""
-        _add_groups(self.moments, seen, labels)
-        features = seen.mean[:, joint_channels(seen.mean.shape[1])]
+        absorb(self.moments, seen, labels)
+        features = _joint(seen.mean)
         self.scatter.add(features, labels)
         self.sample += Sample(self.sample.size, priority, labels, features.float())
         if condition is not None:
             needed = int(condition.max()) + 1
             self.conditions = _roomy(self.conditions, needed)
-            _add_groups(self.conditions, seen, condition)
+            absorb(self.conditions, seen, condition)
 
     def __add__(self, other: "Stage") -> "Stage":
         conditions = max(len(self.conditions.count), len(other.conditions.count))
@@ -235,7 +231,7 @@ class Tally:
 
     def add_centred(self, seen: Sweep, labels: Tensor) -> None:
         """Add the input features less their mean over this batch, as training would."""
-        features = seen.mean[:, joint_channels(seen.mean.shape[1])]
+        features = _joint(seen.mean)
         self.centred.index_add_(0, labels, features - features.mean(0))
 
     def grow(self, classes: int) -> None:
@@ -279,6 +275,12 @@ def grown(table: Tensor, rows: int) -> Tensor:
     return F.pad(table, [0, 0] * (table.dim() - 1) + [0, rows - table.shape[0]])
 
 
+def _joint(features: Tensor) -> Tensor:
+    """The columns of (N, C) that the joint measures use; without a copy where it is all."""
+    channels = features.shape[1]
+    return features if channels <= JOINT else features[:, joint_channels(channels)]
+
+
 def _roomy(moments: Moments, rows: int) -> Moments:
     if len(moments.count) >= rows:
         return moments
@@ -288,33 +290,6 @@ def _roomy(moments: Moments, rows: int) -> Moments:
 def _mapped(moments: Moments, centre: Tensor, scale: Tensor) -> Moments:
     mean = torch.where(moments.count.unsqueeze(1) > 0, (moments.mean - centre) * scale, 0.0)
     return Moments(moments.count, mean, moments.m2 * scale**2)
-
-
-def _add_groups(moments: Moments, seen: Sweep, groups: Tensor) -> None:
-    """Add every value of a batch to the moments of its group, in place."""
-    present, owner = groups.unique(return_inverse=True)
-    _put(moments, present, _by_group(seen.mean, seen.m2, seen.positions, owner, len(present)))
-
-
-def _by_group(mean: Tensor, m2: Tensor, size: int, owner: Tensor, groups: int) -> Moments:
-    """The moments of sets of equal size, grouped: law of total variance."""
-    sets = torch.bincount(owner, minlength=groups).to(mean.dtype)
-    total = mean.new_zeros(groups, mean.shape[1]).index_add_(0, owner, mean)
-    centre = total / sets.unsqueeze(1)
-    spread = m2 + size * (mean - centre[owner]) ** 2
-    return Moments(sets * size, centre, torch.zeros_like(centre).index_add_(0, owner, spread))
-
-
-def _rows(moments: Moments, rows: Tensor) -> Moments:
-    return Moments(moments.count[rows], moments.mean[rows], moments.m2[rows])
-
-
-def _put(moments: Moments, rows: Tensor, batch: Moments) -> None:
-    new = _rows(moments, rows) + batch
-    for held, value in zip(
-        (moments.count, moments.mean, moments.m2), (new.count, new.mean, new.m2), strict=True
-    ):
-        held[rows] = value
 
 
 def _between(a: Moments, b: Moments) -> Tensor:

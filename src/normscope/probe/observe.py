@@ -289,10 +289,11 @@ def _plain_output(layer: Any, before: Tensor) -> Tensor:
 
 def _signature(tensor: Tensor) -> Tensor:
     """SIGNATURE values at evenly spaced places, float32; the same whatever the strides are."""
-    size = tensor.numel()
-    flat = torch.arange(0, size, max(1, size // SIGNATURE), device=tensor.device)
-    places = torch.unravel_index(flat, tensor.shape)
-    return tensor.detach()[places].float()
+    step = max(1, tensor.numel() // SIGNATURE)
+    if tensor.is_contiguous():
+        return tensor.detach().view(-1)[::step].float().clone()
+    places = torch.arange(0, tensor.numel(), step, device=tensor.device)
+    return tensor.detach()[torch.unravel_index(places, tensor.shape)].float()
 
 
 def _version(tensor: Tensor) -> int:

@@ -6,6 +6,7 @@ Axes are written in the field comments: K classes, C channels, B histogram bins,
 
 from normscope.records.base import SCHEMA, Numbers, Record, Table, plain
 from normscope.records.conversion import Change, Comparison, Converted, Left
+from normscope.records.difference import Difference, LayerDifference, StageDifference
 from normscope.records.inspection import (
     Batches,
     Collapse,
@@ -28,9 +29,11 @@ __all__ = [
     "Comparison",
     "Composition",
     "Converted",
+    "Difference",
     "Epoch",
     "Inspection",
     "Layer",
+    "LayerDifference",
     "Learning",
     "Left",
     "Lesson",
@@ -42,6 +45,7 @@ __all__ = [
     "Run",
     "RunConfig",
     "Stage",
+    "StageDifference",
     "StageMeasures",
     "StageName",
     "Sweep",
