@@ -1,7 +1,7 @@
 """normscope inspect."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -172,7 +172,7 @@ def _sources(
             held = getattr(made, "dataset", None)
             labels = getattr(made, "classes", None) or getattr(held, "classes", None)
             classes = tuple(map(str, labels)) if labels else None
-            images = len(held) if hasattr(held, "__len__") else None
+            images = len(held) if isinstance(held, Sized) else None
             return network, _own(made), classes, (name, data), images
         source = load(data)
     found = batches(source, batch_size)

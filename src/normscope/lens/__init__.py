@@ -5,3 +5,5 @@ from normscope.lens.compare import compare as compare
 from normscope.lens.one_pass import accumulate as accumulate
 from normscope.lens.one_pass import inspect as inspect
 from normscope.lens.one_pass import inspection as inspection
+from normscope.lens.watch import Watch as Watch
+from normscope.lens.watch import watch as watch
