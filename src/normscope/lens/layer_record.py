@@ -30,6 +30,7 @@ class _Reading:
         image: bool, channels of the joint measures that vary from image to image.
         directions: of those channels.
         rounding: see `measures.rounding_share`.
+        noise: rounding of a value over the deviation of its channel, in the worst channel.
     """
 
     def __init__(self, stage: Stage, precision: float) -> None:
@@ -43,6 +44,9 @@ class _Reading:
         self.directions = Directions.of(stage.scatter, self.image)
         used = joint_channels(len(values.mean))[self.image.cpu()]
         joint = Moments(values.count, values.mean[used], values.m2[used])
+        deviation = values.var(correction=0)[self.pixel].sqrt()
+        size = (deviation**2 + values.mean[self.pixel] ** 2).sqrt()
+        self.noise = precision * float((size / deviation).max()) if len(deviation) else 0.0
         self.rounding = measures.rounding_share(joint, var[self.image], precision)
 
     def measured(self, name: StageName, cut: float) -> StageMeasures:
@@ -136,7 +140,7 @@ def layer_record(name: str, layer: Followed) -> Layer:
         best_information=_numbers(torch.maximum(bits, best)),
         best_gate=_numbers(torch.where(better, tau, edges[edge])),
         signal=_signal(tally),
-        rounding=tally.precision,
+        rounding=max(readings[n].noise for n in AFFINE),
         notes=_notes(layer, readings["input"]),
     )
 

@@ -55,7 +55,7 @@ class Layer:
     best_information: Numbers = ()  # C: bits of the best single threshold on z
     best_gate: Numbers = ()  # C: that threshold, z
     signal: float = math.nan  # share of the class signal that the loader's batches would leave
-    rounding: float = 0.0  # relative rounding of the values that passed
+    rounding: float = 0.0  # of a value, over the deviation of its channel; in the worst channel
 
     def counts(self, k: int, channel: int) -> tuple[int, ...]:
         """The histogram of one class at one of `histogram_channels`."""

@@ -9,7 +9,7 @@ from normscope.report.bilingual import Text, said, several
 from normscope.report.story import percent
 
 TOLERANCE = 1e-5  # float32 rounding of a healthy layer stays far below this
-ROUNDINGS = 20  # of a value, where values are of half precision
+ROUNDINGS = 10  # beyond it: by so many roundings of the worst channel eta2 may differ
 NAMED = 3  # layers that a remark names; the others are counted
 
 # an activation must move J by more than rounding to be said to have raised it

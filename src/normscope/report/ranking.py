@@ -43,7 +43,7 @@ def ranking(inspection: Inspection) -> Table:
         cells = [
             Cell(layer.name, "name", link=f"layer-{place}"),
             Cell(str(place + 1), value=place + 1),
-            Cell(layer.activation or "-", "text"),
+            Cell(layer.activation or "-"),
         ]
         for name, show in COLUMNS.items():
             value = MEASURES[name](layer)
