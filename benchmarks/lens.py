@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -64,9 +64,9 @@ def stored(model: nn.Module, loader: Any) -> None:
         hook.remove()
 
 
-def timed(rounds: int, images: int) -> None:
+def timed(nets: Sequence[str], rounds: int, images: int) -> None:
     print(f"time, {images} images of 224 px in batches of {BATCH}, {rounds} rounds, median")
-    for name in NETS:
+    for name in nets:
         model, loader = network(name), list(batches(images, 224))
         ways = {
             "plain": lambda m=model, b=loader: plain(m, b),
@@ -92,9 +92,9 @@ def timed(rounds: int, images: int) -> None:
         )
 
 
-def memory() -> None:
+def memory(nets: Sequence[str]) -> None:
     print("memory, largest resident size of the process, MiB")
-    for name in NETS:
+    for name in nets:
         for images, side in ((100, 224), (1000, 64), (10_000, 64)):
             ways = ("plain", "lens", "hooks") if images <= 1000 else ("plain", "lens")
             sizes = {way: _peak(name, way, images, side) for way in ways}
@@ -121,6 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="?", default="all", choices=("all", "time", "memory", "one"))
     parser.add_argument("one", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--net", choices=NETS, help="one of the two networks; default both")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=100)
     given = parser.parse_args()
@@ -128,11 +129,12 @@ def main() -> None:
         name, way, images, side = given.one
         one(name, way, int(images), int(side))
         return
+    nets = NETS if given.net is None else (given.net,)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     if given.what in ("all", "time"):
-        timed(given.rounds, given.images)
+        timed(nets, given.rounds, given.images)
     if given.what in ("all", "memory"):
-        memory()
+        memory(nets)
 
 
 if __name__ == "__main__":

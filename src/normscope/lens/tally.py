@@ -16,7 +16,7 @@ from normscope.moments import Moments
 from normscope.records import StageName
 
 SAMPLE = 2048  # images whose features are kept for nearest-class-mean accuracy, at most
-SAMPLE_BYTES = 64 << 20  # that these features may take, over all layers
+SAMPLE_BYTES = 24 << 20  # that these features may take, over all layers
 JOINT = 512  # channels in the joint measures, exactly; a layer with more is thinned
 THINNED = 256  # to so many, evenly spaced
 FULL = 2**31 - 1  # what a cell of an int32 histogram holds
