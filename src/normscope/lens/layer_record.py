@@ -33,7 +33,7 @@ class _Reading:
         noise: rounding of a value over the deviation of its channel, in the worst channel.
     """
 
-    def __init__(self, stage: Stage, precision: float) -> None:
+    def __init__(self, stage: Stage, precision: float, like: "_Reading | None" = None) -> None:
         values = stage.moments.pool()
         mean, s_t, _ = measures.total(stage.scatter)
         var = s_t.diagonal()
@@ -41,7 +41,11 @@ class _Reading:
         self.pixel = measures.live_channels(values.mean, values.var(correction=0), precision)
         self.image = measures.live_channels(mean, var, precision)
         self.eta2 = measures.eta2(stage.moments).masked_fill(~self.pixel, torch.nan)
-        self.directions = Directions.of(stage.scatter, self.image)
+        # a scaled copy has the same: its channels are brought to variance 1 anyway
+        same = like is not None and torch.equal(like.image, self.image)
+        self.directions: Directions = (
+            like.directions if like and same else Directions.of(stage.scatter, self.image)
+        )
         used = joint_channels(len(values.mean))[self.image.cpu()]
         joint = Moments(values.count, values.mean[used], values.m2[used])
         deviation = values.var(correction=0)[self.pixel].sqrt()
@@ -98,7 +102,11 @@ def layer_record(name: str, layer: Followed) -> Layer:
     direction counts at all of them or at none.
     """
     tally, shown = layer.tally, layer.shown
-    readings = {n: _Reading(stage, tally.precision) for n, stage in stages_of(layer).items()}
+    readings: dict[StageName, _Reading] = {}
+    for stage_name, stage in stages_of(layer).items():
+        derived = stage_name not in tally.stages
+        like = readings["input"] if derived else None
+        readings[stage_name] = _Reading(stage, tally.precision, like)
     affine = measures.rank_cut(max(readings[n].rounding for n in AFFINE))
     cuts = {
         n: affine if n in AFFINE else measures.rank_cut(r.rounding) for n, r in readings.items()

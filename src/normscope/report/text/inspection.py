@@ -116,7 +116,7 @@ def _work(inspection: Inspection, lang: Lang) -> Table:
     for by, total in findings.work(inspection).items():
         table.add_row(
             say(lang, f"lens.work.{by}"),
-            *(f"{v:+.3f}" for v in (total.eta2, total.lda, total.nearest_mean)),
-            *(f"{v:+.2f}" for v in (total.separation, total.condition)),
+            *(f"{round(v, 3) + 0.0:+.3f}" for v in (total.eta2, total.lda, total.nearest_mean)),
+            *(f"{round(v, 2) + 0.0:+.2f}" for v in (total.separation, total.condition)),
         )
     return table
