@@ -136,7 +136,7 @@ def test_every_norm_is_found_and_paired(name: str, timm: Any) -> None:
             module.running_mean.normal_(0, 0.1, generator=draw)
             nn.init.uniform_(module.weight, 0.5, 1.5, generator=draw)
             nn.init.normal_(module.bias, 0, 0.3, generator=draw)
-    side = 224 if name.startswith("levit") else 32
+    side = 224 if name.startswith("levit") else 64
     x, y = torch.randn(4, 3, side, side, generator=draw), torch.arange(4) % 2
     before = tensors(model)
     seen = inspect(model, [(x, y)])

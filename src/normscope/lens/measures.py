@@ -181,7 +181,7 @@ def trace_quotient(within: Tensor, factor: Tensor) -> float:
 def cdnv(scatter: Scatter) -> float:
     """Class-distance normalised variance, mean over pairs of classes; NaN for one class.
 
-        (v_a + v_b) / (2 |mean_a - mean_b|^2),   v_k = tr Sigma_k
+        (v_a + v_b) / (2 distance(mean_a, mean_b)^2),   v_k = tr Sigma_k
 
     Source: Galanti, Gyorgy, Hutter 2022, "On the role of neural collapse in transfer learning".
     """

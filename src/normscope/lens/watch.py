@@ -24,13 +24,15 @@ DEAD = 1e-3  # a gate that fires less often than this, or more often than 1 - DE
 def watch(model: nn.Module, *, every: int = 100, to: Iterable[Sink] = ()) -> "Watch":
     """Measure the normalisation layers of `model` at every k-th training step.
 
+    It goes around the steps of a loop::
+
         watching = watch(model, every=100, to=[csv("norms.csv"), logged(wandb_run)])
         for x, y in loader:
             with watching.step(y):
                 ...  # forward, backward, optimizer.step()
 
     Between measured steps there are no hooks, no copies and no tensors: a step then costs one
-    comparison. At a measured step each layer yields these scalars, of one training batch:
+    comparison. At a measured step each layer yields these scalars, of one training batch::
 
         gamma_mean, gamma_off_one   mean of gamma; root mean square of gamma - 1
         beta_rms, gate              root mean square of beta; mean of |beta / gamma|
