@@ -40,17 +40,22 @@ def _global_state() -> tuple[object, ...]:
 
 
 @pytest.fixture(scope="session")
-def timm() -> Any:
-    """The timm package, with the operators that torchvision's compiled half would bring."""
-    for name in ("torchvision", "timm"):
-        if importlib.util.find_spec(name) is None:
-            assert "CI" not in os.environ, f"CI needs {name}"
-            pytest.skip(f"{name} is not installed")
-    if "timm" not in sys.modules:
+def torchvision_operators() -> None:
+    """The operators that torchvision's compiled half would bring, for what imports torchvision."""
+    if importlib.util.find_spec("torchvision") and "torchvision" not in sys.modules:
         fragment = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
             fragment.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _fragments.append(fragment)
+
+
+@pytest.fixture(scope="session")
+def timm(torchvision_operators: None) -> Any:
+    """The timm package."""
+    for name in ("torchvision", "timm"):
+        if importlib.util.find_spec(name) is None:
+            assert "CI" not in os.environ, f"CI needs {name}"
+            pytest.skip(f"{name} is not installed")
     return importlib.import_module("timm")
 
 

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 import normscope.report
 from normscope.lesson import best_thresholds, lesson
-from normscope.report import channels
+from normscope.report import channels, ranking
 from normscope.report.page import render_inspection, render_lesson, render_run
 from tests.pages import HOSTILE, NORMS, digits_inspection, made_up_run, worked_lesson
 from tests.test_page import renamed
@@ -380,7 +380,7 @@ def test_the_gate_moves_and_counts(open_page: Open) -> None:
     page = open_page("inspection")
     inspection = digits_inspection()
     layer = inspection.layers[0]
-    chosen = channels.choose(layer, inspection.counts)
+    chosen = channels.choose(layer)
     card = page.locator("[data-channel='0']")
     says, c = card.locator("[data-role=says]"), chosen[0].channel
 
@@ -425,6 +425,30 @@ def test_the_histogram_share_is_near_the_counted_one() -> None:
         assert abs(expected - fired[0]) <= counts[cut] / counts.sum() + 1e-12
 
 
+def test_the_index_sorts_and_opens_what_it_lists(open_page: Open) -> None:
+    page = open_page("inspection")
+    table = page.locator("table[data-sortable]")
+    inspection = digits_inspection()
+    places = [str(p + 1) for p in ranking.worst_first(inspection)]
+    column = "tbody td:nth-child(2)"
+    assert table.locator(column).all_inner_texts() == places
+    head = table.get_by_role("button", name="#")
+    head.focus()
+    page.keyboard.press("Enter")
+    assert table.locator(column).all_inner_texts() == sorted(places)
+    assert table.locator("th[aria-sort=ascending]").count() == 1
+    head.click()
+    assert table.locator(column).all_inner_texts() == sorted(places, reverse=True)
+    last = len(inspection.layers) - 1
+    target = page.locator(f"#layer-{last}")
+    assert target.get_attribute("open") is None
+    table.get_by_role("link", name=inspection.layers[last].name).click()
+    assert target.get_attribute("open") is not None
+    target.locator("[data-channel] svg").first.wait_for()
+    page.get_by_role("button", name="中文").click()
+    assert "J 增益" in table.inner_text()
+
+
 # --- the mathematics alone ---
 
 
@@ -466,6 +490,6 @@ def test_information_agrees_with_python(browser: Browser) -> None:
             f"([shares, counts]) => {{ {script}; return gateInformation(shares, counts) }}",
             [shares, list(counts)],
         )
-        expected = channels.gate_information(layer, counts, c)
+        expected = layer.gate_information[c]
         assert math.isclose(found, expected, abs_tol=1e-12)
     page.close()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import normscope
 from normscope import layers, lens
 from normscope.errors import InputError, ModelError
-from normscope.lens import accumulate, layer_record
+from normscope.lens import layer_record, sweep, tally
 from normscope.records import Inspection, Layer, StageMeasures
 from normscope.report import findings
 from normscope.report.messages import LANGUAGES, catalogue
@@ -132,6 +132,7 @@ def silu(y: Array) -> Array:
     return np.asarray(y / (1 + np.exp(-y)))
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
 @pytest.mark.parametrize(
     ("net", "name", "behind", "classes"),
     [
@@ -143,12 +144,15 @@ def silu(y: Array) -> Array:
 )
 def test_two_passes_over_stored_activations(
     request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
     digits: tuple[Tensor, Tensor],
     net: str,
     name: str,
     behind: Callable[[Array], Array],
     classes: int,
+    compiled: bool,
 ) -> None:
+    monkeypatch.setattr(sweep, "SMALL", 0 if compiled else 1 << 60)
     model = request.getfixturevalue(net)
     x, y = (t[digits[1] < classes] for t in digits)
     seen = lens.inspect(model, split(x, y, 100))
@@ -228,12 +232,10 @@ def same(one: Inspection, two: Inspection) -> None:
     assert [layer.notes for layer in one.layers] == [layer.notes for layer in two.layers]
 
 
-def test_a_sample_and_small_chunks_do_not_depend_on_batches_either(
+def test_a_sample_does_not_depend_on_batches_either(
     digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accumulate, "SAMPLE", 50)
-    monkeypatch.setattr(layer_record, "SAMPLE", 50)
-    monkeypatch.setattr(accumulate, "CHUNK", 1000)
+    monkeypatch.setattr(tally, "SAMPLE", 50)
     model = nn.Sequential(nn.BatchNorm1d(64), nn.ReLU()).double()
     x, y = digits[0][:400].double(), digits[1][:400]
     seen = lens.inspect(model, split(x, y, 33, seed=5))
@@ -357,7 +359,7 @@ def test_outer_bins_hold_what_lies_beyond() -> None:
 def test_many_channels_are_thinned(
     digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accumulate, "JOINT", 9)
+    monkeypatch.setattr(tally, "JOINT", 9)
     monkeypatch.setattr(layer_record, "JOINT", 9)
     model = nn.Sequential(nn.Linear(64, 33), nn.BatchNorm1d(33))
     seen = lens.inspect(model, split(*digits, 300))
@@ -366,7 +368,7 @@ def test_many_channels_are_thinned(
     assert len(layer.stages[0].eta2) == 33
     assert layer.invariance < 1e-6
     assert layer.notes == ("lens.note.joint_channels",)
-    kept = accumulate.joint_channels(33).tolist()
+    kept = tally.joint_channels(33).tolist()
     assert kept == [0, 4, 8, 12, 16, 20, 24, 28, 32]
     chosen = nn.Sequential(nn.Linear(64, 9), nn.BatchNorm1d(9))
     chosen[0].load_state_dict({"weight": model[0].weight[kept], "bias": model[0].bias[kept]})
@@ -541,8 +543,11 @@ def test_no_trace_also_where_the_loader_raises(
     if problem is None:
         lens.inspect(mlp, loader())
     else:
-        with pytest.raises(type(problem)):
+        expected = KeyboardInterrupt if isinstance(problem, KeyboardInterrupt) else InputError
+        with pytest.raises(expected) as raised:
             lens.inspect(mlp, loader())
+        if expected is InputError:
+            assert str(raised.value) == "the loader failed after 2 batches: OSError: disk"
     assert model_state(mlp) == before
     mlp[1].train()
 

@@ -18,7 +18,7 @@ import pytest
 import normscope.report
 from normscope.lesson import lesson
 from normscope.records import Inspection, Layer, Member, Run, StageMeasures
-from normscope.report import channels, tables, verdict
+from normscope.report import channels, ranking, tables, verdict
 from normscope.report.charts.training import quantiles
 from normscope.report.messages import LANGUAGES, Lang, catalogue
 from normscope.report.page import render_inspection, render_lesson, render_run
@@ -181,7 +181,7 @@ def test_messages_are_whole_and_used() -> None:
     code = "\n".join(p.read_text(encoding="utf-8") for p in sources)
     own = {k: v for k, v in catalogue().items() if k.startswith(("page.", "live."))}
     built: tuple[str, ...] = tuple(
-        f"page.{part}." for part in ("head", "norm", "status", "stage", "measure")
+        f"page.{part}." for part in ("head", "norm", "status", "stage", "measure", "rank")
     )
     built = (*built, "page.series.", "page.play.", "live.")
     for key, texts in own.items():
@@ -293,6 +293,7 @@ def test_many_classes_and_layers_are_sampled_and_it_says_so() -> None:
     few = replace(
         layer,
         channels=2,
+        histogram_channels=(0, 1),
         gamma=layer.gamma[:2],
         stages=tuple(replace(s, eta2=s.eta2[:2]) for s in layer.stages),
         bin_edges=(-1.0, 0.0, 1.0),
@@ -312,8 +313,54 @@ def test_many_classes_and_layers_are_sampled_and_it_says_so() -> None:
     assert len(html) < 2_500_000
     assert "9980 more classes" in page.text
     assert "36 more layers" in page.text
-    assert "40 more rows" in page.text  # 60 layers, 4 measures each, 200 rows shown
+    assert "The stages of each layer are listed in its details below" in page.text
     assert len(page.data["channels"][0]["classes"]) == channels.CLASSES
+
+
+def test_160_layers_stay_usable() -> None:
+    """As many layers as a large network has, wide ones, ten classes."""
+    layer = digits_inspection().layers[0]
+    draw = np.random.default_rng(0)
+    wide = tuple(
+        replace(
+            layer,
+            name=f"stage{i // 40}.block{i % 40}.norm",
+            stages=tuple(
+                replace(s, lda_fraction=float(draw.uniform()), separation=float(draw.uniform()))
+                for s in layer.stages
+            ),
+        )
+        for i in range(160)
+    )
+    deep = replace(digits_inspection(), layers=wide)
+    html = render_inspection(deep, "en")
+    page = Parsed(html)
+    assert len(html.encode()) < 5_000_000
+    assert "136 more layers" in page.text
+    details = [a["id"] for tag, a in page.elements if tag == "details" and a.get("id")]
+    assert details == [f"layer-{i}" for i in range(160)]
+    links = [a["href"] for tag, a in page.elements if tag == "a" and "layer-" in str(a.get("href"))]
+    worst = sorted(range(160), key=lambda i: ranking.gained(wide[i]))
+    assert links == [f"#layer-{i}" for i in worst]
+    assert ranking.pictured(deep, 24) == sorted([*worst[:12], *worst[-12:]])
+    assert len(page.data["channels"]) == 24 * 2 * channels.EACH
+
+
+def test_the_rank_counts_idle_gates_and_leaves_the_unknown_last() -> None:
+    inspection = digits_inspection()
+    layer = inspection.layers[0]
+    idle = replace(layer, channels=3, firing=((0.0, 0.5, 1.0), (5e-4, 0.5, 0.9995)))
+    assert ranking.idle(idle) == pytest.approx(2 / 3)
+    unknown = replace(layer, stages=tuple(nan_everywhere(s) for s in layer.stages))
+    lost, won = (
+        replace(layer, stages=(replace(layer.stages[0], lda_fraction=j), *layer.stages[1:]))
+        for j in (1.0, 0.0)
+    )
+    three = replace(inspection, layers=(unknown, won, lost))
+    assert ranking.worst_first(three) == [2, 1, 0]
+    rows = ranking.ranking(three).rows
+    assert [row[3].style for row in rows] == ["changed", "", ""]
+    assert rows[2][3].text == "-"
 
 
 def test_a_lesson_of_many_classes() -> None:
@@ -392,17 +439,17 @@ def test_gate_information_is_mutual_information() -> None:
         joint = np.array(counts) / sum(counts) * np.stack([open_share, 1 - open_share])
         apart = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
         expected = sum(joint[joint > 0] * np.log2((joint / apart)[joint > 0]))
-        assert channels.gate_information(layer, counts, c) == pytest.approx(expected, abs=1e-12)
+        assert layer.gate_information[c] == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_chosen_channels_are_the_ends_of_the_ranking() -> None:
-    layer, counts = digits_inspection().layers[0], digits_inspection().counts
-    scores = [channels.gate_information(layer, counts, c) for c in range(layer.channels)]
-    chosen = channels.choose(layer, counts)
+    layer = digits_inspection().layers[0]
+    scores = [layer.gate_information[c] for c in range(layer.channels)]
+    chosen = channels.choose(layer)
     assert sorted(scores)[-2:] == sorted(c.score for c in chosen if c.best)
     assert sorted(scores)[:2] == sorted(c.score for c in chosen if not c.best)
-    one = replace(layer, channels=1)
-    assert [c.channel for c in channels.choose(one, counts)] == [0]
+    one = replace(layer, channels=1, histogram_channels=(0,))
+    assert [c.channel for c in channels.choose(one)] == [0]
 
 
 def test_quantiles_are_those_of_numpy() -> None:
@@ -412,7 +459,7 @@ def test_quantiles_are_those_of_numpy() -> None:
 
 
 def test_the_index_locks_what_an_affine_map_cannot_change() -> None:
-    index = tables.layer_index(digits_inspection())
+    index = tables.layer_index(digits_inspection().layers)
     locked = {row[1].icon for row in index.rows for cell in row if cell.style == "locked"}
     assert locked == {"lock"}
     first = index.rows[0]

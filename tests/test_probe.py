@@ -387,3 +387,118 @@ def test_culprit_is_the_innermost_module() -> None:
     with pytest.raises(RuntimeError) as raised:
         model(torch.ones(1, 3))
     assert probe.culprit(model, raised.value) == "layer 1.0 (Linear)"
+
+
+class Swish(nn.Module):
+    """Somebody's own activation: a function inside it is not all of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.sigmoid()
+
+
+class InsideSwish(nn.BatchNorm1d):
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.act = Swish()
+
+    def forward(self, input: Tensor) -> Tensor:
+        y: Tensor = self.act(super().forward(input))
+        return y
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_activation_module_of_ones_own_is_taken_whole(inside: bool) -> None:
+    norm = InsideSwish() if inside else None
+    model, x = Around(nn.Identity() if inside else Swish(), norm), torch.randn(5, 3)
+    seen = watched(model, x)
+    model.eval()
+    plain = nn.BatchNorm1d(4).eval()
+    plain.load_state_dict(model.bn.state_dict())
+    y = plain(model.first(x))
+    ((_, _, after),) = seen.normed_calls
+    ((_, name, activated),) = seen.activated_calls
+    assert name == "swish"
+    torch.testing.assert_close(after, y)
+    torch.testing.assert_close(activated, F.silu(y))
+
+
+COPIES: dict[str, Map] = {
+    "clone": lambda y: y.clone(),
+    "strides": lambda y: y.t().contiguous().t(),
+    "detach": lambda y: y.detach(),
+    "bfloat16 and back": lambda y: y.double().float(),
+}
+
+
+@pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES.keys())
+@pytest.mark.parametrize("act", [F.relu, nn.ReLU(inplace=True), Swish()], ids=str)
+def test_execution_order_pairs_what_was_copied(copy: Map, act: Map) -> None:
+    seen = watched(Around(lambda y: act(copy(y))), torch.randn(40, 3))
+    assert [norm for norm, _, _ in seen.activated_calls] == ["bn"]
+    changed = watched(Around(lambda y: act(copy(y) + 1)), torch.randn(40, 3))
+    assert changed.activated_calls == []
+
+
+def test_names_without_wrappers() -> None:
+    inner = Around(F.relu)
+    wrapped = nn.DataParallel(inner)
+    compiled = torch.compile(wrapped, backend="eager")
+    part = nn.Sequential(nn.Linear(3, 4), torch.compile(nn.BatchNorm1d(4), backend="eager"))  # type: ignore[call-overload]
+    for model in (inner, wrapped, compiled):
+        assert [norm.name for norm in probe.find_norms(model)] == ["bn"]
+        assert probe.bare(model) is inner
+    assert [norm.name for norm in probe.find_norms(part)] == ["1"]
+    failing = torch.compile(nn.Sequential(nn.Linear(3, 3), nn.Linear(4, 3)), backend="eager")
+    with pytest.raises(RuntimeError) as raised:
+        probe.bare(failing)(torch.ones(1, 3))
+    assert probe.culprit(failing, raised.value) == "layer 1 (Linear)"
+
+
+def test_a_compiled_model_is_observed_as_it_was_written() -> None:
+    traced: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        traced.append(len(inputs))
+        return graph.forward
+
+    model = Around(nn.ReLU())
+    model.bn = torch.compile(model.bn, backend=backend)  # type: ignore[assignment]
+    whole, x = torch.compile(model, backend=backend), torch.randn(5, 3)
+    recorder = Recorder()
+    with probe.untouched(whole), probe.observe(whole, probe.find_norms(whole), recorder):
+        whole(x)
+    assert [name for name, _, _ in recorder.normed_calls] == ["bn"]
+    assert [name for _, name, _ in recorder.activated_calls] == ["relu"]
+    assert not traced
+    with torch.no_grad():
+        whole(x)
+    assert traced  # and compiles again afterwards
+    torch.compiler.reset()
+
+
+def test_norms_that_are_nobodys_classes() -> None:
+    class RmsNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = x * x.square().mean(-1, keepdim=True).rsqrt() * self.weight
+            return y
+
+    (norm,) = probe.find_norms(nn.Sequential(RmsNorm(), nn.Linear(3, 3)))
+    assert norm.skipped == "lens.skip.per_sample"
+
+
+def test_grad_flags_come_back() -> None:
+    class Unfreezes(Twice):
+        def forward(self, x: Tensor) -> Tensor:
+            self.bn.weight.requires_grad_(False)
+            self.bn.bias.requires_grad_(True)
+            return super().forward(x)
+
+    model = Unfreezes()
+    model.bn.bias.requires_grad_(False)
+    watched(model, torch.randn(3, 3))
+    assert model.bn.weight.requires_grad
+    assert not model.bn.bias.requires_grad

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import normscope
 from normscope.conversion import convert
 from normscope.lens import inspect
+from normscope.report import findings
 
 ARCHITECTURES = [
     "resnet18", "resnet26d", "resnext26ts", "seresnet18", "resnetblur18", "efficientnet_b0",
@@ -83,3 +84,72 @@ def test_frozen_and_conditional_keep_what_timm_runs_behind(name: str, timm: Any)
     if name == "tinynet_e":
         with pytest.raises(normscope.ModelError, match="runs modules drop and act of its own"):
             convert(model, "conditional", num_conditions=2)
+
+
+def stored_pairs(model: nn.Module, x: Tensor) -> dict[str, str | None]:
+    """Norm layer -> name of the activation module that took just its output, from stored values.
+
+    Independent of the lens: every output of a norm and every input of an activation is kept, and
+    those that are equal belong together. timm's norms with an activation inside name it.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    outputs: dict[str, Tensor] = {}
+    found: dict[str, str | None] = {}
+    hooks = []
+
+    def norm_ends(module: nn.Module, args: Any, output: Tensor) -> None:
+        outputs[names[module]] = output.clone()
+        act = getattr(module, "act", None)
+        found[names[module]] = None if act is None else activation_name(act)
+
+    def activation_begins(module: nn.Module, args: Any) -> None:
+        for name, output in outputs.items():
+            if found[name] is None and torch.equal(output, args[0]):
+                found[name] = activation_name(module)
+
+    for module in model.modules():
+        if hasattr(module, "running_mean"):
+            hooks.append(module.register_forward_hook(norm_ends))
+        elif activation_name(module):
+            hooks.append(module.register_forward_pre_hook(activation_begins))
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def activation_name(module: nn.Module) -> str | None:
+    """What torch calls the function of an activation module."""
+    known = {"relu": "relu", "silu": "silu", "swish": "silu", "gelu": "gelu", "sigmoid": "sigmoid"}
+    known |= {"hardswish": "hardswish", "relu6": "hardtanh", "hardsigmoid": "hardsigmoid"}
+    name = type(module).__name__.lower().removesuffix("me")
+    return known.get(name)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_norm_is_found_and_paired(name: str, timm: Any) -> None:
+    model = timm.create_model(name, pretrained=False, num_classes=5)
+    draw = torch.Generator().manual_seed(0)
+    for module in model.modules():  # fresh statistics and gamma 0 would hide mistakes
+        if hasattr(module, "running_mean"):
+            module.running_mean.normal_(0, 0.1, generator=draw)
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=draw)
+            nn.init.normal_(module.bias, 0, 0.3, generator=draw)
+    side = 224 if name.startswith("levit") else 64
+    x, y = torch.randn(4, 3, side, side, generator=draw), torch.arange(4) % 2
+    before = tensors(model)
+    seen = inspect(model, [(x, y)])
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+    norms = [n for n, m in model.named_modules() if isinstance(m, kinds)]
+    assert {layer.name.partition("#")[0] for layer in seen.layers} | set(seen.skipped) == set(norms)
+    # its linear layers fold positions into the batch; a layer norm is no map per channel
+    skips = {"levit_128s": {"lens.skip.other_batch"}, "efficientvit_b0": {"lens.skip.per_sample"}}
+    assert set(seen.skipped.values()) == skips.get(name, set())
+    assert seen.invariance < 1e-2
+    assert all(layer.invariance < findings.tolerance(layer) for layer in seen.layers)
+    paired = {layer.name: layer.activation for layer in seen.layers}
+    expected = {n: a for n, a in stored_pairs(model.eval(), x).items() if n not in seen.skipped}
+    assert {n: a for n, a in paired.items() if "#" not in n} == expected

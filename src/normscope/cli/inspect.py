@@ -1,49 +1,105 @@
 """normscope inspect."""
 
 import sys
+from collections.abc import Iterable, Sized
+from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from normscope.cli.app import LOCALE, Json, LangOption, known_language, tell
+from normscope.cli.app import LOCALE, Json, LangOption, known_language, progress_bar, tell
+from normscope.errors import FileError, InputError
+from normscope.files import shown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from normscope.lens import Accumulation
+    from normscope.records import Inspection
 
 
 def inspect(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="For --merge and --compare: what --save wrote.")
+    ] = None,
     model: Annotated[
         str,
         typer.Option(help="pkg.module:factory, path/file.py:factory, timm:NAME, or a run folder."),
-    ],
+    ] = "",
     weights: Annotated[
         Path | None, typer.Option(help="safetensors or a weights-only file.")
     ] = None,
-    data: Annotated[str, typer.Option(help="As for train.")] = "digits",
+    data: Annotated[
+        str, typer.Option(help="As for train; a factory may also return a loader of batches.")
+    ] = "digits",
     batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="Write the record here, and all that was counted beside it."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the pass that --save began.")
+    ] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Put passes over parts of the data together.")
+    ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Show what differs between two passes.")
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
     as_json: Json = False,
     lang: LangOption = LOCALE,
 ) -> None:
     """What each normalisation layer of a model does to each class of a data set, in one pass."""
     language = known_language(lang)
-    from normscope.lens import inspect as look
-    from normscope.train import fit
-    from normscope.train.data import batches, load
+    if bool(model) + merge + compare != 1 or bool(files) != (merge or compare):
+        raise InputError("give --model, or --merge with files, or --compare with two files")
+    if compare:
+        from normscope.report.text import print_difference
 
-    if Path(model).is_dir():
-        run, network, source = fit.load_run(Path(model))
-        name = f"{run.config.net}, {run.config.norms[0]}"
-    else:
-        from normscope.weights import load_model
+        record = _difference(files or [])
+        if as_json:
+            sys.stdout.write(record.to_json() + "\n")
+        else:
+            print_difference(record, language, Console())
+        return
+    if save is not None and save.suffix != ".json":
+        raise InputError(f"--save is {shown(save)}; name a .json file")
+    if resume and save is None:
+        raise InputError("--resume needs --save, the file that the pass was begun with")
+    from normscope.lens import inspection, storage
+    from normscope.train import ranks
 
-        network, source, name = load_model(model, weights), load(data), model
-    record = look(
-        network,
-        batches(source, batch_size),
-        classes=source.classes,
-        model_name=name,
-        data_name=source.name,
-    )
+    stopped = False
+    with ranks.world() as rank:
+        if merge:
+            seen = _merged(files or [])
+        else:
+            seen, stopped = _passed(
+                model, weights, data, batch_size, save if resume else None, as_json
+            )
+            if ranks.size() > 1:
+                seen.all_reduce()
+    if rank > 0:  # rank 0 writes and tells
+        raise typer.Exit(130 if stopped else 0)
+    if save is not None:
+        seen.save(save.with_suffix(storage.SUFFIX))
+    found = inspection(seen)
+    if save is not None:
+        from normscope.files import write_whole
+
+        write_whole(save, found.to_json())
+    _show(found, html, as_json, language)
+    if save is not None:
+        tell(language, "cli.saved", path=save)
+    if stopped:
+        tell(language, "cli.inspect.stopped", images=sum(found.counts))
+        raise typer.Exit(130)
+
+
+def _show(record: "Inspection", html: Path | None, as_json: bool, language: Any) -> None:
     if html is not None:
         from normscope.files import write_whole
         from normscope.report.page import render_inspection
@@ -57,3 +113,118 @@ def inspect(
         print_inspection(record, language, Console())
     if html is not None:
         tell(language, "cli.page", path=html)
+
+
+def _passed(
+    model: str, weights: Path | None, data: str, batch_size: int, resume: Path | None, quiet: bool
+) -> tuple["Accumulation", bool]:
+    """What passed, and whether Ctrl-C came before the end."""
+    from normscope.lens import Accumulation, accumulate
+    from normscope.train import ranks
+
+    network, batches, classes, names, total = _sources(model, weights, data, batch_size)
+    seen = Accumulation(*names, classes)
+    if resume is not None:
+        seen = _loaded(resume)
+        if (seen.model, seen.data, seen.classes) != (*names, classes):
+            raise InputError(
+                f"{shown(resume)} was begun with {seen.model} on {seen.data}; give the same, "
+                "or another --save"
+            )
+    if resume is not None and ranks.size() > 1:
+        raise InputError("--resume continues a pass of one process; start it without torchrun")
+    if batches == []:
+        return seen, False
+    with progress_bar(quiet) as progress:
+
+        def show(images: int) -> None:
+            progress(images, total, names[0])
+            if ranks.asked_to_stop():
+                raise KeyboardInterrupt
+
+        show(int(seen.counts.sum()))
+        try:
+            accumulate(network, batches, into=seen, on_progress=show)
+        except KeyboardInterrupt:
+            if int((seen.counts > 0).sum()) < 2 or seen.torn:
+                raise
+            return seen, True
+    return seen, False
+
+
+def _sources(
+    model: str, weights: Path | None, data: str, batch_size: int
+) -> tuple["nn.Module", Iterable[Any], tuple[str, ...] | None, tuple[str, str], Any]:
+    """Model, batches of this rank, class names, what both are called, and how many images."""
+    from normscope.train.data import Data, batches, load
+
+    if Path(model).is_dir():
+        from normscope.train import fit
+
+        run, network, source = fit.load_run(Path(model))
+        name = f"{run.config.net}, {run.config.norms[0]}"
+    else:
+        from normscope.weights import load_model
+
+        network, name = load_model(model, weights), model
+        made = _loader(data)
+        if made is not None and not isinstance(made, (Data, tuple)):
+            held = getattr(made, "dataset", None)
+            labels = getattr(made, "classes", None) or getattr(held, "classes", None)
+            classes = tuple(map(str, labels)) if labels else None
+            images = len(held) if isinstance(held, Sized) else None
+            return network, _own(made), classes, (name, data), images
+        source = load(data)
+    found = batches(source, batch_size)
+    total = len(source.test_x)
+    return network, _own(found), source.classes, (name, source.name), total
+
+
+def _loader(data: str) -> Any:
+    """What a factory of data makes, if it is one and gives batches; None for all else."""
+    from normscope.factories import made
+    from normscope.train.data import Data
+    from normscope.train.sources import is_factory
+
+    if not is_factory(data):
+        return None
+    place, _, name = data.rpartition(":")
+    value = made(place, name, finished=(Data,))
+    return value if hasattr(value, "__iter__") and not isinstance(value, (tuple, list)) else None
+
+
+def _own(batches: Iterable[Any]) -> list[Any] | Iterable[Any]:
+    """Every rank takes its turn; a rank for which there is none gets an empty list."""
+    from normscope.train import ranks
+
+    if ranks.size() == 1:
+        return batches
+    mine = islice(batches, ranks.rank(), None, ranks.size())
+    first = next(mine, None)
+    return [] if first is None else chain([first], mine)
+
+
+def _loaded(path: Path) -> "Accumulation":
+    from normscope.lens import Accumulation
+    from normscope.lens.storage import beside
+
+    return Accumulation.load(beside(path))
+
+
+def _merged(files: list[Path]) -> "Accumulation":
+    first, *rest = map(_loaded, files)
+    for other in rest:
+        first.merge(other)
+    return first
+
+
+def _difference(files: list[Path]) -> Any:
+    from normscope.files import read_text
+    from normscope.lens import compare
+    from normscope.records import Inspection
+
+    if len(files) != 2:
+        raise InputError(f"--compare needs two files, not {len(files)}")
+    if any(file.suffix != ".json" for file in files):
+        raise FileError("--compare reads the .json records that --save wrote")
+    return compare(*(Inspection.from_json(read_text(file, "inspection")) for file in files))

@@ -1,3 +1,9 @@
 """One pass over a model and its data: what every normalisation layer did to every class."""
 
-from normscope.lens.inspection import inspect as inspect
+from normscope.lens.accumulation import Accumulation as Accumulation
+from normscope.lens.compare import compare as compare
+from normscope.lens.one_pass import accumulate as accumulate
+from normscope.lens.one_pass import inspect as inspect
+from normscope.lens.one_pass import inspection as inspection
+from normscope.lens.watch import Watch as Watch
+from normscope.lens.watch import watch as watch

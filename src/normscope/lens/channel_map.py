@@ -19,12 +19,17 @@ class ChannelMap:
     beta: Tensor
     eps: float
 
-    def normalise(self, x: Tensor) -> Tensor:
-        """Return z of x (N, C, *S), float64."""
-        shape = (-1, x.shape[1], *[1] * (x.dim() - 2))
+    def cpu(self) -> "ChannelMap":
+        """The same on the CPU."""
+        return ChannelMap(
+            self.mean.cpu(), self.var.cpu(), self.gamma.cpu(), self.beta.cpu(), self.eps
+        )
+
+    @property
+    def rstd(self) -> Tensor:
+        """1 / sqrt(var + eps)."""
         # a checkpoint may hold a variance below zero; the layer itself takes it for zero
-        rstd = (self.var.clamp(min=0) + self.eps).rsqrt()
-        return (x.double() - self.mean.reshape(shape)) * rstd.reshape(shape)
+        return (self.var.clamp(min=0) + self.eps).rsqrt()
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +55,11 @@ class Part:
     def of(self, values: Tensor) -> Tensor:
         """The rows of `values` (N, ...) that belong to this part."""
         return values if self.rows is None else values[self.rows]
+
+    @property
+    def gated(self) -> bool:
+        """Whether all images meet the same gate."""
+        return not (self.mixed and self.used.gamma.dim() == 2)
 
 
 def parts(call: Call) -> Iterator[Part]:

@@ -6,20 +6,34 @@ Axes are written in the field comments: K classes, C channels, B histogram bins,
 
 from normscope.records.base import SCHEMA, Numbers, Record, Table, plain
 from normscope.records.conversion import Change, Comparison, Converted, Left
-from normscope.records.inspection import Inspection, Layer, StageMeasures, StageName
+from normscope.records.difference import Difference, LayerDifference, StageDifference
+from normscope.records.inspection import (
+    Batches,
+    Collapse,
+    Inspection,
+    Layer,
+    StageMeasures,
+    StageName,
+    Work,
+    WorkName,
+)
 from normscope.records.lesson import ClassValues, Composition, Learning, Lesson, Posterior, Stage
 from normscope.records.run import Epoch, Member, Row, Run, RunConfig, Sweep, Trace
 
 __all__ = [
     "SCHEMA",
+    "Batches",
     "Change",
     "ClassValues",
+    "Collapse",
     "Comparison",
     "Composition",
     "Converted",
+    "Difference",
     "Epoch",
     "Inspection",
     "Layer",
+    "LayerDifference",
     "Learning",
     "Left",
     "Lesson",
@@ -31,10 +45,13 @@ __all__ = [
     "Run",
     "RunConfig",
     "Stage",
+    "StageDifference",
     "StageMeasures",
     "StageName",
     "Sweep",
     "Table",
     "Trace",
+    "Work",
+    "WorkName",
     "plain",
 ]

@@ -1,11 +1,13 @@
 """What the lens saw of a model."""
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from normscope.records.base import Numbers, Record, Table
 
 StageName = Literal["input", "normalised", "scaled_shifted", "activated"]
+WorkName = Literal["weights", "normalisation", "gamma_beta", "activation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,9 @@ class StageMeasures:
     nearest_mean_accuracy: float  # share of images whose nearest class mean is their own
     condition: float  # largest / smallest eigenvalue of S_T
     rank: int  # eigenvalues of S_T that count
+    separation: float = math.nan  # D = tr(S_W S_B^+), per image
+    cdnv: float = math.nan  # class-distance normalised variance, mean over pairs of classes
+    condition_eta2: float = math.nan  # eta2_mean with the condition (domain) in place of the class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +44,64 @@ class Layer:
     class_mean: Table  # K x C, input stage
     class_var: Table  # K x C, input stage, population variance
     bin_edges: Numbers  # B + 1, z-units; the first and last bin also hold what lies beyond
-    histogram: tuple[tuple[tuple[int, ...], ...], ...]  # K x C x B counts of z per class
+    histogram: tuple[tuple[tuple[int, ...], ...], ...]  # K x H x B counts of z per class
     gate: Numbers  # C: y > 0 where z > gate = -beta/gamma (below it where gamma < 0)
     firing: Table  # K x C: share of values with y > 0, counted on y itself
     invariance: float  # largest difference of eta2 and J between input, normalised, scaled
     notes: tuple[str, ...] = ()  # message keys of what the reader of this layer should know
+    histogram_channels: tuple[int, ...] = ()  # H: the channels that `histogram` holds
+    information: Numbers = ()  # C: bits that the bin of z tells about the class
+    gate_information: Numbers = ()  # C: bits that [y > 0] tells about the class
+    best_information: Numbers = ()  # C: bits of the best single threshold on z
+    best_gate: Numbers = ()  # C: that threshold, z
+    signal: float = math.nan  # share of the class signal that the loader's batches would leave
+    rounding: float = 0.0  # of a value, over the deviation of its channel; in the worst channel
+
+    def counts(self, k: int, channel: int) -> tuple[int, ...]:
+        """The histogram of one class at one of `histogram_channels`."""
+        return self.histogram[k][self.histogram_channels.index(channel)]
+
+    def efficiency(self, channel: int) -> float:
+        """Gate information over that of the best threshold, in [0, 1]; NaN where that is 0."""
+        best = self.best_information[channel]
+        return self.gate_information[channel] / best if best > 0 else math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one step of the network changed: each measure after it, less before it."""
+
+    layer: str
+    by: WorkName  # "weights" is everything between the layer before and this one
+    eta2: float
+    lda: float
+    nearest_mean: float
+    separation: float  # log10 of D after / before: below 0 the classes moved apart
+    condition: float  # log10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collapse:
+    """The neural-collapse set at the last layer; 0 is collapsed, except agreement, where 1 is."""
+
+    layer: str
+    within: float  # NC1: tr(S_W S_B^+) / K
+    within_unweighted: float  # the same with every class weighing as much
+    norms: float  # NC2: std / mean of the distances of the class means from their centre
+    angles: float  # NC2: mean |cos + 1/(K-1)|
+    simplex: float  # NC2: distance from a simplex
+    duality: float  # NC3: distance of the head from the class means; NaN without a linear head
+    agreement: float  # NC4: share of images where head and nearest class mean agree
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """What the loader's batches would do to the class signal if each normalised itself."""
+
+    count: int
+    size: float  # m, mean
+    excess: float  # r: how much more often than by chance two images of a batch share a class
+    predicted: float  # (1 - r)(1 - 1/m): share of the class signal left; measured: Layer.signal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,4 +115,7 @@ class Inspection(Record):
     counts: tuple[int, ...]  # K images
     layers: tuple[Layer, ...]
     invariance: float  # largest over the layers; the lens's own self-test
+    batches: Batches | None = None
+    work: tuple[Work, ...] = ()
+    collapse: Collapse | None = None
     skipped: dict[str, str] = field(default_factory=dict)  # layer name -> message key of why

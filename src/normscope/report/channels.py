@@ -19,32 +19,14 @@ class Chosen:
     score: float  # bits where the layer has a gate, otherwise eta squared
 
 
-def gate_information(layer: Layer, counts: tuple[int, ...], channel: int) -> float:
-    """Mutual information in bits between the class and whether the gate is open.
-
-    I = H(sum_k p_k f_k) - sum_k p_k H(f_k), f_k the firing share of class k, p_k its share of
-    the images; NaN where no class has values.
-    """
-    shares = [row[channel] for row in layer.firing]
-    known = [(f, n) for f, n in zip(shares, counts, strict=True) if n and math.isfinite(f)]
-    total = sum(n for _, n in known)
-    if not total:
-        return math.nan
-    together = sum(f * n for f, n in known) / total
-    return _entropy(together) - sum(_entropy(f) * n for f, n in known) / total
-
-
-def choose(layer: Layer, counts: tuple[int, ...]) -> list[Chosen]:
+def choose(layer: Layer) -> list[Chosen]:
     """The channels whose gate tells most about the class, and those whose gate tells least.
 
     Where no activation follows, the between-class share of the variance ranks instead.
     """
-    if layer.activation is None:
-        scores = list(layer.stages[0].eta2)
-    else:
-        scores = [gate_information(layer, counts, c) for c in range(layer.channels)]
+    scores = layer.stages[0].eta2 if layer.activation is None else layer.gate_information
     ranked = sorted(
-        (c for c in range(layer.channels) if math.isfinite(scores[c])),
+        (c for c in layer.histogram_channels if math.isfinite(scores[c])),
         key=lambda c: (-scores[c], c),
     )
     best = ranked[:EACH]
@@ -74,14 +56,8 @@ def drawing(layer: Layer, chosen: Chosen, inspection: Inspection) -> dict[str, A
         "eps": layer.eps,
         "activation": layer.activation,
         "edges": layer.bin_edges,
-        "counts": [layer.histogram[k][c] for k in classes],
+        "counts": [layer.counts(k, c) for k in classes],
         "firing": [layer.firing[k][c] for k in classes],
         "weights": [inspection.counts[k] for k in classes],
         "classes": [inspection.classes[k] for k in classes],
     }
-
-
-def _entropy(p: float) -> float:
-    if p <= 0 or p >= 1:
-        return 0.0
-    return -p * math.log2(p) - (1 - p) * math.log2(1 - p)

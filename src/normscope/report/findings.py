@@ -4,11 +4,12 @@ import math
 from collections.abc import Iterable
 from statistics import fmean
 
-from normscope.records import Inspection, Layer, StageMeasures
-from normscope.report.bilingual import Text, said
+from normscope.records import Inspection, Layer, StageMeasures, Work, WorkName
+from normscope.report.bilingual import Text, said, several
 from normscope.report.story import percent
 
 TOLERANCE = 1e-5  # float32 rounding of a healthy layer stays far below this
+ROUNDINGS = 10  # beyond it: by so many roundings of the worst channel eta2 may differ
 NAMED = 3  # layers that a remark names; the others are counted
 
 # an activation must move J by more than rounding to be said to have raised it
@@ -20,8 +21,8 @@ def verdict(inspection: Inspection) -> list[Text]:
     layers = [layer for layer in inspection.layers if not math.isnan(layer.invariance)]
     if not layers:
         return [said("lens.verdict.untested")]
-    worst = max(layers, key=lambda layer: layer.invariance)
-    if worst.invariance > TOLERANCE:
+    worst = max(layers, key=lambda layer: layer.invariance / tolerance(layer))
+    if worst.invariance > tolerance(worst):
         shown = f"{worst.invariance:.1g}"
         return [said("lens.verdict.broken", layer=worst.name, difference=shown)]
     said_so = [said("lens.verdict.held", layers=len(layers))]
@@ -31,10 +32,65 @@ def verdict(inspection: Inspection) -> list[Text]:
     return [*said_so, *_changed(layers)]
 
 
+def tolerance(layer: Layer) -> float:
+    """How far eta2 and J may differ by rounding alone."""
+    return max(TOLERANCE, ROUNDINGS * layer.rounding)
+
+
 def self_test(inspection: Inspection) -> Text:
     """The line that says how far eta2 and J differ where they must be equal."""
     difference = "-" if math.isnan(inspection.invariance) else f"{inspection.invariance:.1g}"
     return said("lens.selftest", difference=difference)
+
+
+def composition(inspection: Inspection) -> Text | None:
+    """What the loader's batches would do in training, predicted from labels and measured."""
+    facts = inspection.batches
+    measured = [v for v in (layer.signal for layer in inspection.layers) if math.isfinite(v)]
+    if facts is None or not measured or not math.isfinite(facts.predicted):
+        return None
+    return said(
+        "lens.composition",
+        size=f"{facts.size:.0f}",
+        r=f"{facts.excess + 0:.3f}",
+        predicted=percent(facts.predicted),
+        low=percent(min(measured)),
+        high=percent(max(measured)),
+    )
+
+
+def collapsed(inspection: Inspection) -> Text | None:
+    """The neural-collapse set at the last layer."""
+    found = inspection.collapse
+    if found is None:
+        return None
+    names = ("within", "within_unweighted", "norms", "angles", "simplex")
+    values = {name: f"{getattr(found, name):.3g}" for name in names}
+    text = said("lens.collapse", layer=found.layer, **values)
+    if math.isnan(found.agreement):
+        return text
+    duality, agreement = f"{found.duality:.3g}", percent(found.agreement)
+    return several([text, said("lens.collapse.head", duality=duality, agreement=agreement)])
+
+
+def work(inspection: Inspection) -> dict[WorkName, Work]:
+    """What each kind of step changed, summed over the layers; NaN where nothing is known."""
+    kinds: tuple[WorkName, ...] = ("weights", "normalisation", "gamma_beta", "activation")
+    measures = ("eta2", "lda", "nearest_mean", "separation", "condition")
+    sums = {}
+    for kind in kinds:
+        steps = [step for step in inspection.work if step.by == kind]
+        if steps:
+            known = {m: [v for s in steps if math.isfinite(v := getattr(s, m))] for m in measures}
+            total = {m: sum(values) if values else math.nan for m, values in known.items()}
+            sums[kind] = Work(layer="", by=kind, **total)
+    return sums
+
+
+def mean_known(values: Iterable[float]) -> float:
+    """The mean of the finite ones; NaN where there is none."""
+    known = [value for value in values if math.isfinite(value)]
+    return fmean(known) if known else math.nan
 
 
 def remarks(inspection: Inspection) -> list[Text]:

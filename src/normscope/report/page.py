@@ -19,17 +19,17 @@ from markupsafe import Markup
 
 from normscope.files import shown
 from normscope.records import Inspection, Layer, Lesson, Run, Trace, plain
-from normscope.report import channels, findings, story, tables, verdict
+from normscope.report import channels, findings, ranking, story, tables, verdict
 from normscope.report.bilingual import Text, said
 from normscope.report.charts import layers as layer_charts
 from normscope.report.charts import training as training_charts
 from normscope.report.charts.base import CONFIG, Chart
 from normscope.report.messages import Lang, catalogue
 
-LAYERS = 24  # with pictures of their own; the index lists more, the record all
+LAYERS = 24  # with pictures of their own; all others have their numbers
 
 # in this order one script: each file uses only what stands before it, the last one starts
-SCRIPTS = ("numbers", "draw", "playground", "replay", "composition", "channels", "page")
+SCRIPTS = ("numbers", "draw", "playground", "replay", "composition", "channels", "sort", "page")
 
 
 def render_lesson(lesson: Lesson, lang: Lang) -> str:
@@ -98,7 +98,9 @@ class _Drawn:
 class LayerView:
     """What the section of one layer shows."""
 
+    place: int
     layer: Layer
+    numbers: tables.Table | None  # where there are no pictures
     firing: tuple[int, Chart] | None
     cards: list[tuple[int, channels.Chosen, tables.Table]]
 
@@ -106,8 +108,12 @@ class LayerView:
 def _layers(inspection: Inspection, drawn: _Drawn) -> dict[str, Any]:
     classes = channels.shown_classes(inspection)
     views = []
-    for layer in inspection.layers[:LAYERS]:
-        chosen = channels.choose(layer, inspection.counts)
+    drawn_too = set(ranking.pictured(inspection, LAYERS))
+    for place, layer in enumerate(inspection.layers):
+        if place not in drawn_too:
+            views.append(LayerView(place, layer, tables.layer_index([layer]), None, []))
+            continue
+        chosen = channels.choose(layer)
         gated = layer.activation is not None and classes
         chart = layer_charts.firing(layer, inspection, classes) if gated else None
         cards = [
@@ -118,15 +124,18 @@ def _layers(inspection: Inspection, drawn: _Drawn) -> dict[str, Any]:
             )
             for c in chosen
         ]
-        views.append(LayerView(layer, drawn.add(chart) if chart else None, cards))
-    index = tables.layer_index(inspection)
+        numbered = drawn.add(chart) if chart else None
+        views.append(LayerView(place, layer, None, numbered, cards))
+    few = len(inspection.layers) <= LAYERS
     return {
-        "index": index,
+        "ranking": ranking.ranking(inspection),
+        "index": tables.layer_index(inspection.layers) if few else None,
         "separability": drawn.add(layer_charts.separability(inspection))
         if inspection.layers
         else None,
         "layer_views": views,
         "layers_left_out": max(0, len(inspection.layers) - LAYERS),
+        "first_open": min(drawn_too, default=-1),
         "classes_left_out": sum(n > 0 for n in inspection.counts) - len(classes),
     }
 

@@ -28,6 +28,8 @@ class Cell:
     style: str = ""
     tag: Text | None = None
     icon: str = ""
+    link: str = ""  # the id of what it leads to
+    value: float | None = None  # what its column is sorted by
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Table:
     head: Sequence[Words]
     rows: tuple[tuple[Cell, ...], ...]
     styles: tuple[str, ...] = ()  # one per row, or none
+    sortable: bool = False  # by any column; then all rows are shown
 
     @property
     def columns(self) -> list[tuple[Words, str]]:
@@ -52,12 +55,13 @@ class Table:
     def shown(self) -> list[tuple[str, tuple[Cell, ...]]]:
         """The rows that fit on a page, each with its style."""
         styles = self.styles or ("",) * len(self.rows)
-        return list(islice(zip(styles, self.rows, strict=True), ROWS))
+        most = len(self.rows) if self.sortable else ROWS
+        return list(islice(zip(styles, self.rows, strict=True), most))
 
     @property
     def left_out(self) -> int:
         """How many rows do not fit."""
-        return max(0, len(self.rows) - ROWS)
+        return 0 if self.sortable else max(0, len(self.rows) - ROWS)
 
 
 def table(caption: Text, head: Sequence[Words], rows: list[list[Words]]) -> Table:
@@ -129,10 +133,10 @@ def comparison(run: Run) -> Table:
     return Table(caption, heads, tuple(rows), tuple(styles))
 
 
-def layer_index(inspection: Inspection) -> Table:
+def layer_index(layers: Sequence[Layer]) -> Table:
     """Layer by measure and stage; what an affine map cannot change stands on one locked band."""
     rows, styles = [], []
-    for layer in inspection.layers:
+    for layer in layers:
         found = {stage.name: stage for stage in layer.stages}
         for place, (name, locked) in enumerate(MEASURES):
             cells = [Cell(layer.name if place == 0 else "", "name")]
@@ -159,6 +163,8 @@ MEASURES = (
     ("eta2", True),
     ("lda", True),
     ("nearest_mean", False),
+    ("separation", False),
+    ("cdnv", False),
     ("condition", False),
 )
 
@@ -170,7 +176,9 @@ def _measure(stage: StageMeasures, name: str) -> Words:
         return figure(stage.lda_fraction)
     if name == "nearest_mean":
         return share(stage.nearest_mean_accuracy)
-    return magnitude(stage.condition)
+    return magnitude(
+        {"separation": stage.separation, "cdnv": stage.cdnv}.get(name, stage.condition)
+    )
 
 
 def learning_curves(run: Run) -> Table:

@@ -49,7 +49,10 @@ def of_run(run: Run) -> list[Finding]:
 def of_inspection(inspection: Inspection) -> list[Finding]:
     """What normalisation and non-linearity did to the classes."""
     first, *others = findings.verdict(inspection)
-    kept = inspection.invariance <= findings.TOLERANCE
+    kept = all(
+        math.isnan(layer.invariance) or layer.invariance <= findings.tolerance(layer)
+        for layer in inspection.layers
+    ) and not math.isnan(inspection.invariance)
     return [
         Finding("good" if kept else "warn", None, first),
         *(Finding("note", None, text) for text in others),

@@ -66,6 +66,11 @@ def world() -> Iterator[int]:
         dist.destroy_process_group()
 
 
+def asked_to_stop() -> bool:
+    """Whether Ctrl-C came to this rank."""
+    return _asked_to_stop
+
+
 def share(rows: Tensor) -> Tensor:
     """This rank's part of a batch's rows, in order; nearly equal parts, some empty if few."""
     return rows.tensor_split(size())[rank()]

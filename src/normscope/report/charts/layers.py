@@ -15,7 +15,8 @@ from normscope.report.charts.base import (
 )
 from normscope.report.tables import thinned
 
-CHANNELS = 96  # columns of the firing picture
+NAMED = 24  # of more layers the curves show the last stage only, by number
+CHANNELS = 48  # columns of the firing picture
 
 
 def separability(inspection: Inspection) -> Chart:
@@ -25,7 +26,18 @@ def separability(inspection: Inspection) -> Chart:
     rows: list[Spec] = []
     marks: list[str] = []
     starts: list[Spec] = []
+    crowded = len(inspection.layers) > NAMED
     for layer in inspection.layers:
+        if crowded:
+            stage = layer.stages[-1]
+            values = (stage.lda_fraction, stage.eta2_mean, stage.nearest_mean_accuracy)
+            rows += [
+                {"at": len(marks), "series": names[m], "value": v, "layer": ""}
+                for m, v in zip(measures, values, strict=True)
+                if math.isfinite(v)
+            ]
+            marks.append(str(len(marks) + 1))
+            continue
         starts.append({"at": len(marks) - 0.5, "name": layer.name})
         for stage in layer.stages:
             values = (stage.lda_fraction, stage.eta2_mean, stage.nearest_mean_accuracy)
@@ -63,7 +75,7 @@ def separability(inspection: Inspection) -> Chart:
                 "encoding": {"x": x, "y": {"value": 0}, "text": {"field": "name"}},
             },
             {
-                "mark": {"type": "line", "point": {"size": 50}},
+                "mark": {"type": "line", "point": {"size": 12 if crowded else 50}},
                 "encoding": {
                     "x": x,
                     "y": y_axis(
@@ -75,8 +87,9 @@ def separability(inspection: Inspection) -> Chart:
             },
         ],
     )
-    title, note = said("page.separability.title"), said("page.separability.note")
-    return Chart(title, note, picture, tables.layer_index(inspection), across=True)
+    key = "page.separability.many" if crowded else "page.separability.note"
+    title, note = said("page.separability.title"), said(key)
+    return Chart(title, note, picture, tables.layer_index(inspection.layers), across=True)
 
 
 STAGE_SIGNS = {"input": "x", "normalised": "z", "scaled_shifted": "y", "activated": "f(y)"}
@@ -92,7 +105,12 @@ def firing(layer: Layer, inspection: Inspection, classes: list[int]) -> Chart:
     )
     order = thinned(order, CHANNELS)
     rows = [
-        {"at": place, "channel": c, "class": inspection.classes[k], "share": layer.firing[k][c]}
+        {
+            "at": place,
+            "channel": c,
+            "class": inspection.classes[k],
+            "share": round(layer.firing[k][c], 4),
+        }
         for place, c in enumerate(order)
         for k in classes
         if math.isfinite(layer.firing[k][c])

@@ -133,4 +133,6 @@ for (const host of document.querySelectorAll("[data-chart]")) whenOpen(host, () 
 for (const card of document.querySelectorAll("[data-channel]")) {
   whenOpen(card, () => channelCard(card, data.channels[Number(card.dataset.channel)]));
 }
+for (const table of document.querySelectorAll("[data-sortable]")) sortable(table);
+for (const link of document.querySelectorAll("table a[href^='#']")) openTarget(link);
 root.dataset.started = "";

@@ -1,7 +1,6 @@
-"""Find the normalisation layers of any model, observe what passes through them, leave no trace."""
+"""What passes through the normalisation layers of a model while it runs."""
 
-import random
-import traceback
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -9,27 +8,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from normscope.errors import ModelError
 from normscope.functional import batch_norm
-from normscope.layers import (
-    ConditionalBatchNorm1d,
-    ConditionalBatchNorm2d,
-    ConditionalBatchNorm3d,
-    FrozenBatchNorm1d,
-    FrozenBatchNorm2d,
-    FrozenBatchNorm3d,
-)
+from normscope.layers import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d
 from normscope.layers.batch import Normalizer
 from normscope.layers.conditional import current_condition
 from normscope.layers.statistics import RunningStatistics
+from normscope.probe.layers import CONDITIONAL, Norm, bare
 
 # element-wise maps that people put behind a norm, by the names that torch gives them at run time
 # fmt: off
@@ -41,25 +29,10 @@ ACTIVATIONS = frozenset({
 })
 # fmt: on
 
-_PER_SAMPLE = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm, _InstanceNorm)
-_CONDITIONAL = (ConditionalBatchNorm1d, ConditionalBatchNorm2d, ConditionalBatchNorm3d)
+SIGNATURE = 64  # values by which an output is known again after it was copied
+
 # these may add a residual and activate by themselves
 _FUSING = (Normalizer, FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d)
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A normalisation layer of a model.
-
-    Attributes:
-        name: as in `model.named_modules()`; the class name where the model itself is the layer.
-        module: the layer.
-        skipped: why classes cannot be followed through it, as a message key; None where they can.
-    """
-
-    name: str
-    module: nn.Module
-    skipped: str | None
 
 
 @dataclass(frozen=True)
@@ -96,76 +69,6 @@ class Watcher(Protocol):
         """The activation of that output ran; comes after `normed` of the same call, or never."""
 
 
-def find_norms(model: nn.Module) -> list[Norm]:
-    """Every normalisation layer, in the order of `model.named_modules()`, each module once.
-
-    A layer can be followed if it keeps running_mean and running_var per channel: in eval mode it
-    is then one affine map per channel, the same for every sample (of a condition). That holds
-    for torch's BatchNorm and SyncBatchNorm and their subclasses, for frozen batch norm, for
-    InstanceNorm with running statistics, and for ours.
-    """
-    found = []
-    for name, module in model.named_modules():
-        mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
-        skipped: str | None = None
-        if isinstance(module, RunningStatistics) and module.policy.use == "batch":
-            skipped = "lens.skip.no_statistics"
-        elif isinstance(mean, Tensor) and isinstance(var, Tensor) and hasattr(module, "eps"):
-            if not is_lazy(mean) and mean.dim() != 1 and not isinstance(module, _CONDITIONAL):
-                skipped = "lens.skip.not_per_channel"
-        elif isinstance(module, _PER_SAMPLE):
-            skipped = "lens.skip.per_sample"
-        elif isinstance(module, (_BatchNorm, _CONDITIONAL)):
-            skipped = "lens.skip.no_statistics"
-        else:
-            continue
-        found.append(Norm(name or type(module).__name__, module, skipped))
-    return found
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Run `model` in eval mode without gradients, and hand it back as it was.
-
-    Modes are set and restored per module (an overridden `train()` is not called), buffers that
-    were replaced or written to get their old identity and content, and the state of every random
-    generator returns to where it was, also after an exception or Ctrl-C.
-
-    Raises:
-        ModelError: a lazy layer has no shape yet; its first forward would change the model.
-    """
-    modules = list(model.modules())
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if is_lazy(tensor):
-            raise ModelError(
-                f"{name} has no shape yet (a lazy layer); run the model once on a batch before"
-            )
-    modes = [module.training for module in modules]
-    tables = [dict(module._buffers) for module in modules]
-    contents = [
-        (buffer, buffer._version, buffer.clone())
-        for buffer in model.buffers()
-        if not buffer.is_inference()
-    ]
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.no_grad(), torch.random.fork_rng(gpus):
-        try:
-            for module in modules:
-                module.training = False
-            yield
-        finally:
-            for module, mode, table in zip(modules, modes, tables, strict=True):
-                module.training = mode
-                module._buffers.clear()
-                module._buffers.update(table)
-            for buffer, version, content in contents:
-                if buffer._version != version:
-                    buffer.copy_(content)
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
-
-
 @contextmanager
 def observe(model: nn.Module, norms: list[Norm], watcher: Watcher) -> Iterator[None]:
     """Tell `watcher` of every call of `norms` (those not skipped) while the model runs inside.
@@ -175,33 +78,51 @@ def observe(model: nn.Module, norms: list[Norm], watcher: Watcher) -> Iterator[N
 
     An activation belongs to a layer's call if its input *is* that call's output: the same tensor
     object, not written to since. Functions, methods, modules and in-place forms are all seen; the
-    first one counts. A residual sum or a reshape between the two breaks the pair.
+    first one counts. Where the output was copied on its way (cloned, made contiguous, detached),
+    execution order decides: the next activation whose input has the same shape and the same
+    values at SIGNATURE places. A residual sum or a reshape between the two breaks the pair.
+
+    An activation module of somebody's own (x * sigmoid(x), say) is one activation, its output the
+    module's. Code under torch.compile runs as it was written while it is observed.
     """
     names = {norm.module: norm.name for norm in norms if norm.skipped is None}
     observer = _Observer(names, watcher)
     with ExitStack() as undo:
-        hook = model.register_forward_pre_hook(lambda module, args: observer.start(module))
+        hook = bare(model).register_forward_pre_hook(lambda module, args: observer.start(module))
         undo.callback(hook.remove)
         for module in names:
             before = module.register_forward_pre_hook(observer.enter, with_kwargs=True)
             undo.callback(before.remove)
             after = module.register_forward_hook(observer.leave, with_kwargs=True)
             undo.callback(after.remove)
+        for module in model.modules():
+            if module not in names and _activates(module):
+                before = module.register_forward_pre_hook(observer.enter_activation)
+                undo.callback(before.remove)
+                after = module.register_forward_hook(observer.leave_activation)
+                undo.callback(after.remove)
+        if "torch._dynamo" in sys.modules:  # nothing is compiled where it was never imported
+            undo.enter_context(torch.compiler.set_stance("force_eager"))
         undo.enter_context(observer)
         yield
 
 
-def culprit(model: nn.Module, problem: BaseException) -> str:
-    """The innermost module of `model` that was running when `problem` was raised, as a phrase."""
-    names = {id(module): name for name, module in model.named_modules()}
-    running = [
-        frame.f_locals["self"]
-        for frame, _ in traceback.walk_tb(problem.__traceback__)
-        if id(frame.f_locals.get("self")) in names
-    ]
-    if not running or running[-1] is model:
-        return f"the model ({type(model).__name__})"
-    return f"layer {names[id(running[-1])]} ({type(running[-1]).__name__})"
+def _activates(module: nn.Module) -> bool:
+    """Whether it is called an activation, and holds no layer that could be something else."""
+    name = type(module).__name__.lower()
+    named = any(word.replace("_", "") in name for word in (*ACTIVATIONS, "swish"))
+    return named and not list(module.children())
+
+
+@dataclass
+class _Activation:
+    """An activation module's forward that has begun: whose output it takes, and by what name."""
+
+    module: nn.Module
+    call: Call | None
+    name: str
+    function: str | None = None  # the last activation function in it
+    result: "_Mark | None" = None  # and what that returned
 
 
 @dataclass
@@ -236,6 +157,8 @@ class _Observer(TorchFunctionMode):
         self._watcher = watcher
         self._calls: Counter[nn.Module] = Counter()
         self._running: list[_Frame] = []
+        self._activating: list[_Activation] = []
+        self._last: tuple[tuple[int, ...], Tensor, int] | None = None  # shape, values, id
         self._waiting: dict[int, tuple[_Mark, Call]] = {}  # outputs, by id, without activation yet
 
     def start(self, model: nn.Module) -> None:
@@ -243,13 +166,15 @@ class _Observer(TorchFunctionMode):
         if not self._is_running(model):
             self._calls.clear()
             self._running.clear()
+            self._activating.clear()
+            self._last = None
             self._waiting.clear()
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A norm layer's forward begins."""
         before = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
         ids = None
-        if isinstance(module, _CONDITIONAL):
+        if isinstance(module, CONDITIONAL):
             ids = kwargs.get("condition", args[1] if len(args) > 1 else None)
             ids = current_condition() if ids is None else ids
         mask = kwargs.get("mask", args[2] if len(args) > 2 else None)
@@ -277,6 +202,22 @@ class _Observer(TorchFunctionMode):
             else:
                 self._tell(frame.call, frame.before, after)
 
+    def enter_activation(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """An activation module begins; functions inside it are a part of it."""
+        call = self._claim(args[0]) if args else None
+        self._activating.append(_Activation(module, call, type(module).__name__.lower()))
+
+    def leave_activation(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        """An activation module ends; its output is what the layer's output became."""
+        while (frame := self._activating.pop()).module is not module:
+            pass
+        if frame.call is None or not isinstance(output, Tensor):
+            return
+        with torch._C.DisableTorchFunction():
+            plain = frame.result is not None and frame.result.stands_for(output)
+            name = frame.function if plain and frame.function else frame.name
+            self._watcher.activated(frame.call, name, output)
+
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -288,12 +229,12 @@ class _Observer(TorchFunctionMode):
                 self._running[-1].inner = _Mark(result)
             return result
         subject = args[0] if args else kwargs.get("input")
-        frame = self._running[-1] if self._running else None
-        if frame and not frame.told and frame.inner and frame.inner.stands_for(subject):
-            # the layer activates its own output: take that now, an in-place form overwrites it
-            self._tell(frame.call, frame.before, subject)
-            frame.told = True
-        call = self._take(subject)
+        if self._activating and self._activating[-1].call is not None:
+            result = func(*args, **kwargs)
+            self._activating[-1].function = name
+            self._activating[-1].result = _Mark(result)
+            return result
+        call = self._claim(subject)
         result = func(*args, **kwargs)
         if call is not None:
             self._watcher.activated(call, name, result)
@@ -305,13 +246,38 @@ class _Observer(TorchFunctionMode):
     def _tell(self, call: Call, before: Tensor, after: Tensor) -> None:
         self._watcher.normed(call, before, after)
         self._waiting[id(after)] = (_Mark(after), call)
+        self._last = (after.shape, _signature(after), id(after))
+
+    def _claim(self, subject: object) -> Call | None:
+        """The call that an activation of `subject` belongs to, inside or behind the layer."""
+        frame = self._running[-1] if self._running else None
+        if frame and not frame.told and frame.inner and frame.inner.stands_for(subject):
+            # the layer activates its own output: take that now, an in-place form overwrites it
+            with torch._C.DisableTorchFunction():
+                self._tell(frame.call, frame.before, subject)
+            frame.told = True
+        return self._take(subject)
 
     def _take(self, subject: object) -> Call | None:
-        mark, call = self._waiting.get(id(subject), (None, None))
-        if mark is None or not mark.stands_for(subject):
+        """The call whose output `subject` is; it waits for an activation no longer."""
+        place = id(subject)
+        mark, call = self._waiting.get(place, (None, None))
+        if (mark is None or not mark.stands_for(subject)) and self._is_copy(subject):
+            assert self._last is not None, "there is something to be a copy of"
+            place = self._last[2]
+            _, call = self._waiting.get(place, (None, None))
+        elif mark is None or not mark.stands_for(subject):
             return None
-        del self._waiting[id(subject)]
+        self._waiting.pop(place, None)
         return call
+
+    def _is_copy(self, subject: object) -> bool:
+        """Whether it holds the values that the last layer put out."""
+        if self._last is None or not isinstance(subject, Tensor):
+            return False
+        shape, values, _ = self._last
+        with torch._C.DisableTorchFunction():
+            return subject.shape == shape and torch.equal(_signature(subject), values)
 
 
 def _plain_output(layer: Any, before: Tensor) -> Tensor:
@@ -319,6 +285,15 @@ def _plain_output(layer: Any, before: Tensor) -> Tensor:
     return batch_norm(
         before, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=layer.eps
     )
+
+
+def _signature(tensor: Tensor) -> Tensor:
+    """SIGNATURE values at evenly spaced places, float32; the same whatever the strides are."""
+    step = max(1, tensor.numel() // SIGNATURE)
+    if tensor.is_contiguous():
+        return tensor.detach().view(-1)[::step].float().clone()
+    places = torch.arange(0, tensor.numel(), step, device=tensor.device)
+    return tensor.detach()[torch.unravel_index(places, tensor.shape)].float()
 
 
 def _version(tensor: Tensor) -> int:

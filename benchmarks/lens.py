@@ -1,0 +1,141 @@
+"""What the lens costs: time and memory beside the plain forward and beside stored activations.
+
+    python benchmarks/lens.py           # all of it, a few minutes
+    python benchmarks/lens.py time      # the two networks at 224 px
+    python benchmarks/lens.py memory    # every figure in a process of its own
+
+Time: medians of interleaved rounds over the same batches, in one process. Memory: the largest
+resident size of a process that does one thing, from the kernel. Random weights, ten classes.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normscope import lens
+
+BATCH, CLASSES = 25, 10
+NETS = ("resnet18", "efficientnet_b0")
+
+
+def network(name: str) -> nn.Module:
+    fragment = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):  # where torchvision's compiled half does not load
+        fragment.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import timm
+
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=CLASSES).eval()
+    return model
+
+
+def batches(images: int, side: int) -> Iterator[tuple[Tensor, Tensor]]:
+    draw = torch.Generator().manual_seed(0)
+    for start in range(0, images, BATCH):
+        size = min(BATCH, images - start)
+        labels = torch.randint(0, CLASSES, (size,), generator=draw)
+        yield torch.randn(size, 3, side, side, generator=draw), labels
+
+
+def plain(model: nn.Module, loader: Any) -> None:
+    with torch.no_grad():
+        for x, _ in loader:
+            model(x)
+
+
+def stored(model: nn.Module, loader: Any) -> None:
+    """The usual way: a hook on every norm layer keeps its output for later."""
+    kept: dict[nn.Module, list[Tensor]] = {}
+    hooks = [
+        m.register_forward_hook(lambda m, a, y: kept.setdefault(m, []).append(y.clone()))
+        for m in model.modules()
+        if hasattr(m, "running_mean")
+    ]
+    plain(model, loader)
+    for hook in hooks:
+        hook.remove()
+
+
+def timed(nets: Sequence[str], rounds: int, images: int) -> None:
+    print(f"time, {images} images of 224 px in batches of {BATCH}, {rounds} rounds, median")
+    for name in nets:
+        model, loader = network(name), list(batches(images, 224))
+        ways = {
+            "plain": lambda m=model, b=loader: plain(m, b),
+            "pass": lambda m=model, b=loader: lens.accumulate(m, b),
+        }
+        for way in ways.values():
+            way()
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(rounds):
+            for way, run in ways.items():
+                start = time.perf_counter()
+                run()
+                seconds[way].append(time.perf_counter() - start)
+        ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
+        seen = lens.accumulate(model, loader)
+        start = time.perf_counter()
+        lens.inspection(seen)
+        base, passed = (statistics.median(values) for values in seconds.values())
+        print(
+            f"  {name:16} plain {base:.2f} s   pass {passed:.2f} s   ratio "
+            f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})   "
+            f"measures {time.perf_counter() - start:.2f} s, once"
+        )
+
+
+def memory(nets: Sequence[str]) -> None:
+    print("memory, largest resident size of the process, MiB")
+    for name in nets:
+        for images, side in ((100, 224), (1000, 64), (10_000, 64)):
+            ways = ("plain", "lens", "hooks") if images <= 1000 else ("plain", "lens")
+            sizes = {way: _peak(name, way, images, side) for way in ways}
+            more = {way: size - sizes["plain"] for way, size in sizes.items()}
+            text = "   ".join(
+                f"{way} {size:,.0f} (+{more[way]:,.0f})" for way, size in sizes.items()
+            )
+            print(f"  {name:16} {images:6,} x {side} px   {text}", flush=True)
+
+
+def _peak(name: str, way: str, images: int, side: int) -> float:
+    command = [sys.executable, __file__, "one", name, way, str(images), str(side)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def one(name: str, way: str, images: int, side: int) -> None:
+    model, loader = network(name), batches(images, side)
+    run = {"plain": plain, "hooks": stored, "lens": lens.inspect}[way]
+    run(model, loader)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="?", default="all", choices=("all", "time", "memory", "one"))
+    parser.add_argument("one", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--net", choices=NETS, help="one of the two networks; default both")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=100)
+    given = parser.parse_args()
+    if given.what == "one":
+        name, way, images, side = given.one
+        one(name, way, int(images), int(side))
+        return
+    nets = NETS if given.net is None else (given.net,)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    if given.what in ("all", "time"):
+        timed(nets, given.rounds, given.images)
+    if given.what in ("all", "memory"):
+        memory(nets)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Run a model and hand it back as it was."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from normscope.errors import ModelError
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Run `model` in eval mode without gradients, and hand it back as it was.
+
+    Modes are set and restored per module (an overridden `train()` is not called), buffers that
+    were replaced or written to get their old identity and content, parameters their grad flags,
+    and the state of every random generator returns to where it was, also after an exception or
+    Ctrl-C.
+
+    Raises:
+        ModelError: a lazy layer has no shape yet; its first forward would change the model.
+    """
+    modules = list(model.modules())
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise ModelError(
+                f"{name} has no shape yet (a lazy layer); run the model once on a batch before"
+            )
+    modes = [module.training for module in modules]
+    tables = [dict(module._buffers) for module in modules]
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    contents = [
+        (buffer, buffer._version, buffer.clone())
+        for buffer in model.buffers()
+        if not buffer.is_inference()
+    ]
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.no_grad(), torch.random.fork_rng(gpus):
+        try:
+            for module in modules:
+                module.training = False
+            yield
+        finally:
+            for module, mode, table in zip(modules, modes, tables, strict=True):
+                module.training = mode
+                module._buffers.clear()
+                module._buffers.update(table)
+            for buffer, version, content in contents:
+                if buffer._version != version:
+                    buffer.copy_(content)
+            for parameter, flag in wanted:
+                if parameter.requires_grad != flag:
+                    parameter.requires_grad_(flag)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002

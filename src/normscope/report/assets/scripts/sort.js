@@ -1,0 +1,45 @@
+// Tables whose columns sort, and links that open what they lead to.
+
+// numbers by what the cell holds, texts as they read; what is unknown stays last either way
+function sortRows(table, column, descending) {
+  const body = table.tBodies[0];
+  const key = (row) => {
+    const cell = row.cells[column];
+    if (!("value" in cell.dataset)) return cell.textContent;
+    const value = Number(cell.dataset.value);
+    return Number.isFinite(value) ? value : null;
+  };
+  const order = (a, b) => {
+    if (a[0] === null || b[0] === null) return (a[0] === null) - (b[0] === null);
+    const step = typeof a[0] === "number" ? a[0] - b[0] : a[0].localeCompare(b[0], undefined, { numeric: true });
+    return descending ? -step : step;
+  };
+  body.append(...[...body.rows].map((row) => [key(row), row]).sort(order).map(([, row]) => row));
+}
+
+function sortable(table) {
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => {
+    const button = html("button", { type: "button", class: "sort" });
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const descending = head.getAttribute("aria-sort") === "ascending";
+      for (const other of heads) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+      sortRows(table, column, descending);
+    });
+  });
+}
+
+// a link to a closed part opens it
+function openTarget(link) {
+  link.addEventListener("click", (event) => {
+    const target = document.getElementById(link.getAttribute("href").slice(1));
+    if (!target || target.tagName !== "DETAILS") return;
+    event.preventDefault(); // the address holds the settings
+    target.open = true;
+    target.scrollIntoView();
+    target.querySelector("summary").focus({ preventScroll: true });
+  });
+}

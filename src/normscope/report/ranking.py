@@ -1,0 +1,96 @@
+"""The index of many layers: one row each, the one that loses most class signal first."""
+
+import math
+from collections.abc import Callable
+
+from normscope.records import Inspection, Layer
+from normscope.report import findings
+from normscope.report.bilingual import said
+from normscope.report.tables import Cell, Table, Words, figure, magnitude, share
+
+IDLE = 1e-3  # a gate that fires less often than this, or more often than 1 - IDLE, tells nothing
+
+
+def gained(layer: Layer) -> float:
+    """J behind the layer and its activation, less J before: below 0 where class signal is lost."""
+    return layer.stages[-1].lda_fraction - layer.stages[0].lda_fraction
+
+
+def worst_first(inspection: Inspection) -> list[int]:
+    """Places of the layers: ascending gain of J, then of gate information; unknown ones last."""
+
+    def key(place: int) -> tuple[float, float, int]:
+        layer = inspection.layers[place]
+        bits = findings.mean_known(layer.gate_information)
+        return _or_last(gained(layer)), _or_last(bits), place
+
+    return sorted(range(len(inspection.layers)), key=key)
+
+
+def pictured(inspection: Inspection, most: int) -> list[int]:
+    """The layers that get pictures, in the order of the network: all, or both ends of the rank."""
+    order = worst_first(inspection)
+    if len(order) <= most:
+        return sorted(order)
+    return sorted([*order[: most // 2], *order[-(most - most // 2) :]])
+
+
+def ranking(inspection: Inspection) -> Table:
+    """Layers by measures; every column sorts."""
+    rows = []
+    for place in worst_first(inspection):
+        layer = inspection.layers[place]
+        cells = [
+            Cell(layer.name, "name", link=f"layer-{place}"),
+            Cell(str(place + 1), value=place + 1),
+            Cell(layer.activation or "-"),
+        ]
+        for name, show in COLUMNS.items():
+            value = MEASURES[name](layer)
+            lost = name == "gained" and value < -findings.RAISED
+            cells.append(Cell(show(value), "changed" if lost else "", value=value))
+        rows.append(tuple(cells))
+    names = ("layer", "order", "then", *COLUMNS)
+    head = tuple(said(f"page.rank.{name}") for name in names)
+    return Table(said("page.rank.caption"), head, tuple(rows), sortable=True)
+
+
+MEASURES: dict[str, Callable[[Layer], float]] = {
+    "gained": gained,
+    "fraction": lambda layer: layer.stages[-1].lda_fraction,
+    "eta2": lambda layer: layer.stages[0].eta2_mean,
+    "nearest_mean": lambda layer: layer.stages[-1].nearest_mean_accuracy,
+    "separation": lambda layer: layer.stages[-1].separation,
+    "condition": lambda layer: layer.stages[-1].condition,
+    "information": lambda layer: findings.mean_known(layer.information),
+    "gate": lambda layer: findings.mean_known(layer.gate_information),
+    "efficiency": lambda layer: findings.mean_known(map(layer.efficiency, range(layer.channels))),
+    "idle": lambda layer: idle(layer),
+    "invariance": lambda layer: layer.invariance,
+}
+COLUMNS: dict[str, Callable[[float], Words]] = {
+    "gained": lambda v: "-" if math.isnan(v) else f"{v:+.3f}".replace("-", "−"),
+    "fraction": lambda v: figure(v, 3),
+    "eta2": lambda v: figure(v, 3),
+    "nearest_mean": share,
+    "separation": magnitude,
+    "condition": magnitude,
+    "information": lambda v: figure(v, 3),
+    "gate": lambda v: figure(v, 3),
+    "efficiency": share,
+    "idle": share,
+    "invariance": lambda v: "-" if math.isnan(v) else f"{v:.0e}",
+}
+
+
+def idle(layer: Layer) -> float:
+    """Share of the channels that fire for hardly any value of any class, or for nearly all."""
+    idle_channels = 0
+    for column in zip(*layer.firing, strict=True):
+        known = [f for f in column if not math.isnan(f)]
+        idle_channels += bool(known) and (max(known) < IDLE or min(known) > 1 - IDLE)
+    return idle_channels / layer.channels
+
+
+def _or_last(value: float) -> float:
+    return math.inf if math.isnan(value) else value
