@@ -70,10 +70,10 @@ class Loader:
         """
         start = seen = 0
         for index, given in enumerate(self._entries()):
-            batch = self._batch(index, given)
+            batch = self.batch(index, given)
             if part != "all" and batch.size:
-                rows = _held_out(start, batch.size)
-                batch = self._batch(index, _rows(given, rows == (part == "held_out"), batch.size))
+                keep = _held_out(start, batch.size) == (part == "held_out")
+                batch = self.batch(index, rows(given, keep, batch.size))
             start += _size(given)
             if batch.size:
                 seen += batch.size
@@ -129,7 +129,8 @@ class Loader:
         if once:
             self._kept = kept
 
-    def _batch(self, index: int, given: Any) -> Batch:
+    def batch(self, index: int, given: Any) -> Batch:
+        """What the loader gave, on the model's device and understood."""
         given = tree_map(lambda v: v.to(self._device) if isinstance(v, Tensor) else v, given)
         if isinstance(given, (tuple, list)) and len(given) and not isinstance(given[0], Tensor):
             given = (torch.as_tensor(given[0], device=self._device), *given[1:])
@@ -159,7 +160,9 @@ def _held_out(start: int, size: int) -> Tensor:
     return mixed < HELD_OUT * 2**32
 
 
-def _rows(given: Any, keep: Tensor, size: int) -> Any:
+def rows(given: Any, keep: Tensor, size: int) -> Any:
+    """A batch with the samples that `keep` (N,) bool marks."""
+
     def kept(value: Any) -> Any:
         if isinstance(value, Tensor) and value.dim() and len(value) == size:
             return value[keep.to(value.device)]

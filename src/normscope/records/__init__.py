@@ -6,20 +6,41 @@ Axes are written in the field comments: K classes, C channels, B histogram bins,
 
 from normscope.records.base import SCHEMA, Numbers, Record, Table, plain
 from normscope.records.conversion import Change, Comparison, Converted, Left
+from normscope.records.diagnosis import (
+    SEVERITIES,
+    Cause,
+    Confidence,
+    Diagnosis,
+    Finding,
+    Gap,
+    LayerGap,
+    Repaired,
+    Score,
+    Severity,
+    Skipped,
+    Trial,
+)
 from normscope.records.inspection import Inspection, Layer, StageMeasures, StageName
 from normscope.records.lesson import ClassValues, Composition, Learning, Lesson, Posterior, Stage
 from normscope.records.run import Epoch, Member, Row, Run, RunConfig, Sweep, Trace
 
 __all__ = [
     "SCHEMA",
+    "SEVERITIES",
+    "Cause",
     "Change",
     "ClassValues",
     "Comparison",
     "Composition",
+    "Confidence",
     "Converted",
+    "Diagnosis",
     "Epoch",
+    "Finding",
+    "Gap",
     "Inspection",
     "Layer",
+    "LayerGap",
     "Learning",
     "Left",
     "Lesson",
@@ -27,14 +48,19 @@ __all__ = [
     "Numbers",
     "Posterior",
     "Record",
+    "Repaired",
     "Row",
     "Run",
     "RunConfig",
+    "Score",
+    "Severity",
+    "Skipped",
     "Stage",
     "StageMeasures",
     "StageName",
     "Sweep",
     "Table",
     "Trace",
+    "Trial",
     "plain",
 ]
