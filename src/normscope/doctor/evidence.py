@@ -93,6 +93,7 @@ class Evidence:
         dropped: as by_batch, dropout on; empty where the model has none.
         gap: eval() against train() on every sample.
         sizes: of the batches.
+        labels, places: how classes and domains are spread over batches.
         kept: the first batches, KEPT samples or a little more.
         by_domain, by_class: (K,) moments per layer, where the data have domains.
         leak: largest relative change of a sample's output when its batch-mates go; NaN unknown.
@@ -104,6 +105,7 @@ class Evidence:
     gap: Comparison = field(default_factory=Comparison)
     sizes: list[int] = field(default_factory=list)
     labels: Labels = field(default_factory=Labels)
+    places: Labels = field(default_factory=Labels)
     kept: list[Batch] = field(default_factory=list)
     looks: dict[str, Look] = field(default_factory=dict)
     by_domain: dict[str, Moments] = field(default_factory=dict)
@@ -162,6 +164,8 @@ def gathered(
             found.kept.append(batch)
         if batch.labels is not None:
             found.labels.add(batch.labels)
+        if batch.condition is not None and domains:
+            found.places.add(batch.condition)
         found.sizes.append(batch.size)
     found.stored, found.by_batch = stored.tallies, by_batch.tallies
     found.dropped = dropped.tallies
