@@ -112,7 +112,11 @@ class Shared(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.third = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64)
+        self.first, self.second, self.third = (
+            nn.Linear(64, 64),
+            nn.Linear(64, 64),
+            nn.Linear(64, 64),
+        )
         self.norm, self.head = nn.BatchNorm1d(64), nn.Linear(64, 10)
         with torch.no_grad():
             self.second.weight *= 4
@@ -201,10 +205,10 @@ def _eps() -> Patient:
     with torch.no_grad():  # small activations: the same function while eps is far smaller still
         for name, p in model.named_parameters():
             if name.startswith("linear"):
-                p *= 0.003
+                p *= 0.03
         for norm in norms(model):
-            norm.running_mean *= 0.003
-            norm.running_var *= 0.003**2
+            norm.running_mean *= 0.03
+            norm.running_var *= 0.03**2
             norm.eps = 1e-3
     return Patient(model, (("NS006",),))
 
@@ -221,7 +225,7 @@ def _dropout(momentum: float = 0.1, size: int = 64) -> nn.Module:
 def _freeze() -> Patient:
     model = healthy("mlp")
     for norm in norms(model):
-        norm.requires_grad_(False)
+        norm.requires_grad_(requires_grad=False)
     model.train()
     for x, *_ in in_order(DATA, 64):
         model(0.3 * x + 1)  # another data set passes while the part is "frozen"
@@ -454,11 +458,13 @@ def main() -> None:
         lost += after < before
         behind += any(p > after for p in (updated, precise))
         cause = f"{found.causes[0].name} {found.causes[0].closes:.0%}" if found.causes else "-"
-        cells = (name, ", ".join(found.codes[:3]), verdict, cause, ", ".join(done.record.kept) or "-",
-                 *map(percent, (before, after, updated, precise)), f"{seconds:.1f}")  # fmt: skip
+        kept = ", ".join(done.record.kept) or "-"
+        figures = map(percent, (before, after, updated, precise))
+        cells = (name, ", ".join(found.codes[:3]), verdict, cause, kept, *figures, f"{seconds:.1f}")
         print("| " + " | ".join(cells) + " |", flush=True)
-    print(f"\nNamed first or second: {named} of {total} illnesses. Errors on healthy models: {false}. "
-          f"Accuracy lost after a repair: {lost}. A peer ahead: {behind}.")  # fmt: skip
+    print(f"\nNamed first or second: {named} of {total} illnesses.")
+    print(f"Errors on healthy models: {false}. Accuracy lost after a repair: {lost}.")
+    print(f"A peer ahead: {behind}.")
     del keep
 
 

@@ -174,7 +174,7 @@ def _ranked(findings: list[Finding], causes: tuple[Cause, ...]) -> list[Finding]
         code = finding.code
         specific = CHECKS[code].specific
         # a particular cause goes before the general one that it is a case of
-        weight = 1.0 if specific == 2 else 0.75
+        weight = 1.0 if specific == 2 else 0.5
         share = round(weight * min(closes.get(code, 0.0), 1.0), 1)
         explains = share if share >= 0.2 else 0.0
         return (-explains, -specific if explains else 0, -gravest[code], -specific, code)

@@ -37,6 +37,7 @@ class Comparison:
     labelled: int = 0
     right: list[int] = field(default_factory=lambda: [0, 0])
     loss: float = 0.0
+    losses: list[Tensor] = field(default_factory=list)  # of the other, sample by sample
 
     def add(self, reference: Tensor, other: Tensor, labels: Tensor | None) -> None:
         """One batch: (N, D) each, and labels (N,) where there are any."""
@@ -58,7 +59,9 @@ class Comparison:
             self.right[1] += int((b == labels).sum())
             losses = -other.log_softmax(1).gather(1, labels.unsqueeze(1)).squeeze(1)
             worst = math.log(WORST)
-            self.loss += float(torch.where(losses.isfinite(), losses, worst).sum())
+            losses = torch.where(losses.isfinite(), losses, worst).clamp(max=worst)
+            self.losses.append(losses.cpu())
+            self.loss += float(losses.sum())
 
     @property
     def relative(self) -> float:

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normscope import probe
 from normscope.doctor.evidence import norms_by_name
@@ -18,7 +19,7 @@ from normscope.errors import InputError, ModelError, NormscopeError
 from normscope.records import Diagnosis, Finding, Repaired, Score, Trial
 from normscope.weights import write_weights
 
-# right by themselves: kept where nothing gets worse
+# right by themselves: kept where nothing that can be seen changes
 NEUTRAL = frozenset({"fold_bias", "widen", "momentum", "freeze"})
 SYMPTOM = "NS004"  # goes with its cause
 ALONE = 4  # samples at a time, where a model normalises by the batch although in eval()
@@ -64,8 +65,7 @@ def repair(
     """Try the remedies that findings name, the likeliest explanation first; keep what helps.
 
     Each is applied whole, judged in eval() on samples that no remedy saw, and taken back unless
-    it helps: accuracy not lower, and higher or with a smaller loss; without labels, a smaller
-    gap between train() and eval(). An exception leaves the model as it was.
+    it helps; see `helps`. An exception leaves the model as it was.
 
     Args:
         model: changed in place.
@@ -88,11 +88,10 @@ def repair(
     start = Memory(model)
     trials: list[Trial] = []
     try:
-        before = now = judge.score(model)
+        before = now = judge.verdict(model)
         for name, findings in plan.items():
-            trial = _tried(judge, model, name, findings, now, force=force)
+            trial, now = _tried(judge, model, name, findings, now, force=force)
             trials.append(trial)
-            now = trial.after if trial.kept else now
     except BaseException:
         start.rollback()
         raise
@@ -103,8 +102,8 @@ def repair(
         model=diagnosis.model,
         data=diagnosis.data,
         dry_run=dry_run,
-        before=before,
-        after=now,
+        before=before.score,
+        after=now.score,
         trials=tuple(trials),
         advice=tuple(
             dict.fromkeys(
@@ -122,12 +121,19 @@ def _plan(diagnosis: Diagnosis, names: tuple[str, ...]) -> dict[str, list[Findin
     for name in names:
         if name not in REMEDIES:
             raise InputError(f"there is no remedy {name!r}; there are {', '.join(REMEDIES)}")
-    plan: dict[str, list[Finding]] = {name: [] for name in names}
+    plan: dict[str, list[Finding]] = {name: [] for name in names or REMEDIES}
     for finding in diagnosis.findings:
-        wanted = finding.repair in REMEDIES and finding.severity != "info"
-        if finding.repair in plan or (wanted and not names):
-            plan.setdefault(finding.repair, []).append(finding)
-    return plan
+        if finding.repair in plan and (names or finding.severity != "info"):
+            plan[finding.repair].append(finding)
+    return {name: found for name, found in plan.items() if found or names}
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """How well a model does on the held-out samples; `losses` (N,) sample by sample."""
+
+    score: Score
+    losses: Tensor
 
 
 class _Judge:
@@ -145,11 +151,11 @@ class _Judge:
         self._apart = None if held_out is None else Loader(held_out, forward, device)
         self.open: Part = "first" if held_out is None else "all"
 
-    def score(self, model: nn.Module, part: Part = "held_out") -> Score:
+    def verdict(self, model: nn.Module, part: Part = "held_out") -> Verdict:
         """In eval(), beside train(): the gap needs both."""
         loader = self._apart if self._apart is not None and part == "held_out" else self.loader
         if loader is None:
-            return NOTHING
+            return Verdict(NOTHING, torch.zeros(0))
         if loader is self._apart:
             part = "all"
         layers = norms_by_name(model)
@@ -173,7 +179,8 @@ class _Judge:
             with probe.untouched(model), training.watching():
                 trained = scores_of(training.run(loader, model, batch), batch.size)
             compared.add(trained, evaluated, batch.labels)
-        return compared.score()
+        losses = torch.cat(compared.losses) if compared.losses else torch.zeros(0)
+        return Verdict(compared.score(), losses)
 
 
 def _tried(
@@ -181,51 +188,54 @@ def _tried(
     model: nn.Module,
     name: str,
     findings: list[Finding],
-    now: Score,
+    now: Verdict,
     *,
     force: bool,
-) -> Trial:
+) -> tuple[Trial, Verdict]:
     """Every variant of a remedy; the best is kept where it helps."""
     layers = tuple(dict.fromkeys(f.layer for f in findings if f.layer))
-    codes = tuple(dict.fromkeys(f.code for f in findings))
     memory = Memory(model)
-    best: tuple[Score, Remedy] | None = None
+    tried: list[tuple[Verdict, Remedy]] = []
     note = ""
     for remedy in REMEDIES[name]:
         try:
             _applied(judge, model, remedy, layers)
-            after = judge.score(model)
+            tried.append((judge.verdict(model), remedy))
         except (Unfit, ModelError) as problem:
             note = str(problem)
-            continue
         finally:
             memory.rollback()
-        if best is None or _worth(after) > _worth(best[0]):
-            best = after, remedy
-    if best is None:
-        return Trial(
-            remedy=name, codes=codes, layers=(), before=now, after=now, helps=False, kept=False,
-            note=note,
+    codes = tuple(dict.fromkeys(f.code for f in findings))
+    if not tried:
+        score = now.score
+        trial = Trial(
+            remedy=name, codes=codes, layers=(), before=score, after=score, helps=False,
+            kept=False, note=note,
         )  # fmt: skip
-    after, remedy = best
-    helped = helps(now, after, neutral=name in NEUTRAL)
-    changed = layers
+        return trial, now
+    after, remedy = max(tried, key=lambda pair: _worth(pair[0].score))
+    helped = helps(now, after)
+    if not helped and name in NEUTRAL:
+        harmless = [pair for pair in tried if same(now, pair[0])]
+        if harmless:
+            (after, remedy), helped = harmless[0], True
     if helped or force:
         try:
-            changed = _applied(judge, model, remedy, layers)
+            layers = _applied(judge, model, remedy, layers)
         except BaseException:
             memory.rollback()
             raise
-    return Trial(
-        remedy=name, codes=codes, layers=changed, before=now, after=after, helps=helped,
-        kept=helped or force,
+    trial = Trial(
+        remedy=name, codes=codes, layers=layers, before=now.score, after=after.score,
+        helps=helped, kept=helped or force,
     )  # fmt: skip
+    return trial, after if trial.kept else now
 
 
 def _applied(
     judge: _Judge, model: nn.Module, remedy: Remedy, layers: tuple[str, ...]
 ) -> tuple[str, ...]:
-    scored = None if judge.loader is None else lambda: judge.score(model, judge.open)
+    scored = None if judge.loader is None else lambda: judge.verdict(model, judge.open).score
     try:
         return remedy(Patient(model, judge.loader, scored, judge.open), layers)
     except InputError:
@@ -240,13 +250,32 @@ def _worth(score: Score) -> tuple[float, float, float]:
     return (known[0], -known[1], -known[2])
 
 
-def helps(before: Score, after: Score, *, neutral: bool = False) -> bool:
-    """Whether held-out samples are served better, by more than chance would."""
-    if not before.samples:
+def helps(before: Verdict, after: Verdict) -> bool:
+    """Whether held-out samples are served better, by more than chance would.
+
+    With labels: accuracy is not lower, and the mean loss falls by more than one standard error of
+    the difference, sample by sample; where accuracy rises by half a point, the loss need only not
+    rise by as much. Without: the gap between train() and eval() falls by 5 %.
+    """
+    old, new = before.score, after.score
+    if not old.samples:
         return False
-    if neutral and not after.gap > before.gap + 1e-3 and not after.accuracy < before.accuracy:
+    if len(before.losses) < 2 or len(before.losses) != len(after.losses):
+        return new.gap < 0.95 * old.gap
+    gain = before.losses - after.losses
+    error = float(gain.std() / len(gain) ** 0.5)
+    if new.accuracy > old.accuracy + 0.005:
+        return float(gain.mean()) > -error
+    return new.accuracy >= old.accuracy and float(gain.mean()) > max(error, 1e-4)
+
+
+def same(before: Verdict, after: Verdict) -> bool:
+    """Whether nothing that held-out samples show has changed, up to rounding."""
+    old, new = before.score, after.score
+    if not old.samples or abs(new.gap - old.gap) > 1e-3 * max(old.gap, 1e-3):
+        return False
+    if not len(before.losses):
         return True
-    if after.accuracy == after.accuracy:
-        gained, cheaper = after.accuracy - before.accuracy, after.loss < 0.98 * before.loss
-        return gained > 0.005 or (gained >= 0 and cheaper)
-    return after.gap < 0.95 * before.gap
+    return new.accuracy == old.accuracy and torch.allclose(
+        before.losses, after.losses, rtol=1e-3, atol=1e-4
+    )

@@ -21,14 +21,18 @@ def eval_mode(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def momentum(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
-    """1 - momentum (0.1 where that is none), and the statistics measured again."""
+    """1 - momentum (0.1 where that is none); the statistics stay."""
     for state in patient.states(names):
         layer: Any = state.module
         other = round(1 - layer.momentum, 9)
         layer.momentum = other if 0 < other < 1 else 0.1
-    if patient.loader is not None:
-        statistics.everywhere(patient, ())
     return names
+
+
+def momentum_and_statistics(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
+    """As `momentum`, and the statistics measured again."""
+    statistics.by_batch(patient, ())
+    return momentum(patient, names)
 
 
 def choose_eps(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -59,13 +63,17 @@ def freeze(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
         layer: Any = state.module
         if hasattr(layer, "track_running_stats"):
             layer.track_running_stats = True
-    if patient.loader is not None:
-        statistics.everywhere(patient, ())
     try:
         convert(patient.model, "frozen", only=names, partial=True)
     except NormscopeError as problem:
         raise Unfit(str(problem)) from problem
     return names
+
+
+def freeze_anew(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
+    """As `freeze`, with the statistics of the data."""
+    statistics.by_batch(patient, ())
+    return freeze(patient, names)
 
 
 def fold_bias(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
