@@ -1,5 +1,6 @@
 """Two gloo ranks with 13 and 0 samples, then 9 and 4, against one process with all."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ def broken(x: Tensor) -> object:
 
 
 def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     found = {}
@@ -41,10 +43,12 @@ def work(rank: int, folder: str) -> None:
         recalibrate(net, broken(part) if rank else [part], process_group="world")
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
     torch.save(found, f"{folder}/{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 
 def test_ranks_end_with_the_statistics_of_all_data(tmp_path: Path) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     mp.spawn(work, args=(str(tmp_path),), nprocs=2)
     alone = model()
     recalibrate(alone, [data()], propagate="sequential")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -38,7 +39,7 @@ class Case:
     accumulate: int | None = None
     batch: Any = None
 
-    @property
+    @cached_property
     def damaged(self) -> set[str]:
         """Layers with statistics that are not finite or negative; others do not judge these."""
         return {s.name for s in self.layers if bool(broken(s).any())}
