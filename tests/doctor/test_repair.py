@@ -128,9 +128,9 @@ def test_a_dry_run_changes_nothing() -> None:
     [
         ("mend_channels", lambda m: norms(m)[0].running_var.__setitem__(2, torch.nan)),
         ("eval_mode", lambda m: norms(m)[1].train()),
-        ("momentum", lambda m: setattr(norms(m)[0], "momentum", 0.99)),
-        ("choose_eps", lambda m: [setattr(n, "eps", 5.0) for n in norms(m)]),
-        ("freeze", lambda m: setattr(norms(m)[0], "track_running_stats", False)),
+        ("momentum", lambda m: norms(m)[0].__dict__.update(momentum=0.99)),
+        ("choose_eps", lambda m: [n.__dict__.update(eps=5.0) for n in norms(m)]),
+        ("freeze", lambda m: norms(m)[0].__dict__.update(track_running_stats=False)),
     ],
 )
 def test_every_illness_finds_its_remedy_and_undo_gives_all_back(name: str, make: Any) -> None:
@@ -240,7 +240,7 @@ def test_checkpoints_that_are_cut_foreign_negative_half_or_huge(tmp_path: Path) 
         {k: v.half() if v.is_floating_point() else v for k, v in healthy().state_dict().items()}
     )
     assert "NS023" in half.codes
-    many = {}
+    many: dict[str, Tensor] = {}
     for i in range(10_000):
         many |= {
             f"{i}.running_mean": torch.randn(4), f"{i}.running_var": torch.rand(4) + 0.5,
