@@ -75,7 +75,7 @@ def one(name: str, seed: int) -> tuple[list[float], bool]:
     recalibrate(by_domain, batches)
     with condition(torch.ones(len(x), dtype=torch.int64)):
         found.append(accuracy(by_domain, x, y))
-    sure = certainty(model, [data.train_x])
+    sure = certainty(model, [data.test_x])  # unseen, as the shifted ones
     adapted = copy.deepcopy(model)
     promising = adapt(adapted, x.split(64), prior=16).promising(sure)
     found.append(accuracy(adapted, x, y))
