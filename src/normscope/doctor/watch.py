@@ -14,10 +14,10 @@ from normscope.records import SEVERITIES, Diagnosis, Finding, Severity
 class Watch:
     """A callback for training loops: the checks that need no data, at the end of each epoch.
 
-        watch = normscope.doctor.Watch(model)
-        for epoch in range(epochs):
-            ...
-            watch()
+    >>> watch = normscope.doctor.Watch(model)
+    >>> for epoch in range(epochs):
+    ...     train_one(epoch)
+    ...     watch()
 
     Each finding is told once, when it comes up first. It reads a few numbers per channel, so it
     costs far less than a batch. From Lightning or a Trainer, call it in on_train_epoch_end.
