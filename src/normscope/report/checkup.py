@@ -213,7 +213,11 @@ def _outcome(before: Score, after: Score, names: Text) -> Text:
 
 def _worded(caption: Text, names: tuple[str, ...], rows: Rows) -> Table:
     made = table(caption, [said(f"doctor.column.{name}") for name in names], rows)
-    styled = tuple(tuple(Cell(cell.text, "text") for cell in row) for row in made.rows)
+    # numbers are narrow; only sentences need the room of a text column
+    styled = tuple(
+        tuple(Cell(c.text, "text" if isinstance(c.text, Text) else "") for c in row)
+        for row in made.rows
+    )
     return Table(made.caption, made.head, styled)
 
 
