@@ -172,3 +172,46 @@ def test_convert_proves_what_it_writes(tmp_path: Path) -> None:
         assert sentence in bad.stderr
         assert len(bad.stderr.strip().splitlines()) == 1
         assert not (tmp_path / "new.safetensors").exists()
+
+
+def test_diagnose_and_repair_from_a_checkpoint_and_with_data(tmp_path: Path) -> None:
+    import torch
+
+    from normscope.train.data import load
+    from normscope.train.nets import build
+    from tests.doctor.patients import trained
+
+    (tmp_path / "net.py").write_text(
+        "from normscope.train.data import load\n"
+        "from normscope.train.nets import build\n"
+        "def make():\n"
+        "    return build('mlp', 'batch', load('digits'), 0)\n"
+    )
+    model = trained(build("mlp", "batch", load("digits"), 0), epochs=2)
+    model.get_submodule("norm2").running_var[3] = -1
+    weights, out = tmp_path / "sick.pt", tmp_path / "new.safetensors"
+    torch.save(model.state_dict(), weights)
+    before = weights.read_bytes()
+    alone = run("diagnose", "--weights", weights, "--json")
+    assert alone.returncode == 1, alone.stderr
+    record = json.loads(alone.stdout)
+    assert {f["code"] for f in record["findings"]} == {
+        "NS002",
+        "NS009",
+    }  # 40 batches leave 1.5 % of the start
+    assert run("explain", "ns009", "--lang", "zh").returncode == 0
+    wrong = run("explain", "NS900")
+    assert (wrong.returncode, "there is no check 'NS900'" in wrong.stderr) == (2, True)
+    both = ("--model", f"{tmp_path / 'net.py'}:make", "--weights", weights, "--data", "digits")
+    page = tmp_path / "page.html"
+    mended = run("repair", *both, "--out", out, "--json", "--html", page)
+    assert mended.returncode == 0, mended.stderr
+    assert any(trial["kept"] for trial in json.loads(mended.stdout)["repair"]["trials"])
+    assert (load_file(out)["norm2.running_var"] > 0).all()
+    assert weights.read_bytes() == before
+    assert "NS009" in page.read_text()
+    refused = run("repair", "--weights", weights, "--out", weights, "--force")
+    assert refused.returncode == 2
+    assert weights.read_bytes() == before
+    missing = run("diagnose", "--data", "iris")
+    assert (missing.returncode, "--model" in missing.stderr) == (2, True)

@@ -34,6 +34,7 @@ _WHERE = {
     "from_keras": "conversion",
     "fold": "folding",
     "Moments": "moments",
+    "recalibrate": "doctor",
     "InputError": "errors",
     "FileError": "errors",
     "ModelError": "errors",
@@ -41,6 +42,7 @@ _WHERE = {
 }
 _ROOMS = (
     "conversion",
+    "doctor",
     "errors",
     "folding",
     "functional",

@@ -7,7 +7,7 @@ import sys
 
 from rich.console import Console
 
-from normscope.cli import convert, env, explain, inspect, report, train
+from normscope.cli import convert, diagnose, env, explain, inspect, repair, report, train
 from normscope.cli.app import app
 from normscope.errors import NormscopeError
 
@@ -17,6 +17,8 @@ COMMANDS = (
     explain.explain,
     train.train,
     inspect.inspect,
+    diagnose.diagnose,
+    repair.repair,
     convert.convert,
     report.report,
     env.env,

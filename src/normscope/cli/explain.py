@@ -1,5 +1,6 @@
 """normscope explain."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,9 +9,14 @@ import typer
 from rich.console import Console
 
 from normscope.cli.app import LOCALE, Json, LangOption, known_language, numbers, tell
+from normscope.errors import InputError
+from normscope.report.messages import Lang
 
 
 def explain(
+    code: Annotated[
+        str | None, typer.Argument(help="A check of diagnose, as NS001, instead of the lesson.")
+    ] = None,
     classes: Annotated[
         list[str] | None,
         typer.Option("--class", help="The values of one class: 50,52,54,56. Give it per class."),
@@ -25,6 +31,9 @@ def explain(
 ) -> None:
     """How classes stay apart although every channel gets mean 0 and variance 1, in numbers."""
     language = known_language(lang)
+    if code is not None:
+        _check(code, as_json, language)
+        return
     arguments: dict[str, Any] = {}
     if classes:
         arguments["classes"] = [numbers("--class", text) for text in classes]
@@ -50,3 +59,21 @@ def explain(
         print_lesson(record, language, Console())
     if html is not None:
         tell(language, "cli.page", path=html)
+
+
+def _check(code: str, as_json: bool, language: Lang) -> None:
+    """What one of the doctor's checks looks for, why, and what to do."""
+    from normscope.report.messages import catalogue, say
+
+    codes = sorted({key.split(".")[1] for key in catalogue() if key.startswith("doctor.NS")})
+    wanted = code.upper()
+    if wanted not in codes:
+        raise InputError(f"there is no check {code!r}; there are {', '.join(codes)}")
+    text = say(language, f"doctor.{wanted}.explain")
+    if as_json:
+        title = say(language, f"doctor.{wanted}.title")
+        sys.stdout.write(json.dumps({"code": wanted, "title": title, "text": text}) + "\n")
+        return
+    from normscope.report.text import print_explanation
+
+    print_explanation(wanted, text, language, Console())

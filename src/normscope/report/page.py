@@ -18,8 +18,8 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from normscope.files import shown
-from normscope.records import Inspection, Layer, Lesson, Run, Trace, plain
-from normscope.report import channels, findings, ranking, story, tables, verdict
+from normscope.records import Diagnosis, Inspection, Layer, Lesson, Repaired, Run, Trace, plain
+from normscope.report import channels, checkup, findings, ranking, story, tables, verdict
 from normscope.report.bilingual import Text, said
 from normscope.report.charts import layers as layer_charts
 from normscope.report.charts import training as training_charts
@@ -48,6 +48,20 @@ def render_inspection(inspection: Inspection, lang: Lang) -> str:
         conclusions=verdict.of_inspection(inspection),
         inspection=inspection,
         **_layers(inspection, drawn),
+    )
+
+
+def render_diagnosis(diagnosis: Diagnosis, lang: Lang, repaired: Repaired | None = None) -> str:
+    """The report of `diagnose`, or of `repair` where that followed."""
+    name = "doctor.title" if repaired is None else "doctor.repair.title"
+    return _page(
+        "diagnosis.html.j2",
+        lang,
+        _Drawn(),
+        said(name, model=diagnosis.model),
+        conclusions=checkup.conclusions(diagnosis),
+        diagnosis=diagnosis,
+        repaired=repaired,
     )
 
 
@@ -196,6 +210,7 @@ def _page(template: str, lang: Lang, drawn: _Drawn, title: Text, **context: Any)
             story=story,
             findings=findings,
             tables=tables,
+            checkup=checkup,
             **context,
         )
     )

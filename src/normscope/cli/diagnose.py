@@ -1,0 +1,98 @@
+"""normscope diagnose."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from normscope.cli.app import LOCALE, Json, LangOption, known_language, progress_bar, tell
+from normscope.cli.patient import in_training, known_severity, model_and_data, write_reports
+from normscope.errors import InputError
+
+
+def diagnose(
+    model: Annotated[
+        str | None,
+        typer.Option(help="pkg.module:factory, path/file.py:factory, timm:NAME, or a run folder."),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="safetensors or a weights-only file; alone, without --model, it serves."),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="As for train; its training part.")] = None,
+    loader: Annotated[
+        str | None, typer.Option(help="Batches as in training: path/file.py:factory.")
+    ] = None,
+    live: Annotated[
+        str | None, typer.Option(help="Data as in use, to look for drift; as --data.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="As in training.")] = 64,
+    momentum: Annotated[
+        float, typer.Option(min=0, max=1, help="Of training, for a checkpoint alone.")
+    ] = 0.1,
+    select: Annotated[str, typer.Option(help="Beginnings of codes, with commas.")] = "",
+    fail_on: Annotated[
+        str, typer.Option("--fail-on", help="error, warning or info: exit code 1 from there on.")
+    ] = "error",
+    html: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
+    sarif: Annotated[Path | None, typer.Option(help="Write SARIF 2.1.0 here.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here.")] = None,
+    as_json: Json = False,
+    lang: LangOption = LOCALE,
+) -> None:
+    """Why a model is worse in eval() than in training: checks, causes, and what to do."""
+    language, grave = known_language(lang), known_severity(fail_on)
+    if model is None and weights is None:
+        raise InputError("name a model (--model), or a checkpoint alone (--weights)")
+    if model is None and (data or loader or live):
+        raise InputError("data need a model to run them through; name it with --model")
+    from normscope.cli.app import names
+    from normscope.doctor import diagnose as look
+    from normscope.doctor.checks import CHECKS
+
+    with progress_bar(as_json) as show:
+        done = iter(range(len(CHECKS)))
+
+        def on_progress(code: str) -> None:
+            show(next(done, len(CHECKS)), len(CHECKS), code)
+
+        if model is None:
+            assert weights is not None, "asked before"
+            record = look(
+                weights,
+                select=names(select),
+                momentum=momentum,
+                model_name=str(weights),
+                on_progress=on_progress,
+            )
+        else:
+            network, source, name = model_and_data(model, weights, data)
+            batches = in_training(source, loader, batch_size)
+            in_use = None
+            if live is not None:
+                from normscope.train.data import batches as test_batches
+                from normscope.train.data import load
+
+                in_use = list(test_batches(load(live), batch_size))
+            record = look(
+                network,
+                batches,
+                live=in_use,
+                select=names(select),
+                model_name=name,
+                data_name=loader or (source.name if source is not None else ""),
+                on_progress=on_progress,
+            )
+    write_reports(record, None, language, html, sarif, junit)
+    if as_json:
+        sys.stdout.write(record.to_json() + "\n")
+    else:
+        from normscope.report.text import print_diagnosis
+
+        print_diagnosis(record, language, Console())
+    if html is not None:
+        tell(language, "cli.page", path=html)
+    if record.fails(grave):
+        raise typer.Exit(1)

@@ -1,0 +1,109 @@
+"""normscope repair."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from normscope.cli.app import LOCALE, Json, LangOption, known_language, names, tell
+from normscope.cli.patient import in_training, model_and_data, write_reports
+from normscope.errors import InputError
+from normscope.records import plain
+
+
+def repair(
+    out: Annotated[Path, typer.Option(help="Write the repaired weights here, as safetensors.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="pkg.module:factory, path/file.py:factory, timm:NAME, or a run folder."),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="safetensors or a weights-only file; alone, with --force, it serves."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="As for train: the training part measures, the test part judges."),
+    ] = None,
+    loader: Annotated[
+        str | None,
+        typer.Option(help="Batches as in training: path/file.py:factory; 30 % of it judge."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="As in training.")] = 64,
+    momentum: Annotated[
+        float, typer.Option(min=0, max=1, help="Of training, for a checkpoint alone.")
+    ] = 0.1,
+    remedy: Annotated[
+        str, typer.Option(help="Names with commas, instead of those that findings name.")
+    ] = "",
+    force: Annotated[bool, typer.Option("--force", help="Keep what does not help.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report only.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
+    as_json: Json = False,
+    lang: LangOption = LOCALE,
+) -> None:
+    """Try the remedies that fit, let held-out samples decide, and write a new checkpoint."""
+    language = known_language(lang)
+    if model is None and weights is None:
+        raise InputError("name a model (--model), or a checkpoint alone (--weights)")
+    if weights is not None and out.resolve() == weights.resolve():
+        raise InputError(f"--out is the checkpoint itself ({weights}); name another file")
+    if not data and not loader and not force and not (model and Path(model).is_dir()):
+        raise InputError(
+            "nothing can judge a repair without data; give --data or --loader, or --force "
+            "remedies that need none"
+        )
+    from normscope import doctor
+    from normscope.doctor.checkpoint import merged, skeleton
+    from normscope.weights import read_weights, write_weights
+
+    state = None
+    if model is None:
+        assert weights is not None, "asked before"
+        state = read_weights(weights)
+        network, source, name = skeleton(state, momentum), None, str(weights)
+    else:
+        network, source, name = model_and_data(model, weights, data)
+    batches = in_training(source, loader, batch_size)
+    held_out = None
+    if source is not None and loader is None:
+        from normscope.train.data import batches as test_batches
+
+        held_out = list(test_batches(source, 256))
+    data_name = loader or (source.name if source is not None else "")
+    found = doctor.diagnose(network, batches, model_name=name, data_name=data_name)
+    done = doctor.repair(
+        network,
+        found,
+        batches,
+        held_out=held_out,
+        remedies=names(remedy),
+        force=force,
+        dry_run=dry_run,
+    )
+    record = done.record
+    write_reports(found, record, language, html)
+    if as_json:
+        both = {"kind": "checkup", "diagnosis": plain(found), "repair": plain(record)}
+        sys.stdout.write(json.dumps(both, ensure_ascii=False) + "\n")
+    else:
+        from normscope.report.text import print_diagnosis, print_repair
+
+        print_diagnosis(found, language, Console())
+        print_repair(record, language, Console())
+    if html is not None:
+        tell(language, "cli.page", path=html)
+    if record.kept and not dry_run:
+        if state is None:
+            done.save(out)
+        else:
+            notes = {"normscope.repair": record.to_json()}
+            write_weights(out, merged(state, network), notes)
+        tell(language, "cli.weights", path=out)
+    else:
+        tell(language, "doctor.nothing_written")
+    if found.fails("error") and not record.kept:
+        raise typer.Exit(1)

@@ -1,0 +1,20 @@
+"""The doctor: exact statistics, checks with a cause, and repairs that are proved and undone."""
+
+from normscope.doctor.adapt import Adaptation, adapt, certainty
+from normscope.doctor.diagnosis import diagnose
+from normscope.doctor.recalibrate import Recalibration, recalibrate
+from normscope.doctor.repair import Repair, repair
+from normscope.doctor.watch import Watch, assert_healthy
+
+__all__ = [
+    "Adaptation",
+    "Recalibration",
+    "Repair",
+    "Watch",
+    "adapt",
+    "assert_healthy",
+    "certainty",
+    "diagnose",
+    "recalibrate",
+    "repair",
+]

@@ -1,0 +1,276 @@
+"""What is stored against what the data say."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from normscope.doctor.checks.base import Case, Check, Skip
+from normscope.doctor.evidence import Evidence
+from normscope.doctor.state import LayerState
+from normscope.doctor.tally import distance, merged
+from normscope.moments import Moments
+from normscope.records import Finding
+
+
+@dataclass
+class Stale(Check):
+    """Statistics that are not those of the data.
+
+    Per channel, the distance between stored and measured mean and standard deviation, in
+    standard deviations of the data; measured as in train(), where layers before normalise by the
+    batch. It is an error where a layer's distance (rms over channels) is above 0.5 and the
+    outputs of train() and eval() differ. Measure the statistics again from data as in training.
+    """
+
+    code = "NS003"
+    family = "statistics"
+    needs = "data"
+    source = "normed Wasserstein distance, 0.1 as in drift detection by Evidently"
+    repair = "recalibrate"
+    specific = 1
+    warn: float = 0.1
+    fail: float = 0.5
+
+    def find(self, case: Case) -> Iterator[Finding]:
+        assert case.data is not None, "needed"
+        yield from stale(self, case, case.data)
+
+
+def stale(check: Check, case: Case, data: Evidence) -> Iterator[Finding]:
+    """The layers whose stored statistics lie far from those of `data`."""
+    for state in case.layers:
+        if state.name in case.damaged or state.name not in data.by_batch:
+            continue
+        total = data.population(state.name)
+        mean, var = total.mean.cpu(), total.var(correction=1).cpu()
+        away = distance(state.mean, state.var, mean, var)
+        known = var.isfinite().expand_as(away)
+        if not bool(known.any()):
+            continue
+        away = torch.where(known, away, 0)
+        # what a running average of so many batches and this momentum strays by chance
+        usual = 3 * chance(data, state)
+        size = float(away.pow(2).mean().sqrt())
+        over = (away > check.warn) & (away > usual)
+        grade = check.graded(size)
+        few = float(over.double().mean()) <= 0.05 and not bool((away > check.fail).any())
+        if not bool(over.any()) or (grade is None and few):
+            continue
+        severity, threshold = grade or ("warning", check.warn)
+        if severity == "error" and not case.gap_matters:
+            severity, threshold = "warning", check.warn
+        std = var.clamp(min=1e-12).sqrt()
+        shift = float(((state.mean - mean) / std).pow(2).mean().sqrt())
+        ratio = float((state.var.clamp(min=1e-12) / var.clamp(min=1e-12)).log().mean().exp())
+        yield check.finding(
+            state.name, severity, size, threshold, channels=over, shift=shift, ratio=ratio,
+            worst=float(away.max()),
+        )  # fmt: skip
+
+
+def chance(data: Evidence, state: LayerState) -> Tensor:
+    """Standard deviation of a running average about the truth, in standard deviations of the data.
+
+    sqrt(m / (2-m)) times that of one batch's statistics, which is read from between the batches.
+    """
+    m = 0.0 if state.momentum is None else min(max(state.momentum, 0.0), 1.0)
+    tally = data.by_batch[state.name][0]
+    mean_error, var_error = tally.errors()
+    batches = max(len(tally.blocks), 1)
+    std = tally.total().var(correction=0).clamp(min=1e-12).sqrt()
+    one = (mean_error**2 + (var_error / (2 * std)) ** 2).sqrt() / std * batches**0.5
+    stray: Tensor = one * (m / (2 - m)) ** 0.5
+    return stray.nan_to_num(0).cpu()
+
+
+@dataclass
+class TrainEvalGap(Check):
+    """The same samples come out differently in train() and in eval().
+
+    Weights, samples and dropout (off) are the same; only what normalises differs. Counted is the
+    share of samples with another argmax, or the difference of outputs where they are no scores.
+    It is a symptom: the causes are ranked below by how much of it goes when each alone is
+    mended. Healthy networks show a little, since batches are noisy.
+    """
+
+    code = "NS004"
+    family = "statistics"
+    needs = "data"
+    source = "measured: healthy digits networks 0.7 %, batch size 2 29 %"
+    specific = 0
+    warn: float = 0.02
+    fail: float = 0.1
+
+    def find(self, case: Case) -> Iterator[Finding]:
+        assert case.data is not None, "needed"
+        gap = case.data.gap
+        if not gap.samples:
+            raise Skip("doctor.skip.outputs")
+        scale = 1.0 if gap.judged else 5.0  # relative differences are larger than disagreements
+        apart = gap.disagreement if gap.judged else gap.relative
+        grade = self.graded(apart / scale)
+        if grade is not None:
+            severity, threshold = grade
+            if severity == "error" and not case.gap_matters:
+                severity, threshold = "warning", self.warn
+            kind = "argmax" if gap.judged else "relative"
+            yield self.finding(
+                "", severity, apart, threshold * scale, kind=kind, relative=gap.relative,
+                train=gap.accuracy(0), eval=gap.accuracy(1),
+            )  # fmt: skip
+
+
+@dataclass
+class DropoutBefore(Check):
+    """Dropout changes the variance that the layer learned.
+
+    In training dropout scales what it keeps by 1/p, so a norm behind it sees a larger variance
+    than in eval(), where nothing is dropped; every later layer is then off. Measured is the
+    input's variance with dropout on and off. Measure the statistics with dropout off, or put
+    dropout behind the last norm.
+    """
+
+    code = "NS013"
+    family = "statistics"
+    needs = "data"
+    source = "Li et al. 2019, 'Disharmony between dropout and batch normalization'"
+    repair = "recalibrate"
+    warn: float = 0.2
+
+    def find(self, case: Case) -> Iterator[Finding]:
+        assert case.data is not None, "needed"
+        if not case.data.dropped:
+            raise Skip("doctor.skip.dropout")
+        for state in case.layers:
+            if state.name not in case.data.dropped or state.name in case.damaged:
+                continue
+            on = merged([t.total() for t in case.data.dropped[state.name]])
+            off = case.data.population(state.name)
+            on_var, off_var = on.var(correction=1).cpu(), off.var(correction=1).cpu()
+            ratio = float((off_var.clamp(min=1e-12) / on_var.clamp(min=1e-12)).log().mean().exp())
+            # it is the cause only where the stored statistics are those with dropout on
+            with_on = distance(state.mean, state.var, on.mean.cpu(), on_var).pow(2).mean()
+            with_off = distance(state.mean, state.var, off.mean.cpu(), off_var).pow(2).mean()
+            if not 1 - self.warn < ratio < 1 / (1 - self.warn) and bool(with_on < with_off):
+                yield self.finding(
+                    state.name, "error" if case.gap_matters else "warning", ratio,
+                    1 - self.warn, ratio=ratio,
+                )  # fmt: skip
+
+
+@dataclass
+class Reused(Check):
+    """One layer, several places.
+
+    A layer that runs more than once in a forward keeps one mean and variance for inputs that
+    differ, as with a head shared between pyramid levels or a siamese branch. In train() each
+    call normalises itself, in eval() all get the mixture. Give each call a norm of its own, and
+    share only the weights before it.
+    """
+
+    code = "NS017"
+    family = "statistics"
+    needs = "data"
+    source = "distance between calls as in NS003; Wu and Johnson 2021, table 5"
+    warn: float = 0.1
+
+    def find(self, case: Case) -> Iterator[Finding]:
+        assert case.data is not None, "needed"
+        for state in case.layers:
+            calls = [t.total() for t in case.data.by_batch.get(state.name, [])]
+            if len(calls) < 2:
+                continue
+            first = calls[0]
+            away = max(
+                float(
+                    distance(
+                        c.mean, c.var(correction=1), first.mean, first.var(correction=1)
+                    ).pow(2).mean().sqrt()
+                )
+                for c in calls[1:]
+            )  # fmt: skip
+            if away > self.warn:
+                grave = case.gap_matters and away > 0.5
+                yield self.finding(
+                    state.name, "error" if grave else "warning", away, self.warn,
+                    calls=len(calls), distance=away,
+                )  # fmt: skip
+
+
+@dataclass
+class MixedDomains(Check):
+    """Domains that differ more than classes do.
+
+    Where the mean of a channel depends more on where a sample comes from than on what it is,
+    one mean and variance serve no domain well. Compared are the shares of variance between
+    domains and between classes. It shows in eval() where batches in training hold one domain
+    each; a share of 5 % is enough then. Use one set of statistics per domain (convert to
+    "conditional"), for which the domain must be known in use.
+    """
+
+    code = "NS021"
+    family = "statistics"
+    needs = "data"
+    source = "eta^2 of domain over eta^2 of class"
+    repair = "domains"
+    warn: float = 1.0
+
+    def find(self, case: Case) -> Iterator[Finding]:
+        assert case.data is not None, "needed"
+        if case.data.domains < 2:
+            raise Skip("doctor.skip.domains")
+        apart = case.data.places.excess() > 0.3  # batches of one domain, mixed statistics in eval()
+        for state in case.layers:
+            if state.mean.dim() > 1 or state.name not in case.data.by_domain:
+                continue
+            domain = _eta2(case.data.by_domain[state.name])
+            kinds = case.data.by_class.get(state.name)
+            label = 0.05 if kinds is None else max(_eta2(kinds), 0.01)
+            if domain > 0.05 and (domain / label > self.warn or apart):
+                yield self.finding(
+                    state.name, "warning", domain / label, self.warn, domain=domain, label=label,
+                )  # fmt: skip
+
+
+def _eta2(sets: Moments) -> float:
+    """Mean over channels of the share of variance that lies between the sets."""
+    total = sets.pool().m2
+    share = 1 - sets.m2.sum(0) / total.clamp(min=1e-12)
+    return float(share[total > 1e-12].mean()) if bool((total > 1e-12).any()) else 0.0
+
+
+@dataclass
+class Drift(Check):
+    """Data in use that are not those of training.
+
+    The statistics fit the training data and not the live ones: another camera, contrast, site.
+    The first layer that is off shows where it begins. Statistics mixed from the source and the
+    live batch (weight N of the source) help where the change is one of brightness or contrast;
+    where classes look different (inverted, noisy) they do not.
+    """
+
+    code = "NS022"
+    family = "statistics"
+    needs = "data"
+    source = "normed Wasserstein distance as in NS003; Schneider et al. 2020"
+    repair = "adapt"
+    specific = 1
+    warn: float = 0.1
+    fail: float = 0.5
+
+    def find(self, case: Case) -> Iterator[Finding]:
+        if case.live is None:
+            raise Skip("doctor.skip.live")
+        for state in case.layers:
+            if state.name in case.damaged or state.name not in case.live.stored:
+                continue
+            total = merged([t.total() for t in case.live.stored[state.name]])
+            away = distance(state.mean, state.var, total.mean.cpu(), total.var(1).cpu())
+            size = float(away.pow(2).mean().sqrt())
+            grade = self.graded(size)
+            if grade is not None:
+                severity, threshold = grade
+                yield self.finding(state.name, severity, size, threshold, channels=away > self.warn)
+                return  # what comes behind follows from it

@@ -1,0 +1,120 @@
+"""How layers stand to each other, and whether the model can be exported."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from normscope import probe
+from normscope.doctor.checks.base import Case, Check, Skip
+from normscope.errors import NormscopeError
+from normscope.folding import fold
+from normscope.records import Finding
+
+
+def biased_before(model: nn.Module) -> list[tuple[str, nn.Linear | _ConvNd, str, _BatchNorm]]:
+    """Pairs (name, linear map with a bias, name, batch norm) that stand behind each other.
+
+    Neighbours among the children of one module, with as many channels.
+    """
+    found = []
+    for prefix, parent in model.named_modules():
+        for (a, first), (b, second) in pairwise(parent.named_children()):
+            if not isinstance(first, (nn.Linear, _ConvNd)) or not isinstance(second, _BatchNorm):
+                continue
+            out = first.out_features if isinstance(first, nn.Linear) else first.out_channels
+            if first.bias is not None and out == second.num_features:
+                dot = f"{prefix}." if prefix else ""
+                found.append((dot + a, first, dot + b, second))
+    return found
+
+
+@dataclass
+class UselessBias(Check):
+    """A bias that the norm takes away again.
+
+    A constant added to every value of a channel is in its mean, and the mean is subtracted: in
+    train() the bias has no effect and no gradient. It costs memory and a little time. With
+    running_mean - bias instead of running_mean the bias can go, exactly, in both modes. (Behind
+    LayerNorm or GroupNorm a bias does have an effect.)
+    """
+
+    code = "NS012"
+    family = "structure"
+    needs = "model"
+    source = "the mean of x + b is mean + b"
+    repair = "fold_bias"
+
+    def find(self, case: Case) -> Iterator[Finding]:
+        assert case.model is not None, "needed"
+        pairs = biased_before(case.model)
+        if pairs:
+            first, _, norm, _ = pairs[0]
+            count = sum(len(linear.bias) for _, linear, _, _ in pairs if linear.bias is not None)
+            yield self.finding(
+                "", "info", float(len(pairs)), 0.0, first=first, norm=norm, pairs=len(pairs),
+                count=count, confidence="medium",
+            )  # fmt: skip
+
+
+@dataclass
+class FoldParity(Check):
+    """The folded model must compute the same.
+
+    For export, norms are folded into the linear layers beside them. A copy is folded and run on
+    a batch; a difference beyond rounding means that folding, or a model folded elsewhere from
+    train(), would not do what this one does in eval().
+    """
+
+    code = "NS024"
+    family = "structure"
+    needs = "data"
+    source = "square root of the machine epsilon, relative to the largest output"
+    warn: float = 3.5e-4
+    fail: float = 3.5e-4
+
+    def find(self, case: Case) -> Iterator[Finding]:
+        assert case.model is not None, "needed"
+        assert case.data is not None, "needed"
+        given = case.data.kept[0].given
+        x = given[0] if isinstance(given, (tuple, list)) else given
+        if not isinstance(x, Tensor) or case.damaged:
+            raise Skip("doctor.skip.fold")
+        try:
+            with probe.untouched(case.model):
+                folding = fold(case.model)
+                check = folding.verify(x[:16], tolerance=self.fail)
+        except (NormscopeError, TypeError, RuntimeError) as problem:
+            raise Skip("doctor.skip.fold") from problem
+        if not folding.folded:
+            raise Skip("doctor.skip.fold")
+        if check.difference > self.fail:
+            yield self.finding("", "error", check.difference, self.fail, count=len(folding.folded))
+
+
+@dataclass
+class NormAtTheEnd(Check):
+    """A batch norm on the output.
+
+    Normalised scores cannot be confident: over the data every class gets mean 0 and variance 1
+    before gamma and beta, and in small batches the scores of one sample depend on the others.
+    Remove it, or use it only where an embedding is meant.
+    """
+
+    code = "NS025"
+    family = "structure"
+    needs = "model"
+    source = "the last module of the model"
+
+    def find(self, case: Case) -> Iterator[Finding]:
+        assert case.model is not None, "needed"
+        leaves = [
+            (n, m)
+            for n, m in case.model.named_modules()
+            if not any(True for _ in m.children()) and not isinstance(m, (nn.Identity, nn.Flatten))
+        ]
+        if len(leaves) > 1 and isinstance(leaves[-1][1], _BatchNorm):
+            yield self.finding(leaves[-1][0], "info", 1.0, 0.0, confidence="medium")

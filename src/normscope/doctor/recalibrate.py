@@ -1,0 +1,364 @@
+"""Exact population statistics for a model's batch norms, whole or not at all."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from normscope import probe
+from normscope.doctor.loader import Forward, Loader, Part, device_of
+from normscope.doctor.passage import Passage, tensors_of
+from normscope.doctor.tally import Tally, distance, merged
+from normscope.errors import InputError, ModelError
+from normscope.layers import (
+    FrozenBatchNorm1d,
+    FrozenBatchNorm2d,
+    FrozenBatchNorm3d,
+    ModeNorm1d,
+    ModeNorm2d,
+    ModeNorm3d,
+)
+from normscope.layers.statistics import Snapshot, snapshot
+from normscope.moments import Moments
+
+Propagate = Literal["batch", "sequential"]
+ENOUGH = 0.1  # standard deviations; where the doctor begins to call statistics stale
+
+_FROZEN = (FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d)
+_MODE = (ModeNorm1d, ModeNorm2d, ModeNorm3d)
+
+
+@dataclass(frozen=True)
+class Recalibrated:
+    """One layer whose statistics were measured.
+
+    Attributes:
+        name: as in `model.named_modules()`.
+        calls: times that it runs in one forward; its statistics are those of all calls together.
+        count: values per channel, the smallest over groups that were present.
+        moved: by how many standard deviations the statistics moved, the largest over channels.
+        error: two standard errors of the new statistics, in standard deviations, likewise.
+        absent: groups of which the data held too little; theirs stayed as they were.
+    """
+
+    name: str
+    calls: int
+    count: int
+    moved: float
+    error: float
+    absent: tuple[int, ...] = ()
+
+    @property
+    def enough(self) -> bool:
+        """Whether the data pin the statistics down to ENOUGH standard deviations."""
+        return self.error <= ENOUGH
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """What `recalibrate` did.
+
+    Attributes:
+        model: the model, changed.
+        layers: those whose statistics were measured, in the order of their first call.
+        left: name -> why a normalisation layer kept its statistics.
+        batches: how many were read.
+    """
+
+    model: nn.Module
+    layers: tuple[Recalibrated, ...]
+    left: dict[str, str]
+    batches: int
+    _before: Snapshot = field(repr=False)
+
+    @property
+    def enough(self) -> bool:
+        """Whether there were data enough for every layer; see `Recalibrated.enough`."""
+        return all(layer.enough for layer in self.layers)
+
+    def undo(self) -> nn.Module:
+        """Write the former statistics back; returns the model."""
+        self._before.rollback()
+        return self.model
+
+
+def recalibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    only: Iterable[str] = (),
+    propagate: Propagate = "batch",
+    forward: Forward | None = None,
+    process_group: dist.ProcessGroup | Literal["world"] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Recalibration:
+    """Replace running statistics by the exact ones of a whole data set, as a transaction.
+
+        mean = (1/n) sum x,   running_var = 1/(n-1) sum (x - mean)^2     over all batches
+
+    Every value counts the same whatever the sizes of batches; what lies between batches is in
+    the variance; merging is in float64 (Chan). Layers by condition get one set per condition. A
+    layer that runs several times in a forward gets the statistics of all its calls. Dropout and
+    everything else is in eval mode. Nothing but the three buffers changes, and they change
+    together, after the last batch: an exception before leaves the model byte-equal.
+
+    Args:
+        model: any module with batch norms.
+        batches: of x, (x, ...), (x, labels, condition) or mappings of arguments. Read once,
+            with propagate="sequential" once per layer.
+        only: patterns of layer names, as "encoder.*"; empty: all but frozen ones. The others
+            normalise with what they have.
+        propagate: what a layer sees of those before it. "batch": they normalise with the batch
+            at hand, as in training, in one pass. "sequential": with their new statistics, as in
+            use; it does not depend on how batches are composed, and the result agrees with
+            itself: measured again in eval(), it is the same.
+        forward: forward(model, batch), for batches of another structure.
+        process_group: ranks that hold one part of the data each, "world" for all; every rank
+            must call. None: this process alone.
+        on_progress: called after every batch with the number of batches so far.
+
+    Raises:
+        InputError: no batch, a loader that fails, one value per channel, a pattern that fits
+            nothing.
+        ModelError: a forward that fails, an input of a norm that is not finite, no layer with
+            running statistics.
+
+    Source: Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3 (population
+    statistics); Chan, Golub, LeVeque 1979 (merging).
+    """
+    if propagate not in ("batch", "sequential"):
+        raise InputError(f'propagate is {propagate!r}; it can be "batch" or "sequential"')
+    layers, left = chosen(model, tuple(only))
+    loader = Loader(batches, forward, device_of(model))
+    group = dist.group.WORLD if process_group == "world" else process_group
+    tallies, order = measured(model, loader, layers, propagate, "all", group, on_progress)
+    left |= {name: "no forward runs it" for name in layers if name not in tallies}
+    new = {name: _population(name, tallies[name]) for name in order}
+    done = tuple(
+        _told(name, layers[name], tallies[name], new[name], group is not None) for name in order
+    )
+    seen = max((tally.batches for calls in tallies.values() for tally in calls), default=0)
+    before = snapshot(model)
+    with before, torch.no_grad():
+        for name, total in new.items():
+            _write(layers[name], total, tallies[name][0].batches)
+    return Recalibration(model, done, left, seen, before)
+
+
+def chosen(
+    model: nn.Module, only: tuple[str, ...] = ()
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The layers whose statistics can be measured, and why others are left.
+
+    Raises:
+        InputError: a pattern that fits no normalisation layer.
+        ModelError: there is no layer with running statistics.
+    """
+    norms = probe.find_norms(model)
+    for pattern in only:
+        if not any(fnmatchcase(norm.name, pattern) for norm in norms):
+            there = ", ".join(norm.name for norm in norms[:5]) or "none"
+            raise InputError(f"no normalisation layer is called {pattern!r}; there is {there}")
+    layers, left = {}, {}
+    for norm in norms:
+        wanted = any(fnmatchcase(norm.name, pattern) for pattern in only)
+        why = _reason(norm, model.training and not norm.module.training and not wanted)
+        if only and not wanted:
+            why = "it was not chosen"
+        if why is None:
+            layers[norm.name] = norm.module
+        else:
+            left[norm.name] = why
+    if not any(norm.skipped is None for norm in norms):
+        raise ModelError(
+            f"the model ({type(model).__name__}) has no layer with running statistics; "
+            "there is nothing to recalibrate"
+        )
+    return layers, left
+
+
+def measured(
+    model: nn.Module,
+    loader: Loader,
+    layers: Mapping[str, nn.Module],
+    propagate: Propagate,
+    part: Part,
+    group: dist.ProcessGroup | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> tuple[dict[str, list[Tally]], list[str]]:
+    """The moments at every layer's entry, one tally per call, and the order of first calls."""
+    read = 0
+
+    def one_pass(passage: Passage) -> Passage:
+        nonlocal read
+        problem: BaseException | None = None
+        try:
+            with probe.untouched(model), passage.watching():
+                for batch in loader.read(part):
+                    passage.run(loader, model, batch)
+                    read += 1
+                    if on_progress is not None:
+                        on_progress(read)
+        except InputError as empty:
+            problem = empty if group is None or read else None  # a rank may have no data
+            if problem is None:
+                return passage
+        except Exception as other:
+            problem = other
+        if problem is not None:
+            _agree(group, ok=False)
+            raise problem
+        return passage
+
+    if propagate == "batch":
+        passage = one_pass(Passage(layers, by_batch=set(layers)))
+        names = _shared_order(passage.order, group)
+        return _joined(layers, passage.tallies, names, group), names
+    first = one_pass(Passage(layers, by_batch=set(layers), measured=set()))
+    names = _shared_order(first.order, group)
+    tallies: dict[str, list[Tally]] = {}
+    stored: dict[str, tuple[Tensor, Tensor]] = {}
+    for name in names:
+        # a layer that runs again later sees its own first call by the batch
+        again = first.most_calls[name] > 1
+        passage = one_pass(
+            Passage(
+                layers,
+                by_batch={name} if again else set(),
+                stored=stored,
+                measured={name},
+                last=None if again else name,
+            )
+        )
+        tallies |= _joined(layers, passage.tallies, [name], group)
+        total = _population(name, tallies[name])
+        mean, var = tensors_of(layers[name])
+        known = (total.count > 1).unsqueeze(-1)
+        stored[name] = (
+            torch.where(known, total.mean, mean.to(total.mean.dtype)),
+            torch.where(known, total.var(correction=1), var.to(total.mean.dtype)),
+        )
+    return tallies, names
+
+
+def _reason(norm: probe.Norm, deliberate: bool) -> str | None:
+    if norm.skipped == "lens.skip.per_sample":
+        return "it normalises within each sample"
+    if norm.skipped is not None:
+        return "it has no running statistics per channel"
+    if isinstance(norm.module, _FROZEN):
+        return "it is frozen"
+    if isinstance(norm.module, _MODE):
+        return "its groups are soft; train it on"
+    if isinstance(norm.module, nn.modules.instancenorm._InstanceNorm):
+        return "it normalises within each sample"
+    if deliberate:
+        return "it is in eval() inside a model in train(): somebody froze it; name it in only="
+    return None
+
+
+def _population(name: str, calls: list[Tally]) -> Moments:
+    total = merged([tally.total() for tally in calls])
+    if not bool(total.m2.isfinite().all()) or not bool(total.mean.isfinite().all()):
+        raise ModelError(
+            f"the input of layer {name} holds NaN or infinity; "
+            "check the weights and statistics of the layers before it"
+        )
+    if not bool((total.count > 1).any()):
+        raise InputError(
+            f"layer {name} saw one value per channel, which has no variance; give more data"
+        )
+    return total
+
+
+def _told(
+    name: str, layer: nn.Module, calls: list[Tally], total: Moments, of_ranks: bool
+) -> Recalibrated:
+    known = total.count > 1
+    mean, var = (t.detach().to(total.mean.device, torch.float64) for t in tensors_of(layer))
+    moved = distance(mean, var, total.mean, total.var(correction=1))
+    var = total.var(correction=0)
+    one = Tally()
+    one.blocks = [block for tally in calls for block in tally.blocks]
+    one.samples = sum(tally.samples for tally in calls)
+    mean_error, var_error = one.errors()
+    std = var.sqrt().clamp(min=1e-6)
+    error = 2 * (mean_error**2 + (var_error / (2 * std)) ** 2).sqrt() / std
+    return Recalibrated(
+        name=name,
+        calls=len(calls),
+        count=int(total.count[known].min()),
+        moved=float(moved[known].max()),
+        error=float(error[known].max()),
+        absent=tuple((~known).nonzero().flatten().tolist()) if known.dim() else (),
+    )
+
+
+def _write(layer: nn.Module, total: Moments, batches: int) -> None:
+    known = (total.count > 1).unsqueeze(-1)
+    for name, value in (("running_mean", total.mean), ("running_var", total.var(correction=1))):
+        old = layer._buffers[name]
+        assert old is not None, "chosen for its statistics"
+        rounded = value.to(old.dtype)
+        if not bool(rounded[known.expand_as(rounded)].isfinite().all()):
+            raise ModelError(
+                f"a {name} does not fit into {old.dtype}; hold the statistics in float32"
+            )
+        old.copy_(torch.where(known, rounded, old))
+    counter = layer._buffers.get("num_batches_tracked")
+    if counter is not None:
+        average = getattr(layer, "momentum", None) is None
+        seen = torch.full_like(counter, batches) if average else counter + batches
+        counter.copy_(torch.where(total.count > 1, seen, counter) if counter.dim() else seen)
+
+
+def _agree(group: dist.ProcessGroup | None, *, ok: bool) -> None:
+    """Every rank says whether it is well, so that none waits for one that has failed."""
+    if group is None:
+        return
+    flags: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(flags, ok, group=group)
+    if ok and not all(flags):
+        raise ModelError("another rank failed; nothing was changed on any rank")
+
+
+def _shared_order(order: list[str], group: dist.ProcessGroup | None) -> list[str]:
+    """The order of first calls; of the first rank that has data."""
+    if group is None:
+        return order
+    _agree(group, ok=True)
+    orders: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(orders, order, group=group)
+    found: list[str] = next((o for o in orders if o), [])
+    return found
+
+
+def _joined(
+    layers: Mapping[str, nn.Module],
+    tallies: dict[str, list[Tally]],
+    names: list[str],
+    group: dist.ProcessGroup | None,
+) -> dict[str, list[Tally]]:
+    """The tallies, or of all ranks together: one tally whose blocks are those of every rank."""
+    if group is None:
+        return {name: tallies[name] for name in names if name in tallies}
+    _agree(group, ok=True)
+    joined = {}
+    for name in names:
+        mean, _ = tensors_of(layers[name])
+        calls = tallies.get(name, [])
+        own = Moments.empty(*mean.shape, device=mean.device)
+        if calls:
+            own = merged([tally.total() for tally in calls])
+        tally = Tally()
+        facts: list[Any] = [None] * dist.get_world_size(group)
+        mine = (sum(t.samples for t in calls), sum(t.batches for t in calls), len(calls))
+        dist.all_gather_object(facts, mine, group=group)
+        tally.blocks = [own.all_reduce(group)]
+        tally.samples, tally.batches = sum(f[0] for f in facts), sum(f[1] for f in facts)
+        joined[name] = [tally]
+    return joined

@@ -1,0 +1,21 @@
+"""The remedies, by the name that checks give: variants of which the best on held-out data wins."""
+
+from normscope.doctor.remedies import settings, statistics
+from normscope.doctor.remedies.base import Patient, Remedy, Unfit
+from normscope.doctor.remedies.memory import Memory
+
+__all__ = ["REMEDIES", "Memory", "Patient", "Remedy", "Unfit"]
+
+# in the order of trying: the particular before the general
+REMEDIES: dict[str, tuple[Remedy, ...]] = {
+    "eval_mode": (settings.eval_mode,),
+    "widen": (statistics.widen,),
+    "mend_channels": (statistics.mend_channels,),
+    "choose_eps": (settings.choose_eps,),
+    "correct_cold": (statistics.correct_cold,),
+    "momentum": (settings.momentum_and_statistics, settings.momentum),
+    "domains": (settings.domains,),
+    "freeze": (settings.freeze_anew, settings.freeze),
+    "recalibrate": (statistics.by_batch, statistics.sequential, statistics.everywhere),
+    "fold_bias": (settings.fold_bias,),
+}

@@ -1,0 +1,281 @@
+"""`repair`: each remedy tried, judged on held-out samples, kept or taken back."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normscope import probe
+from normscope.doctor.evidence import norms_by_name
+from normscope.doctor.loader import Forward, Loader, Part, device_of, rows
+from normscope.doctor.outputs import Comparison, scores_of
+from normscope.doctor.passage import Passage
+from normscope.doctor.remedies import REMEDIES, Memory, Patient, Remedy, Unfit
+from normscope.errors import InputError, ModelError, NormscopeError
+from normscope.records import Diagnosis, Finding, Repaired, Score, Trial
+from normscope.weights import write_weights
+
+# right by themselves: kept where nothing that can be seen changes
+NEUTRAL = frozenset({"fold_bias", "widen", "momentum", "freeze"})
+SYMPTOM = "NS004"  # goes with its cause
+ALONE = 4  # samples at a time, where a model normalises by the batch although in eval()
+NOTHING = Score(accuracy=math.nan, loss=math.nan, gap=math.nan, samples=0)
+
+
+class Repair:
+    """What `repair` did to a model, and the way back.
+
+    Attributes:
+        model: the same object, changed by what was kept.
+        record: what was tried, what held-out samples said, what was kept.
+    """
+
+    def __init__(self, model: nn.Module, record: Repaired, before: Memory) -> None:
+        self.model, self.record, self._before = model, record, before
+
+    def undo(self) -> nn.Module:
+        """The model as it was before, to the byte; returns it."""
+        self._before.rollback()
+        return self.model
+
+    def save(self, path: Path) -> None:
+        """Write the weights as safetensors, with the record in the metadata.
+
+        Raises:
+            FileError: the file cannot be written; what was there before is still there.
+        """
+        write_weights(path, self.model.state_dict(), {"normscope.repair": self.record.to_json()})
+
+
+def repair(
+    model: nn.Module,
+    diagnosis: Diagnosis,
+    batches: Iterable[Any] | None = None,
+    *,
+    held_out: Iterable[Any] | None = None,
+    remedies: Iterable[str] = (),
+    force: bool = False,
+    dry_run: bool = False,
+    forward: Forward | None = None,
+) -> Repair:
+    """Try the remedies that findings name, the likeliest explanation first; keep what helps.
+
+    Each is applied whole, judged in eval() on samples that no remedy saw, and taken back unless
+    it helps; see `helps`. An exception leaves the model as it was.
+
+    Args:
+        model: changed in place.
+        diagnosis: of this model; see `diagnose`.
+        batches: as in training; None: only remedies without data, which force must allow, since
+            nothing can judge them.
+        held_out: judge on these; None: on 30 % of the samples of batches, which remedies do not
+            read then.
+        remedies: names, instead of those of the findings that are warnings or errors.
+        force: keep what does not help.
+        dry_run: report, and take everything back.
+        forward: as for `recalibrate`.
+
+    Raises:
+        InputError: an unknown remedy, a loader that fails or is empty.
+        ModelError: a forward that fails.
+    """
+    plan = _plan(diagnosis, tuple(remedies))
+    judge = _Judge(model, batches, held_out, forward)
+    start = Memory(model)
+    trials: list[Trial] = []
+    try:
+        before = now = judge.verdict(model)
+        for name, findings in plan.items():
+            trial, now = _tried(judge, model, name, findings, now, force=force)
+            trials.append(trial)
+    except BaseException:
+        start.rollback()
+        raise
+    if dry_run:
+        start.rollback()
+    answered = {code for trial in trials if trial.kept for code in trial.codes}
+    record = Repaired(
+        model=diagnosis.model,
+        data=diagnosis.data,
+        dry_run=dry_run,
+        before=before.score,
+        after=now.score,
+        trials=tuple(trials),
+        advice=tuple(
+            dict.fromkeys(
+                f.code
+                for f in diagnosis.findings
+                if f.code not in answered and f.severity != "info"
+                if f.code != SYMPTOM and (not f.repair or f.repair not in REMEDIES)
+            )
+        ),
+    )
+    return Repair(model, record, start)
+
+
+def _plan(diagnosis: Diagnosis, names: tuple[str, ...]) -> dict[str, list[Finding]]:
+    for name in names:
+        if name not in REMEDIES:
+            raise InputError(f"there is no remedy {name!r}; there are {', '.join(REMEDIES)}")
+    plan: dict[str, list[Finding]] = {name: [] for name in names or REMEDIES}
+    for finding in diagnosis.findings:
+        if finding.repair in plan and (names or finding.severity != "info"):
+            plan[finding.repair].append(finding)
+    return {name: found for name, found in plan.items() if found or names}
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """How well a model does on the held-out samples; `losses` (N,) sample by sample."""
+
+    score: Score
+    losses: Tensor
+
+
+class _Judge:
+    """Who reads the held-out samples."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any] | None,
+        held_out: Iterable[Any] | None,
+        forward: Forward | None,
+    ) -> None:
+        device = device_of(model)
+        self.loader = None if batches is None else Loader(batches, forward, device)
+        self._apart = None if held_out is None else Loader(held_out, forward, device)
+        self.open: Part = "first" if held_out is None else "all"
+
+    def verdict(self, model: nn.Module, part: Part = "held_out") -> Verdict:
+        """In eval(), beside train(): the gap needs both."""
+        loader = self._apart if self._apart is not None and part == "held_out" else self.loader
+        if loader is None:
+            return Verdict(NOTHING, torch.zeros(0))
+        if loader is self._apart:
+            part = "all"
+        layers = norms_by_name(model)
+        compared = Comparison()
+        training = Passage(layers, by_batch=set(layers), measured=set())
+        left = [m for m in layers.values() if m.training and not model.training]
+        for batch in loader.read(part):
+            with probe.untouched(model):
+                # a layer that was left in train() is part of what is judged: as in use, where
+                # samples do not come in large batches
+                for layer in left:
+                    layer.training = True
+                parts = torch.arange(batch.size).split(ALONE if left else batch.size)
+                outputs = []
+                for part_of in parts:
+                    keep = torch.zeros(batch.size, dtype=torch.bool)
+                    keep[part_of] = True
+                    some = loader.batch(0, rows(batch.given, keep, batch.size)) if left else batch
+                    outputs.append(scores_of(loader.run(model, some), some.size))
+                evaluated = torch.cat(outputs)
+            with probe.untouched(model), training.watching():
+                trained = scores_of(training.run(loader, model, batch), batch.size)
+            compared.add(trained, evaluated, batch.labels)
+        losses = torch.cat(compared.losses) if compared.losses else torch.zeros(0)
+        return Verdict(compared.score(), losses)
+
+
+def _tried(
+    judge: _Judge,
+    model: nn.Module,
+    name: str,
+    findings: list[Finding],
+    now: Verdict,
+    *,
+    force: bool,
+) -> tuple[Trial, Verdict]:
+    """Every variant of a remedy; the best is kept where it helps."""
+    layers = tuple(dict.fromkeys(f.layer for f in findings if f.layer))
+    memory = Memory(model)
+    tried: list[tuple[Verdict, Remedy]] = []
+    note = ""
+    for remedy in REMEDIES[name]:
+        try:
+            _applied(judge, model, remedy, layers)
+            tried.append((judge.verdict(model), remedy))
+        except (Unfit, ModelError) as problem:
+            note = str(problem)
+        finally:
+            memory.rollback()
+    codes = tuple(dict.fromkeys(f.code for f in findings))
+    if not tried:
+        score = now.score
+        trial = Trial(
+            remedy=name, codes=codes, layers=(), before=score, after=score, helps=False,
+            kept=False, note=note,
+        )  # fmt: skip
+        return trial, now
+    after, remedy = max(tried, key=lambda pair: _worth(pair[0].score))
+    helped = helps(now, after)
+    if not helped and name in NEUTRAL:
+        harmless = [pair for pair in tried if same(now, pair[0])]
+        if harmless:
+            (after, remedy), helped = harmless[0], True
+    if helped or force:
+        try:
+            layers = _applied(judge, model, remedy, layers)
+        except BaseException:
+            memory.rollback()
+            raise
+    trial = Trial(
+        remedy=name, codes=codes, layers=layers, before=now.score, after=after.score,
+        helps=helped, kept=helped or force,
+    )  # fmt: skip
+    return trial, after if trial.kept else now
+
+
+def _applied(
+    judge: _Judge, model: nn.Module, remedy: Remedy, layers: tuple[str, ...]
+) -> tuple[str, ...]:
+    scored = None if judge.loader is None else lambda: judge.verdict(model, judge.open).score
+    try:
+        return remedy(Patient(model, judge.loader, scored, judge.open), layers)
+    except InputError:
+        raise
+    except NormscopeError as problem:
+        raise Unfit(str(problem)) from problem
+
+
+def _worth(score: Score) -> tuple[float, float, float]:
+    """The larger the better; what is not known does not count."""
+    known = [0.0 if v != v else v for v in (score.accuracy, score.loss, score.gap)]
+    return (known[0], -known[1], -known[2])
+
+
+def helps(before: Verdict, after: Verdict) -> bool:
+    """Whether held-out samples are served better, by more than chance would.
+
+    With labels: accuracy is not lower, and the mean loss falls by more than one standard error of
+    the difference, sample by sample; where accuracy rises by half a point, the loss need only not
+    rise by as much. Without: the gap between train() and eval() falls by 5 %.
+    """
+    old, new = before.score, after.score
+    if not old.samples:
+        return False
+    if len(before.losses) < 2 or len(before.losses) != len(after.losses):
+        return new.gap < 0.95 * old.gap
+    gain = before.losses - after.losses
+    error = float(gain.std() / len(gain) ** 0.5)
+    if new.accuracy > old.accuracy + 0.005:
+        return float(gain.mean()) > -error
+    return new.accuracy >= old.accuracy and float(gain.mean()) > max(error, 1e-4)
+
+
+def same(before: Verdict, after: Verdict) -> bool:
+    """Whether nothing that held-out samples show has changed, up to rounding."""
+    old, new = before.score, after.score
+    if not old.samples or abs(new.gap - old.gap) > 1e-3 * max(old.gap, 1e-3):
+        return False
+    if not len(before.losses):
+        return True
+    return new.accuracy == old.accuracy and torch.allclose(
+        before.losses, after.losses, rtol=1e-3, atol=1e-4
+    )

@@ -1,0 +1,149 @@
+"""The normalisation layers of a model or of a checkpoint alone, in one form."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normscope import probe
+from normscope.doctor.passage import tensors_of
+from normscope.errors import ModelError
+
+MOMENTUM, EPS = 0.1, 1e-5  # torch's defaults, assumed where a checkpoint does not say
+
+
+@dataclass(frozen=True, eq=False)
+class LayerState:
+    """What is stored of one layer with running statistics; all on the CPU, in float64.
+
+    Attributes:
+        name: as in `model.named_modules()`.
+        mean, var: (C,), or (K, C) where something is kept per condition.
+        weight, bias: likewise; None where the layer has none.
+        tracked: batches seen, the most over conditions; None where it is not counted.
+        momentum: None for a cumulative average.
+        eps: added to the variance.
+        dtype: of the statistics.
+        module: the layer; None from a checkpoint, where momentum and eps are torch's defaults.
+    """
+
+    name: str
+    mean: Tensor
+    var: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    tracked: int | None
+    momentum: float | None
+    eps: float
+    dtype: torch.dtype
+    module: nn.Module | None = None
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the statistics are those that every layer starts with."""
+        return bool((self.mean == 0).all()) and bool((self.var == 1).all())
+
+    @property
+    def init_share(self) -> float:
+        """(1 - momentum)^tracked, the share of the start that is left; NaN where it is unknown."""
+        if self.momentum is None or self.tracked is None or not 0 <= self.momentum <= 1:
+            return float("nan")
+        return float((1 - self.momentum) ** self.tracked)
+
+    def corrected(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and variance without what is left of the start; None where it cannot be so.
+
+            running = (1 - w) true + w start,   w = (1 - momentum)^tracked,   start = (0, 1)
+
+        A variance below w refutes that the layer started so and always had this momentum.
+        """
+        w = self.init_share
+        if not 0 < w < 1 or self.fresh or not bool((self.var >= w * (1 - 1e-6)).all()):
+            return None
+        return self.mean / (1 - w), ((self.var - w) / (1 - w)).clamp(min=0)
+
+
+def of_model(model: nn.Module) -> list[LayerState]:
+    """Every layer of a model with running statistics per channel, or per condition and channel."""
+    found = []
+    for norm in probe.find_norms(model):
+        if norm.skipped is not None:
+            continue
+        layer = norm.module
+        mean, var = tensors_of(layer)
+        tracked = getattr(layer, "num_batches_tracked", None)
+        found.append(
+            LayerState(
+                name=norm.name,
+                mean=_wide(mean),
+                var=_wide(var),
+                weight=_wide(getattr(layer, "weight", None)),
+                bias=_wide(getattr(layer, "bias", None)),
+                tracked=_count(tracked),
+                momentum=getattr(layer, "momentum", MOMENTUM),
+                eps=float(getattr(layer, "eps", EPS)),
+                dtype=mean.dtype,
+                module=layer,
+            )
+        )
+    return found
+
+
+def of_checkpoint(state: Mapping[str, Tensor], momentum: float = MOMENTUM) -> list[LayerState]:
+    """Every layer that a checkpoint's names tell of: prefixes with running_mean and running_var.
+
+    Args:
+        state: named tensors.
+        momentum: of training, which a checkpoint does not say.
+
+    Raises:
+        ModelError: there is none, or a pair does not fit.
+    """
+    found = []
+    for key, mean in state.items():
+        if key.rpartition(".")[2] != "running_mean":
+            continue
+        prefix = key.removesuffix("running_mean")
+        var = state.get(prefix + "running_var")
+        if var is None:
+            continue
+        if var.shape != mean.shape or mean.dim() not in (1, 2):
+            raise ModelError(
+                f"{prefix}running_mean is {tuple(mean.shape)} and running_var "
+                f"{tuple(var.shape)}; both must be (C,), or (K, C)"
+            )
+        found.append(
+            LayerState(
+                name=prefix.removesuffix(".") or "BatchNorm",
+                mean=_wide(mean),
+                var=_wide(var),
+                weight=_fitting(state.get(prefix + "weight"), mean),
+                bias=_fitting(state.get(prefix + "bias"), mean),
+                tracked=_count(state.get(prefix + "num_batches_tracked")),
+                momentum=momentum,
+                eps=EPS,
+                dtype=mean.dtype,
+            )
+        )
+    if not found:
+        raise ModelError(
+            "the checkpoint holds no running_mean with a running_var; "
+            "it is of a model without batch norm, or was saved without buffers"
+        )
+    return found
+
+
+def _wide(value: Any) -> Any:
+    return value.detach().cpu().double() if isinstance(value, Tensor) else None
+
+
+def _fitting(value: Tensor | None, mean: Tensor) -> Tensor | None:
+    """A scale or shift that belongs to these statistics."""
+    fits = value is not None and value.dim() in (1, 2) and value.shape[-1] == mean.shape[-1]
+    return _wide(value) if fits else None
+
+
+def _count(tracked: object) -> int | None:
+    return int(tracked.max()) if isinstance(tracked, Tensor) and tracked.numel() else None

@@ -1,0 +1,91 @@
+"""Moments of a stream of batches, with the error that so many batches leave."""
+
+import torch
+from torch import Tensor
+
+from normscope.moments import Moments
+
+BLOCKS = 64  # neighbours are merged beyond twice as many, so memory does not grow with the data
+
+
+class Tally:
+    """The moments of all batches so far, kept as blocks of neighbouring batches.
+
+    Attributes:
+        blocks: the moments of each block, in the order of the batches.
+        batches: how many were added.
+        samples: how many images.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: list[Moments] = []
+        self.batches = 0
+        self.samples = 0
+        self._open = 0  # batches in the last block
+        self._span = 1  # batches per block
+
+    def add(self, batch: Moments, samples: int) -> None:
+        """One more batch; a sum over blocks merges pairwise, so rounding does not pile up."""
+        self.batches += 1
+        self.samples += samples
+        if self.blocks and self._open < self._span:
+            self.blocks[-1] = self.blocks[-1] + batch
+            self._open += 1
+            return
+        if len(self.blocks) == 2 * BLOCKS:
+            pairs = zip(self.blocks[::2], self.blocks[1::2], strict=True)
+            self.blocks = [a + b for a, b in pairs]
+            self._span *= 2
+        self.blocks.append(batch)
+        self._open = 1
+
+    def total(self) -> Moments:
+        """The moments of everything."""
+        return merged(self.blocks)
+
+    def errors(self) -> tuple[Tensor, Tensor]:
+        """Standard errors of mean and variance, shaped as they are.
+
+            SE(mean)^2 = B/(B-1) sum_b w_b^2 (mean_b - mean)^2,   w_b = n_b / n
+            SE(var)^2  = B/(B-1) sum_b w_b^2 (v_b - var)^2,
+                         v_b = var_b + (mean_b - mean)^2
+
+        Batch means: what lies between blocks already holds the correlation of pixels within an
+        image and of images within a batch, which var / n leaves out. With one block, images
+        count as the independent units: sqrt(var / N) and var sqrt(2 / N).
+        """
+        total = self.total()
+        var = total.var(correction=0)
+        if len(self.blocks) < 2:
+            n = max(self.samples, 1)
+            return (var / n).sqrt(), var * (2 / n) ** 0.5
+        mean_error, var_error = torch.zeros_like(var), torch.zeros_like(var)
+        scale = len(self.blocks) / (len(self.blocks) - 1)
+        for block in self.blocks:
+            share = (block.count / total.count.clamp(min=1)).unsqueeze(-1)
+            step = block.mean - total.mean
+            spread = block.m2 / block.count.clamp(min=1).unsqueeze(-1) + step * step
+            mean_error += (share * step) ** 2
+            var_error += (share * (spread - var)) ** 2
+        return (scale * mean_error).sqrt(), (scale * var_error).sqrt()
+
+
+def merged(parts: list[Moments]) -> Moments:
+    """All parts together, in pairs of pairs."""
+    while len(parts) > 1:
+        odd = parts[len(parts) - len(parts) % 2 :]
+        parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)] + odd
+    return parts[0]
+
+
+def distance(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor) -> Tensor:
+    """How far two sets of statistics lie apart, in standard deviations of the second.
+
+        sqrt((mean - mean')^2 + (std - std')^2) / std'
+
+    The 2-Wasserstein distance of two Gaussians over the standard deviation. Infinite where the
+    first are not finite or the variance is negative; a constant channel counts as std 1e-6.
+    """
+    std, other = var.clamp(min=0).sqrt(), other_var.clamp(min=0).sqrt()
+    away = ((mean - other_mean) ** 2 + (std - other) ** 2).sqrt() / other.clamp(min=1e-6)
+    return torch.where(away.isfinite() & (var >= 0), away, torch.inf)

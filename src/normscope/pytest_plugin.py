@@ -1,0 +1,14 @@
+"""A fixture for pytest: `def test_model(assert_healthy): assert_healthy(model, loader)`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def assert_healthy() -> Callable[..., Any]:
+    """normscope.doctor.assert_healthy: fails with one line per finding."""
+    from normscope.doctor import assert_healthy
+
+    return assert_healthy

@@ -1,0 +1,141 @@
+"""What the doctor found in a model, why, and what became of its repairs."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from normscope.records.base import Record
+
+Severity = Literal["error", "warning", "info"]
+Confidence = Literal["high", "medium", "low"]
+SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")  # ascending
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One check's verdict on one layer, or on the whole model."""
+
+    code: str  # "NS001", ...
+    severity: Severity
+    layer: str  # as in model.named_modules(); empty: the whole model or its data
+    measured: float  # the evidence number
+    threshold: float
+    source: str  # where the threshold comes from
+    facts: dict[str, str] = field(default_factory=dict)  # for the placeholders of the message
+    channels: tuple[int, ...] = ()  # the first twenty concerned
+    repair: str = ""  # name of the remedy that fits; empty: advice only
+    confidence: Confidence = "high"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A check that was not made, and why, as a message key."""
+
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cause:
+    """How much of the gap between train() and eval() goes when this alone is mended."""
+
+    name: str  # of `doctor.cause.*`
+    code: str  # of the check that it belongs to; empty: none
+    closes: float  # share of the gap; negative: mending it alone makes it wider
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerGap:
+    """One layer's part: how much of the gap goes when its statistics alone are mended."""
+
+    name: str
+    distance: float  # of its statistics from those of the data, rms over channels, in std
+    both: float
+    mean: float
+    var: float
+    worst: tuple[int, ...]  # channels, the furthest first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """The same samples and weights, normalised by the batch and by the stored statistics."""
+
+    relative: float  # rms difference of outputs over their standard deviation in train()
+    disagreement: float  # share of samples with another argmax; NaN where outputs are no scores
+    train_accuracy: float  # normalised by the batch, dropout off; NaN without labels
+    eval_accuracy: float
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis(Record):
+    """Every check on a model: findings, causes, and what was not checked."""
+
+    kind: ClassVar[str] = "diagnosis"
+    model: str
+    data: str
+    layers: int
+    findings: tuple[Finding, ...]  # the likeliest explanation first
+    skipped: tuple[Skipped, ...]
+    passed: tuple[str, ...]  # codes
+    gap: Gap | None = None
+    causes: tuple[Cause, ...] = ()  # those that close most first
+    by_layer: tuple[LayerGap, ...] = ()
+
+    @property
+    def worst(self) -> Severity | None:
+        """The gravest severity; None where nothing was found."""
+        found = [SEVERITIES.index(finding.severity) for finding in self.findings]
+        return SEVERITIES[max(found)] if found else None
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """The codes of the findings, each once, the likeliest explanation first."""
+        return tuple(dict.fromkeys(finding.code for finding in self.findings))
+
+    def fails(self, on: Severity) -> bool:
+        """Whether there is a finding of this severity or a graver one."""
+        return self.worst is not None and SEVERITIES.index(self.worst) >= SEVERITIES.index(on)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How well a model does on held-out samples, in eval()."""
+
+    accuracy: float  # NaN without labels
+    loss: float  # cross-entropy in nats; NaN without labels
+    gap: float  # as `Gap.relative`
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One remedy, tried."""
+
+    remedy: str  # of `doctor.remedy.*`
+    codes: tuple[str, ...]  # findings that it answers
+    layers: tuple[str, ...]  # that it changed
+    before: Score
+    after: Score
+    helps: bool  # on held-out samples
+    kept: bool
+    note: str = ""  # why it could not be carried out, as a sentence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repaired(Record):
+    """What `repair` tried, what held-out samples said, and what was kept."""
+
+    kind: ClassVar[str] = "repair"
+    model: str
+    data: str
+    dry_run: bool
+    before: Score
+    after: Score
+    trials: tuple[Trial, ...]
+    advice: tuple[str, ...]  # codes of findings that no remedy answers
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The remedies that were kept."""
+        return tuple(trial.remedy for trial in self.trials if trial.kept)

@@ -1,0 +1,113 @@
+"""Adapting to live data, the collapse that is taken back, and the watch during training."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from normscope import InputError
+from normscope.doctor import Watch, adapt, assert_healthy, certainty
+from tests.doctor.patients import healthy, in_training, judges, norms, state
+
+
+def live(change: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(change(x), y) for x, y in judges()]
+
+
+@torch.no_grad()
+def right(model: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    return float(torch.cat([model(x).argmax(1) == y for x, y in batches]).double().mean())
+
+
+def test_adapted_statistics_are_the_weighted_mean() -> None:
+    model = healthy()
+    layer = norms(model)[0]
+    batches = live(lambda x: 0.4 * x + 1)
+    source = layer.running_mean.clone()
+    with torch.no_grad():
+        x = torch.cat([model[:2](x) for x, _ in batches])
+    done = adapt(model, batches, prior=100)
+    want = (100 * source + len(x) * x.mean(0)) / (100 + len(x))
+    torch.testing.assert_close(layer.running_mean, want, rtol=1e-4, atol=1e-4)
+    assert done.samples == len(x)
+    before = state(healthy())
+    assert state(done.undo()) == before
+
+
+def test_a_change_of_scale_is_helped_and_that_is_known_without_labels() -> None:
+    model = healthy()
+    sure = certainty(model, in_training())
+    batches = live(lambda x: 0.4 * x + 1)
+    ill = right(model, batches)
+    done = adapt(model, batches)
+    assert right(model, batches) > ill + 0.1
+    assert done.promising(sure)
+    done.undo()
+    torch.manual_seed(0)
+    noise = live(lambda x: torch.randn_like(x))
+    assert not adapt(model, noise).promising(sure)
+
+
+def test_learning_that_collapses_is_taken_back() -> None:
+    torch.manual_seed(0)
+    model = healthy()
+    noise = live(lambda x: x + 2 * torch.randn_like(x))
+    statistics_only = healthy()
+    adapt(statistics_only, noise)
+    done = adapt(model, noise, learn=True, lr=0.3, steps=10)
+    assert done.collapsed
+    assert state(model) == state(statistics_only)
+    assert [p.requires_grad for p in model.parameters()] == [True] * 10
+    mild = adapt(model, live(lambda x: 0.5 * x), learn=True)
+    assert not mild.collapsed
+    with pytest.raises(InputError, match="prior is -1"):
+        adapt(model, noise, prior=-1)
+
+
+def test_a_failing_loader_leaves_the_model() -> None:
+    model = healthy()
+    before = state(model)
+    with pytest.raises(InputError, match="gave no sample"):
+        adapt(model, [])
+    assert state(model) == before
+
+
+def test_the_watch_tells_each_finding_once() -> None:
+    model = healthy().train()
+    told: list[Any] = []
+    watch = Watch(model, told.append)
+    watch()
+    assert told == []
+    norms(model)[0].running_var[2] = torch.inf
+    assert watch().codes[0] == "NS009"
+    watch()
+    assert [(f.code, f.layer) for f in told] == [("NS009", "2")]
+    with pytest.warns(UserWarning, match="NS009 error in 2"):
+        Watch(model)()
+
+
+def test_assert_healthy_names_every_finding() -> None:
+    assert_healthy(healthy(), in_training())
+    model = healthy()
+    norms(model)[0].running_mean += 9
+    with pytest.raises(AssertionError, match=r"not healthy:\nNS003 error in 2"):
+        assert_healthy(model, in_training())
+    with pytest.raises(InputError, match="fail_on is 'all'"):
+        assert_healthy(model, fail_on="all")
+
+
+def test_the_fixture_is_found_by_pytest(tmp_path: Path) -> None:
+    (tmp_path / "test_mine.py").write_text(
+        "from torch import nn\n"
+        "def test_it(assert_healthy):\n"
+        "    layer = nn.BatchNorm1d(2)\n"
+        "    layer.running_var.fill_(-1)\n"
+        "    assert_healthy(layer)\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "normscope.pytest_plugin", "-q", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert "NS009 error in BatchNorm1d" in done.stdout

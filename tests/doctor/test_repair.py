@@ -1,0 +1,305 @@
+"""From finding to cause to repair: held-out samples decide, and everything can be undone."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from normscope import FileError, InputError, ModelError
+from normscope.doctor import diagnose, repair
+from normscope.records import Diagnosis, Repaired
+from normscope.train.data import load
+from normscope.train.nets import build
+from normscope.weights import read_weights
+from tests.doctor.patients import (
+    accuracy,
+    healthy,
+    in_training,
+    judges,
+    norms,
+    state,
+    trained,
+)
+
+
+def stale() -> nn.Module:
+    model = healthy()
+    for norm in norms(model):
+        norm.running_var *= 6
+    return model
+
+
+def test_the_cause_is_named_and_mended_and_can_be_undone() -> None:
+    model, well = stale(), accuracy(healthy())
+    before, ill = state(model), accuracy(model)
+    found = diagnose(model, in_training())
+    assert state(model) == before
+    assert found.codes[0] == "NS003"
+    closes = {cause.name: cause.closes for cause in found.causes}
+    assert closes["stale"] == pytest.approx(closes["stale_var"], abs=0.02)
+    assert closes["stale"] > 0.7 > 0.2 > closes["stale_mean"]
+    done = repair(model, found, in_training(), held_out=judges())
+    assert done.record.kept == ("recalibrate",)
+    assert done.record.before.accuracy == pytest.approx(ill)
+    assert done.record.after.accuracy == pytest.approx(accuracy(model))
+    assert ill < 0.6 < well - 0.01 <= accuracy(model)
+    assert state(done.undo()) == before
+
+
+def test_causes_close_what_they_close_when_mended_alone() -> None:
+    """The witness: outputs computed with plain torch, one layer's statistics replaced."""
+    model = healthy()
+    norms(model)[0].running_mean += norms(model)[0].running_var.sqrt()
+    batches = in_training(629)
+    found = diagnose(model, batches)
+    part = {layer.name: layer for layer in found.by_layer}
+
+    def outputs(train: bool, mean: Tensor | None = None) -> Tensor:
+        import copy
+
+        other = copy.deepcopy(model).train(train)
+        if mean is not None:
+            norms(other)[0].running_mean.copy_(mean)
+        with torch.no_grad():
+            return torch.cat([other(x).double() for x, _ in batches])
+
+    reference, measured = outputs(True), outputs(False)
+    x = torch.cat([x for x, _ in batches])
+    with torch.no_grad():
+        mended = outputs(False, model[:2](x).mean(0))
+    left = (mended - reference).pow(2).mean().sqrt() / (measured - reference).pow(2).mean().sqrt()
+    assert part["2"].mean == pytest.approx(1 - float(left), abs=0.01)
+    assert part["2"].mean > 0.5
+    assert part["5"].mean < 0.05
+
+
+def test_cold_statistics_are_mended_without_data() -> None:
+    model = build("mlp", "batch", load("digits"), 0)
+    for norm in norms(model):
+        norm.momentum = 0.001
+    trained(model, epochs=5, lr=0.02)
+    cold = accuracy(model)
+    found = diagnose(model)
+    assert found.codes[0] == "NS002"
+    with_data = diagnose(model, in_training())
+    assert set(with_data.codes[:2]) == {"NS002", "NS003"}
+    done = repair(model, found, force=True)
+    assert done.record.kept == ("correct_cold",)
+    closed_form = accuracy(model)
+    done.undo()
+    assert accuracy(model) == cold
+    repair(model, with_data, in_training(), held_out=judges(), remedies=["recalibrate"])
+    assert closed_form - cold >= 0.95 * (accuracy(model) - cold) > 0.05
+
+
+def test_what_does_not_help_is_taken_back_unless_forced() -> None:
+    model = healthy()
+    before = state(model)
+    found = diagnose(model, in_training())
+    assert found.worst == "info"
+    assert repair(model, found, in_training()).record.trials == ()
+    broken = [(torch.randn_like(x) * 9, y) for x, y in in_training()]
+    done = repair(model, found, broken, held_out=judges(), remedies=["recalibrate"])
+    assert not done.record.trials[0].helps
+    assert done.record.kept == ()
+    assert state(model) == before
+    done = repair(model, found, broken, held_out=judges(), remedies=["recalibrate"], force=True)
+    assert done.record.kept == ("recalibrate",)
+    assert state(model) != before
+    assert state(done.undo()) == before
+
+
+def test_a_dry_run_changes_nothing() -> None:
+    model = stale()
+    before = state(model)
+    done = repair(model, diagnose(model, in_training()), in_training(), dry_run=True)
+    assert done.record.kept == ("recalibrate",)
+    assert done.record.after.accuracy > done.record.before.accuracy + 0.2
+    assert state(model) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("mend_channels", lambda m: norms(m)[0].running_var.__setitem__(2, torch.nan)),
+        ("eval_mode", lambda m: norms(m)[1].train()),
+        ("momentum", lambda m: norms(m)[0].__dict__.update(momentum=0.99)),
+        ("choose_eps", lambda m: [n.__dict__.update(eps=5.0) for n in norms(m)]),
+        ("freeze", lambda m: norms(m)[0].__dict__.update(track_running_stats=False)),
+    ],
+)
+def test_every_illness_finds_its_remedy_and_undo_gives_all_back(name: str, make: Any) -> None:
+    model = healthy()
+    make(model)
+    before = state(model), [type(m) for m in model.modules()], [m.training for m in model.modules()]
+    settings = [(n.momentum, n.eps, n.track_running_stats) for n in norms(model)]
+    found = diagnose(model, in_training())
+    done = repair(model, found, in_training(), held_out=judges())
+    assert name in done.record.kept
+    assert accuracy(model) > accuracy(healthy()) - 0.01
+    done.undo()
+    assert state(model) == before[0]
+    assert [type(m) for m in model.modules()] == before[1]
+    assert [m.training for m in model.modules()] == before[2]
+    assert [(n.momentum, n.eps, n.track_running_stats) for n in norms(model)] == settings
+
+
+def test_useless_biases_fold_exactly() -> None:
+    model = healthy()
+    x = judges()[0][0]
+    with torch.no_grad():
+        before, train_before = model(x), healthy().train()(x)
+        found = diagnose(model, in_training())
+        done = repair(model, found, in_training(), remedies=["fold_bias"])
+        assert done.record.kept == ("fold_bias",)
+        assert model[1].bias is None
+        torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model.train()(x), train_before, rtol=1e-4, atol=1e-4)
+    assert done.undo()[1].bias is not None
+
+
+def test_domains_get_statistics_of_their_own() -> None:
+    torch.manual_seed(0)
+    model = healthy()
+    batches = [
+        (x + 3 * (i % 2), y, torch.full_like(y, i % 2)) for i, (x, y) in enumerate(in_training())
+    ]
+    tests = [(x + 3 * (i % 2), y, torch.full_like(y, i % 2)) for i, (x, y) in enumerate(judges())]
+    found = diagnose(model, batches)
+    assert "NS021" in found.codes[:2]
+    done = repair(model, found, batches, held_out=tests)
+    assert done.record.kept[0] == "domains"
+    assert done.record.after.accuracy > 0.9 > done.record.before.accuracy
+
+
+def test_batches_of_two_get_advice() -> None:
+    found = diagnose(healthy(), in_training(2)[:80])
+    done = repair(healthy(), found, in_training(2)[:80])
+    assert "NS007" in done.record.advice
+
+
+class Broken:
+    def __init__(self, good: int) -> None:
+        self.good = good
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from in_training()[: self.good]
+        raise RuntimeError("worker died")
+
+
+def test_a_loader_that_raises_loses_nothing() -> None:
+    model = stale()
+    before = state(model)
+    with pytest.raises(InputError, match="failed after 3 batches: RuntimeError: worker died"):
+        diagnose(model, Broken(3))
+    with pytest.raises(InputError, match="worker died"):
+        repair(model, diagnose(model, in_training()), Broken(3))
+    assert state(model) == before
+    assert all(not m._forward_pre_hooks for m in model.modules())
+
+
+def test_empty_single_and_one_class_loaders() -> None:
+    with pytest.raises(InputError, match="gave no sample"):
+        diagnose(stale(), [])
+    one = diagnose(stale(), in_training(2000))
+    assert "doctor.skip.one_batch" in {s.reason for s in one.skipped}
+    assert one.codes[0] == "NS003"
+    x, y = in_training(2000)[0]
+    same = [(part, torch.zeros(len(part), dtype=torch.long)) for part in x[y == 0].split(32)]
+    record = diagnose(stale(), same)
+    assert "doctor.skip.one_class" in {s.reason for s in record.skipped}
+
+
+def test_without_labels_the_gap_decides() -> None:
+    model = stale()
+    batches = [x for x, _ in in_training()]
+    found = diagnose(model, batches)
+    assert found.codes[0] == "NS003"
+    done = repair(model, found, batches)
+    assert done.record.kept == ("recalibrate",)
+    assert done.record.after.gap < 0.5 * done.record.before.gap
+
+
+def test_checkpoints_that_are_cut_foreign_negative_half_or_huge(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.pt"
+    torch.save(healthy().state_dict(), whole)
+    cut = tmp_path / "cut.pt"
+    cut.write_bytes(whole.read_bytes()[:-300])
+    with pytest.raises(FileError, match="truncated or damaged"):
+        diagnose(cut)
+    with pytest.raises(ModelError, match="no running_mean with a running_var"):
+        diagnose(nn.Linear(3, 3).state_dict())
+    with pytest.raises(ModelError, match=r"both must be \(C,\)"):
+        diagnose({"a.running_mean": torch.zeros(3), "a.running_var": torch.ones(4)})
+    half = diagnose(
+        {k: v.half() if v.is_floating_point() else v for k, v in healthy().state_dict().items()}
+    )
+    assert "NS023" in half.codes
+    many: dict[str, Tensor] = {}
+    for i in range(10_000):
+        many |= {
+            f"{i}.running_mean": torch.randn(4), f"{i}.running_var": torch.rand(4) + 0.5,
+            f"{i}.num_batches_tracked": torch.tensor(500),
+        }  # fmt: skip
+    many["77.running_var"][1] = -1
+    record = diagnose(many)
+    assert record.layers == 10_000
+    assert [(f.code, f.layer) for f in record.findings] == [("NS009", "77")]
+
+
+def test_records_go_through_json_and_the_checkpoint_says_what_was_done(tmp_path: Path) -> None:
+    model = stale()
+    found = diagnose(model, in_training(), model_name="mine", data_name="digits")
+    assert Diagnosis.from_json(found.to_json()).codes == found.codes
+    done = repair(model, found, in_training())
+    done.save(tmp_path / "new.safetensors")
+    with safe_open(tmp_path / "new.safetensors", framework="pt") as file:
+        record = Repaired.from_json(file.metadata()["normscope.repair"])
+    assert record.kept == ("recalibrate",)
+    loaded = read_weights(tmp_path / "new.safetensors")
+    assert all(torch.equal(loaded[k], v) for k, v in model.state_dict().items())
+
+
+def test_sarif_and_junit_hold_every_check(tmp_path: Path) -> None:
+    from xml.etree import ElementTree as ET
+
+    from normscope.report import machine
+
+    model = stale()
+    record = diagnose(model, in_training(), model_name="<&>")
+    document = json.loads(machine.sarif(record, "en"))["runs"][0]
+    assert len(document["tool"]["driver"]["rules"]) == 27
+    assert {r["ruleId"] for r in document["results"]} == set(record.codes)
+    suite = ET.fromstring(machine.junit(record, "zh"))
+    assert len(suite) == 27
+    failed = [case.get("name", "")[:5] for case in suite if case.find("failure") is not None]
+    assert "NS003" in failed
+    assert "NS012" not in failed
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_text_and_page_show_verdict_cause_and_repair(lang: Any) -> None:
+    import io
+
+    from rich.console import Console
+
+    from normscope.report.page import render_diagnosis
+    from normscope.report.text import print_diagnosis, print_repair
+
+    model = stale()
+    found = diagnose(model, in_training(), model_name="<script>")
+    done = repair(model, found, in_training())
+    console = Console(file=io.StringIO(), width=90)
+    print_diagnosis(found, lang, console)
+    print_repair(done.record, lang, console)
+    text = console.file.getvalue()
+    assert "NS003" in text
+    assert "{" not in text
+    page = render_diagnosis(found, lang, done.record)
+    assert "<script>" not in page.split("<main")[1].split("</main>")[0]
+    assert "NS003" in page
