@@ -7,7 +7,7 @@ import sys
 
 from rich.console import Console
 
-from normscope.cli import convert, env, explain, inspect, report, train
+from normscope.cli import bench, convert, env, explain, inspect, report, train
 from normscope.cli.app import app
 from normscope.errors import NormscopeError
 
@@ -19,6 +19,7 @@ COMMANDS = (
     inspect.inspect,
     convert.convert,
     report.report,
+    bench.bench,
     env.env,
 )
 for command in COMMANDS:  # in the order of the help

@@ -5,6 +5,15 @@ Axes are written in the field comments: K classes, C channels, B histogram bins,
 """
 
 from normscope.records.base import SCHEMA, Numbers, Record, Table, plain
+from normscope.records.bench import (
+    Accuracy,
+    Bench,
+    Race,
+    Setting,
+    Spread,
+    StatisticsError,
+    Timing,
+)
 from normscope.records.conversion import Change, Comparison, Converted, Left
 from normscope.records.inspection import Inspection, Layer, StageMeasures, StageName
 from normscope.records.lesson import ClassValues, Composition, Learning, Lesson, Posterior, Stage
@@ -12,6 +21,8 @@ from normscope.records.run import Epoch, Member, Row, Run, RunConfig, Sweep, Tra
 
 __all__ = [
     "SCHEMA",
+    "Accuracy",
+    "Bench",
     "Change",
     "ClassValues",
     "Comparison",
@@ -26,15 +37,20 @@ __all__ = [
     "Member",
     "Numbers",
     "Posterior",
+    "Race",
     "Record",
     "Row",
     "Run",
     "RunConfig",
+    "Setting",
+    "Spread",
     "Stage",
     "StageMeasures",
     "StageName",
+    "StatisticsError",
     "Sweep",
     "Table",
+    "Timing",
     "Trace",
     "plain",
 ]
