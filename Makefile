@@ -37,7 +37,7 @@ docs: .venv/.dev  ## the documentation, as docs/_build/index.html
 	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build
 
 bench: .venv/.core  ## figures side by side with peers, in one run
-	$(BIN)/python benchmarks/layers.py
+	$(BIN)/normscope bench $(BENCH_ARGS)
 
 assets:  ## rebuild the chart bundle that reports carry (needs npm)
 	$(PYTHON) tools/vendor_charts.py

@@ -30,3 +30,9 @@ class MissingExtraError(NormscopeError):
     """An optional package is needed for this; the message carries the exact pip command."""
 
     slug = "extra"
+
+
+class KernelError(NormscopeError):
+    """A compiled kernel computes something else than its definition on this machine."""
+
+    slug = "kernel"

@@ -7,7 +7,7 @@ import sys
 
 from rich.console import Console
 
-from normscope.cli import convert, diagnose, env, explain, inspect, repair, report, train
+from normscope.cli import bench, convert, diagnose, env, explain, inspect, repair, report, train
 from normscope.cli.app import app
 from normscope.errors import NormscopeError
 
@@ -21,6 +21,7 @@ COMMANDS = (
     repair.repair,
     convert.convert,
     report.report,
+    bench.bench,
     env.env,
 )
 for command in COMMANDS:  # in the order of the help

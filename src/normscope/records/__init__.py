@@ -5,6 +5,15 @@ Axes are written in the field comments: K classes, C channels, B histogram bins,
 """
 
 from normscope.records.base import SCHEMA, Numbers, Record, Table, plain
+from normscope.records.bench import (
+    Accuracy,
+    Bench,
+    Race,
+    Setting,
+    Spread,
+    StatisticsError,
+    Timing,
+)
 from normscope.records.conversion import Change, Comparison, Converted, Left
 from normscope.records.diagnosis import (
     SEVERITIES,
@@ -37,7 +46,9 @@ from normscope.records.run import Epoch, Member, Row, Run, RunConfig, Sweep, Tra
 __all__ = [
     "SCHEMA",
     "SEVERITIES",
+    "Accuracy",
     "Batches",
+    "Bench",
     "Cause",
     "Change",
     "ClassValues",
@@ -61,20 +72,25 @@ __all__ = [
     "Member",
     "Numbers",
     "Posterior",
+    "Race",
     "Record",
     "Repaired",
     "Row",
     "Run",
     "RunConfig",
     "Score",
+    "Setting",
     "Severity",
     "Skipped",
+    "Spread",
     "Stage",
     "StageDifference",
     "StageMeasures",
     "StageName",
+    "StatisticsError",
     "Sweep",
     "Table",
+    "Timing",
     "Trace",
     "Trial",
     "Work",

@@ -18,10 +18,21 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from normscope.files import shown
-from normscope.records import Diagnosis, Inspection, Layer, Lesson, Repaired, Run, Trace, plain
-from normscope.report import channels, checkup, findings, ranking, story, tables, verdict
+from normscope.records import (
+    Bench,
+    Diagnosis,
+    Inspection,
+    Layer,
+    Lesson,
+    Repaired,
+    Run,
+    Trace,
+    plain,
+)
+from normscope.report import channels, checkup, findings, ranking, speed, story, tables, verdict
 from normscope.report.bilingual import Text, said
 from normscope.report.charts import layers as layer_charts
+from normscope.report.charts import speed as speed_charts
 from normscope.report.charts import training as training_charts
 from normscope.report.charts.base import CONFIG, Chart
 from normscope.report.messages import Lang, catalogue
@@ -89,6 +100,21 @@ def render_run(run: Run, lesson: Lesson | None, lang: Lang) -> str:
         parameters=_parameters(run, drawn),
         drifts=_drifts(run, drawn),
         **inspected,
+    )
+
+
+def render_bench(bench: Bench, lang: Lang) -> str:
+    """The report of `bench`: speed, memory and accuracy beside other ways."""
+    drawn = _Drawn()
+    return _page(
+        "bench.html.j2",
+        lang,
+        drawn,
+        said("bench.title"),
+        bench=bench,
+        conclusions=speed.of_bench(bench),
+        charts=[drawn.add(chart) for chart in speed_charts.drawn(bench)],
+        times=speed.timings(bench),
     )
 
 

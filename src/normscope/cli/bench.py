@@ -1,0 +1,52 @@
+"""normscope bench."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from normscope.cli.app import LOCALE, Json, LangOption, known_language, names, progress_bar, tell
+
+
+def bench(
+    html: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer settings and repeats: about a minute.")
+    ] = False,
+    only: Annotated[
+        str,
+        typer.Option(
+            help="Parts, with commas: shapes, formats, dtypes, threads, groups, sweep, network, "
+            "accuracy."
+        ),
+    ] = "",
+    repeats: Annotated[
+        int | None, typer.Option(help="At least so many for each median: 20, or 5 with --quick.")
+    ] = None,
+    as_json: Json = False,
+    lang: LangOption = LOCALE,
+) -> None:
+    """Speed, memory and accuracy of the kernels beside torch, compilers and loops, in one run."""
+    language = known_language(lang)
+    from normscope.bench import measure
+
+    with progress_bar(as_json) as progress:
+        record = measure(names(only), quick=quick, repeats=repeats, on_progress=progress)
+    if html is not None:
+        from normscope.files import write_whole
+        from normscope.report.page import render_bench
+
+        write_whole(html, render_bench(record, language))
+    if as_json:
+        sys.stdout.write(record.to_json() + "\n")
+    else:
+        from normscope.report.text import print_bench
+
+        print_bench(record, language, Console())
+    if html is not None:
+        tell(language, "cli.page", path=html)
+    if not record.complete:
+        tell(language, "cli.bench.stopped")
+        raise typer.Exit(130)
