@@ -11,7 +11,7 @@ from normscope.errors import InputError
 from normscope.kernels import reference
 
 # the kernel of each device type, and the package that it is written in
-FAST = {"cpu": ("cpu", "numba")}
+FAST = {"cpu": ("cpu", "numba"), "cuda": ("gpu", "triton")}
 IMPLS = ("auto", "reference", *(kernel for kernel, _ in FAST.values()))
 
 
