@@ -93,7 +93,7 @@ def batch_norm(
         on_moments: receives the batch's Moments (detached) in place of the update of the running
             statistics; for those who decide themselves when and whether to update.
         impl: "auto": the kernel of x's device, see `why`. Or by name, and then never another one
-            instead: "cpu" (Numba), "reference" (the definition in plain PyTorch).
+            instead: "cpu" (Numba), "gpu" (Triton), "reference" (the definition in plain PyTorch).
 
     Returns:
         (N, C, *S) in x's dtype and memory format.

@@ -11,7 +11,9 @@ from normscope.errors import InputError
 from normscope.kernels import reference
 
 # the kernel of each device type, and the package that it is written in
-FAST = {"cpu": ("cpu", "numba")}
+FAST = {"cpu": ("cpu", "numba"), "cuda": ("gpu", "triton")}
+# what "auto" may choose: the GPU kernel is to be asked for until it has been run and timed on one
+MEASURED = ("cpu",)
 IMPLS = ("auto", "reference", *(kernel for kernel, _ in FAST.values()))
 
 
@@ -42,6 +44,8 @@ def _chosen(x: Tensor, impl: str) -> tuple[str | None, str]:
     kernel, _ = FAST.get(x.device.type, (None, ""))
     if kernel is None:
         return "reference", f"{x.device.type} has no kernel of its own"
+    if kernel not in MEASURED:
+        return "reference", f"the {kernel} kernel has not been measured; ask for impl={kernel!r}"
     missing = _obstacle(x, kernel)
     if missing is not None:
         return "reference", missing
