@@ -295,3 +295,43 @@ def test_bad_arguments_teach(
 def test_integer_and_complex_inputs_are_refused(x: Tensor) -> None:
     with pytest.raises(NotImplementedError, match='"batch_norm" not implemented for'):
         batch_norm(x, training=True)
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 5), (6, 3), (6, 3, 80, 80)], ids=str)
+@pytest.mark.parametrize("rows", [(3, 1), (1, 3), (3, None)], ids=str)
+def test_weight_and_bias_may_have_unlike_rows(
+    shape: tuple[int, ...], rows: tuple[int, int | None]
+) -> None:
+    """One row for all groups beside a row for each, in values and in gradients."""
+    groups, dy = torch.arange(6) % 3, torch.randn(shape).double()
+    found = []
+    for impl in ("auto", "reference"):
+        torch.manual_seed(0)
+        x = torch.randn(shape).double().requires_grad_()
+        tables = [torch.randn((n, 3) if n else (3,)).double().requires_grad_() for n in rows]
+        y = batch_norm(
+            x,
+            weight=tables[0],
+            bias=tables[1],
+            training=True,
+            groups=groups,
+            num_groups=3,
+            impl=impl,
+        )
+        y.backward(dy)
+        found.append([y, x.grad, *(t.grad for t in tables)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_rows_without_groups_are_refused() -> None:
+    with pytest.raises(ValueError, match="a row per group but groups is None"):
+        batch_norm(torch.randn(4, 3), weight=torch.randn(2, 3), training=True)
+
+
+def test_running_buffers_with_gaps_in_memory() -> None:
+    x, memory = torch.randn(8, 3), torch.zeros(3, 2)
+    mean, var = memory[:, 0], torch.ones(3)
+    batch_norm(x, mean, var, training=True, momentum=1.0)
+    torch.testing.assert_close(mean, x.mean(0))
+    assert memory[:, 1].eq(0).all()

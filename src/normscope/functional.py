@@ -164,6 +164,8 @@ def batch_norm(
             raise ValueError(
                 f"num_groups is {num_groups} but groups is None; give each sample's group"
             )
+        if groups is None and rows_needed(1, weight, bias) > 1:
+            raise ValueError("weight or bias has a row per group but groups is None; give groups")
         if groups is None and use_batch and process_group is None:
             check_batch_size(x.shape[0] * math.prod(x.shape[2:]), x)
         if residual is not None and residual.shape != x.shape:
@@ -183,7 +185,9 @@ def batch_norm(
     partition = Partition(groups, num_groups, mask, process_group)
     differentiable = form is None or impl == "reference"
     fill = 0 if groups is None else min_count
-    if use_batch and process_group is None and not differentiable and hasattr(kernel, "forward"):
+    fused = use_batch and process_group is None and hasattr(kernel, "forward")
+    dense = all(t is None or t.is_contiguous() for t in (running_mean, running_var))
+    if fused and dense and not differentiable:  # the loops write to the buffers by address
         stored, share = None, None
         if running_mean is not None and running_var is not None:
             stored = running_mean, running_var

@@ -135,12 +135,13 @@ def backward(
     if residual is not None:
         residual, dresidual = _as(residual, by_rows), pages.like(x)
         slots[at.RESIDUAL], slots[at.DRESIDUAL] = residual.data_ptr(), dresidual.data_ptr()
-    tables = _affine(slots, weight, bias)
+    tables, rows = _affine(slots, weight, bias), _rows(weight, bias)
     if weight is not None:
-        dweight = torch.empty(weight.shape, dtype=weight.dtype)
+        dweight = torch.empty(_with_rows(weight, rows).shape, dtype=weight.dtype)
         slots[at.DWEIGHT] = dweight.data_ptr()
     if bias is not None:
-        dbias = torch.empty(bias.shape, dtype=(bias if weight is None else weight).dtype)
+        code = (bias if weight is None else weight).dtype
+        dbias = torch.empty(_with_rows(bias, rows).shape, dtype=code)
         slots[at.DBIAS] = dbias.data_ptr()
     _place(slots, table, (at.MEAN, at.RSTD))
     sums = _tables(work, 4, work.r)  # the means over K fit in a table over R
@@ -148,9 +149,7 @@ def backward(
     slots[at.FILLED] = kept.filled.ctypes.data
     call.backward(work, slots, NAMES[x.dtype], act, map_=wants_x)
     del tables
-    if bias is not None and dbias is not None and dbias.dtype != bias.dtype:
-        dbias = dbias.to(bias.dtype)
-    return dx, dweight, dbias, dresidual
+    return dx, _of(weight, dweight), _of(bias, dbias), dresidual
 
 
 def moments(
@@ -271,20 +270,32 @@ def _affine(slots: "array[int]", weight: Tensor | None, bias: Tensor | None) -> 
     some = weight if weight is not None else bias
     if some is None:
         return None
-    slots[at.AFFINE_ROWS] = 1 if some.dim() == 1 else some.shape[0]
+    rows = slots[at.AFFINE_ROWS] = _rows(weight, bias)
     slots[at.AFFINE_DTYPE] = CODES[some.dtype]
     if weight is not None:
-        weight = weight.contiguous()
+        weight = _with_rows(weight, rows).contiguous()
         slots[at.WEIGHT] = weight.data_ptr()
     if bias is not None:
-        bias = bias.to(some.dtype).contiguous()
+        bias = _with_rows(bias, rows).to(some.dtype).contiguous()
         slots[at.BIAS] = bias.data_ptr()
     return weight, bias
 
 
-def _rows(weight: Tensor | None, bias: Tensor | None) -> int:
-    some = weight if weight is not None else bias
-    return 1 if some is None or some.dim() == 1 else some.shape[0]
+def _rows(*tables: Tensor | None) -> int:
+    """The most rows that a table has; (C,) is one."""
+    return max((t.shape[0] for t in tables if t is not None and t.dim() == 2), default=1)
+
+
+def _with_rows(table: Tensor, rows: int) -> Tensor:
+    """A table with so many rows: one row serves all."""
+    return table if _rows(table) == rows else table.expand(rows, table.shape[-1])
+
+
+def _of(table: Tensor | None, gradient: Tensor | None) -> Tensor | None:
+    """The gradient of a table as it was given, of one made with more rows or another dtype."""
+    if table is None or gradient is None:
+        return None
+    return gradient.sum_to_size(table.shape).to(table.dtype)
 
 
 def _tables(work: Plan, count: int, groups: int = 0) -> Tensor:
