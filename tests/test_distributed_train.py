@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.multiprocessing as mp
 from safetensors.numpy import load_file
+from torch import nn
+
+from normscope.train import ranks
 
 ROOT = Path(__file__).parents[1]
 # iris has 112 rows for training: batches of 37, 37, 37 and, in one of them, ranks of 19 and 18
@@ -70,6 +76,30 @@ def test_two_ranks_train_what_one_process_trains(tmp_path: Path) -> None:
     assert_same(one, two)
     # rank 0 alone tells
     assert together.stdout.count("conditional") == alone.stdout.count("conditional")
+
+
+def work(rank: int, folder: str) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    os.environ["MASTER_PORT"] = Path(folder, "port").read_text()
+    with ranks.world():
+        threads_within = thread_names()
+        net = ranks.parallel(nn.Linear(2, 1))
+        net(torch.ones(3, 2)).sum().backward()
+        del net
+    assert any("gloo" in name for name in threads_within)
+    assert not any("gloo" in name for name in thread_names())
+
+
+def thread_names() -> list[str]:
+    return [task.joinpath("comm").read_text() for task in Path("/proc/self/task").iterdir()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of threads")
+def test_no_thread_of_a_group_outlives_it(tmp_path: Path) -> None:
+    # one that still runs when the interpreter ends aborts the process
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        (tmp_path / "port").write_text(str(free.getsockname()[1]))
+    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
 
 
 def test_ranks_stop_together_and_resume(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@
 alone touches the run folder.
 """
 
+import gc
+import inspect
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -13,6 +15,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# first imported when a process group is there, its default arguments would hold that group, whose
+# threads would outlive the interpreter and abort the process
+import torch.distributed.nn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -63,6 +69,7 @@ def world() -> Iterator[int]:
         yield rank()
     finally:
         signal.signal(signal.SIGINT, before)
+        gc.collect()  # DistributedDataParallel, in reference cycles, holds the group
         dist.destroy_process_group()
 
 
@@ -126,9 +133,11 @@ def parallel(model: nn.Module, *, partly_used: bool = False) -> nn.Module:
     for layer in _normalisers(model):
         layer.process_group = "world"  # type: ignore[assignment]
     # buffers need no broadcast: every rank computes them from the whole batch
-    return DistributedDataParallel(
-        model, broadcast_buffers=False, find_unused_parameters=partly_used
-    )
+    option = "forward_sync_buffers"  # torch 2.13; its name before:
+    if option not in inspect.signature(DistributedDataParallel).parameters:
+        option = "broadcast_buffers"
+    options: dict[str, Any] = {option: False}
+    return DistributedDataParallel(model, find_unused_parameters=partly_used, **options)
 
 
 @contextmanager
