@@ -24,8 +24,9 @@ demo: .venv/.core  ## train on the bundled digits, follow every class, write the
 	$(BIN)/normscope explain
 	$(BIN)/normscope train --data digits --net mlp --norm batch,none,noaffine,per_class --seeds 3 --out $(RUN) --overwrite
 
+# one thread in each process: processes that spin for each other's cores are several times slower
 test: .venv/.dev  ## the tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
 
 lint: .venv/.dev  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
