@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from normscope import probe
 from normscope.doctor.loader import Batch, Loader, Part, rows
 from normscope.doctor.outputs import Comparison, scores_of
-from normscope.doctor.passage import Passage
+from normscope.doctor.passage import Passage, dropouts
 from normscope.doctor.tally import Tally, merged
 from normscope.functional import moments
 from normscope.moments import Moments
@@ -133,7 +132,7 @@ def gathered(
         InputError, ModelError: as `Loader`.
     """
     found = Evidence()
-    dropouts = [m for m in model.modules() if isinstance(m, _DropoutNd) and m.p > 0]
+    dropping = dropouts(model)
     stored = Passage(layers)
     by_batch = Passage(layers, by_batch=set(layers))
     dropped = Passage(layers, by_batch=set(layers))
@@ -153,10 +152,10 @@ def gathered(
                 if looks:
                     inside.enter_context(probe.observe(model, norms, watcher))
                 trained = scores_of(by_batch.run(loader, model, batch), batch.size)
-        if dropouts:
+        if dropping:
             with probe.untouched(model), dropped.watching():
-                for dropout in dropouts:
-                    dropout.training = True
+                for module in dropping:
+                    module.training = True
                 dropped.run(loader, model, batch)
         if evaluated.shape == trained.shape:
             found.gap.add(trained, evaluated, batch.labels)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
 from normscope.doctor.loader import Batch, Loader
@@ -146,24 +147,16 @@ class _ByBatch(TorchFunctionMode):
         given = kwargs or {}
         if func in (F.batch_norm, batch_norm):
             x, _, _, *affine = args[:5]
-            more = {name: given.get(name) for name in ("groups", "mask", "act", "residual")}
             alone = x.dim() < 2 or x.numel() <= x.shape[1]
-            if not alone and more["groups"] is None and more["mask"] is None:
+            if not alone and given.get("groups") is None and given.get("mask") is None:
                 weight, bias = (*affine, given.get("weight"), given.get("bias"))[:2]
                 eps = args[7] if len(args) > 7 else given.get("eps", 1e-5)
-                fused = {name: more[name] for name in ("act", "residual")}
+                act, residual = given.get("act"), given.get("residual")
                 y = batch_norm(
-                    x,
-                    None,
-                    None,
-                    weight,
-                    bias,
-                    training=True,
-                    eps=eps,
-                    on_moments=self._keep,
-                    **fused,
-                )
-                if any(value is not None for value in fused.values()):
+                    x, None, None, weight, bias, training=True, eps=eps,
+                    act=act, residual=residual, on_moments=self._keep,
+                )  # fmt: skip
+                if act is not None or residual is not None:
                     # whoever looks at what is fused recomputes it with what the layer holds
                     assert self.seen is not None, "just kept"
                     _normalise_by(self._layer, self.seen, None)
@@ -196,6 +189,11 @@ def tensors_of(layer: nn.Module) -> tuple[Tensor, Tensor]:
     assert isinstance(mean, Tensor), "find_norms saw it"
     assert isinstance(var, Tensor), "find_norms saw it"
     return mean, var
+
+
+def dropouts(model: nn.Module) -> list[nn.Module]:
+    """The layers that drop something in train()."""
+    return [m for m in model.modules() if isinstance(m, _DropoutNd) and m.p > 0]
 
 
 @torch.no_grad()

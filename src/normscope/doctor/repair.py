@@ -23,6 +23,7 @@ from normscope.weights import write_weights
 NEUTRAL = frozenset({"fold_bias", "widen", "momentum", "freeze"})
 SYMPTOM = "NS004"  # goes with its cause
 ALONE = 4  # samples at a time, where a model normalises by the batch although in eval()
+SURE = 2.0  # standard errors
 NOTHING = Score(accuracy=math.nan, loss=math.nan, gap=math.nan, samples=0)
 
 
@@ -130,10 +131,17 @@ def _plan(diagnosis: Diagnosis, names: tuple[str, ...]) -> dict[str, list[Findin
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """How well a model does on the held-out samples; `losses` (N,) sample by sample."""
+    """How well a model does on the held-out samples.
+
+    Attributes:
+        score: of all together.
+        losses: (N,) sample by sample; empty without labels.
+        right: (N,) bool, likewise.
+    """
 
     score: Score
     losses: Tensor
+    right: Tensor
 
 
 class _Judge:
@@ -155,7 +163,7 @@ class _Judge:
         """In eval(), beside train(): the gap needs both."""
         loader = self._apart if self._apart is not None and part == "held_out" else self.loader
         if loader is None:
-            return Verdict(NOTHING, torch.zeros(0))
+            return Verdict(NOTHING, torch.zeros(0), torch.zeros(0, dtype=torch.bool))
         if loader is self._apart:
             part = "all"
         layers = norms_by_name(model)
@@ -179,8 +187,7 @@ class _Judge:
             with probe.untouched(model), training.watching():
                 trained = scores_of(training.run(loader, model, batch), batch.size)
             compared.add(trained, evaluated, batch.labels)
-        losses = torch.cat(compared.losses) if compared.losses else torch.zeros(0)
-        return Verdict(compared.score(), losses)
+        return Verdict(compared.score(), *compared.by_sample())
 
 
 def _tried(
@@ -213,7 +220,10 @@ def _tried(
             kept=False, note=note,
         )  # fmt: skip
         return trial, now
-    after, remedy = max(tried, key=lambda pair: _worth(pair[0].score))
+    after, remedy = tried[0]
+    for other, variant in tried[1:]:
+        if helps(after, other):  # the earlier ones change less
+            after, remedy = other, variant
     helped = helps(now, after)
     if not helped and name in NEUTRAL:
         harmless = [pair for pair in tried if same(now, pair[0])]
@@ -244,29 +254,31 @@ def _applied(
         raise Unfit(str(problem)) from problem
 
 
-def _worth(score: Score) -> tuple[float, float, float]:
-    """The larger the better; what is not known does not count."""
-    known = [0.0 if v != v else v for v in (score.accuracy, score.loss, score.gap)]
-    return (known[0], -known[1], -known[2])
-
-
 def helps(before: Verdict, after: Verdict) -> bool:
     """Whether held-out samples are served better, by more than chance would.
 
-    With labels: accuracy is not lower, and the mean loss falls by more than one standard error of
-    the difference, sample by sample; where accuracy rises by half a point, the loss need only not
-    rise by as much. Without: the gap between train() and eval() falls by 5 %.
+    With labels, one of three, compared sample by sample:
+    - more samples turn right than wrong, by SURE standard errors (McNemar);
+    - accuracy is not lower and the mean loss falls by SURE standard errors, or by one where the
+      gap between train() and eval() falls by 5 % too;
+    - accuracy rises by more than one sample and half a point, and the loss does not rise by one
+      standard error.
+    Without: the gap falls by 5 %.
     """
     old, new = before.score, after.score
     if not old.samples:
         return False
+    closes = new.gap < 0.95 * old.gap
     if len(before.losses) < 2 or len(before.losses) != len(after.losses):
-        return new.gap < 0.95 * old.gap
+        return closes
+    turned = after.right.double() - before.right.double()
+    if float(turned.sum()) > SURE * max(float(turned.abs().sum()), 1.0) ** 0.5:
+        return True
     gain = before.losses - after.losses
-    error = float(gain.std() / len(gain) ** 0.5)
-    if new.accuracy > old.accuracy + 0.005:
-        return float(gain.mean()) > -error
-    return new.accuracy >= old.accuracy and float(gain.mean()) > max(error, 1e-4)
+    mean, error = float(gain.mean()), max(float(gain.std() / len(gain) ** 0.5), 1e-4)
+    if new.accuracy >= old.accuracy and mean > (1 if closes else SURE) * error:
+        return True
+    return new.accuracy > old.accuracy + max(0.005, 1.5 / len(gain)) and mean > -error
 
 
 def same(before: Verdict, after: Verdict) -> bool:

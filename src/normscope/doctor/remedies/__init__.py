@@ -1,4 +1,4 @@
-"""The remedies, by the name that checks give: variants of which the best on held-out data wins."""
+"""The remedies, by the name that checks give: the first variant that no later one beats."""
 
 from normscope.doctor.remedies import settings, statistics
 from normscope.doctor.remedies.base import Patient, Remedy, Unfit
@@ -16,6 +16,11 @@ REMEDIES: dict[str, tuple[Remedy, ...]] = {
     "momentum": (settings.momentum_and_statistics, settings.momentum),
     "domains": (settings.domains,),
     "freeze": (settings.freeze_anew, settings.freeze),
-    "recalibrate": (statistics.by_batch, statistics.sequential, statistics.everywhere),
+    "recalibrate": (
+        statistics.by_batch,
+        statistics.as_in_training,
+        statistics.sequential,
+        statistics.everywhere,
+    ),
     "fold_bias": (settings.fold_bias,),
 }

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from normscope.doctor.checks.base import broken
-from normscope.doctor.passage import tensors_of
+from normscope.doctor.passage import dropouts, tensors_of
 from normscope.doctor.recalibrate import Propagate, chosen, measured
 from normscope.doctor.remedies.base import Patient, Unfit
 from normscope.doctor.state import LayerState
@@ -32,6 +32,13 @@ def correct_cold(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
 def by_batch(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
     """Statistics of the data, layers before normalising by the batch, as in training."""
     return _again(patient, names, "batch")
+
+
+def as_in_training(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
+    """As `by_batch`, with dropout on: what a long running average would hold."""
+    if not dropouts(patient.model):
+        raise Unfit("the model has no dropout; the statistics are those measured without")
+    return _again(patient, names, "batch", dropout=True)
 
 
 def sequential(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -78,8 +85,10 @@ def write(state: LayerState, mean: Tensor, var: Tensor) -> None:
         old_var.copy_(var)
 
 
-def _again(patient: Patient, names: tuple[str, ...], propagate: Propagate) -> tuple[str, ...]:
-    found = _measured(patient, names, propagate)
+def _again(
+    patient: Patient, names: tuple[str, ...], propagate: Propagate, *, dropout: bool = False
+) -> tuple[str, ...]:
+    found = _measured(patient, names, propagate, dropout=dropout)
     states = {s.name: s for s in patient.states(tuple(found))}
     for name, (mean, var) in found.items():
         write(states[name], mean, var)
@@ -87,13 +96,15 @@ def _again(patient: Patient, names: tuple[str, ...], propagate: Propagate) -> tu
 
 
 def _measured(
-    patient: Patient, names: tuple[str, ...], propagate: Propagate
+    patient: Patient, names: tuple[str, ...], propagate: Propagate, *, dropout: bool = False
 ) -> Mapping[str, tuple[Tensor, Tensor]]:
     loader = patient.data()
     layers, _ = chosen(patient.model, ())
     if names:
         layers = {name: layer for name, layer in layers.items() if name in names}
-    tallies, order = measured(patient.model, loader, layers, propagate, patient.part)
+    tallies, order = measured(
+        patient.model, loader, layers, propagate, patient.part, dropout=dropout
+    )
     states = {s.name: s for s in patient.states(tuple(order))}
     found = {}
     for name in order:
