@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope import probe
-from normscope.doctor.loader import Batch, Loader, Part, rows
+from normscope.doctor.loader import Batch, Forward, Loader, Part, rows
 from normscope.doctor.outputs import Comparison, scores_of
 from normscope.doctor.passage import Passage, dropouts
 from normscope.doctor.tally import Tally, merged
@@ -111,7 +111,11 @@ class Evidence:
     by_class: dict[str, Moments] = field(default_factory=dict)
     domains: int = 0
     leak: float = float("nan")
-    leaking: str = ""
+    forward: Forward | None = None
+
+    def again(self) -> Loader:
+        """The batches that were kept, to be read once more."""
+        return Loader([batch.given for batch in self.kept], self.forward)
 
     def population(self, name: str) -> Moments:
         """Of a layer's input over the whole data, as in train()."""
@@ -131,7 +135,7 @@ def gathered(
     Raises:
         InputError, ModelError: as `Loader`.
     """
-    found = Evidence()
+    found = Evidence(forward=loader.forward)
     dropping = dropouts(model)
     stored = Passage(layers)
     by_batch = Passage(layers, by_batch=set(layers))

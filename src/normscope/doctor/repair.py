@@ -1,7 +1,7 @@
 """`repair`: each remedy tried, judged on held-out samples, kept or taken back."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from normscope import probe
 from normscope.doctor.evidence import norms_by_name
 from normscope.doctor.loader import Forward, Loader, Part, device_of, rows
+from normscope.doctor.memory import Memory
 from normscope.doctor.outputs import Comparison, scores_of
 from normscope.doctor.passage import Passage
-from normscope.doctor.remedies import REMEDIES, Memory, Patient, Remedy, Unfit
+from normscope.doctor.remedies import REMEDIES, Patient, Remedy, Unfit
 from normscope.errors import InputError, ModelError, NormscopeError
 from normscope.records import Diagnosis, Finding, Repaired, Score, Trial
 from normscope.weights import write_weights
@@ -58,10 +59,12 @@ def repair(
     batches: Iterable[Any] | None = None,
     *,
     held_out: Iterable[Any] | None = None,
+    live: Iterable[Any] | None = None,
     remedies: Iterable[str] = (),
     force: bool = False,
     dry_run: bool = False,
     forward: Forward | None = None,
+    on_progress: Callable[[str], None] | None = None,
 ) -> Repair:
     """Try the remedies that findings name, the likeliest explanation first; keep what helps.
 
@@ -75,10 +78,13 @@ def repair(
             nothing can judge them.
         held_out: judge on these; None: on 30 % of the samples of batches, which remedies do not
             read then.
+        live: data as in use, for the remedy "adapt"; 30 % of the samples judge it.
         remedies: names, instead of those of the findings that are warnings or errors.
         force: keep what does not help.
         dry_run: report, and take everything back.
         forward: as for `recalibrate`.
+        on_progress: called with the name of each remedy before it is tried, and with "" at the
+            start and at the end.
 
     Raises:
         InputError: an unknown remedy, a loader that fails or is empty.
@@ -91,7 +97,15 @@ def repair(
     try:
         before = now = judge.verdict(model)
         for name, findings in plan.items():
-            trial, now = _tried(judge, model, name, findings, now, force=force)
+            if on_progress is not None:
+                on_progress(name)
+            if name == "adapt" and live is not None:
+                in_use = _Judge(model, live, None, forward, in_use=True)
+                as_is = in_use.verdict(model)
+                trial, _ = _tried(in_use, model, name, findings, as_is, force=force)
+                now = judge.verdict(model)  # what it costs on data as in training
+            else:
+                trial, now = _tried(judge, model, name, findings, now, force=force)
             trials.append(trial)
     except BaseException:
         start.rollback()
@@ -153,7 +167,10 @@ class _Judge:
         batches: Iterable[Any] | None,
         held_out: Iterable[Any] | None,
         forward: Forward | None,
+        *,
+        in_use: bool = False,
     ) -> None:
+        self.in_use = in_use  # the batches are not as in training
         device = device_of(model)
         self.loader = None if batches is None else Loader(batches, forward, device)
         self._apart = None if held_out is None else Loader(held_out, forward, device)
@@ -247,7 +264,8 @@ def _applied(
 ) -> tuple[str, ...]:
     scored = None if judge.loader is None else lambda: judge.verdict(model, judge.open).score
     try:
-        return remedy(Patient(model, judge.loader, scored, judge.open), layers)
+        live = judge.loader if judge.in_use else None
+        return remedy(Patient(model, judge.loader, scored, judge.open, live), layers)
     except InputError:
         raise
     except NormscopeError as problem:
