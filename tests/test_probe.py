@@ -431,7 +431,9 @@ COPIES: dict[str, Map] = {
 
 
 @pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES.keys())
-@pytest.mark.parametrize("act", [F.relu, nn.ReLU(inplace=True), Swish()], ids=["function", "module", "own"])
+@pytest.mark.parametrize(
+    "act", [F.relu, nn.ReLU(inplace=True), Swish()], ids=["function", "module", "own"]
+)
 def test_execution_order_pairs_what_was_copied(copy: Map, act: Map) -> None:
     seen = watched(Around(lambda y: act(copy(y))), torch.randn(40, 3))
     assert [norm for norm, _, _ in seen.activated_calls] == ["bn"]

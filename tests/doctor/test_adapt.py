@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,15 @@ import torch
 from torch import nn
 
 from normscope import InputError
-from normscope.doctor import Watch, adapt, assert_healthy, certainty
+from normscope.doctor import (
+    Watch,
+    adapt,
+    assert_healthy,
+    callbacks,
+    certainty,
+    diagnose,
+    repair,
+)
 from tests.doctor.patients import healthy, in_training, judges, norms, state
 
 
@@ -111,3 +120,90 @@ def test_the_fixture_is_found_by_pytest(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-p", "normscope.pytest_plugin", "-q", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert "NS009 error in BatchNorm1d" in done.stdout
+
+
+def test_repair_adapts_to_live_data_where_these_gain() -> None:
+    model = healthy()
+    before, batches = state(model), live(lambda x: 0.4 * x + 1)
+    found = diagnose(model, in_training(), live=batches)
+    drift = next(f for f in found.findings if f.code == "NS022")
+    assert drift.facts["kind"] == "scale"
+    ill = right(model, batches)
+    done = repair(model, found, in_training(), live=batches)
+    assert done.record.kept == ("adapt",)
+    assert right(model, batches) > ill + 0.1
+    assert state(done.undo()) == before
+    assert repair(model, found, in_training()).record.trials[0].note == (
+        "it needs data as in use (live)"
+    )
+    torch.manual_seed(0)
+    noise = live(lambda x: torch.randn_like(x))
+    found = diagnose(model, in_training(), live=noise)
+    drift = next(f for f in found.findings if f.code == "NS022")
+    assert drift.facts["kind"] == "classes"
+    assert state(model) == before
+
+
+def quiet_import(name: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip(name)
+
+
+@pytest.mark.usefixtures("torchvision_operators")
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_asks_the_cheap_checks_each_epoch(tmp_path: Path) -> None:
+    pl = quiet_import("pytorch_lightning")
+
+    class Module(pl.LightningModule):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = healthy()
+            norms(self.net)[0].momentum = 0.99
+
+        def training_step(self, batch: Any, place: int) -> torch.Tensor:
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 0.01)
+
+    told: list[Any] = []
+    callback = callbacks.lightning(told.append)
+    trainer = pl.Trainer(
+        max_epochs=2, callbacks=[callback], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+        default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(Module(), torch.utils.data.DataLoader(in_training()[:4], batch_size=None))
+    assert [(f.code, f.layer) for f in told] == [("NS005", "net.2")]  # once, not once an epoch
+    assert callback.record.layers == 2
+
+
+@pytest.mark.usefixtures("torchvision_operators")
+@pytest.mark.filterwarnings("ignore")
+def test_hugging_face_trainer_asks_the_cheap_checks_each_epoch(tmp_path: Path) -> None:
+    transformers = quiet_import("transformers")
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = healthy()
+            norms(self.net)[0].momentum = 0.99
+
+        def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+            logits = self.net(x)
+            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    told: list[Any] = []
+    callback = callbacks.trainer(told.append)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=16, num_train_epochs=2,
+        use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True, logging_strategy="no",
+    )  # fmt: skip
+    x, y = in_training()[0]
+    data = [{"x": a, "labels": b} for a, b in zip(x, y, strict=True)]
+    transformers.Trainer(
+        model=Model(), args=arguments, train_dataset=data, callbacks=[callback]
+    ).train()
+    assert [(f.code, f.layer) for f in told] == [("NS005", "net.2")]
+    assert callback.record.layers == 2

@@ -1,6 +1,7 @@
 """The doctor: exact statistics, checks with a cause, and repairs that are proved and undone."""
 
 from normscope.doctor.adapt import Adaptation, adapt, certainty
+from normscope.doctor.calls import PerCall, split
 from normscope.doctor.diagnosis import diagnose
 from normscope.doctor.recalibrate import Recalibration, recalibrate
 from normscope.doctor.repair import Repair, repair
@@ -8,6 +9,7 @@ from normscope.doctor.watch import Watch, assert_healthy
 
 __all__ = [
     "Adaptation",
+    "PerCall",
     "Recalibration",
     "Repair",
     "Watch",
@@ -17,4 +19,5 @@ __all__ = [
     "diagnose",
     "recalibrate",
     "repair",
+    "split",
 ]

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from normscope import probe
 from normscope.doctor.loader import Forward, Loader, device_of
+from normscope.doctor.memory import Memory
 from normscope.doctor.outputs import scores_of
 from normscope.doctor.passage import tensors_of
 from normscope.doctor.recalibrate import chosen, measured
-from normscope.doctor.remedies.memory import Memory
 from normscope.doctor.tally import merged
 from normscope.errors import InputError, ModelError
 
@@ -66,12 +66,16 @@ class Adaptation:
 
         Where it is not, classes look different and statistics alone cannot help. No labels.
         """
-        return self.after.entropy <= CONFIDENT * max(source.entropy, 0.05)
+        return self.unsure(source) <= CONFIDENT
+
+    def unsure(self, source: Certainty) -> float:
+        """Entropy after adapting over that on the source, which counts as 0.05 nats at least."""
+        return self.after.entropy / max(source.entropy, 0.05)
 
 
 def adapt(
     model: nn.Module,
-    batches: Iterable[Any],
+    batches: Iterable[Any] | Loader,
     *,
     prior: float = 16,
     learn: bool = False,
@@ -105,7 +109,7 @@ def adapt(
     """
     if prior < 0:
         raise InputError(f"prior is {prior}; it must be 0 or more samples")
-    loader = Loader(batches, forward, device_of(model))
+    loader = _loader(model, batches, forward)
     memory = Memory(model)
     try:
         before = certainty(model, loader)
@@ -131,7 +135,7 @@ def adapt(
 
 def certainty(model: nn.Module, batches: Iterable[Any] | Loader) -> Certainty:
     """Of a model in eval() on some data; it is not changed."""
-    loader = batches if isinstance(batches, Loader) else Loader(batches, None, device_of(model))
+    loader = _loader(model, batches, None)
     total, entropy, samples = None, 0.0, 0
     with probe.untouched(model):
         for batch in loader.read():
@@ -141,6 +145,10 @@ def certainty(model: nn.Module, batches: Iterable[Any] | Loader) -> Certainty:
             samples += len(p)
     assert total is not None, "the loader raises where it is empty"
     return Certainty(entropy / samples, float(_entropy(total / samples)))
+
+
+def _loader(model: nn.Module, batches: Iterable[Any] | Loader, forward: Forward | None) -> Loader:
+    return batches if isinstance(batches, Loader) else Loader(batches, forward, device_of(model))
 
 
 def _learned(

@@ -160,23 +160,27 @@ def _looked(model: nn.Module, loader: Loader, names: Mapping[str, nn.Module]) ->
 
 
 def _ranked(findings: list[Finding], causes: tuple[Cause, ...]) -> list[Finding]:
-    """The likeliest explanation first: what closes more of the gap, then the more particular."""
+    """The likeliest explanation first: what closes more of the gap, then the more particular.
+
+    A general cause, as stale statistics, counts for what it closes beyond the particular ones
+    that are found beside it: theirs are stale statistics too.
+    """
     closes: dict[str, float] = {}
     for cause in causes:
         if cause.code:
-            closes[cause.code] = max(closes.get(cause.code, 0.0), cause.closes)
+            closes[cause.code] = max(closes.get(cause.code, 0.0), min(cause.closes, 1.0))
+    particular = max(
+        (closes.get(f.code, 0.0) for f in findings if CHECKS[f.code].specific == 2), default=0.0
+    )
     gravest = {
         code: max(SEVERITIES.index(f.severity) for f in findings if f.code == code)
         for code in {f.code for f in findings}
     }
 
-    def place(finding: Finding) -> tuple[float, float, float, float, str]:
-        code = finding.code
-        specific = CHECKS[code].specific
-        # a particular cause goes before the general one that it is a case of
-        weight = 1.0 if specific == 2 else 0.5
-        share = round(weight * min(closes.get(code, 0.0), 1.0), 1)
-        explains = share if share >= 0.2 else 0.0
-        return (-explains, -specific if explains else 0, -gravest[code], -specific, code)
+    def place(finding: Finding) -> tuple[float, bool, float, float, str]:
+        code, specific = finding.code, CHECKS[finding.code].specific
+        share = closes.get(code, 0.0) - (particular if specific < 2 else 0.0)
+        explains = round(share, 1) if share >= 0.2 else 0.0
+        return (-explains, gravest[code] == 0, -specific, -gravest[code], code)
 
     return sorted(findings, key=place)

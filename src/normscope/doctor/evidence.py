@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from normscope import probe
-from normscope.doctor.loader import Batch, Loader, Part, rows
+from normscope.doctor.loader import Batch, Forward, Loader, Part, rows
 from normscope.doctor.outputs import Comparison, scores_of
-from normscope.doctor.passage import Passage
+from normscope.doctor.passage import Passage, dropouts
 from normscope.doctor.tally import Tally, merged
 from normscope.functional import moments
 from normscope.moments import Moments
@@ -112,7 +111,11 @@ class Evidence:
     by_class: dict[str, Moments] = field(default_factory=dict)
     domains: int = 0
     leak: float = float("nan")
-    leaking: str = ""
+    forward: Forward | None = None
+
+    def again(self) -> Loader:
+        """The batches that were kept, to be read once more."""
+        return Loader([batch.given for batch in self.kept], self.forward)
 
     def population(self, name: str) -> Moments:
         """Of a layer's input over the whole data, as in train()."""
@@ -132,8 +135,8 @@ def gathered(
     Raises:
         InputError, ModelError: as `Loader`.
     """
-    found = Evidence()
-    dropouts = [m for m in model.modules() if isinstance(m, _DropoutNd) and m.p > 0]
+    found = Evidence(forward=loader.forward)
+    dropping = dropouts(model)
     stored = Passage(layers)
     by_batch = Passage(layers, by_batch=set(layers))
     dropped = Passage(layers, by_batch=set(layers))
@@ -153,10 +156,10 @@ def gathered(
                 if looks:
                     inside.enter_context(probe.observe(model, norms, watcher))
                 trained = scores_of(by_batch.run(loader, model, batch), batch.size)
-        if dropouts:
+        if dropping:
             with probe.untouched(model), dropped.watching():
-                for dropout in dropouts:
-                    dropout.training = True
+                for module in dropping:
+                    module.training = True
                 dropped.run(loader, model, batch)
         if evaluated.shape == trained.shape:
             found.gap.add(trained, evaluated, batch.labels)

@@ -59,7 +59,7 @@ class Loader:
     ) -> None:
         self._source = batches
         self._kept: list[Any] | None = None
-        self._forward = forward
+        self.forward = forward
         self._device = device
 
     def read(self, part: Part = "all") -> Iterator[Batch]:
@@ -90,8 +90,8 @@ class Loader:
         """
         try:
             with condition(batch.condition) if batch.condition is not None else nullcontext():
-                if self._forward is not None:
-                    return self._forward(model, batch.given)
+                if self.forward is not None:
+                    return self.forward(model, batch.given)
                 if isinstance(batch.given, Mapping):
                     return model(**batch.given)
                 is_tuple = isinstance(batch.given, (tuple, list))

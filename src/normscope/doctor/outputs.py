@@ -37,7 +37,7 @@ class Comparison:
     labelled: int = 0
     right: list[int] = field(default_factory=lambda: [0, 0])
     loss: float = 0.0
-    losses: list[Tensor] = field(default_factory=list)  # of the other, sample by sample
+    _by_sample: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # of the other
 
     def add(self, reference: Tensor, other: Tensor, labels: Tensor | None) -> None:
         """One batch: (N, D) each, and labels (N,) where there are any."""
@@ -60,8 +60,15 @@ class Comparison:
             losses = -other.log_softmax(1).gather(1, labels.unsqueeze(1)).squeeze(1)
             worst = math.log(WORST)
             losses = torch.where(losses.isfinite(), losses, worst).clamp(max=worst)
-            self.losses.append(losses.cpu())
+            self._by_sample.append((losses.cpu(), (b == labels).cpu()))
             self.loss += float(losses.sum())
+
+    def by_sample(self) -> tuple[Tensor, Tensor]:
+        """Losses (N,) of the other output, and whether it is right; empty without labels."""
+        if not self._by_sample:
+            return torch.zeros(0), torch.zeros(0, dtype=torch.bool)
+        losses, right = zip(*self._by_sample, strict=True)
+        return torch.cat(losses), torch.cat(right)
 
     @property
     def relative(self) -> float:

@@ -1,16 +1,21 @@
 """A model run over data while the inputs of its norms are measured, and its statistics chosen."""
 
+import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.overrides import TorchFunctionMode
 
 from normscope.doctor.loader import Batch, Loader
 from normscope.doctor.tally import Tally
-from normscope.functional import moments
+from normscope.functional import batch_norm, moments
 from normscope.layers.conditional import current_condition
 from normscope.moments import Moments
 
@@ -62,13 +67,16 @@ class Passage:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Stand at every layer's entry."""
+        """Stand in front of every layer."""
         with ExitStack() as undo:
             for name, layer in self._layers.items():
                 if name in self._stored:
                     put(layer, *self._stored[name])
-                hook = layer.register_forward_pre_hook(self._entry(name), with_kwargs=True)
-                undo.callback(hook.remove)
+                own = layer.__dict__.get("forward")
+                layer.__dict__["forward"] = self._in_front_of(name, layer, layer.forward)
+                undo.callback(_own_again, layer, own)
+            if "torch._dynamo" in sys.modules:  # compiled code would pass by
+                undo.enter_context(torch.compiler.set_stance("force_eager"))
             yield
 
     def run(self, loader: Loader, model: nn.Module, batch: Batch) -> Any:
@@ -80,30 +88,91 @@ class Passage:
         except Enough:
             return None
 
-    def _entry(self, name: str) -> Any:
-        def enter(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _in_front_of(
+        self, name: str, layer: nn.Module, forward: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        by_batch, measured = name in self._by_batch, name in self._measured
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
             index = self._calls[name]
             self._calls[name] += 1
             self.most_calls[name] = max(self.most_calls[name], index + 1)
-            by_batch, measured = name in self._by_batch, name in self._measured
             if name not in self.order:
                 self.order.append(name)
-            if not by_batch and not measured:
-                return
-            seen = _moments(layer, args, kwargs)
-            if seen is None:  # the layer itself will say what is wrong
-                return
+            seen, output = None, None
+            if by_batch and isinstance(layer, _BatchNorm):
+                with _ByBatch(layer) as inside:
+                    output = forward(*args, **kwargs)
+                seen = inside.seen
+            served = seen is not None
+            if (by_batch or measured) and not served:
+                seen = _moments(layer, args, kwargs)
+            if seen is None:  # nothing to look at, or the layer itself says what is wrong
+                return forward(*args, **kwargs)
             if measured:
-                calls = self.tallies.setdefault(name, [])
-                if index == len(calls):
-                    calls.append(Tally())
-                calls[index].add(seen, self._size)
-                if name == self._last:
-                    raise Enough
-            if by_batch:
+                self._add(name, index, seen)
+            if by_batch and not served:
                 _normalise_by(layer, seen, self._stored.get(name))
+            return output if served else forward(*args, **kwargs)
 
-        return enter
+        return watched
+
+    def _add(self, name: str, index: int, seen: Moments) -> None:
+        calls = self.tallies.setdefault(name, [])
+        if index == len(calls):
+            calls.append(Tally())
+        calls[index].add(seen, self._size)
+        if name == self._last:
+            raise Enough
+
+
+class _ByBatch(TorchFunctionMode):
+    """Inside, the layer's own call of batch_norm normalises by the batch, and its moments are kept.
+
+    One sweep over the data measures and normalises. What one set of statistics per channel does
+    not describe (groups, a mask, one value per channel) passes as it is.
+
+    Attributes:
+        seen: the moments; None where nothing was served.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self._layer = layer
+        self.seen: Moments | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func in (F.batch_norm, batch_norm):
+            x, _, _, *affine = args[:5]
+            alone = x.dim() < 2 or x.numel() <= x.shape[1]
+            if not alone and given.get("groups") is None and given.get("mask") is None:
+                weight, bias = (*affine, given.get("weight"), given.get("bias"))[:2]
+                eps = args[7] if len(args) > 7 else given.get("eps", 1e-5)
+                act, residual = given.get("act"), given.get("residual")
+                y = batch_norm(
+                    x, None, None, weight, bias, training=True, eps=eps,
+                    act=act, residual=residual, on_moments=self._keep,
+                )  # fmt: skip
+                if act is not None or residual is not None:
+                    # whoever looks at what is fused recomputes it with what the layer holds
+                    assert self.seen is not None, "just kept"
+                    _normalise_by(self._layer, self.seen, None)
+                return y
+        return func(*args, **given)
+
+    def _keep(self, batch: Moments) -> None:
+        self.seen = Moments(batch.count[0], batch.mean[0], batch.m2[0])
+
+
+def _own_again(layer: nn.Module, own: Callable[..., Any] | None) -> None:
+    """The forward that was the layer's own; None: that of its class."""
+    if own is None:
+        del layer.__dict__["forward"]
+    else:
+        layer.__dict__["forward"] = own
 
 
 def put(layer: nn.Module, mean: Tensor, var: Tensor) -> None:
@@ -120,6 +189,11 @@ def tensors_of(layer: nn.Module) -> tuple[Tensor, Tensor]:
     assert isinstance(mean, Tensor), "find_norms saw it"
     assert isinstance(var, Tensor), "find_norms saw it"
     return mean, var
+
+
+def dropouts(model: nn.Module) -> list[nn.Module]:
+    """The layers that drop something in train()."""
+    return [m for m in model.modules() if isinstance(m, _DropoutNd) and m.p > 0]
 
 
 @torch.no_grad()

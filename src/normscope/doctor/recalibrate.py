@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from normscope import probe
 from normscope.doctor.loader import Forward, Loader, Part, device_of
-from normscope.doctor.passage import Passage, tensors_of
+from normscope.doctor.passage import Passage, dropouts, tensors_of
 from normscope.doctor.tally import Tally, distance, merged
 from normscope.errors import InputError, ModelError
 from normscope.layers import (
@@ -189,8 +189,13 @@ def measured(
     part: Part,
     group: dist.ProcessGroup | None = None,
     on_progress: Callable[[int], None] | None = None,
+    *,
+    dropout: bool = False,
 ) -> tuple[dict[str, list[Tally]], list[str]]:
-    """The moments at every layer's entry, one tally per call, and the order of first calls."""
+    """The moments at every layer's entry, one tally per call, and the order of first calls.
+
+    With dropout, it drops as in training.
+    """
     read = 0
 
     def one_pass(passage: Passage) -> Passage:
@@ -198,6 +203,8 @@ def measured(
         problem: BaseException | None = None
         try:
             with probe.untouched(model), passage.watching():
+                for module in dropouts(model) if dropout else ():
+                    module.training = True
                 for batch in loader.read(part):
                     passage.run(loader, model, batch)
                     read += 1

@@ -1,7 +1,7 @@
 """`repair`: each remedy tried, judged on held-out samples, kept or taken back."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from normscope import probe
 from normscope.doctor.evidence import norms_by_name
 from normscope.doctor.loader import Forward, Loader, Part, device_of, rows
+from normscope.doctor.memory import Memory
 from normscope.doctor.outputs import Comparison, scores_of
 from normscope.doctor.passage import Passage
-from normscope.doctor.remedies import REMEDIES, Memory, Patient, Remedy, Unfit
+from normscope.doctor.remedies import REMEDIES, Patient, Remedy, Unfit
 from normscope.errors import InputError, ModelError, NormscopeError
 from normscope.records import Diagnosis, Finding, Repaired, Score, Trial
 from normscope.weights import write_weights
@@ -23,6 +24,7 @@ from normscope.weights import write_weights
 NEUTRAL = frozenset({"fold_bias", "widen", "momentum", "freeze"})
 SYMPTOM = "NS004"  # goes with its cause
 ALONE = 4  # samples at a time, where a model normalises by the batch although in eval()
+SURE = 2.0  # standard errors
 NOTHING = Score(accuracy=math.nan, loss=math.nan, gap=math.nan, samples=0)
 
 
@@ -57,10 +59,12 @@ def repair(
     batches: Iterable[Any] | None = None,
     *,
     held_out: Iterable[Any] | None = None,
+    live: Iterable[Any] | None = None,
     remedies: Iterable[str] = (),
     force: bool = False,
     dry_run: bool = False,
     forward: Forward | None = None,
+    on_progress: Callable[[str], None] | None = None,
 ) -> Repair:
     """Try the remedies that findings name, the likeliest explanation first; keep what helps.
 
@@ -74,10 +78,13 @@ def repair(
             nothing can judge them.
         held_out: judge on these; None: on 30 % of the samples of batches, which remedies do not
             read then.
+        live: data as in use, for the remedy "adapt"; 30 % of the samples judge it.
         remedies: names, instead of those of the findings that are warnings or errors.
         force: keep what does not help.
         dry_run: report, and take everything back.
         forward: as for `recalibrate`.
+        on_progress: called with the name of each remedy before it is tried, and with "" at the
+            start and at the end.
 
     Raises:
         InputError: an unknown remedy, a loader that fails or is empty.
@@ -90,7 +97,15 @@ def repair(
     try:
         before = now = judge.verdict(model)
         for name, findings in plan.items():
-            trial, now = _tried(judge, model, name, findings, now, force=force)
+            if on_progress is not None:
+                on_progress(name)
+            if name == "adapt" and live is not None:
+                in_use = _Judge(model, live, None, forward, in_use=True)
+                as_is = in_use.verdict(model)
+                trial, _ = _tried(in_use, model, name, findings, as_is, force=force)
+                now = judge.verdict(model)  # what it costs on data as in training
+            else:
+                trial, now = _tried(judge, model, name, findings, now, force=force)
             trials.append(trial)
     except BaseException:
         start.rollback()
@@ -130,10 +145,17 @@ def _plan(diagnosis: Diagnosis, names: tuple[str, ...]) -> dict[str, list[Findin
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """How well a model does on the held-out samples; `losses` (N,) sample by sample."""
+    """How well a model does on the held-out samples.
+
+    Attributes:
+        score: of all together.
+        losses: (N,) sample by sample; empty without labels.
+        right: (N,) bool, likewise.
+    """
 
     score: Score
     losses: Tensor
+    right: Tensor
 
 
 class _Judge:
@@ -145,7 +167,10 @@ class _Judge:
         batches: Iterable[Any] | None,
         held_out: Iterable[Any] | None,
         forward: Forward | None,
+        *,
+        in_use: bool = False,
     ) -> None:
+        self.in_use = in_use  # the batches are not as in training
         device = device_of(model)
         self.loader = None if batches is None else Loader(batches, forward, device)
         self._apart = None if held_out is None else Loader(held_out, forward, device)
@@ -155,7 +180,7 @@ class _Judge:
         """In eval(), beside train(): the gap needs both."""
         loader = self._apart if self._apart is not None and part == "held_out" else self.loader
         if loader is None:
-            return Verdict(NOTHING, torch.zeros(0))
+            return Verdict(NOTHING, torch.zeros(0), torch.zeros(0, dtype=torch.bool))
         if loader is self._apart:
             part = "all"
         layers = norms_by_name(model)
@@ -179,8 +204,7 @@ class _Judge:
             with probe.untouched(model), training.watching():
                 trained = scores_of(training.run(loader, model, batch), batch.size)
             compared.add(trained, evaluated, batch.labels)
-        losses = torch.cat(compared.losses) if compared.losses else torch.zeros(0)
-        return Verdict(compared.score(), losses)
+        return Verdict(compared.score(), *compared.by_sample())
 
 
 def _tried(
@@ -213,7 +237,10 @@ def _tried(
             kept=False, note=note,
         )  # fmt: skip
         return trial, now
-    after, remedy = max(tried, key=lambda pair: _worth(pair[0].score))
+    after, remedy = tried[0]
+    for other, variant in tried[1:]:
+        if helps(after, other):  # the earlier ones change less
+            after, remedy = other, variant
     helped = helps(now, after)
     if not helped and name in NEUTRAL:
         harmless = [pair for pair in tried if same(now, pair[0])]
@@ -237,36 +264,39 @@ def _applied(
 ) -> tuple[str, ...]:
     scored = None if judge.loader is None else lambda: judge.verdict(model, judge.open).score
     try:
-        return remedy(Patient(model, judge.loader, scored, judge.open), layers)
+        live = judge.loader if judge.in_use else None
+        return remedy(Patient(model, judge.loader, scored, judge.open, live), layers)
     except InputError:
         raise
     except NormscopeError as problem:
         raise Unfit(str(problem)) from problem
 
 
-def _worth(score: Score) -> tuple[float, float, float]:
-    """The larger the better; what is not known does not count."""
-    known = [0.0 if v != v else v for v in (score.accuracy, score.loss, score.gap)]
-    return (known[0], -known[1], -known[2])
-
-
 def helps(before: Verdict, after: Verdict) -> bool:
     """Whether held-out samples are served better, by more than chance would.
 
-    With labels: accuracy is not lower, and the mean loss falls by more than one standard error of
-    the difference, sample by sample; where accuracy rises by half a point, the loss need only not
-    rise by as much. Without: the gap between train() and eval() falls by 5 %.
+    With labels, one of three, compared sample by sample:
+    - more samples turn right than wrong, by SURE standard errors (McNemar);
+    - accuracy is not lower and the mean loss falls by SURE standard errors, or by one where the
+      gap between train() and eval() falls by 5 % too;
+    - accuracy rises by more than one sample and half a point, and the loss does not rise by one
+      standard error.
+    Without: the gap falls by 5 %.
     """
     old, new = before.score, after.score
     if not old.samples:
         return False
+    closes = new.gap < 0.95 * old.gap
     if len(before.losses) < 2 or len(before.losses) != len(after.losses):
-        return new.gap < 0.95 * old.gap
+        return closes
+    turned = after.right.double() - before.right.double()
+    if float(turned.sum()) > SURE * max(float(turned.abs().sum()), 1.0) ** 0.5:
+        return True
     gain = before.losses - after.losses
-    error = float(gain.std() / len(gain) ** 0.5)
-    if new.accuracy > old.accuracy + 0.005:
-        return float(gain.mean()) > -error
-    return new.accuracy >= old.accuracy and float(gain.mean()) > max(error, 1e-4)
+    mean, error = float(gain.mean()), max(float(gain.std() / len(gain) ** 0.5), 1e-4)
+    if new.accuracy >= old.accuracy and mean > (1 if closes else SURE) * error:
+        return True
+    return new.accuracy > old.accuracy + max(0.005, 1.5 / len(gain)) and mean > -error
 
 
 def same(before: Verdict, after: Verdict) -> bool:

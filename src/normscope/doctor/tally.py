@@ -5,6 +5,7 @@ from torch import Tensor
 
 from normscope.moments import Moments
 
+ROWS = 32  # batches that memory is set aside for at a time
 BLOCKS = 64  # neighbours are merged beyond twice as many, so memory does not grow with the data
 
 
@@ -23,6 +24,7 @@ class Tally:
         self.samples = 0
         self._open = 0  # batches in the last block
         self._span = 1  # batches per block
+        self._room: list[Tensor] = []
 
     def add(self, batch: Moments, samples: int) -> None:
         """One more batch; a sum over blocks merges pairwise, so rounding does not pile up."""
@@ -36,8 +38,15 @@ class Tally:
             pairs = zip(self.blocks[::2], self.blocks[1::2], strict=True)
             self.blocks = [a + b for a, b in pairs]
             self._span *= 2
-        self.blocks.append(batch)
+        self.blocks.append(self._kept(batch))
         self._open = 1
+
+    def _kept(self, batch: Moments) -> Moments:
+        # small pieces between the large ones of a forward would keep those from being used again
+        if not self._room:
+            self._room = list(batch.mean.new_empty(ROWS, 2, *batch.mean.shape))
+        mean, m2 = self._room.pop()
+        return Moments(batch.count, mean.copy_(batch.mean), m2.copy_(batch.m2))
 
     def total(self) -> Moments:
         """The moments of everything."""
@@ -54,28 +63,33 @@ class Tally:
         image and of images within a batch, which var / n leaves out. With one block, images
         count as the independent units: sqrt(var / N) and var sqrt(2 / N).
         """
-        total = self.total()
+        blocks = stacked(self.blocks)
+        total = blocks.pool()
         var = total.var(correction=0)
         if len(self.blocks) < 2:
             n = max(self.samples, 1)
             return (var / n).sqrt(), var * (2 / n) ** 0.5
-        mean_error, var_error = torch.zeros_like(var), torch.zeros_like(var)
+        share = (blocks.count / total.count.clamp(min=1)).unsqueeze(-1)
+        step = blocks.mean - total.mean
+        spread = blocks.m2 / blocks.count.clamp(min=1).unsqueeze(-1) + step * step
         scale = len(self.blocks) / (len(self.blocks) - 1)
-        for block in self.blocks:
-            share = (block.count / total.count.clamp(min=1)).unsqueeze(-1)
-            step = block.mean - total.mean
-            spread = block.m2 / block.count.clamp(min=1).unsqueeze(-1) + step * step
-            mean_error += (share * step) ** 2
-            var_error += (share * (spread - var)) ** 2
+        mean_error = (share * step).pow(2).sum(0)
+        var_error = (share * (spread - var)).pow(2).sum(0)
         return (scale * mean_error).sqrt(), (scale * var_error).sqrt()
 
 
+def stacked(parts: list[Moments]) -> Moments:
+    """Parts of one shape along a new first axis."""
+    return Moments(
+        torch.stack([part.count for part in parts]),
+        torch.stack([part.mean for part in parts]),
+        torch.stack([part.m2 for part in parts]),
+    )
+
+
 def merged(parts: list[Moments]) -> Moments:
-    """All parts together, in pairs of pairs."""
-    while len(parts) > 1:
-        odd = parts[len(parts) - len(parts) % 2 :]
-        parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)] + odd
-    return parts[0]
+    """All parts together, by the law of total variance."""
+    return stacked(parts).pool()
 
 
 def distance(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor) -> Tensor:

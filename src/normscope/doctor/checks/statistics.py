@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from normscope.doctor.adapt import CONFIDENT, adapt, certainty
 from normscope.doctor.checks.base import Case, Check, Skip
 from normscope.doctor.evidence import Evidence
 from normscope.doctor.state import LayerState
@@ -167,13 +168,14 @@ class Reused(Check):
     A layer that runs more than once in a forward keeps one mean and variance for inputs that
     differ, as with a head shared between pyramid levels or a siamese branch. In train() each
     call normalises itself, in eval() all get the mixture. Give each call a norm of its own, and
-    share only the weights before it.
+    share only the weights before it; normscope.doctor.split does so in a trained model.
     """
 
     code = "NS017"
     family = "statistics"
     needs = "data"
     source = "distance between calls as in NS003; Wu and Johnson 2021, table 5"
+    repair = "split"
     warn: float = 0.1
 
     def find(self, case: Case) -> Iterator[Finding]:
@@ -248,7 +250,8 @@ class Drift(Check):
     The statistics fit the training data and not the live ones: another camera, contrast, site.
     The first layer that is off shows where it begins. Statistics mixed from the source and the
     live batch (weight N of the source) help where the change is one of brightness or contrast;
-    where classes look different (inverted, noisy) they do not.
+    where classes look different (inverted, noisy) they do not. Which of the two it is shows
+    without labels: once adapted, the model is about as sure as on training data, or it is not.
     """
 
     code = "NS022"
@@ -272,5 +275,22 @@ class Drift(Check):
             grade = self.graded(size)
             if grade is not None:
                 severity, threshold = grade
-                yield self.finding(state.name, severity, size, threshold, channels=away > self.warn)
+                unsure = self._unsure(case)
+                kind = (
+                    "plain" if unsure != unsure else "scale" if unsure <= CONFIDENT else "classes"
+                )
+                yield self.finding(
+                    state.name, severity, size, threshold, channels=away > self.warn,
+                    kind=kind, unsure=unsure,
+                )  # fmt: skip
                 return  # what comes behind follows from it
+
+    def _unsure(self, case: Case) -> float:
+        """Entropy of predictions on live data after adapting, over that on training data."""
+        assert case.live is not None, "asked before"
+        if case.model is None or case.data is None or not case.data.gap.judged:
+            return float("nan")
+        reference = certainty(case.model, case.data.again())
+        done = adapt(case.model, case.live.again())
+        done.undo()
+        return done.unsure(reference)

@@ -1,10 +1,9 @@
-"""The remedies, by the name that checks give: variants of which the best on held-out data wins."""
+"""The remedies, by the name that checks give: the first variant that no later one beats."""
 
-from normscope.doctor.remedies import settings, statistics
+from normscope.doctor.remedies import live, settings, statistics
 from normscope.doctor.remedies.base import Patient, Remedy, Unfit
-from normscope.doctor.remedies.memory import Memory
 
-__all__ = ["REMEDIES", "Memory", "Patient", "Remedy", "Unfit"]
+__all__ = ["REMEDIES", "Patient", "Remedy", "Unfit"]
 
 # in the order of trying: the particular before the general
 REMEDIES: dict[str, tuple[Remedy, ...]] = {
@@ -14,8 +13,15 @@ REMEDIES: dict[str, tuple[Remedy, ...]] = {
     "choose_eps": (settings.choose_eps,),
     "correct_cold": (statistics.correct_cold,),
     "momentum": (settings.momentum_and_statistics, settings.momentum),
+    "split": (statistics.split_calls,),
     "domains": (settings.domains,),
     "freeze": (settings.freeze_anew, settings.freeze),
-    "recalibrate": (statistics.by_batch, statistics.sequential, statistics.everywhere),
+    "recalibrate": (
+        statistics.by_batch,
+        statistics.as_in_training,
+        statistics.sequential,
+        statistics.everywhere,
+    ),
     "fold_bias": (settings.fold_bias,),
+    "adapt": (live.adapt_statistics,),
 }

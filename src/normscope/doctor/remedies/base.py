@@ -22,6 +22,7 @@ class Patient:
         model: changed by remedies, in place.
         loader: data as in training; None where none were given.
         score: how well the model does now, on what is not held out; None without data.
+        live: data as in use; None where none were given.
         part: of the data that remedies may read: all, or what is not held out.
     """
 
@@ -29,6 +30,7 @@ class Patient:
     loader: Loader | None
     score: Callable[[], Score] | None
     part: Part
+    live: Loader | None = None
 
     def states(self, names: tuple[str, ...]) -> list[LayerState]:
         """The layers of these names; all where there is none."""

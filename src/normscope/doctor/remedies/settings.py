@@ -6,6 +6,7 @@ import torch
 
 from normscope.conversion import convert
 from normscope.doctor.checks.structure import biased_before
+from normscope.doctor.passage import dropouts
 from normscope.doctor.remedies import statistics
 from normscope.doctor.remedies.base import Patient, Unfit
 from normscope.errors import NormscopeError
@@ -30,8 +31,9 @@ def momentum(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def momentum_and_statistics(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
-    """As `momentum`, and the statistics measured again."""
-    statistics.by_batch(patient, ())
+    """As `momentum`, and the statistics measured as in training, which the momentum kept out."""
+    measure = statistics.as_in_training if dropouts(patient.model) else statistics.by_batch
+    measure(patient, ())
     return momentum(patient, names)
 
 

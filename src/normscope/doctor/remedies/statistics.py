@@ -5,8 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from normscope import probe
+from normscope.doctor.calls import split
 from normscope.doctor.checks.base import broken
-from normscope.doctor.passage import tensors_of
+from normscope.doctor.outputs import scores_of
+from normscope.doctor.passage import dropouts, tensors_of
 from normscope.doctor.recalibrate import Propagate, chosen, measured
 from normscope.doctor.remedies.base import Patient, Unfit
 from normscope.doctor.state import LayerState
@@ -34,6 +37,13 @@ def by_batch(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
     return _again(patient, names, "batch")
 
 
+def as_in_training(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
+    """As `by_batch`, with dropout on: what a long running average would hold."""
+    if not dropouts(patient.model):
+        raise Unfit("the model has no dropout; the statistics are those measured without")
+    return _again(patient, names, "batch", dropout=True)
+
+
 def sequential(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
     """Statistics of the data, layers before normalising with their new ones, as in use."""
     return _again(patient, names, "sequential")
@@ -42,6 +52,30 @@ def sequential(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
 def everywhere(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
     """As `sequential`, of all layers: those behind a sick one learned from what it put out."""
     return _again(patient, (), "sequential")
+
+
+def split_calls(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
+    """A set of statistics for every call of a layer that runs several times in a forward."""
+    loader, model = patient.data(), patient.model
+    layers = {s.name: s.module for s in patient.states(names) if s.module is not None}
+    tallies, _ = measured(model, loader, layers, "batch", patient.part)
+    calls = {name: len(found) for name, found in tallies.items() if len(found) > 1}
+    if not calls:
+        raise Unfit("no layer runs more than once in a forward")
+    batch = next(loader.read(patient.part))
+    with probe.untouched(model):
+        before = scores_of(loader.run(model, batch), batch.size)
+    split(model, calls)
+    with probe.untouched(model):
+        after = scores_of(loader.run(model, batch), batch.size)
+    if not torch.equal(before, after):
+        raise Unfit("the copies do not compute what the layer did; the model calls it elsewhere")
+    done = tuple(f"{name}.calls.{i}" for name, number in calls.items() for i in range(number))
+    totals = [tally.total() for name in calls for tally in tallies[name]]
+    states = {s.name: s for s in patient.states(done)}
+    for name, total in zip(done, totals, strict=True):
+        write(states[name], total.mean, total.var(correction=1))
+    return done
 
 
 def mend_channels(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -78,8 +112,10 @@ def write(state: LayerState, mean: Tensor, var: Tensor) -> None:
         old_var.copy_(var)
 
 
-def _again(patient: Patient, names: tuple[str, ...], propagate: Propagate) -> tuple[str, ...]:
-    found = _measured(patient, names, propagate)
+def _again(
+    patient: Patient, names: tuple[str, ...], propagate: Propagate, *, dropout: bool = False
+) -> tuple[str, ...]:
+    found = _measured(patient, names, propagate, dropout=dropout)
     states = {s.name: s for s in patient.states(tuple(found))}
     for name, (mean, var) in found.items():
         write(states[name], mean, var)
@@ -87,13 +123,15 @@ def _again(patient: Patient, names: tuple[str, ...], propagate: Propagate) -> tu
 
 
 def _measured(
-    patient: Patient, names: tuple[str, ...], propagate: Propagate
+    patient: Patient, names: tuple[str, ...], propagate: Propagate, *, dropout: bool = False
 ) -> Mapping[str, tuple[Tensor, Tensor]]:
     loader = patient.data()
     layers, _ = chosen(patient.model, ())
     if names:
         layers = {name: layer for name, layer in layers.items() if name in names}
-    tallies, order = measured(patient.model, loader, layers, propagate, patient.part)
+    tallies, order = measured(
+        patient.model, loader, layers, propagate, patient.part, dropout=dropout
+    )
     states = {s.name: s for s in patient.states(tuple(order))}
     found = {}
     for name in order:

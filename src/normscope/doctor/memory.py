@@ -8,7 +8,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope import probe
 
-TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+TABLES = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_non_persistent_buffers_set",
+    "_forward_pre_hooks",
+)
 
 
 class Memory:
