@@ -21,7 +21,7 @@ from normscope.train.data import Data, load
 from normscope.train.folder import RunFolder
 from normscope.train.loop import Network, steps_per_epoch
 from normscope.train.member import Training
-from normscope.train.nets import Blueprint, blueprint
+from normscope.train.nets import Blueprint, blueprint, check_names
 from normscope.train.sweep import RATES as SWEEP
 from normscope.train.sweep import judged, short_epochs, sweep
 
@@ -297,6 +297,8 @@ def _check_bounds(config: RunConfig) -> None:
         raise InputError(
             f"the norms are {', '.join(config.norms) or 'none'}; name one or more, each once"
         )
+    for norm in config.norms:  # before the data are read, which takes longer
+        check_names(config.net, norm)
 
 
 def _fingerprint(data: Data) -> str:

@@ -60,6 +60,18 @@ NORMS: dict[str, Norm] = {
 NETS = ("mlp", "cnn")
 
 
+def check_names(net: str, norm: str) -> None:
+    """Whether there are such a net and such a norm.
+
+    Raises:
+        InputError: one that there is not.
+    """
+    if net not in NETS:
+        raise InputError(f"there is no net {net!r}; there are {', '.join(NETS)}")
+    if norm not in NORMS:
+        raise InputError(f"there is no norm {norm!r}; there are {', '.join(NORMS)}")
+
+
 @dataclass(frozen=True)
 class Blueprint:
     """All that decides a network's modules; enough to build it again for saved weights.
@@ -82,10 +94,7 @@ class Blueprint:
     domains: int
 
     def __post_init__(self) -> None:
-        if self.net not in NETS:
-            raise InputError(f"there is no net {self.net!r}; there are {', '.join(NETS)}")
-        if self.norm not in NORMS:
-            raise InputError(f"there is no norm {self.norm!r}; there are {', '.join(NORMS)}")
+        check_names(self.net, self.norm)
         if self.net == "cnn" and len(self.shape) != 3:
             raise InputError("the net cnn needs images (N, C, H, W); these are tables, take mlp")
         if NORMS[self.norm].given == "domain" and self.domains < 2:
