@@ -11,6 +11,7 @@ from normscope.report.tables import Table, Words, table
 from normscope.report.verdict import Finding
 
 MINE, PLAIN = "normscope", "torch"
+LEAST = 0.95  # of torch's speed; below it a setting is named in the verdict
 
 
 def of_bench(bench: Bench) -> list[Finding]:
@@ -39,10 +40,13 @@ def _speed(bench: Bench) -> Finding | None:
         "least_at": setting_name(slowest[1].setting),
         "most": number(fastest[0], digits=3),
         "most_at": setting_name(fastest[1].setting),
-        "slower": sum(s < 0.95 for s, _ in found),
     }
-    style = "good" if slowest[0] >= 0.95 else "warn"
-    return Finding(style, None, said("bench.verdict.speed", **values))  # type: ignore[arg-type]
+    verdict = said("bench.verdict.speed", **values)
+    slower = [setting_name(race.setting) for speed, race in found if speed < LEAST]
+    if not slower:
+        return Finding("good", None, verdict)
+    named = said("bench.verdict.slower", slower="; ".join(slower))
+    return Finding("warn", None, Text(f"{verdict.en} {named.en}", verdict.zh + named.zh))
 
 
 def _groups(bench: Bench) -> Finding | None:
@@ -133,13 +137,10 @@ def timings(bench: Bench) -> Table:
                 ]
             )
         for peer, reason in race.absent.items():
-            blank: list[Words] = ["-"] * 8
             name = said(f"bench.part.{race.setting.part}")
-            who: Words = Text(
-                f"{peer_name(peer).en} ({reason})", f"{peer_name(peer).zh}（{reason}）"
-            )
             where = setting_name(race.setting)
-            rows.append([name, where, str(race.setting.threads), who, *blank])
+            who = _absent(peer, reason)
+            rows.append([name, where, str(race.setting.threads), who, *["-"] * 8])
     names: tuple[str, ...] = (
         "part",
         "setting",
@@ -152,6 +153,58 @@ def timings(bench: Bench) -> Table:
     )
     names += ("bandwidth", "share_forward", "share_backward", "memory")
     return table(said("bench.times.caption"), [said(f"bench.head.{n}") for n in names], rows)
+
+
+def by_part(bench: Bench) -> list[Table]:
+    """The same for a narrow screen: a table for each part, or for each race of many peers."""
+    found = []
+    for part in dict.fromkeys(race.setting.part for race in bench.races):
+        here = races(bench, part)
+        if all({t.peer for t in race.timings} == {MINE, PLAIN} for race in here):
+            found.append(_pairs(here))
+        else:
+            found += [_race(race) for race in here]
+    return found
+
+
+def _pairs(here: list[Race]) -> Table:
+    """normscope beside torch, a row for each setting."""
+    rows: list[list[Words]] = []
+    for race in here:
+        by_peer = {t.peer: t for t in race.timings}
+        times = [_with_spread(by_peer[peer].total) for peer in (MINE, PLAIN)]
+        rows.append([setting_name(race.setting), *times, number(by_peer[MINE].speed, digits=3)])
+    part = said(f"bench.part.{here[0].setting.part}")
+    names = ("setting", "mine", "plain", "speed_short")
+    return table(said("bench.pairs", part=part), [said(f"bench.head.{n}") for n in names], rows)
+
+
+def _race(race: Race) -> Table:
+    """One setting, a row for each peer."""
+    rows: list[list[Words]] = [
+        [
+            peer_name(t.peer),
+            f"{milliseconds(t.forward)} + {milliseconds(t.backward)}",
+            _with_spread(t.total),
+            number(t.speed, digits=3),
+            f"{100 * t.share_forward:.0f} / {100 * t.share_backward:.0f}%",
+        ]
+        for t in race.timings
+    ]
+    rows += [[_absent(peer, reason), *["-"] * 4] for peer, reason in race.absent.items()]
+    caption = said(
+        "bench.race",
+        part=said(f"bench.part.{race.setting.part}"),
+        setting=setting_name(race.setting),
+        threads=race.setting.threads,
+    )
+    names = ("peer", "both_ways", "total_short", "speed_short", "share")
+    return table(caption, [said(f"bench.head.{n}") for n in names], rows)
+
+
+def _absent(peer: str, reason: str) -> Text:
+    name = peer_name(peer)
+    return Text(f"{name.en} ({reason})", f"{name.zh}（{reason}）")
 
 
 def milliseconds(spread: Spread) -> str:
@@ -169,8 +222,7 @@ def errors(bench: Bench) -> Table:
     """Mean and variance of every peer against float64."""
     rows: list[list[Words]] = [
         [
-            one.setting.dtype,
-            one.setting.layout,
+            one.setting.dtype + f" {one.setting.layout}" * (one.setting.layout != "contiguous"),
             str(one.setting.threads),
             number(one.ratio),
             peer_name(error.peer),
@@ -180,7 +232,7 @@ def errors(bench: Bench) -> Table:
         for one in bench.accuracies
         for error in one.errors
     ]
-    names = ("dtype", "format", "threads", "ratio", "peer", "mean_error", "var_error")
+    names = ("setting", "threads", "ratio", "peer", "mean_error", "var_error")
     return table(said("bench.errors.caption"), [said(f"bench.head.{n}") for n in names], rows)
 
 

@@ -14,9 +14,10 @@ def print_bench(bench: Bench, lang: Lang, console: Console) -> None:
     """The verdict, every time, every error, how it was measured."""
     for finding in speed.of_bench(bench):
         paragraph(console, finding.detail.read(lang), "bold")
-    for table, texts in ((speed.timings(bench), 4), (speed.errors(bench), 5)):
-        if table.rows:
-            _print(table, texts, lang, console)
+    for table in speed.by_part(bench):
+        _print(table, 1, lang, console)
+    if bench.accuracies:
+        _print(speed.errors(bench), 4, lang, console)
     console.print()
     paragraph(console, say(lang, "bench.how", checked=bench.checked, repeats=bench.repeats), "dim")
     facts = ", ".join(f"{name} {value}" for name, value in bench.environment.items())
