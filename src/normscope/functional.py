@@ -229,6 +229,22 @@ def why(x: Tensor, impl: str = "auto") -> str:
     return explanation(x, impl)
 
 
+def empty_cache() -> int:
+    """Give the memory that waits for the next large results back to the system.
+
+    Large results of the CPU kernels use memory again (docs/speed.md). The system takes it by
+    itself when it runs short; this gives it back at once.
+
+    Returns:
+        Bytes given back.
+    """
+    from normscope.kernels.cpu.pages import shelf  # compiled kernels load when first needed
+
+    kept = shelf.kept
+    shelf.clear()
+    return kept
+
+
 def moments(
     x: Tensor,
     groups: Tensor | None = None,
