@@ -141,7 +141,7 @@ def test_a_broken_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_check_covers_every_choice() -> None:
-    assert {form.dtype for form in check.FORMS} == set(cpu.NAMES)
+    assert {form.dtype for form in check.FORMS} == set(cpu.CODES)
     assert {form.act for form in check.FORMS} == {None, "relu", "leaky_relu", "silu"}
 
 

@@ -24,6 +24,7 @@ from normscope.arguments import (
 from normscope.kernels import reference
 from normscope.kernels.autograd import (
     FromBatch,
+    FromRunning,
     Partition,
     Stored,
     is_transformed,
@@ -185,15 +186,21 @@ def batch_norm(
     partition = Partition(groups, num_groups, mask, process_group)
     differentiable = form is None or impl == "reference"
     fill = 0 if groups is None else min_count
-    fused = use_batch and process_group is None and hasattr(kernel, "forward")
-    dense = all(t is None or t.is_contiguous() for t in (running_mean, running_var))
-    if fused and dense and not differentiable:  # the loops write to the buffers by address
-        stored, share = None, None
-        if running_mean is not None and running_var is not None:
-            stored = running_mean, running_var
-            if training and on_moments is None:
-                share = _shares(momentum, num_batches_tracked, num_groups)
-        source = FromBatch(eps, stored, share, fill, num_batches_tracked, on_moments)
+    fused = not differentiable and hasattr(kernel, "forward")
+    running = None
+    if running_mean is not None and running_var is not None:
+        running = running_mean, running_var
+        # the loops reach the buffers by address
+        fused = fused and running_mean.is_contiguous() and running_var.is_contiguous()
+    source: Stored | FromBatch | FromRunning
+    if fused and running is not None and not use_batch:
+        source = FromRunning(eps, running)
+        return standardise(x, weight, bias, residual, act, source, partition, kernel)
+    if fused and use_batch and process_group is None:
+        share = None
+        if running is not None and training and on_moments is None:
+            share = _shares(momentum, num_batches_tracked, num_groups)
+        source = FromBatch(eps, running, share, fill, num_batches_tracked, on_moments)
         return standardise(x, weight, bias, residual, act, source, partition, kernel)
     stored = _stored(running_mean, running_var, num_groups)
     updates = training and on_moments is None and stored is not None
@@ -219,8 +226,8 @@ def batch_norm(
     if differentiable:  # mean and rstd carry the graph
         affine = rows_of(weight), rows_of(bias)
         return reference.normalize(x, mean, rstd, *affine, residual, act, groups, mask)
-    given = Stored(mean, rstd, inverse_count)
-    return standardise(x, weight, bias, residual, act, given, partition, kernel)
+    source = Stored(mean, rstd, inverse_count)
+    return standardise(x, weight, bias, residual, act, source, partition, kernel)
 
 
 def why(x: Tensor, impl: str = "auto") -> str:

@@ -88,13 +88,25 @@ class FromBatch(NamedTuple):
     on_moments: Callable[[Moments], None] | None
 
 
+class FromRunning(NamedTuple):
+    """Running statistics that a fused kernel reads where they are; as `Stored`, constants.
+
+    Attributes:
+        eps: added to the variance.
+        running: mean and var, (rows, C) or (C,), contiguous.
+    """
+
+    eps: float
+    running: tuple[Tensor, Tensor]
+
+
 def standardise(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
     act: str | None,
-    source: Stored | FromBatch,
+    source: Stored | FromBatch | FromRunning,
     partition: Partition,
     kernel: Any,
 ) -> Tensor:
@@ -112,22 +124,22 @@ class _Standardise(torch.autograd.Function):
         bias: Tensor | None,
         residual: Tensor | None,
         act: str | None,
-        source: Stored | FromBatch,
+        source: Stored | FromBatch | FromRunning,
         partition: Partition,
         kernel: Any,
     ) -> Tensor:
         groups, num_groups, mask, process_group = partition
-        inverse_count = None
+        given = x, weight, bias, residual, act, groups
+        inverse_count = ctx.fused = None
         if isinstance(source, FromBatch):
             rstd = None  # mean and rstd are one table
-            y, mean, ctx.fused = kernel.forward(
-                x, weight, bias, residual, act, groups, num_groups, mask, *source
-            )
+            y, mean, ctx.fused = kernel.forward(*given, num_groups, mask, *source)
+        elif isinstance(source, FromRunning):
+            y, mean, rstd = kernel.evaluate(*given, mask, *source)
         else:
             mean, rstd, inverse_count = source
             affine = rows_of(weight), rows_of(bias)
             y = kernel.normalize(x, mean, rstd, *affine, residual, act, groups, mask)
-            ctx.fused = None
         ctx.rest = act, kernel, residual is not None, num_groups, process_group
         if act is None:
             residual = None  # its gradient is dy

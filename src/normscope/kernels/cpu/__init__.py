@@ -7,7 +7,7 @@ through sums, statistics and map while its values are in the cache.
 from array import array
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +16,10 @@ from torch.autograd.graph import increment_version
 
 from normscope.kernels.cpu import call, pages
 from normscope.kernels.cpu import slots as at
-from normscope.kernels.cpu.entries import LIKE
 from normscope.kernels.cpu.plan import Floats, Plan, plan
 from normscope.moments import Moments
 
-NAMES = {getattr(torch, name.removeprefix("torch.")): name for name in LIKE}
-CODES = {dtype: at.CODES[name] for dtype, name in NAMES.items()}
+CODES = {dtype: at.CODES[name] for dtype, name in call.NAMES.items()}
 
 
 class Kept(NamedTuple):
@@ -44,7 +42,7 @@ def unsupported(x: Tensor) -> str | None:
     """Why these loops cannot take x, as a phrase; None where they can."""
     if x.device.type != "cpu":
         return f"x is on {x.device.type}"
-    if x.dtype not in NAMES:
+    if x.dtype not in CODES:
         return f"x is {x.dtype}"
     if type(x) not in (Tensor, nn.Parameter) or x.layout != torch.strided:
         return f"x is a {type(x).__name__} with layout {x.layout}"
@@ -75,7 +73,8 @@ def forward(
     """
     x, by_rows = _dense(x)
     work = plan(x, by_rows, groups, num_groups, _rows(weight, bias), mask)
-    filled, slots = work.count, work.template[:]
+    how = call.recipe(work, "forward", x.dtype, act, residual=residual is not None)
+    filled, slots = work.count, how.slots[:]
     if min_count > 1 and running is not None:
         filled = np.maximum(filled, float(min_count))
         slots[at.FILLED] = filled.ctypes.data
@@ -83,22 +82,16 @@ def forward(
         filled = np.maximum(filled, 1.0)
         slots[at.FILLED] = filled.ctypes.data
     y, table, number = pages.like(x), _tables(work, 4), _number(eps)
-    if residual is not None:
-        residual = _as(residual, by_rows)
-        slots[at.RESIDUAL] = residual.data_ptr()
     slots[at.X], slots[at.OUT] = x.data_ptr(), y.data_ptr()
     slots[at.EPS] = number.buffer_info()[0]
-    tables = _affine(slots, weight, bias)
+    held = _affine(slots, weight, bias), _beside(slots, residual, by_rows)
     _place(slots, table, (at.MEAN, at.RSTD, at.BATCH_MEAN, at.BATCH_M2))
     if running is not None:
-        mean, var = running
-        slots[at.RUNNING_MEAN], slots[at.RUNNING_VAR] = mean.data_ptr(), var.data_ptr()
-        slots[at.RUNNING_ROWS] = 1 if mean.dim() == 1 else mean.shape[0]
-        slots[at.RUNNING_DTYPE] = CODES[mean.dtype]
+        _running(slots, *running)
         if share is not None:
             slots[at.SHARE] = share.ctypes.data
-    call.forward(work, slots, NAMES[x.dtype], act, map_=True)
-    del tables
+    call.run(how, slots)
+    del held
     if running is not None and share is not None:
         if not running[0].is_inference():
             increment_version(running)  # the loops wrote to them
@@ -126,30 +119,56 @@ def backward(
     work = kept.plan
     x, by_rows = _dense(x)
     dy = _as(dy, by_rows)
-    slots = work.template[:]
-    dx = dresidual = dweight = dbias = None
+    verb = "backward" if wants_x else "backward_tables"
+    how = call.recipe(work, verb, x.dtype, act, residual=residual is not None)
+    slots = how.slots[:]
     slots[at.X], slots[at.DY] = x.data_ptr(), dy.data_ptr()
+    held = _affine(slots, weight, bias), _beside(slots, residual, by_rows)
+    dx = dresidual = None
     if wants_x:
-        dx = pages.like(x)
-        slots[at.OUT] = dx.data_ptr()
-    if residual is not None:
-        residual, dresidual = _as(residual, by_rows), pages.like(x)
-        slots[at.RESIDUAL], slots[at.DRESIDUAL] = residual.data_ptr(), dresidual.data_ptr()
-    tables, rows = _affine(slots, weight, bias), _rows(weight, bias)
-    if weight is not None:
-        dweight = torch.empty(_with_rows(weight, rows).shape, dtype=weight.dtype)
+        dx, dresidual = _gradients(slots, x, residual)
+    dweight, dbias = (None if table is None else torch.empty_like(table) for table in held[0])
+    if dweight is not None:
         slots[at.DWEIGHT] = dweight.data_ptr()
-    if bias is not None:
-        code = (bias if weight is None else weight).dtype
-        dbias = torch.empty(_with_rows(bias, rows).shape, dtype=code)
+    if dbias is not None:
         slots[at.DBIAS] = dbias.data_ptr()
     _place(slots, table, (at.MEAN, at.RSTD))
-    sums = _tables(work, 4, work.r)  # the means over K fit in a table over R
-    _place(slots, sums, (at.SUM_G, at.SUM_G_XHAT, at.MEAN_G, at.MEAN_G_XHAT))
     slots[at.FILLED] = kept.filled.ctypes.data
-    call.backward(work, slots, NAMES[x.dtype], act, map_=wants_x)
-    del tables
+    call.run(how, slots)
+    del held
     return dx, _of(weight, dweight), _of(bias, dbias), dresidual
+
+
+def evaluate(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    act: str | None,
+    groups: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    running: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Map with the running statistics, (C,) or (K, C) contiguous.
+
+    Returns:
+        y; mean and rstd that normalised, (K, C) float64.
+    """
+    x, by_rows = _dense(x)
+    k = _rows(running[0])
+    work = plan(x, by_rows, groups, k, _rows(weight, bias), mask)
+    how = call.recipe(work, "evaluate", x.dtype, act, residual=residual is not None)
+    slots = how.slots[:]
+    y, table, number = pages.like(x), _tables(work, 2), _number(eps)
+    slots[at.X], slots[at.OUT] = x.data_ptr(), y.data_ptr()
+    slots[at.EPS] = number.buffer_info()[0]
+    held = _affine(slots, weight, bias), _beside(slots, residual, by_rows)
+    _place(slots, table, (at.MEAN, at.RSTD))
+    _running(slots, *running)
+    call.run(how, slots)
+    del held
+    return y, table[0], table[1]
 
 
 def moments(
@@ -158,10 +177,11 @@ def moments(
     """Count (K,), mean (K, C), m2 (K, C); see `reference.moments`."""
     x, by_rows = _dense(x)
     work = plan(x, by_rows, groups, num_groups, 1, mask)
-    slots, table = work.template[:], _tables(work, 2)
+    how = call.recipe(work, "moments", x.dtype, None)
+    slots, table = how.slots[:], _tables(work, 2)
     slots[at.X] = x.data_ptr()
     _place(slots, table, (at.BATCH_MEAN, at.BATCH_M2))
-    call.forward(work, slots, NAMES[x.dtype], None, map_=False)
+    call.run(how, slots)
     return torch.from_numpy(work.count.copy()), table[0], table[1]
 
 
@@ -179,14 +199,13 @@ def normalize(
     """y = act((x - mean) * rstd * weight + bias + residual); see `reference.normalize`."""
     x, by_rows = _dense(x)
     work = plan(x, by_rows, groups, len(mean), _rows(weight, bias), mask)
-    slots, tables = _given(work, x, mean, rstd, weight, bias)
-    y = pages.like(x)
-    if residual is not None:
-        residual = _as(residual, by_rows)
-        slots[at.RESIDUAL] = residual.data_ptr()
-    slots[at.OUT] = y.data_ptr()
-    call.mapped(work, slots, NAMES[x.dtype], act, backward=False)
-    del tables
+    how = call.recipe(work, "normalize", x.dtype, act, residual=residual is not None)
+    slots, y = how.slots[:], pages.like(x)
+    slots[at.X], slots[at.OUT] = x.data_ptr(), y.data_ptr()
+    held = _given(slots, mean, rstd), _affine(slots, weight, bias)
+    beside = _beside(slots, residual, by_rows)
+    call.run(how, slots)
+    del held, beside
     return y
 
 
@@ -205,17 +224,16 @@ def backward_reduce(
 ) -> tuple[Tensor, Tensor]:
     """Sums of g and g * xhat, (R, C) each; see `reference.backward_reduce`."""
     x, by_rows = _dense(x)
+    dy, sums = _as(dy, by_rows), pages.table(2, num_rows, x.shape[1])
     work = plan(x, by_rows, groups, len(mean), num_rows, mask)
-    slots, tables = _given(work, x, mean, rstd, weight, bias)
-    sums, dy = pages.table(2, num_rows, work.c), _as(dy, by_rows)
-    if residual is not None:
-        residual = _as(residual, by_rows)
-        slots[at.RESIDUAL] = residual.data_ptr()
-    slots[at.DY], slots[at.SUM_G], slots[at.SUM_G_XHAT] = (
-        tensor.data_ptr() for tensor in (dy, sums[0], sums[1])
-    )
-    call.backward(work, slots, NAMES[x.dtype], act, map_=False)
-    del tables
+    how = call.recipe(work, "backward_reduce", x.dtype, act, residual=residual is not None)
+    slots = how.slots[:]
+    slots[at.X], slots[at.DY] = x.data_ptr(), dy.data_ptr()
+    slots[at.SUM_G], slots[at.SUM_G_XHAT] = sums[0].data_ptr(), sums[1].data_ptr()
+    held = _given(slots, mean, rstd), _affine(slots, weight, bias)
+    beside = _beside(slots, residual, by_rows)
+    call.run(how, slots)
+    del held, beside
     return sums[0], sums[1]
 
 
@@ -235,55 +253,92 @@ def backward_input(
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of x and of residual; see `reference.backward_input`."""
     x, by_rows = _dense(x)
+    dy = _as(dy, by_rows)
     work = plan(x, by_rows, groups, len(mean), _rows(weight, bias), mask)
-    slots, tables = _given(work, x, mean, rstd, weight, bias)
-    dy, dx, dresidual = _as(dy, by_rows), pages.like(x), None
-    slots[at.DY], slots[at.OUT] = dy.data_ptr(), dx.data_ptr()
-    if residual is not None:
-        residual, dresidual = _as(residual, by_rows), pages.like(x)
-        slots[at.RESIDUAL], slots[at.DRESIDUAL] = residual.data_ptr(), dresidual.data_ptr()
+    how = call.recipe(work, "backward_input", x.dtype, act, residual=residual is not None)
+    slots = how.slots[:]
+    slots[at.X], slots[at.DY] = x.data_ptr(), dy.data_ptr()
+    dx, dresidual = _gradients(slots, x, residual)
+    held = _given(slots, mean, rstd), _affine(slots, weight, bias)
+    beside = _beside(slots, residual, by_rows)
     if mean_g is not None and mean_g_xhat is not None:
         mean_g, mean_g_xhat = mean_g.contiguous(), mean_g_xhat.contiguous()
         slots[at.MEAN_G], slots[at.MEAN_G_XHAT] = mean_g.data_ptr(), mean_g_xhat.data_ptr()
-    call.mapped(work, slots, NAMES[x.dtype], act, backward=True)
-    del tables
+    call.run(how, slots)
+    del held, beside
     return dx, dresidual
 
 
-def _given(
-    work: Plan,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-) -> tuple["array[int]", Any]:
-    """Slots with statistics from outside, and what must be held while they are used."""
-    slots, mean, rstd = work.template[:], mean.contiguous(), rstd.contiguous()
-    slots[at.X], slots[at.MEAN], slots[at.RSTD] = (t.data_ptr() for t in (x, mean, rstd))
-    slots[at.TABLE_C], slots[at.TABLE_K] = 1, work.c
-    return slots, (mean, rstd, _affine(slots, weight, bias))
+# Each of these puts addresses into slots; what it returns must be held while they are used.
 
 
-def _affine(slots: "array[int]", weight: Tensor | None, bias: Tensor | None) -> Any:
-    """Put weight and bias, (C,) or (rows, C); what comes back must be held."""
-    some = weight if weight is not None else bias
-    if some is None:
-        return None
-    rows = slots[at.AFFINE_ROWS] = _rows(weight, bias)
-    slots[at.AFFINE_DTYPE] = CODES[some.dtype]
+def _given(slots: "array[int]", mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """Statistics from outside, (1 or K, C)."""
+    mean, rstd = mean.contiguous(), rstd.contiguous()
+    slots[at.MEAN], slots[at.RSTD] = mean.data_ptr(), rstd.data_ptr()
+    slots[at.TABLE_C], slots[at.TABLE_K] = 1, mean.shape[1]
+    return mean, rstd
+
+
+def _affine(
+    slots: "array[int]", weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias, (C,) or (rows, C), with equally many rows and of one dtype."""
     if weight is not None:
+        rows, dtype = _rows(weight, bias), weight.dtype
         weight = _with_rows(weight, rows).contiguous()
         slots[at.WEIGHT] = weight.data_ptr()
+    elif bias is not None:
+        rows, dtype = _rows(bias), bias.dtype
+    else:
+        return None, None
     if bias is not None:
-        bias = _with_rows(bias, rows).to(some.dtype).contiguous()
+        bias = _with_rows(bias, rows).to(dtype).contiguous()
         slots[at.BIAS] = bias.data_ptr()
+    slots[at.AFFINE_ROWS], slots[at.AFFINE_DTYPE] = rows, CODES[dtype]
     return weight, bias
+
+
+def _beside(slots: "array[int]", residual: Tensor | None, by_rows: bool) -> Tensor | None:
+    """What is added before the activation."""
+    if residual is not None:
+        residual = _as(residual, by_rows)
+        slots[at.RESIDUAL] = residual.data_ptr()
+    return residual
+
+
+def _gradients(
+    slots: "array[int]", x: Tensor, residual: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """New memory for the gradients of x and of the residual."""
+    dx, dresidual = pages.like(x), None if residual is None else pages.like(x)
+    slots[at.OUT] = dx.data_ptr()
+    if dresidual is not None:
+        slots[at.DRESIDUAL] = dresidual.data_ptr()
+    return dx, dresidual
+
+
+def _running(slots: "array[int]", mean: Tensor, var: Tensor) -> None:
+    """Running statistics, (C,) or (rows, C), contiguous: they are read, and written, in place."""
+    slots[at.RUNNING_MEAN], slots[at.RUNNING_VAR] = mean.data_ptr(), var.data_ptr()
+    slots[at.RUNNING_ROWS], slots[at.RUNNING_DTYPE] = _rows(mean), CODES[mean.dtype]
+
+
+def _place(slots: "array[int]", table: Tensor, places: tuple[int, ...]) -> None:
+    """The first tables of a stack that lie as the plan's do."""
+    address, size = table.data_ptr(), table.nbytes // len(table)
+    for place in places:
+        slots[place] = address
+        address += size
 
 
 def _rows(*tables: Tensor | None) -> int:
     """The most rows that a table has; (C,) is one."""
-    return max((t.shape[0] for t in tables if t is not None and t.dim() == 2), default=1)
+    rows = 1
+    for table in tables:
+        if table is not None and table.dim() == 2:
+            rows = max(rows, table.shape[0])
+    return rows
 
 
 def _with_rows(table: Tensor, rows: int) -> Tensor:
@@ -298,22 +353,11 @@ def _of(table: Tensor | None, gradient: Tensor | None) -> Tensor | None:
     return gradient.sum_to_size(table.shape).to(table.dtype)
 
 
-def _tables(work: Plan, count: int, groups: int = 0) -> Tensor:
-    """Float64 tables (count, groups, C); by channel in memory where a thread takes a channel."""
-    groups = groups or work.k
-    if work.rows or work.k == 1:
-        return pages.table(count, groups, work.c)
-    return pages.table(count, work.c, groups).transpose(1, 2)
-
-
-def _place(slots: "array[int]", table: Tensor, places: tuple[int, ...]) -> None:
-    """Put the first tables of a stack, and how they lie."""
-    stack, by_group, by_channel = table.stride()
-    slots[at.TABLE_C], slots[at.TABLE_K] = by_channel, by_group
-    address = table.data_ptr()
-    for place in places:
-        slots[place] = address
-        address += 8 * stack
+def _tables(work: Plan, count: int) -> Tensor:
+    """Float64 tables (count, K, C)."""
+    if work.by_channel:
+        return pages.table(count, work.c, work.k).transpose(1, 2)
+    return pages.table(count, work.k, work.c)
 
 
 @lru_cache(64)

@@ -1,86 +1,122 @@
-"""Running a call's loops: whole channels at once where that is possible, else chunk by chunk."""
+"""How a call is done: its loops one after the other, and the scratch memory that they share.
+
+Whole channels at once where that is possible, else chunk by chunk with a merge in between.
+"""
 
 from array import array
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from normscope.kernels.cpu import channel, grouped, narrow, pages, planes, rows, team
 from normscope.kernels.cpu import slots as at
 from normscope.kernels.cpu.entries import entry
 from normscope.kernels.cpu.plan import Plan
 
+NAMES = {getattr(torch, name.removeprefix("torch.")): name for name in at.CODES}
+WHOLE = {"moments": "forward", "forward": "forward", "backward": "backward"}
+SMALL = 4096  # numbers in tables: below, one thread does them all
+LINE = 8  # float64 numbers in a cache line
 
-def forward(work: Plan, slots: "array[int]", dtype: str, act: str | None, *, map_: bool) -> None:
-    """Moments, what follows from them, and the map."""
+
+class Recipe(NamedTuple):
+    """How calls of one form are done; what differs from call to call is put into a copy.
+
+    Attributes:
+        slots: the plan's, and the phases.
+        threads: on how many.
+        scratch: float64 numbers that the loops need while they run.
+        places: slots and the places in the scratch memory that they get, in bytes.
+    """
+
+    slots: "array[int]"
+    threads: int
+    scratch: int
+    places: tuple[tuple[int, int], ...]
+
+
+def recipe(
+    work: Plan, verb: str, dtype: torch.dtype, act: str | None, *, residual: bool = False
+) -> Recipe:
+    """How to do `verb` with a plan, which remembers it."""
     threads = team.threads(work.size)
-    if work.rows or (threads > 1 and work.c < 4 * threads):  # too few to give each whole ones
-        family: Any = rows if work.rows else planes
-        _summed(work, slots, dtype, act, family.sums, channel.merge)
-        if map_:
-            mapped(work, slots, dtype, act, backward=False)
-    elif work.block > 1:
-        _run(narrow.forward, -(-work.c // work.block), threads, slots, dtype, act)
-    elif work.groups is not None:
-        _run(grouped.forward, work.c, threads, slots, dtype, act)
-    else:
-        _run(planes.forward, work.c, threads, slots, dtype, act)
+    key = verb, dtype, act, residual, threads
+    found: Recipe | None = work.recipes.get(key)
+    if found is None:
+        found = work.recipes[key] = _recipe(work, verb, NAMES[dtype], act, residual, threads)
+    return found
 
 
-def backward(work: Plan, slots: "array[int]", dtype: str, act: str | None, *, map_: bool) -> None:
-    """Sums of the gradient, gradients of tables, and the gradient of x."""
-    threads = team.threads(work.size)
-    if work.rows or (threads > 1 and work.c < 4 * threads):
-        family: Any = rows if work.rows else planes
-        coefficients = _prepared(work, slots, dtype)
-        _summed(work, slots, dtype, act, family.gradient_sums, channel.merge_gradients)
-        del coefficients
-        if map_:
-            mapped(work, slots, dtype, act, backward=True)
-    elif work.block > 1:
-        _run(narrow.backward, -(-work.c // work.block), threads, slots, dtype, act)
-    elif work.groups is not None:
-        _run(grouped.backward, work.c, threads, slots, dtype, act)
-    else:
-        _run(planes.backward, work.c, threads, slots, dtype, act)
+def run(how: Recipe, slots: "array[int]") -> None:
+    """Do a call with a filled copy of the recipe's slots."""
+    scratch = None
+    if how.scratch:
+        scratch = pages.table(how.scratch)
+        start = scratch.data_ptr()
+        for slot, place in how.places:
+            slots[slot] = start + place
+    team.run(slots, how.threads)
+    del scratch  # not earlier
 
 
-def mapped(work: Plan, slots: "array[int]", dtype: str, act: str | None, *, backward: bool) -> None:
-    """Only the map, with the tables that are given."""
-    if work.block > 1 and not backward:
-        blocks = -(-work.c // work.block)
-        _run(narrow.map_, blocks, team.threads(work.size), slots, dtype, act)
-        return
+def _recipe(
+    work: Plan, verb: str, dtype: str, act: str | None, residual: bool, threads: int
+) -> Recipe:
+    slots, masked = work.template[:], work.mask is not None
+    phases = _phases(work, verb, work.rows or (threads > 1 and work.c < 4 * threads))
+    slots[at.PHASES] = len(phases)
+    for i, (loop, items, least) in enumerate(phases):
+        phase = at.PHASE + i * at.PHASE_SLOTS
+        slots[phase + at.LOOP] = entry(loop, dtype, act, residual, masked)
+        slots[phase + at.ITEMS] = items
+        slots[phase + at.STEP] = max(least, min(16, items // (8 * threads)))
+    loops = [loop for loop, _, _ in phases]
+    sizes: list[tuple[int, int]] = []
+    if verb in ("backward", "backward_tables"):
+        tables = at.SUM_G, at.SUM_G_XHAT, at.MEAN_G, at.MEAN_G_XHAT
+        sizes += [(slot, work.r * work.c) for slot in tables]  # means over K fit in one over R
+    if channel.merge in loops or channel.merge_gradients in loops:
+        sizes.append((at.PARTIAL, 3 * work.num_chunks * work.fold * work.c))
+    if rows.prepare in loops:
+        size = 5 * work.r * work.fold * work.c
+        sizes.append((at.COEFFICIENTS, size if dtype == "torch.float64" else -(-size // 2)))
+    scratch, places = 0, []
+    for slot, size in sizes:
+        places.append((slot, 8 * scratch))
+        scratch += -(-size // LINE) * LINE
+    return Recipe(slots, threads, scratch, tuple(places))
+
+
+def _phases(work: Plan, verb: str, by_chunk: bool) -> list[tuple[Any, int, int]]:
+    """The loops of a verb, in order, with their items and the fewest that a thread takes."""
+    c, chunks, blocks = work.c, work.num_chunks, -(-work.c // work.block)
+    start, _, rest = verb.partition("_")
+    if start in ("forward", "moments", "backward") and rest in ("", "tables") and not by_chunk:
+        if work.block > 1:
+            return [(getattr(narrow, WHOLE[start]), blocks, 1)]
+        loops: Any = planes if work.groups is None else grouped
+        return [(getattr(loops, WHOLE[start]), c, 1)]
+
+    def tables(loop: Any, items: int, size: int) -> tuple[Any, int, int]:
+        return loop, items, items if size < SMALL else 1
+
     family: Any = rows if work.rows else planes
-    coefficients = _prepared(work, slots, dtype)
-    loop = family.gradient_map if backward else family.map_
-    _run(loop, work.num_chunks, team.threads(work.size), slots, dtype, act)
-    del coefficients
-
-
-def _summed(
-    work: Plan, slots: "array[int]", dtype: str, act: str | None, sums: Any, merge: Any
-) -> None:
-    partial = pages.table(3 * work.num_chunks * work.fold * work.c)
-    slots[at.PARTIAL] = partial.data_ptr()
-    _run(sums, work.num_chunks, team.threads(work.size), slots, dtype, act)
-    _run(merge, work.c, team.threads(2 * work.num_chunks * work.c), slots, dtype, act)
-
-
-def _prepared(work: Plan, slots: "array[int]", dtype: str) -> Any:
-    """The coefficients for loops over rows; to be held until those have run."""
-    if not work.rows:
-        return None
-    size = 5 * work.r * work.fold * work.c
-    table = pages.table(size if dtype == "torch.float64" else -(-size // 2))
-    slots[at.COEFFICIENTS] = table.data_ptr()
-    _run(rows.prepare, work.r, team.threads(size), slots, dtype, None)
-    return table
-
-
-def _run(
-    work: Any, items: int, threads: int, slots: "array[int]", dtype: str, act: str | None
-) -> None:
-    """Do `work` on so many items."""
-    compiled = entry(work, dtype, act, slots[at.RESIDUAL] != 0, slots[at.MASK] != 0)
-    slots[at.ITEMS], slots[at.NEXT] = items, 0
-    slots[at.STEP] = min(16, max(1, items // (8 * threads)))
-    team.run(compiled.call, compiled.address, slots, threads)
+    prepare = [tables(rows.prepare, work.r, work.r * c)] if work.rows else []
+    recall = [tables(channel.recall, c, work.k * c)]
+    sums = [(family.sums, chunks, 1), tables(channel.merge, c, 2 * chunks * c)]
+    merge = tables(channel.merge_gradients, c, 2 * chunks * c)
+    gradient_sums = [*prepare, (family.gradient_sums, chunks, 1), merge]
+    gradient_map = [*prepare, (family.gradient_map, chunks, 1)]
+    map_ = [*prepare, (family.map_, chunks, 1)]
+    if work.block > 1:
+        map_ = [(narrow.map_, blocks, 1)]
+    return {
+        "moments": sums,
+        "forward": sums + map_,
+        "normalize": map_,
+        "evaluate": recall + map_,
+        "backward_reduce": gradient_sums,
+        "backward_tables": gradient_sums,
+        "backward": gradient_sums + gradient_map,
+        "backward_input": gradient_map,
+    }[verb]

@@ -133,6 +133,22 @@ def _move(p: int, c: int, row: int, share: float, n: float, mean: float, m2: flo
 
 
 @njit(**OPTIONS)
+def recall(p: int, c: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
+    """From the running statistics of one channel to what normalises it.
+
+    A checkpoint may hold a variance below zero; for every valid one the clamp changes nothing.
+    """
+    code, eps = load_integer(p, at.RUNNING_DTYPE), load(load_integer(p, at.EPS), 0, FLOAT64)
+    for k in range(load_integer(p, at.K)):
+        entry, here = k * load_integer(p, at.C) + c, place(p, c, k)
+        var = table_load(load_integer(p, at.RUNNING_VAR), entry, code)
+        mean = table_load(load_integer(p, at.RUNNING_MEAN), entry, code)
+        var = 0.0 if var < 0 else var
+        store(load_integer(p, at.MEAN), here, mean, FLOAT64)
+        store(load_integer(p, at.RSTD), here, 1 / math.sqrt(var + eps), FLOAT64)
+
+
+@njit(**OPTIONS)
 def affine(p: int, c: int, r: int) -> Any:
     """Weight and bias of channel c in group r."""
     row = r if load_integer(p, at.AFFINE_ROWS) > 1 else 0

@@ -1,7 +1,7 @@
-"""Compiled functions of one address: threads take items from a shared counter and work on them.
+"""Compiled functions: threads take items from a shared counter and work on them.
 
 A function is compiled when first needed, for one dtype, one activation, with or without residual
-and mask, and kept on disk by Numba.
+and mask, and kept on disk by Numba. One more, `conductor`, calls several in turn.
 """
 
 import hashlib
@@ -23,7 +23,9 @@ from normscope.kernels.cpu.memory import (
     FLOAT32,
     FLOAT64,
     fetch_add,
+    invoke,
     load_integer,
+    wait,
 )
 
 WHOLE = (  # these read values: they need all forms
@@ -42,7 +44,12 @@ WHOLE = (  # these read values: they need all forms
     rows.gradient_map,
 )
 SUMS = (planes.sums, rows.sums)  # before any activation
-TABLES = (rows.prepare, channel.merge, channel.merge_gradients)  # no values at all
+TABLES = (  # no values at all
+    rows.prepare,
+    channel.merge,
+    channel.merge_gradients,
+    channel.recall,
+)
 WORK = (*WHOLE, *SUMS, *TABLES)
 LIKE = {
     "torch.float32": FLOAT32,
@@ -53,13 +60,6 @@ LIKE = {
 ACT = {None: LINEAR, "relu": RELU, "leaky_relu": LEAKY_RELU, "silu": SILU}
 
 log = logging.getLogger("normscope")
-
-
-class Entry(NamedTuple):
-    """A compiled function: its address, and itself as a call through ctypes."""
-
-    address: int
-    call: Any
 
 
 def perform(p: int, i: int, work: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
@@ -76,8 +76,8 @@ def _perform(p: Any, i: Any, work: Any, residual: Any, mask: Any, act: Any, like
 
 
 @cache
-def entry(work: Any, dtype: str, act: str | None, residual: bool, mask: bool) -> Entry:
-    """The compiled function for one work, dtype and form; what a work does not use is left out."""
+def entry(work: Any, dtype: str, act: str | None, residual: bool, mask: bool) -> int:
+    """Address of the function for one work, dtype and form; what it does not use is left out."""
     if work not in WHOLE and (act is not None or residual):
         return entry(work, dtype, act=None, residual=False, mask=mask)
     if work in TABLES and mask:
@@ -86,22 +86,56 @@ def entry(work: Any, dtype: str, act: str | None, residual: bool, mask: bool) ->
     sources = _sources()
     beside, flags = (at.RESIDUAL if residual else None), (at.MASK if mask else None)
 
-    def loop(p: int) -> None:
+    def loop(p: int, phase: int) -> None:
         if sources == 0:  # never; it makes the sources part of the key that Numba caches by
             return
         residual_at = None if beside is None else load_integer(p, beside)
         mask_at = None if flags is None else load_integer(p, flags)
-        items, step = load_integer(p, at.ITEMS), load_integer(p, at.STEP)
+        items, step = load_integer(phase, at.ITEMS), load_integer(phase, at.STEP)
         while True:
-            first = fetch_add(p + 8 * at.NEXT, step)
+            first = fetch_add(phase + 8 * at.NEXT, step)
             if first >= items:
                 break
             for i in range(first, min(first + step, items)):
                 perform(p, i, number, residual_at, mask_at, activation, like)
 
+    return _compiled(types.void(types.int64, types.int64), loop).address  # type: ignore[no-any-return]
+
+
+class Conductor(NamedTuple):
+    """A compiled function: its address, and itself as a call through ctypes."""
+
+    address: int
+    call: Any
+
+
+@cache
+def conductor() -> Conductor:
+    """The function that does the phases of a call, each when all threads are done with the last."""
+    sources = _sources()
+
+    def conduct(p: int) -> None:
+        if sources == 0:
+            return
+        barrier = load_integer(p, at.BARRIER)
+        for i in range(load_integer(p, at.PHASES)):
+            if i > 0 and barrier != 0:
+                wait(barrier)
+            phase = p + 8 * (at.PHASE + i * at.PHASE_SLOTS)
+            invoke(load_integer(phase, at.LOOP), p, phase)
+
+    function = _compiled(types.void(types.int64), conduct)
+    return Conductor(function.address, function.ctypes)
+
+
+_kept: list[Any] = []  # an address is good for as long as its function lives
+
+
+def _compiled(signature: Any, function: Any) -> Any:
     with event.install_listener("numba:compile", _Told()):
-        compiled = cfunc(types.void(types.int64), cache=True, **OPTIONS)(loop)
-        return Entry(compiled.address, compiled.ctypes)
+        compiled = cfunc(signature, cache=True, **OPTIONS)(function)
+    _kept.append(compiled)
+    return compiled
 
 
 @cache

@@ -99,6 +99,30 @@ def fetch_add(typing_context: Any, address: Any, amount: Any) -> Any:
 
 
 @intrinsic
+def invoke(typing_context: Any, function: Any, p: Any, phase: Any) -> Any:
+    """Call the function at an address with two int64."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [_I64, _I64])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def wait(typing_context: Any, function: Any) -> Any:
+    """Call the function at an address without arguments."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
 def power_of_two(typing_context: Any, exponent: Any) -> Any:
     """2 ** exponent for an integral float32 from -126 to 127, by its bits."""
 

@@ -1,7 +1,7 @@
 """How a call is cut into work: layout, groups in order, chunks, and how many values each has."""
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -46,7 +46,8 @@ class Plan:
         count: (k,) values per channel.
         count_r: (r,) the same of the groups that are told apart.
         mask: (N, S) bool, contiguous, or None.
-        template: slots that hold all of this, to be copied by each call.
+        template: slots that hold all of this.
+        recipes: how calls with this plan are done; see `call`.
     """
 
     rows: bool
@@ -68,11 +69,17 @@ class Plan:
     count_r: Floats
     mask: Tensor | None
     template: "array[int]"
+    recipes: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
         """How many values there are."""
         return self.n * self.c * self.s
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether tables hold a channel's groups side by side: where a thread takes a channel."""
+        return self.k > 1 and not self.rows
 
     def __post_init__(self) -> None:
         """Fill the template; the arrays that it points to live as long as the plan."""
@@ -83,6 +90,8 @@ class Plan:
         slots[at.PIECES], slots[at.PIECE] = self.pieces, self.piece
         slots[at.CHUNK], slots[at.NUM_CHUNKS] = self.chunk, self.num_chunks
         slots[at.K], slots[at.R], slots[at.AFFINE_ROWS] = self.k, self.r, 1
+        strides = (self.k, 1) if self.by_channel else (1, self.c)
+        slots[at.TABLE_C], slots[at.TABLE_K] = strides
         slots[at.COUNT] = slots[at.FILLED] = self.count.ctypes.data
         if self.order is not None and self.chunks is not None:
             slots[at.ORDER], slots[at.CHUNKS] = self.order.ctypes.data, self.chunks.ctypes.data

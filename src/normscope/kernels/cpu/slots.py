@@ -62,10 +62,16 @@ BLOCK = 45  # channels that are read as one row where S is small; 1: none
 GROUPS = 46  # int64 (N,), the group of each sample; 0: chunks tell
 COUNT_R = 47  # float64 (R,): values per channel of the groups that are told apart
 
-ITEMS = 48  # channels, blocks, chunks or groups: what threads share out
-STEP = 49  # how many a thread takes at a time: neighbours share cache lines of tables
-NEXT = 50  # the first item that no thread has taken
-SLOTS = 51
+# what is done, one phase after the other
+BARRIER = 48  # address of the function that waits for the other threads; 0: there are none
+PHASES = 49  # how many
+PHASE = 50  # the first; the others follow
+# of a phase
+LOOP, ITEMS, STEP, NEXT = range(4)
+# address of the compiled loop; channels, blocks, chunks or groups; how many a thread takes at a
+# time, since neighbours share cache lines of tables; the first that no thread has taken
+PHASE_SLOTS = 4
+SLOTS = PHASE + 5 * PHASE_SLOTS
 
 # codes of the dtypes of tables
 CODES = {"torch.float32": 0, "torch.float64": 1, "torch.bfloat16": 2, "torch.float16": 3}

@@ -12,8 +12,12 @@ from array import array
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+
+from normscope.kernels.cpu import entries
+from normscope.kernels.cpu import slots as at
 
 ALONE = 32_768  # values below which waking a team costs more than it saves
 
@@ -28,43 +32,51 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
+class Library(NamedTuple):
+    """Of the OpenMP library that torch uses: GOMP_parallel, and the address of GOMP_barrier."""
+
+    parallel: Callable[[int, int, int, int], None]
+    barrier: int
+
+
 @cache
-def parallel() -> Callable[[int, int, int, int], None] | None:
-    """GOMP_parallel(function, argument, threads, flags) of the library torch uses, or None."""
+def library() -> Library | None:
+    """The OpenMP library that torch uses, or None."""
     maps = Path("/proc/self/maps")
     if "OpenMP" not in torch.__config__.parallel_info() or not maps.exists():
         return None
     lines = maps.read_text(encoding="utf-8", errors="replace").splitlines()
     found = {line.split(maxsplit=5)[-1] for line in lines if "omp" in line.rpartition("/")[2]}
     for path in sorted(found, key=lambda path: "torch" not in path):  # torch's copy first
-        start = getattr(ctypes.CDLL(path), "GOMP_parallel", None)
-        if start is not None:
+        loaded = ctypes.CDLL(path)
+        start, wait = (getattr(loaded, f"GOMP_{name}", None) for name in ("parallel", "barrier"))
+        if start is not None and wait is not None:
             start.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
             start.restype = None
-            return start  # type: ignore[no-any-return]
+            return Library(start, ctypes.cast(wait, ctypes.c_void_p).value or 0)
     return None
 
 
 def threads(values: int) -> int:
     """How many threads a loop over so many values runs on."""
-    if values < ALONE or _forked or parallel() is None:
+    if values < ALONE or _forked or library() is None:
         return 1
     return torch.get_num_threads()
 
 
-def run(function: Callable[[int], None], entry: int, slots: "array[int]", count: int) -> None:
-    """Call a compiled function with the address of its arguments, on every thread of a team.
+def run(slots: "array[int]", count: int) -> None:
+    """Do the phases of a call on every thread of a team; the interpreter lock is released.
 
     Args:
-        function: the compiled function, callable through ctypes; the interpreter lock is released.
-        entry: its address.
-        slots: int64 arguments; kept alive by the caller while this runs.
+        slots: kept alive by the caller while this runs.
         count: of threads.
     """
+    conductor = entries.conductor()
     address = slots.buffer_info()[0]
     if count == 1:
-        function(address)
+        conductor.call(address)
     else:
-        start = parallel()
-        assert start is not None, "threads() asked"
-        start(entry, address, count, 0)
+        library_ = library()
+        assert library_ is not None, "threads() asked"
+        slots[at.BARRIER] = library_.barrier
+        library_.parallel(conductor.address, address, count, 0)
