@@ -284,19 +284,24 @@ def _affine(
     slots: "array[int]", weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Weight and bias, (C,) or (rows, C), with equally many rows and of one dtype."""
-    if weight is not None:
-        rows, dtype = _rows(weight, bias), weight.dtype
-        weight = _with_rows(weight, rows).contiguous()
-        slots[at.WEIGHT] = weight.data_ptr()
-    elif bias is not None:
-        rows, dtype = _rows(bias), bias.dtype
-    else:
+    if weight is None and bias is None:
         return None, None
-    if bias is not None:
-        bias = _with_rows(bias, rows).to(dtype).contiguous()
-        slots[at.BIAS] = bias.data_ptr()
+    rows, dtype = _rows(weight, bias), (bias if weight is None else weight).dtype  # type: ignore[union-attr]
     slots[at.AFFINE_ROWS], slots[at.AFFINE_DTYPE] = rows, CODES[dtype]
+    if weight is not None:
+        weight = _table(weight, rows, dtype)
+        slots[at.WEIGHT] = weight.data_ptr()
+    if bias is not None:
+        bias = _table(bias, rows, dtype)
+        slots[at.BIAS] = bias.data_ptr()
     return weight, bias
+
+
+def _table(table: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    """A table without gaps, with so many rows: one serves all."""
+    if rows > 1:
+        table = table.expand(rows, table.shape[-1])
+    return (table if table.dtype == dtype else table.to(dtype)).contiguous()
 
 
 def _beside(slots: "array[int]", residual: Tensor | None, by_rows: bool) -> Tensor | None:
@@ -341,15 +346,12 @@ def _rows(*tables: Tensor | None) -> int:
     return rows
 
 
-def _with_rows(table: Tensor, rows: int) -> Tensor:
-    """A table with so many rows: one row serves all."""
-    return table if _rows(table) == rows else table.expand(rows, table.shape[-1])
-
-
 def _of(table: Tensor | None, gradient: Tensor | None) -> Tensor | None:
     """The gradient of a table as it was given, of one made with more rows or another dtype."""
     if table is None or gradient is None:
         return None
+    if gradient.shape == table.shape and gradient.dtype == table.dtype:
+        return gradient
     return gradient.sum_to_size(table.shape).to(table.dtype)
 
 

@@ -6,6 +6,7 @@ size takes it. What lies on the shelf the system may take back whenever it needs
 (MADV_FREE), and pieces on the shelf and in use together are never more than were once in use.
 """
 
+import math
 import mmap
 import os
 import threading
@@ -127,10 +128,10 @@ def like(x: Tensor) -> Tensor:
 
 def table(*shape: int) -> Tensor:
     """Memory for float64 numbers, with anything in it."""
-    made = torch.empty(shape, dtype=torch.float64, device="meta")
-    if not _shelved(made.nbytes):
+    size = 8 * math.prod(shape)
+    if not _shelved(size):
         return torch.empty(shape, dtype=torch.float64)
-    return _on(shelf.bytes(made.nbytes), made)
+    return _on(shelf.bytes(size), torch.empty(shape, dtype=torch.float64, device="meta"))
 
 
 def _on(memory: "np.ndarray[tuple[int], np.dtype[np.uint8]]", form: Tensor) -> Tensor:
