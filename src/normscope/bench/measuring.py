@@ -4,6 +4,7 @@ import gc
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from random import Random
 from statistics import quantiles
 from time import perf_counter
 
@@ -37,7 +38,8 @@ def in_turns(
 ) -> tuple[Spread, dict[str, tuple[Spread, Spread, Spread]]]:
     """A copy of x, and forward, backward and both of each peer, one after the other each round.
 
-    So a busy moment of the machine hits all alike. Two rounds before are not counted.
+    So a busy moment of the machine hits all alike; in another order each round, since what ran
+    before leaves its data in the caches and its threads awake. Two rounds before are not counted.
     """
     source, target = x.detach(), torch.empty_like(x)
     taken = {name: _step(peer) for name, peer in peers.items()}
@@ -48,16 +50,18 @@ def in_turns(
     slow = {name for name, step in taken.items() if sum(step) > SLOW}
     copies: list[float] = []
     steps: dict[str, list[tuple[float, float]]] = {name: [] for name in peers}
+    order, shuffle = list(peers), Random(0).shuffle
     gc.collect()
     gc.disable()
     try:
         for i in range(times):
+            shuffle(order)
             start = perf_counter()
             target.copy_(source)
             copies.append(perf_counter() - start)
-            for name, peer in peers.items():
+            for name in order:
                 if name not in slow or i < min(FEW, repeats):
-                    steps[name].append(_step(peer))
+                    steps[name].append(_step(peers[name]))
     finally:
         gc.enable()
     found = {}
