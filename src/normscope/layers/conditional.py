@@ -175,9 +175,10 @@ class _ConditionalBatchNorm(RunningStatistics):
             min_count=self.min_count,
             on_moments=None if plain else self.observe,
         )
-        if plain and self.training:
+        each = input.numel() // max(1, input.shape[0] * input.shape[1])  # values of a sample
+        if plain and self.training and each < self.min_count:
             samples = torch.bincount(condition, minlength=self.num_conditions)
-            self._count_small(samples * (input.numel() // input.shape[1] // max(1, len(input))))
+            self._count_small(samples * each)
         if self.training and self.missing == "infer":
             self._calibrate(input, condition, mask)
         return y

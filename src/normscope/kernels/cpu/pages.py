@@ -2,8 +2,9 @@
 
 A fresh page costs a fault and is cleared before it is written; at 50 MB that takes as long as the
 loops. So a piece is put on a shelf when the last tensor on it dies, and the next result of its
-size takes it. What lies on the shelf the system may take back whenever it needs memory
-(MADV_FREE), and pieces on the shelf and in use together are never more than were once in use.
+size takes it. Of what lies on the shelf the system may take back the large pieces whenever it
+needs memory (MADV_FREE), and pieces on the shelf and in use together are never more than were
+once in use.
 """
 
 import math
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 LARGE = 4 << 20  # bytes; the C library keeps smaller pieces itself
+LENT_BACK = 32 << 20  # bytes from which saying so to the system costs little beside the loops
 HUGE_PAGE = 2 << 20
 SLACK = 1.25  # a piece serves a result of which it is at most so many times the size
 SHELVES = hasattr(mmap, "MADV_HUGEPAGE") and hasattr(mmap, "MADV_FREE")  # Linux
@@ -78,8 +80,9 @@ class Shelf:
         return piece if piece is not None else _mapped(size)
 
     def _return(self, piece: mmap.mmap) -> None:
-        with suppress(OSError):
-            piece.madvise(mmap.MADV_FREE)
+        if len(piece) >= LENT_BACK:
+            with suppress(OSError):
+                piece.madvise(mmap.MADV_FREE)
         self._back.append(piece)
 
     def _sort_in(self) -> None:
