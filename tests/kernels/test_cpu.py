@@ -216,6 +216,36 @@ def test_a_group_changes_nothing_in_another() -> None:
         assert torch.equal(together[groups == k], alone)
 
 
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_a_group_that_is_masked_altogether(by_rows: bool) -> None:
+    """It has samples but no values: moments of zero, an output and a gradient of zero."""
+    groups = torch.arange(6) % 3
+    mask = (groups != 1).reshape(6, 1, 1, 1).expand(6, 1, 4, 5)
+    x = torch.where(mask, torch.randn(6, 7, 4, 5), torch.nan)
+    x = x.to(memory_format=torch.channels_last) if by_rows else x
+    moments = cpu.moments(x, groups, 3, mask)
+    for ours, theirs in zip(moments, reference.moments(x, groups, 3, mask), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6, check_dtype=False)
+        assert ours[1].eq(0).all()
+    y, table, kept = cpu.forward(
+        x, None, None, None, None, groups, 3, mask, 1e-5, None, None, 0, None, None
+    )
+    dx = cpu.backward(torch.randn_like(x), x, table, None, None, None, None, kept, True)[0]
+    for values in (y, dx):
+        assert values[groups == 1].eq(0).all()
+        assert values.isfinite().all()
+
+
+def test_a_stored_variance_below_zero_counts_as_none() -> None:
+    """A damaged checkpoint; the reference and the doctor read it so too."""
+    x = torch.randn(4, 3, 5, 5)
+    mean, variance = torch.zeros(3), torch.tensor([1.0, -2.0, 0.0])
+    y, _, rstd = cpu.evaluate(x, None, None, None, None, None, None, 1e-5, (mean, variance))
+    expected = (variance.clamp(min=0) + 1e-5).rsqrt()
+    torch.testing.assert_close(rstd[0], expected.double())
+    torch.testing.assert_close(y, x * expected.reshape(3, 1, 1))
+
+
 def test_several_python_threads_at_once() -> None:
     x = torch.randn(32, 16, 40, 40)
     expected = cpu.moments(x, None, 1, None)
