@@ -204,7 +204,7 @@ def test_diagnose_and_repair_from_a_checkpoint_and_with_data(tmp_path: Path) -> 
     assert (wrong.returncode, "there is no check 'NS900'" in wrong.stderr) == (2, True)
     both = ("--model", f"{tmp_path / 'net.py'}:make", "--weights", weights, "--data", "digits")
     page = tmp_path / "page.html"
-    mended = run("repair", *both, "--out", out, "--json", "--html", page)
+    mended = run("repair", *both, "--live", "digits", "--out", out, "--json", "--html", page)
     assert mended.returncode == 0, mended.stderr
     assert any(trial["kept"] for trial in json.loads(mended.stdout)["repair"]["trials"])
     assert (load_file(out)["norm2.running_var"] > 0).all()
@@ -213,5 +213,8 @@ def test_diagnose_and_repair_from_a_checkpoint_and_with_data(tmp_path: Path) -> 
     refused = run("repair", "--weights", weights, "--out", weights, "--force")
     assert refused.returncode == 2
     assert weights.read_bytes() == before
-    missing = run("diagnose", "--data", "iris")
-    assert (missing.returncode, "--model" in missing.stderr) == (2, True)
+    for missing in (
+        run("diagnose", "--data", "iris"),
+        run("repair", "--weights", weights, "--live", "iris", "--out", out, "--force"),
+    ):
+        assert (missing.returncode, "--model" in missing.stderr) == (2, True)

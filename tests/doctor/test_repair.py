@@ -192,6 +192,58 @@ class Broken:
         raise RuntimeError("worker died")
 
 
+def test_ctrl_c_keeps_what_was_judged_and_the_rest_can_be_tried_later() -> None:
+    model = stale()
+    before, found = state(model), diagnose(model, in_training())
+    both = ["recalibrate", "choose_eps"]
+    heard: list[tuple[int, int, str]]
+    judge: int
+
+    def stop(done: int, total: int, name: str) -> None:
+        heard.append((done, total, name))
+        if len(heard) == judge:
+            raise KeyboardInterrupt
+
+    def attempt() -> Any:
+        return repair(
+            model, found, in_training(), held_out=judges(), remedies=both, on_progress=stop
+        )
+
+    heard, judge = [], 1
+    with pytest.raises(KeyboardInterrupt):
+        attempt()
+    assert state(model) == before
+    heard, judge = [], 2
+    done = attempt()
+    assert heard == [(0, 2, both[0]), (1, 2, both[1])]
+    assert not done.record.complete
+    assert done.record.kept == ("recalibrate",)
+    assert done.record.after.accuracy == pytest.approx(accuracy(model))
+    assert state(done.undo()) == before
+    assert repair(model, found, in_training(), held_out=judges()).record.complete
+
+
+def test_ctrl_c_after_a_remedy_was_applied_takes_it_back() -> None:
+    class Judges(list[Any]):
+        read = 0
+
+        def __iter__(self) -> Iterator[Any]:
+            self.read += 1
+            if self.read == 2:  # what adapting costs on data as in training
+                raise KeyboardInterrupt
+            return super().__iter__()
+
+    model, held_out = stale(), Judges(judges())
+    before, found = state(model), diagnose(model, in_training())
+    with pytest.raises(KeyboardInterrupt):
+        repair(
+            model, found, in_training(), live=in_training(), held_out=held_out,
+            remedies=["adapt"], force=True,
+        )  # fmt: skip
+    assert held_out.read == 2
+    assert state(model) == before
+
+
 def test_a_loader_that_raises_loses_nothing() -> None:
     model = stale()
     before = state(model)

@@ -8,7 +8,13 @@ import typer
 from rich.console import Console
 
 from normscope.cli.app import LOCALE, Json, LangOption, known_language, progress_bar, tell
-from normscope.cli.patient import in_training, known_severity, model_and_data, write_reports
+from normscope.cli.patient import (
+    in_training,
+    in_use,
+    known_severity,
+    model_and_data,
+    write_reports,
+)
 from normscope.errors import InputError
 
 
@@ -50,14 +56,8 @@ def diagnose(
         raise InputError("data need a model to run them through; name it with --model")
     from normscope.cli.app import names
     from normscope.doctor import diagnose as look
-    from normscope.doctor.checks import CHECKS
 
     with progress_bar(as_json) as show:
-        done = iter(range(len(CHECKS)))
-
-        def on_progress(code: str) -> None:
-            show(next(done, len(CHECKS)), len(CHECKS), code)
-
         if model is None:
             assert weights is not None, "asked before"
             record = look(
@@ -65,25 +65,19 @@ def diagnose(
                 select=names(select),
                 momentum=momentum,
                 model_name=str(weights),
-                on_progress=on_progress,
+                on_progress=show,
             )
         else:
             network, source, name = model_and_data(model, weights, data)
             batches = in_training(source, loader, batch_size)
-            in_use = None
-            if live is not None:
-                from normscope.train.data import batches as test_batches
-                from normscope.train.data import load
-
-                in_use = list(test_batches(load(live), batch_size))
             record = look(
                 network,
                 batches,
-                live=in_use,
+                live=in_use(live, batch_size),
                 select=names(select),
                 model_name=name,
                 data_name=loader or (source.name if source is not None else ""),
-                on_progress=on_progress,
+                on_progress=show,
             )
     write_reports(record, None, language, html, sarif, junit)
     if as_json:

@@ -53,6 +53,15 @@ def in_training(data: "Data | None", loader: str | None, batch_size: int) -> Ite
     return [tuple(column[rows] for column in columns) for rows in parts]
 
 
+def in_use(live: str | None, batch_size: int) -> list[Any] | None:
+    """Batches of the test part of --live."""
+    if live is None:
+        return None
+    from normscope.train.data import batches, load
+
+    return list(batches(load(live), batch_size))
+
+
 def known_severity(text: str) -> Severity:
     """--fail-on, or one sentence on which there are."""
     for severity in SEVERITIES:

@@ -8,8 +8,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from normscope.cli.app import LOCALE, Json, LangOption, known_language, names, tell
-from normscope.cli.patient import in_training, model_and_data, write_reports
+from normscope.cli.app import (
+    LOCALE,
+    Json,
+    LangOption,
+    known_language,
+    names,
+    progress_bar,
+    tell,
+)
+from normscope.cli.patient import in_training, in_use, model_and_data, write_reports
 from normscope.errors import InputError
 from normscope.records import plain
 
@@ -32,6 +40,9 @@ def repair(
         str | None,
         typer.Option(help="Batches as in training: path/file.py:factory; 30 % of it judge."),
     ] = None,
+    live: Annotated[
+        str | None, typer.Option(help="Data as in use, for the remedy adapt; as --data.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="As in training.")] = 64,
     momentum: Annotated[
         float, typer.Option(min=0, max=1, help="Of training, for a checkpoint alone.")
@@ -49,6 +60,8 @@ def repair(
     language = known_language(lang)
     if model is None and weights is None:
         raise InputError("name a model (--model), or a checkpoint alone (--weights)")
+    if model is None and (data or loader or live):
+        raise InputError("data need a model to run them through; name it with --model")
     if weights is not None and out.resolve() == weights.resolve():
         raise InputError(f"--out is the checkpoint itself ({weights}); name another file")
     if not data and not loader and not force and not (model and Path(model).is_dir()):
@@ -74,16 +87,27 @@ def repair(
 
         held_out = list(test_batches(source, 256))
     data_name = loader or (source.name if source is not None else "")
-    found = doctor.diagnose(network, batches, model_name=name, data_name=data_name)
-    done = doctor.repair(
-        network,
-        found,
-        batches,
-        held_out=held_out,
-        remedies=names(remedy),
-        force=force,
-        dry_run=dry_run,
-    )
+    used = in_use(live, batch_size)
+    with progress_bar(as_json) as show:
+        found = doctor.diagnose(
+            network,
+            batches,
+            live=used,
+            model_name=name,
+            data_name=data_name,
+            on_progress=show,
+        )
+        done = doctor.repair(
+            network,
+            found,
+            batches,
+            held_out=held_out,
+            live=used,
+            remedies=names(remedy),
+            force=force,
+            dry_run=dry_run,
+            on_progress=show,
+        )
     record = done.record
     write_reports(found, record, language, html)
     if as_json:
@@ -103,7 +127,12 @@ def repair(
             notes = {"normscope.repair": record.to_json()}
             write_weights(out, merged(state, network), notes)
         tell(language, "cli.weights", path=out)
+        if "split" in record.kept:
+            tell(language, "doctor.repair.split")
     else:
         tell(language, "doctor.nothing_written")
+    if not record.complete:
+        tell(language, "doctor.repair.stopped")
+        raise typer.Exit(130)
     if found.fails("error") and not record.kept:
         raise typer.Exit(1)

@@ -17,7 +17,7 @@ from normscope.records import SEVERITIES, Cause, Diagnosis, Finding, Gap, LayerG
 from normscope.weights import read_weights
 
 Subject = nn.Module | Mapping[str, Tensor] | str | Path
-Progress = Callable[[str], None]
+Progress = Callable[[int, int, str], None]  # done, in all, what is next
 
 
 def diagnose(
@@ -57,7 +57,7 @@ def diagnose(
         model_name: shown in the record.
         data_name: shown in the record.
         part: "first" leaves out the samples that `repair` holds out.
-        on_progress: called with the code of each check.
+        on_progress: called before each check: how many are done, how many there are, its code.
 
     Raises:
         InputError: an unknown code, a loader that fails or is empty.
@@ -70,9 +70,9 @@ def diagnose(
     findings: list[Finding] = []
     skipped: list[Skipped] = []
     passed: list[str] = []
-    for code, check in checks.items():
+    for done, (code, check) in enumerate(checks.items()):
         if on_progress is not None:
-            on_progress(code)
+            on_progress(done, len(checks), code)
         why = check.missing(case)
         found: list[Finding] = []
         if why is None:

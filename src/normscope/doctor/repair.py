@@ -64,12 +64,13 @@ def repair(
     force: bool = False,
     dry_run: bool = False,
     forward: Forward | None = None,
-    on_progress: Callable[[str], None] | None = None,
+    on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Repair:
     """Try the remedies that findings name, the likeliest explanation first; keep what helps.
 
     Each is applied whole, judged in eval() on samples that no remedy saw, and taken back unless
-    it helps; see `helps`. An exception leaves the model as it was.
+    it helps; see `helps`. An exception leaves the model as it was; Ctrl-C takes back the remedy
+    that is being tried and returns what was found until then.
 
     Args:
         model: changed in place.
@@ -83,8 +84,7 @@ def repair(
         force: keep what does not help.
         dry_run: report, and take everything back.
         forward: as for `recalibrate`.
-        on_progress: called with the name of each remedy before it is tried, and with "" at the
-            start and at the end.
+        on_progress: called before each remedy: how many are done, how many there are, its name.
 
     Raises:
         InputError: an unknown remedy, a loader that fails or is empty.
@@ -92,13 +92,14 @@ def repair(
     """
     plan = _plan(diagnosis, tuple(remedies))
     judge = _Judge(model, batches, held_out, forward)
-    start = Memory(model)
+    start = latest = Memory(model)
     trials: list[Trial] = []
     try:
         before = now = judge.verdict(model)
-        for name, findings in plan.items():
+        for done, (name, findings) in enumerate(plan.items()):
+            latest = Memory(model)
             if on_progress is not None:
-                on_progress(name)
+                on_progress(done, len(plan), name)
             if name == "adapt" and live is not None:
                 in_use = _Judge(model, live, None, forward, in_use=True)
                 as_is = in_use.verdict(model)
@@ -107,6 +108,10 @@ def repair(
             else:
                 trial, now = _tried(judge, model, name, findings, now, force=force)
             trials.append(trial)
+    except KeyboardInterrupt:
+        latest.rollback()
+        if not trials:
+            raise
     except BaseException:
         start.rollback()
         raise
@@ -117,6 +122,7 @@ def repair(
         model=diagnosis.model,
         data=diagnosis.data,
         dry_run=dry_run,
+        complete=len(trials) == len(plan),
         before=before.score,
         after=now.score,
         trials=tuple(trials),

@@ -130,6 +130,7 @@ class Repaired(Record):
     model: str
     data: str
     dry_run: bool
+    complete: bool  # False: stopped after these trials
     before: Score
     after: Score
     trials: tuple[Trial, ...]

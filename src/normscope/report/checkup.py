@@ -11,6 +11,7 @@ from normscope.report.tables import Cell, Table, table
 from normscope.report.verdict import Finding as Conclusion
 
 NAMED = 3  # layers that are listed for one finding; the others are counted
+WORDS = 24  # characters; what is longer is a sentence and may break
 Rows = list[list[str | Text]]
 
 
@@ -215,10 +216,14 @@ def _worded(caption: Text, names: tuple[str, ...], rows: Rows) -> Table:
     made = table(caption, [said(f"doctor.column.{name}") for name in names], rows)
     # numbers are narrow; only sentences need the room of a text column
     styled = tuple(
-        tuple(Cell(c.text, "text" if isinstance(c.text, Text) else "") for c in row)
+        tuple(Cell(c.text, "text" if _is_sentence(c.text) else "") for c in row)
         for row in made.rows
     )
     return Table(made.caption, made.head, styled)
+
+
+def _is_sentence(text: str | Text) -> bool:
+    return len(text.en if isinstance(text, Text) else text) > WORDS
 
 
 def _closes(share: float) -> str:
