@@ -35,6 +35,7 @@ _WHERE = {
     "fold": "folding",
     "Moments": "moments",
     "recalibrate": "doctor",
+    "recompute": "kernels.recomputation",
     "InputError": "errors",
     "FileError": "errors",
     "ModelError": "errors",

@@ -4,6 +4,7 @@ Plain layers are batch norm and ReLU; where there are groups, batch norm alone.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any, NamedTuple, cast
 
@@ -36,8 +37,10 @@ Module = Callable[[Tensor], Tensor]
 
 def names(setting: Setting, *, quick: bool = False) -> list[str]:
     """Who takes part."""
-    if setting.part in ("sweep", "network"):
+    if setting.part == "sweep":
         return ["normscope", "torch"]
+    if setting.part == "network":
+        return ["normscope", "normscope_recompute", "torch", "torch_inplace"]
     if setting.part == "groups":
         loops = ["mask_loop", "chunk_loop", "reshape", "compiled_groups"]
         return ["normscope", "normscope_one", "torch", *loops]
@@ -175,17 +178,18 @@ def _network(name: str, setting: Setting) -> Module:
     parts: list[nn.Module] = []
     for _ in range(DEPTH):
         parts.append(nn.Conv2d(c, c, 3, padding=1, bias=False))
-        if name == "normscope":
+        if name.startswith("normscope"):
             parts.append(layer(normscope, setting, act="relu"))
         else:
-            parts += [layer(nn, setting), nn.ReLU()]
+            parts += [layer(nn, setting), nn.ReLU(inplace=name == "torch_inplace")]
     model = nn.Sequential(*parts)
     if setting.layout == "channels_last":
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(x: Tensor) -> Tensor:
         model.zero_grad(set_to_none=True)
-        return model(x)  # type: ignore[no-any-return]
+        with normscope.recompute() if name == "normscope_recompute" else nullcontext():
+            return model(x)  # type: ignore[no-any-return]
 
     return forward
 

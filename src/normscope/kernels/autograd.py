@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from normscope.kernels import reference
+from normscope.kernels import recomputation, reference
 from normscope.moments import Moments
 
 
@@ -112,6 +112,14 @@ def standardise(
 ) -> Tensor:
     """y = act((x - mean) * rstd * weight + bias + residual), differentiable twice."""
     y: Tensor = _Standardise.apply(x, weight, bias, residual, act, source, partition, kernel)
+    outputs = recomputation.active.get()
+    node: Any = y.grad_fn
+    if outputs is not None and node is not None and residual is None:
+        mean, rstd, _ = node.statistics
+        if rstd is None:
+            mean, rstd = mean[0], mean[1]
+        given = mean, rstd, rows_of(weight), rows_of(bias), None, act
+        outputs.add(y, kernel.normalize, x, *given, partition.groups, partition.mask)
     return y
 
 
@@ -143,15 +151,17 @@ class _Standardise(torch.autograd.Function):
         ctx.rest = act, kernel, residual is not None, num_groups, process_group
         if act is None:
             residual = None  # its gradient is dy
-        # mean and rstd are ours, never the module's buffers: those may change before backward
-        ctx.save_for_backward(x, weight, bias, residual, mean, rstd, inverse_count, groups, mask)
+        # these are ours, never the module's buffers: those may change before backward
+        ctx.statistics = mean, rstd, inverse_count
+        ctx.save_for_backward(x, weight, bias, residual, groups, mask)
         result: Tensor = y
         return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grads
-        x, weight, bias, residual, mean, rstd, inverse_count, groups, mask = ctx.saved_tensors
+        x, weight, bias, residual, groups, mask = ctx.saved_tensors
+        mean, rstd, inverse_count = ctx.statistics
         act, kernel, added, num_groups, process_group = ctx.rest
         wanted = ctx.needs_input_grad
         wants_x = wanted[0] or (wanted[3] and act is not None)

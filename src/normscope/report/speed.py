@@ -11,6 +11,7 @@ from normscope.report.tables import Table, Words, table
 from normscope.report.verdict import Finding
 
 MINE, PLAIN = "normscope", "torch"
+LEAN = "normscope_recompute"
 LEAST = 0.95  # of torch's speed; below it a setting is named in the verdict
 
 
@@ -71,7 +72,7 @@ def _groups(bench: Bench) -> Finding | None:
 
 def _memory(bench: Bench) -> Finding | None:
     for race in races(bench, "network"):
-        mine, theirs = race.of(MINE), race.of(PLAIN)
+        mine, theirs = race.of(LEAN), race.of(PLAIN)
         if mine and theirs and mine.memory and theirs.memory:
             less = 100 * (1 - mine.memory / theirs.memory)
             memory = {
