@@ -103,8 +103,9 @@ def _phases(work: Plan, verb: str, by_chunk: bool) -> list[tuple[Any, int, int]]
     family: Any = rows if work.rows else planes
     prepare = [tables(rows.prepare, work.r, work.r * c)] if work.rows else []
     recall = [tables(channel.recall, c, work.k * c)]
-    sums = [(family.sums, chunks, 1), tables(channel.merge, c, 2 * chunks * c)]
-    merge = tables(channel.merge_gradients, c, 2 * chunks * c)
+    merged = -(-c // channel.BLOCK)
+    sums = [(family.sums, chunks, 1), tables(channel.merge, merged, 2 * chunks * c)]
+    merge = tables(channel.merge_gradients, merged, 2 * chunks * c)
     gradient_sums = [*prepare, (family.gradient_sums, chunks, 1), merge]
     gradient_map = [*prepare, (family.gradient_map, chunks, 1)]
     map_ = [*prepare, (family.map_, chunks, 1)]

@@ -7,8 +7,10 @@ import numpy as np
 from numba import njit
 
 from normscope.kernels.cpu import slots as at
-from normscope.kernels.cpu.elements import OPTIONS, table_load, table_store
+from normscope.kernels.cpu.elements import OPTIONS, TO_THE_BIT, table_load, table_store
 from normscope.kernels.cpu.memory import FLOAT64, load, load_integer, store
+
+BLOCK = 32  # channels that are merged side by side
 
 
 @njit(**OPTIONS)
@@ -57,7 +59,7 @@ def place(p: int, c: int, k: int) -> Any:
     return c * load_integer(p, at.TABLE_C) + k * load_integer(p, at.TABLE_K)
 
 
-@njit(**OPTIONS)
+@njit(**TO_THE_BIT)
 def merged(n: float, mean: float, m2: float, more: float, other: float, other_m2: float) -> Any:
     """The moments of two sets together (Chan, Golub, LeVeque 1979)."""
     if n == 0:
@@ -222,33 +224,74 @@ def finish_gradients(p: int, c: int) -> None:
         store(means_xhat, place(p, c, 0), mean_xhat / filled, FLOAT64)
 
 
+@njit(**TO_THE_BIT)
+def _merge_chunk(into: int, other: int, width: int, low: int, high: int, n: Any, more: Any) -> None:
+    """`merged` for some channels: rows of means and m2 of a chunk into those of another."""
+    share = more / (n + more)
+    for c in range(low, high):
+        mean = load(into, c, FLOAT64)
+        step = load(other, c, FLOAT64) - mean
+        m2 = load(into, width + c, FLOAT64) + load(other, width + c, FLOAT64)
+        store(into, c, mean + step * share, FLOAT64)
+        store(into, width + c, m2 + step * step * share * n, FLOAT64)
+
+
 @njit(**OPTIONS)
-def merge(p: int, c: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
-    """Of one channel: the moments of all chunks in PARTIAL together, and what follows from them."""
+def _add_chunk(into: int, other: int, low: int, high: int) -> None:
+    for c in range(low, high):
+        store(into, c, load(into, c, FLOAT64) + load(other, c, FLOAT64), FLOAT64)
+
+
+@njit(**OPTIONS)
+def merge(p: int, block: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
+    """Of a block of channels: the moments of all chunks in PARTIAL, and what follows from them.
+
+    The chunks of a group are merged into its first one.
+    """
     partial, width = load_integer(p, at.PARTIAL), load_integer(p, at.WIDTH)
+    low = block * BLOCK
+    high = min(low + BLOCK, load_integer(p, at.C))
     i, chunks, groups = 0, load_integer(p, at.NUM_CHUNKS), load_integer(p, at.K)
     for k in range(groups):
-        n = mean = m2 = 0.0
+        first, n = partial + 24 * i * width, 0.0
         while i < chunks and (groups == 1 or chunk(p, i)[0] == k):
-            other = load(partial, 3 * i * width + c, FLOAT64)
-            other_m2 = load(partial, (3 * i + 1) * width + c, FLOAT64)
-            n, mean, m2 = merged(n, mean, m2, values(p, i), other, other_m2)
+            here, more = partial + 24 * i * width, values(p, i)
+            if n == 0:
+                first = here
+            elif more > 0:
+                _merge_chunk(first, here, width, low, high, n, more)
+            n += more
             i += 1
-        finish(p, c, k, mean, m2)
-    update_running(p, c)
+        for c in range(low, high):
+            mean = m2 = 0.0
+            if n > 0:
+                mean, m2 = load(first, c, FLOAT64), load(first, width + c, FLOAT64)
+            finish(p, c, k, mean, m2)
+    for c in range(low, high):
+        update_running(p, c)
 
 
 @njit(**OPTIONS)
-def merge_gradients(p: int, c: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
-    """Of one channel: the sums of all chunks in PARTIAL together, and what follows from them."""
+def merge_gradients(p: int, block: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
+    """Of a block of channels: the sums of all chunks in PARTIAL, and what follows from them."""
     partial, width = load_integer(p, at.PARTIAL), load_integer(p, at.WIDTH)
+    low = block * BLOCK
+    high = min(low + BLOCK, load_integer(p, at.C))
     i, chunks = 0, load_integer(p, at.NUM_CHUNKS)
     for r in range(load_integer(p, at.R)):
-        s = q = 0.0
+        first, begun = partial + 24 * i * width, False
         while i < chunks and chunk(p, i)[0] == r:
-            s += load(partial, 3 * i * width + c, FLOAT64)
-            q += load(partial, (3 * i + 1) * width + c, FLOAT64)
+            here = partial + 24 * i * width
+            if begun:
+                _add_chunk(first, here, low, high)
+                _add_chunk(first + 8 * width, here + 8 * width, low, high)
+            begun = True
             i += 1
-        store(load_integer(p, at.SUM_G), place(p, c, r), s, FLOAT64)
-        store(load_integer(p, at.SUM_G_XHAT), place(p, c, r), q, FLOAT64)
-    finish_gradients(p, c)
+        for c in range(low, high):
+            s = q = 0.0
+            if begun:
+                s, q = load(first, c, FLOAT64), load(first, width + c, FLOAT64)
+            store(load_integer(p, at.SUM_G), place(p, c, r), s, FLOAT64)
+            store(load_integer(p, at.SUM_G_XHAT), place(p, c, r), q, FLOAT64)
+    for c in range(low, high):
+        finish_gradients(p, c)

@@ -24,6 +24,9 @@ OPTIONS: dict[str, Any] = {
 }
 AS_WRITTEN = OPTIONS | {"fastmath": {"contract"}}  # sums that must keep their order
 
+# the same to the bit wherever they are compiled, alone or in a loop
+TO_THE_BIT = OPTIONS | {"fastmath": False}
+
 # activations are told apart by type, so that each loop is compiled for one
 LINEAR, RELU, LEAKY_RELU, SILU = np.int8(0), np.int16(0), np.int32(0), np.int64(0)
 LEAK = 0.01  # torch's default slope
