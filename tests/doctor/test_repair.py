@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from normscope import FileError, InputError, ModelError
 from normscope.doctor import diagnose, repair
+from normscope.doctor.remedies import REMEDIES, Patient
 from normscope.records import Diagnosis, Repaired
 from normscope.train.data import load
 from normscope.train.nets import build
@@ -190,6 +191,44 @@ class Broken:
     def __iter__(self) -> Iterator[Any]:
         yield from in_training()[: self.good]
         raise RuntimeError("worker died")
+
+
+def test_what_did_not_help_is_tried_again_after_what_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+
+    def half(patient: Patient, layers: tuple[str, ...]) -> tuple[str, ...]:
+        done.append(1)
+        for norm in norms(patient.model):
+            norm.running_var /= 3
+        return ()
+
+    def rest(patient: Patient, layers: tuple[str, ...]) -> tuple[str, ...]:
+        for norm in norms(patient.model):
+            norm.running_var /= 2 if done else 1
+        return ()
+
+    monkeypatch.setitem(REMEDIES, "recalibrate", (rest,))
+    monkeypatch.setitem(REMEDIES, "choose_eps", (half,))
+    monkeypatch.setitem(REMEDIES, "momentum", (lambda patient, layers: (),))
+    model, names = stale(), ["recalibrate", "choose_eps", "momentum"]
+    found = diagnose(model, in_training())
+    record = repair(model, found, in_training(), held_out=judges(), remedies=names).record
+    assert [t.remedy for t in record.trials] == [*names, "recalibrate"]
+    assert record.kept == ("choose_eps", "momentum", "recalibrate")
+    assert accuracy(model) == accuracy(healthy())
+
+
+def test_a_layer_left_in_train_is_mended_unless_that_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def worse(patient: Patient, layers: tuple[str, ...]) -> tuple[str, ...]:
+        norms(patient.model)[0].running_var *= 20
+        return ()
+
+    model = healthy()
+    for remedy, kept in ((lambda patient, layers: (), True), (worse, False)):
+        monkeypatch.setitem(REMEDIES, "eval_mode", (remedy,))
+        found = diagnose(model, in_training())
+        done = repair(model, found, in_training(), held_out=judges(), remedies=["eval_mode"])
+        assert done.record.trials[0].kept == kept
 
 
 def test_ctrl_c_keeps_what_was_judged_and_the_rest_can_be_tried_later() -> None:

@@ -22,6 +22,8 @@ from normscope.weights import write_weights
 
 # right by themselves: kept where nothing that can be seen changes
 NEUTRAL = frozenset({"fold_bias", "widen", "momentum", "freeze"})
+# right by itself: kept where no held-out sample is lost and no loss rises by more than chance
+RIGHT = frozenset({"eval_mode"})
 SYMPTOM = "NS004"  # goes with its cause
 ALONE = 4  # samples at a time, where a model normalises by the batch although in eval()
 SURE = 2.0  # standard errors
@@ -69,7 +71,8 @@ def repair(
     """Try the remedies that findings name, the likeliest explanation first; keep what helps.
 
     Each is applied whole, judged in eval() on samples that no remedy saw, and taken back unless
-    it helps; see `helps`. An exception leaves the model as it was; Ctrl-C takes back the remedy
+    it helps; see `helps`. What did not help is tried once more after another one did. An exception
+    leaves the model as it was; Ctrl-C takes back the remedy
     that is being tried and returns what was found until then.
 
     Args:
@@ -94,12 +97,14 @@ def repair(
     judge = _Judge(model, batches, held_out, forward)
     start = latest = Memory(model)
     trials: list[Trial] = []
+    complete, todo, refused = False, list(plan), set[str]()
     try:
         before = now = judge.verdict(model)
-        for done, (name, findings) in enumerate(plan.items()):
+        while todo:
+            name, findings = todo[0], plan[todo[0]]
             latest = Memory(model)
             if on_progress is not None:
-                on_progress(done, len(plan), name)
+                on_progress(len(trials), len(trials) + len(todo), name)
             if name == "adapt" and live is not None:
                 in_use = _Judge(model, live, None, forward, in_use=True)
                 as_is = in_use.verdict(model)
@@ -108,6 +113,13 @@ def repair(
             else:
                 trial, now = _tried(judge, model, name, findings, now, force=force)
             trials.append(trial)
+            del todo[0]
+            if trial.kept:  # what did not help before it may help on top of it, once more
+                todo += [n for n in plan if n in refused and _count(trials, n) == 1]
+                refused.clear()
+            elif not trial.note:
+                refused.add(name)
+        complete = True
     except KeyboardInterrupt:
         latest.rollback()
         if not trials:
@@ -122,7 +134,7 @@ def repair(
         model=diagnosis.model,
         data=diagnosis.data,
         dry_run=dry_run,
-        complete=len(trials) == len(plan),
+        complete=complete,
         before=before.score,
         after=now.score,
         trials=tuple(trials),
@@ -136,6 +148,10 @@ def repair(
         ),
     )
     return Repair(model, record, start)
+
+
+def _count(trials: list[Trial], name: str) -> int:
+    return sum(trial.remedy == name for trial in trials)
 
 
 def _plan(diagnosis: Diagnosis, names: tuple[str, ...]) -> dict[str, list[Finding]]:
@@ -248,6 +264,8 @@ def _tried(
         if helps(after, other):  # the earlier ones change less
             after, remedy = other, variant
     helped = helps(now, after)
+    if name in RIGHT and after.score.accuracy >= now.score.accuracy:
+        helped = not helps(after, now)
     if not helped and name in NEUTRAL:
         harmless = [pair for pair in tried if same(now, pair[0])]
         if harmless:
@@ -286,7 +304,7 @@ def helps(before: Verdict, after: Verdict) -> bool:
     - accuracy is not lower and the mean loss falls by SURE standard errors, or by one where the
       gap between train() and eval() falls by 5 % too;
     - accuracy rises by more than one sample and half a point, and the loss does not rise by one
-      standard error.
+      standard error, or the gap falls by half.
     Without: the gap falls by 5 %.
     """
     old, new = before.score, after.score
@@ -302,7 +320,8 @@ def helps(before: Verdict, after: Verdict) -> bool:
     mean, error = float(gain.mean()), max(float(gain.std() / len(gain) ** 0.5), 1e-4)
     if new.accuracy >= old.accuracy and mean > (1 if closes else SURE) * error:
         return True
-    return new.accuracy > old.accuracy + max(0.005, 1.5 / len(gain)) and mean > -error
+    rises = new.accuracy > old.accuracy + max(0.005, 1.5 / len(gain))
+    return rises and (mean > -error or new.gap < old.gap / 2)
 
 
 def same(before: Verdict, after: Verdict) -> bool:
