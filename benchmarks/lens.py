@@ -9,12 +9,12 @@ resident size of a process that does one thing, from the kernel. Random weights,
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -114,7 +114,9 @@ def one(name: str, way: str, images: int, side: int) -> None:
     model, loader = network(name), batches(images, side)
     run = {"plain": plain, "hooks": stored, "lens": lens.inspect}[way]
     run(model, loader)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    # not ru_maxrss, which a process inherits from the one that starts it
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024)
 
 
 def main() -> None:

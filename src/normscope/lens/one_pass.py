@@ -210,7 +210,7 @@ class _Lens:
     def normed(self, call: Call, before: Tensor, after: Tensor) -> None:
         if not self._fits(call, before, after):
             return
-        x, y = Sweep.of(before), Sweep.of(after)
+        x, y = Sweep.of(before, take=True), Sweep.of(after)
         self._check_finite(call, x, "its input")
         self._parts[call.name] = []
         for part in parts(call):
@@ -227,7 +227,8 @@ class _Lens:
             tally.add("input", part_x, labels, priority, given)
             if part.mixed:
                 tally.add("normalised", z, labels, priority, given)
-            tally.count_bins(part.of(before), mean, rstd, labels)
+            assert part_x.taken is not None, "asked for"
+            tally.count_bins(part_x.taken, mean, rstd, labels)
             if part.rows is None and not part.mixed:
                 tally.add_centred(part_x, labels)
             part_y = y.of_rows(rows)

@@ -218,12 +218,12 @@ class Tally:
             self.stages[name] = Stage.empty(classes, channels, self.sample)
         self.stages[name].add(seen, labels, priority, condition)
 
-    def count_bins(self, x: Tensor, mean: Tensor, rstd: Tensor, labels: Tensor) -> None:
-        """Add z of x (N, C, *S) to the histogram."""
+    def count_bins(self, taken: Tensor, mean: Tensor, rstd: Tensor, labels: Tensor) -> None:
+        """Add z of values that were taken from x to the histogram."""
         most = int(self.stages["input"].moments.count.max())
         if self.histogram.dtype == torch.int32 and most > FULL:
             self.histogram = self.histogram.long()
-        count_bins(self.histogram, x, mean, rstd, labels)
+        count_bins(self.histogram, taken, mean, rstd, labels)
 
     def count_firing(self, seen: Sweep, labels: Tensor) -> None:
         """Count the values y > 0 of a batch."""

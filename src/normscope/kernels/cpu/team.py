@@ -65,18 +65,33 @@ def threads(values: int) -> int:
 
 
 def run(slots: "array[int]", count: int) -> None:
-    """Do the phases of a call on every thread of a team; the interpreter lock is released.
+    """Do the phases of a call on every thread of a team.
 
     Args:
         slots: kept alive by the caller while this runs.
         count: of threads.
     """
-    conductor = entries.conductor()
-    address = slots.buffer_info()[0]
-    if count == 1:
-        conductor.call(address)
-    else:
+    if count > 1:
         library_ = library()
         assert library_ is not None, "threads() asked"
         slots[at.BARRIER] = library_.barrier
-        library_.parallel(conductor.address, address, count, 0)
+    conductor = entries.conductor()
+    start(conductor.call, conductor.address, slots, count)
+
+
+def start(call: Callable[[int], None], entry: int, slots: "array[int]", count: int) -> None:
+    """Call a compiled function with the address of its slots, on every thread of a team.
+
+    Args:
+        call: the function, callable through ctypes; the interpreter lock is released.
+        entry: its address.
+        slots: kept alive by the caller while this runs.
+        count: of threads.
+    """
+    address = slots.buffer_info()[0]
+    if count == 1:
+        call(address)
+    else:
+        library_ = library()
+        assert library_ is not None, "threads() asked"
+        library_.parallel(entry, address, count, 0)
