@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,6 +24,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+Model = Annotated[
+    str | None,
+    typer.Option(help="pkg.module:factory, path/file.py:factory, timm:NAME, or a run folder."),
+]
+Html = Annotated[Path | None, typer.Option(help="Write the page here.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 LangOption = Annotated[
     str, typer.Option("--lang", help="en or zh; the default follows the locale.")

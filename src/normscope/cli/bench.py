@@ -1,17 +1,25 @@
 """normscope bench."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from normscope.cli.app import LOCALE, Json, LangOption, known_language, names, progress_bar, tell
+from normscope.cli.app import (
+    LOCALE,
+    Html,
+    Json,
+    LangOption,
+    known_language,
+    names,
+    progress_bar,
+    tell,
+)
 
 
 def bench(
-    html: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
+    html: Html = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer settings and repeats: about a minute.")
     ] = False,

@@ -7,8 +7,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from normscope.cli.app import LOCALE, Json, LangOption, known_language, progress_bar, tell
+from normscope.cli.app import (
+    LOCALE,
+    Html,
+    Json,
+    LangOption,
+    Model,
+    known_language,
+    progress_bar,
+    tell,
+)
 from normscope.cli.patient import (
+    BatchSize,
+    Momentum,
     in_training,
     in_use,
     known_severity,
@@ -19,10 +30,7 @@ from normscope.errors import InputError
 
 
 def diagnose(
-    model: Annotated[
-        str | None,
-        typer.Option(help="pkg.module:factory, path/file.py:factory, timm:NAME, or a run folder."),
-    ] = None,
+    model: Model = None,
     weights: Annotated[
         Path | None,
         typer.Option(help="safetensors or a weights-only file; alone, without --model, it serves."),
@@ -34,15 +42,13 @@ def diagnose(
     live: Annotated[
         str | None, typer.Option(help="Data as in use, to look for drift; as --data.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="As in training.")] = 64,
-    momentum: Annotated[
-        float, typer.Option(min=0, max=1, help="Of training, for a checkpoint alone.")
-    ] = 0.1,
+    batch_size: BatchSize = 64,
+    momentum: Momentum = 0.1,
     select: Annotated[str, typer.Option(help="Beginnings of codes, with commas.")] = "",
     fail_on: Annotated[
         str, typer.Option("--fail-on", help="error, warning or info: exit code 1 from there on.")
     ] = "error",
-    html: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
+    html: Html = None,
     sarif: Annotated[Path | None, typer.Option(help="Write SARIF 2.1.0 here.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here.")] = None,
     as_json: Json = False,

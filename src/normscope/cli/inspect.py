@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from normscope.cli.app import LOCALE, Json, LangOption, known_language, progress_bar, tell
+from normscope.cli.app import LOCALE, Html, Json, LangOption, known_language, progress_bar, tell
 from normscope.errors import FileError, InputError
 from normscope.files import shown
 
@@ -48,7 +48,7 @@ def inspect(
     compare: Annotated[
         bool, typer.Option("--compare", help="Show what differs between two passes.")
     ] = False,
-    html: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
+    html: Html = None,
     as_json: Json = False,
     lang: LangOption = LOCALE,
 ) -> None:

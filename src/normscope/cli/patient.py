@@ -2,13 +2,18 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from normscope.errors import InputError
 from normscope.factories import made
 from normscope.files import write_whole
 from normscope.records import SEVERITIES, Diagnosis, Repaired, Severity
 from normscope.report.messages import Lang
+
+BatchSize = Annotated[int, typer.Option(min=1, help="As in training.")]
+Momentum = Annotated[float, typer.Option(min=0, max=1, help="Of training, for a checkpoint alone.")]
 
 if TYPE_CHECKING:
     from torch import nn

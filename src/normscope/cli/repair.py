@@ -10,24 +10,30 @@ from rich.console import Console
 
 from normscope.cli.app import (
     LOCALE,
+    Html,
     Json,
     LangOption,
+    Model,
     known_language,
     names,
     progress_bar,
     tell,
 )
-from normscope.cli.patient import in_training, in_use, model_and_data, write_reports
+from normscope.cli.patient import (
+    BatchSize,
+    Momentum,
+    in_training,
+    in_use,
+    model_and_data,
+    write_reports,
+)
 from normscope.errors import InputError
 from normscope.records import plain
 
 
 def repair(
     out: Annotated[Path, typer.Option(help="Write the repaired weights here, as safetensors.")],
-    model: Annotated[
-        str | None,
-        typer.Option(help="pkg.module:factory, path/file.py:factory, timm:NAME, or a run folder."),
-    ] = None,
+    model: Model = None,
     weights: Annotated[
         Path | None,
         typer.Option(help="safetensors or a weights-only file; alone, with --force, it serves."),
@@ -43,16 +49,14 @@ def repair(
     live: Annotated[
         str | None, typer.Option(help="Data as in use, for the remedy adapt; as --data.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="As in training.")] = 64,
-    momentum: Annotated[
-        float, typer.Option(min=0, max=1, help="Of training, for a checkpoint alone.")
-    ] = 0.1,
+    batch_size: BatchSize = 64,
+    momentum: Momentum = 0.1,
     remedy: Annotated[
         str, typer.Option(help="Names with commas, instead of those that findings name.")
     ] = "",
     force: Annotated[bool, typer.Option("--force", help="Keep what does not help.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Report only.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
+    html: Html = None,
     as_json: Json = False,
     lang: LangOption = LOCALE,
 ) -> None:

@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from normscope.cli.app import LOCALE, Json, LangOption, known_language, tell
+from normscope.cli.app import LOCALE, Html, Json, LangOption, known_language, tell
 from normscope.records import Lesson, Run
 from normscope.report.messages import Lang
 
 
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder, or its run.json.")],
-    html: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
+    html: Html = None,
     as_json: Json = False,
     lang: LangOption = LOCALE,
 ) -> None:
