@@ -210,9 +210,9 @@ class _Lens:
     def normed(self, call: Call, before: Tensor, after: Tensor) -> None:
         if not self._fits(call, before, after):
             return
-        x, y = Sweep.of(before, take=True), Sweep.of(after)
+        x = Sweep.of(before, take=True)
         self._check_finite(call, x, "its input")
-        self._parts[call.name] = []
+        held: list[_Rows] = []
         for part in parts(call):
             tally = self._followed(part, before).tally
             rows = None if part.rows is None else part.rows.cpu()
@@ -231,11 +231,14 @@ class _Lens:
             tally.count_bins(part_x.taken, mean, rstd, labels)
             if part.rows is None and not part.mixed:
                 tally.add_centred(part_x, labels)
+            held.append((rows, tally, labels, priority, given))
+        y = Sweep.of(after)  # last, so that the activation finds it in the cache
+        for rows, tally, labels, priority, given in held:
             part_y = y.of_rows(rows)
             self._check_finite(call, part_y, "its output")
             tally.add("scaled_shifted", part_y, labels, priority, given)
             tally.count_firing(part_y, labels)
-            self._parts[call.name].append((rows, tally, labels, priority, given))
+        self._parts[call.name] = held
 
     def activated(self, call: Call, activation: str, after: Tensor) -> None:
         held = self._parts.get(call.name, [])
