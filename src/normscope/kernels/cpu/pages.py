@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LARGE = 4 << 20  # bytes; the C library keeps smaller pieces itself
+LARGE = 2 << 20  # bytes, a huge page; the C library keeps smaller pieces itself
 LENT_BACK = 32 << 20  # bytes from which saying so to the system costs little beside the loops
 HUGE_PAGE = 2 << 20
 SLACK = 1.25  # a piece serves a result of which it is at most so many times the size
