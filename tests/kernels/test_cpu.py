@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from itertools import product
@@ -285,6 +287,23 @@ def test_a_forked_child_works_alone() -> None:
     process.join(timeout=30)
     assert process.exitcode == 0
     assert queue.get() == (True, 1)
+
+
+LIMITED = """
+import torch
+from normscope.kernels import cpu, reference
+
+torch.set_num_threads(4)
+x = torch.randn(32, 16, 40, 40)
+for y in (x, x.to(memory_format=torch.channels_last)):
+    ours, exact = cpu.moments(y, None, 1, None), reference.moments(y, None, 1, None)
+    torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
+"""
+
+
+def test_fewer_threads_than_asked_for_do_all_the_work() -> None:
+    environment = os.environ | {"OMP_THREAD_LIMIT": "2"}
+    subprocess.run([sys.executable, "-c", LIMITED], check=True, timeout=100, env=environment)
 
 
 def test_threads_follow_torch() -> None:

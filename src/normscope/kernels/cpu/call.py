@@ -64,12 +64,14 @@ def _recipe(
 ) -> Recipe:
     slots, masked = work.template[:], work.mask is not None
     phases = _phases(work, verb, work.rows or (threads > 1 and work.c < 4 * threads))
-    slots[at.PHASES] = len(phases)
+    slots[at.PHASES], slots[at.THREADS] = len(phases), threads
+    slots.extend([0] * (len(phases) * threads))
     for i, (loop, items, least) in enumerate(phases):
         phase = at.PHASE + i * at.PHASE_SLOTS
         slots[phase + at.LOOP] = entry(loop, dtype, act, residual, masked)
         slots[phase + at.ITEMS] = items
         slots[phase + at.STEP] = max(least, min(16, items // (8 * threads)))
+        slots[phase + at.TAKEN] = at.SLOTS + i * threads
     loops = [loop for loop, _, _ in phases]
     sizes: list[tuple[int, int]] = []
     if verb in ("backward", "backward_tables"):

@@ -22,6 +22,7 @@ from normscope.kernels.cpu.memory import (
     FLOAT16,
     FLOAT32,
     FLOAT64,
+    ask,
     fetch_add,
     invoke,
     load_integer,
@@ -92,12 +93,20 @@ def entry(work: Any, dtype: str, act: str | None, residual: bool, mask: bool) ->
         residual_at = None if beside is None else load_integer(p, beside)
         mask_at = None if flags is None else load_integer(p, flags)
         items, step = load_integer(phase, at.ITEMS), load_integer(phase, at.STEP)
-        while True:
-            first = fetch_add(phase + 8 * at.NEXT, step)
-            if first >= items:
-                break
-            for i in range(first, min(first + step, items)):
-                perform(p, i, number, residual_at, mask_at, activation, like)
+        threads, who = load_integer(p, at.THREADS), load_integer(p, at.NUMBER)
+        taken = p + 8 * load_integer(phase, at.TAKEN)
+        mine, steps = (0 if who == 0 else ask(who)), -(-items // step)
+        # its own share first, which lies in this core's cache if the last operation cut its work
+        # likewise, and then what others have not begun
+        for turn in range(threads):
+            owner = (mine + turn) % threads
+            low, high = owner * steps // threads, (owner + 1) * steps // threads
+            while True:
+                first = (low + fetch_add(taken + 8 * owner, 1)) * step
+                if first >= high * step:
+                    break
+                for i in range(first, min(first + step, items)):
+                    perform(p, i, number, residual_at, mask_at, activation, like)
 
     return _compiled(types.void(types.int64, types.int64), loop).address  # type: ignore[no-any-return]
 

@@ -123,6 +123,17 @@ def wait(typing_context: Any, function: Any) -> Any:
 
 
 @intrinsic
+def ask(typing_context: Any, function: Any) -> Any:
+    """Call the function at an address, which takes nothing and gives an int32."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(_I32, [])
+        return builder.sext(builder.call(builder.inttoptr(args[0], kind.as_pointer()), []), _I64)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
 def power_of_two(typing_context: Any, exponent: Any) -> Any:
     """2 ** exponent for an integral float32 from -126 to 127, by its bits."""
 

@@ -63,15 +63,18 @@ GROUPS = 46  # int64 (N,), the group of each sample; 0: chunks tell
 COUNT_R = 47  # float64 (R,): values per channel of the groups that are told apart
 
 # what is done, one phase after the other
-BARRIER = 48  # address of the function that waits for the other threads; 0: there are none
-PHASES = 49  # how many
-PHASE = 50  # the first; the others follow
+THREADS = 48  # how many share the work
+NUMBER = 49  # address of the function that tells a thread's number; 0: there is only one
+BARRIER = 50  # address of the function that waits for the other threads; 0: there are none
+PHASES = 51  # how many
+PHASE = 52  # the first; the others follow
 # of a phase
-LOOP, ITEMS, STEP, NEXT = range(4)
+LOOP, ITEMS, STEP, TAKEN = range(4)
 # address of the compiled loop; channels, blocks, chunks or groups; how many a thread takes at a
-# time, since neighbours share cache lines of tables; the first that no thread has taken
+# time, since neighbours share cache lines of tables; the slot of the first of THREADS counters,
+# which tell how much is taken of each thread's share
 PHASE_SLOTS = 4
-SLOTS = PHASE + 5 * PHASE_SLOTS
+SLOTS = PHASE + 5 * PHASE_SLOTS  # the counters follow
 
 # codes of the dtypes of tables
 CODES = {"torch.float32": 0, "torch.float64": 1, "torch.bfloat16": 2, "torch.float16": 3}

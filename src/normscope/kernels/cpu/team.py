@@ -33,10 +33,11 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 class Library(NamedTuple):
-    """Of the OpenMP library that torch uses: GOMP_parallel, and the address of GOMP_barrier."""
+    """Of the OpenMP library that torch uses: GOMP_parallel, and addresses of two more functions."""
 
     parallel: Callable[[int, int, int, int], None]
     barrier: int
+    number: int  # of a thread in its team
 
 
 @cache
@@ -49,11 +50,13 @@ def library() -> Library | None:
     found = {line.split(maxsplit=5)[-1] for line in lines if "omp" in line.rpartition("/")[2]}
     for path in sorted(found, key=lambda path: "torch" not in path):  # torch's copy first
         loaded = ctypes.CDLL(path)
-        start, wait = (getattr(loaded, f"GOMP_{name}", None) for name in ("parallel", "barrier"))
-        if start is not None and wait is not None:
+        names = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num")
+        if all(hasattr(loaded, name) for name in names):
+            start, *others = (getattr(loaded, name) for name in names)
             start.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
             start.restype = None
-            return Library(start, ctypes.cast(wait, ctypes.c_void_p).value or 0)
+            barrier, number = (ctypes.cast(f, ctypes.c_void_p).value or 0 for f in others)
+            return Library(start, barrier, number)
     return None
 
 
@@ -74,7 +77,7 @@ def run(slots: "array[int]", count: int) -> None:
     if count > 1:
         library_ = library()
         assert library_ is not None, "threads() asked"
-        slots[at.BARRIER] = library_.barrier
+        slots[at.BARRIER], slots[at.NUMBER] = library_.barrier, library_.number
     conductor = entries.conductor()
     start(conductor.call, conductor.address, slots, count)
 
