@@ -204,7 +204,8 @@ def _flax(setting: Setting, x: Tensor, dy: Tensor) -> Peer:
     from flax import linen
 
     axis = -1 if setting.layout == "channels_last" else 1
-    norm = linen.BatchNorm(use_running_average=False, axis=axis, epsilon=EPS)
+    dtype = jax.numpy.dtype(setting.dtype)  # of the result; scale and shift stay float32
+    norm = linen.BatchNorm(use_running_average=False, axis=axis, epsilon=EPS, dtype=dtype)
 
     def given(t: Tensor) -> Any:
         t = t.detach().movedim(1, -1) if axis == -1 else t.detach()

@@ -115,6 +115,7 @@ def render_bench(bench: Bench, lang: Lang) -> str:
         conclusions=speed.of_bench(bench),
         charts=[drawn.add(chart) for chart in speed_charts.drawn(bench)],
         times=speed.timings(bench),
+        absent=speed.absent(bench),
     )
 
 

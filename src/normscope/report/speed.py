@@ -137,11 +137,10 @@ def timings(bench: Bench) -> Table:
                     "-" if t.memory is None else number(t.memory, digits=3),
                 ]
             )
-        for peer, reason in race.absent.items():
+        for peer in race.absent:
             name = said(f"bench.part.{race.setting.part}")
-            where = setting_name(race.setting)
-            who = _absent(peer, reason)
-            rows.append([name, where, str(race.setting.threads), who, *["-"] * 8])
+            where, threads = setting_name(race.setting), str(race.setting.threads)
+            rows.append([name, where, threads, peer_name(peer), *["-"] * 8])
     names: tuple[str, ...] = (
         "part",
         "setting",
@@ -192,7 +191,7 @@ def _race(race: Race) -> Table:
         ]
         for t in race.timings
     ]
-    rows += [[_absent(peer, reason), *["-"] * 4] for peer, reason in race.absent.items()]
+    rows += [[peer_name(peer), *["-"] * 4] for peer in race.absent]
     caption = said(
         "bench.race",
         part=said(f"bench.part.{race.setting.part}"),
@@ -203,9 +202,16 @@ def _race(race: Race) -> Table:
     return table(caption, [said(f"bench.head.{n}") for n in names], rows)
 
 
-def _absent(peer: str, reason: str) -> Text:
-    name = peer_name(peer)
-    return Text(f"{name.en} ({reason})", f"{name.zh}（{reason}）")
+def absent(bench: Bench) -> list[Text]:
+    """Who was not measured where, and why."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for race in bench.races:
+        for peer, reason in race.absent.items():
+            where.setdefault((peer, reason), []).append(setting_name(race.setting))
+    return [
+        said("bench.absent", peer=peer_name(peer), where="; ".join(dict.fromkeys(s)), reason=reason)
+        for (peer, reason), s in where.items()
+    ]
 
 
 def milliseconds(spread: Spread) -> str:

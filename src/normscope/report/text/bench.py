@@ -19,6 +19,8 @@ def print_bench(bench: Bench, lang: Lang, console: Console) -> None:
     if bench.accuracies:
         _print(speed.errors(bench), 4, lang, console)
     console.print()
+    for text in speed.absent(bench):
+        paragraph(console, text.read(lang), "dim")
     paragraph(console, say(lang, "bench.how", checked=bench.checked, repeats=bench.repeats), "dim")
     facts = ", ".join(f"{name} {value}" for name, value in bench.environment.items())
     paragraph(console, facts, "dim")
