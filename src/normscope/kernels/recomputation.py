@@ -87,16 +87,18 @@ active: ContextVar[Outputs | None] = ContextVar("active", default=None)
 def recompute() -> Iterator[None]:
     """Inside, layers after a norm layer keep nothing for backward that it can compute again.
 
+    It goes around the forward::
+
         with normscope.recompute():
             loss = criterion(model(x), target)
         loss.backward()
 
     Of a norm layer with its activation (act="relu" and others) and the layer after it, the input
     of the first is kept and the input of the second is not: one tensor instead of two. Gradients
-    are the same to the bit where the map is; the price is one more map per layer. Not
-    for outputs with a residual, which would need another tensor, nor for what is changed in place
-    afterwards, nor under torch.compile, which decides itself: those are kept as usual. Second
-    derivatives are right. Replaces outer `saved_tensors_hooks`.
+    are the same to the bit; the price is one more map per layer. Kept as usual are outputs with a
+    residual, which would need another tensor, what is changed in place afterwards, and all under
+    torch.compile, which decides itself. Second derivatives are right. Replaces outer
+    `saved_tensors_hooks`.
 
     Raises:
         RuntimeError: in backward, where the input or the affine of a layer was changed in place
