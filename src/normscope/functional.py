@@ -1,11 +1,11 @@
 """Batch norm over a ragged partition, as functions: arguments, gradients, running statistics."""
 
 import math
+from array import array
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -299,19 +299,19 @@ def _filled_up(
     return batch.mean, batch.m2 / count, 1 / count
 
 
-def _shares(momentum: float | None, tracked: Tensor | None, num_groups: int) -> Any:
+def _shares(momentum: float | None, tracked: Tensor | None, num_groups: int) -> "array[float]":
     """The batch's share in the update of each group's running statistics, (K,) float64."""
     if momentum is not None:
         return _constant(momentum, num_groups)
     if tracked is None:  # without a counter nothing moves, as in torch
         return _constant(0.0, num_groups)
-    times = tracked.detach().numpy().reshape(-1) + 1
-    return np.ascontiguousarray(np.broadcast_to(1.0 / np.maximum(times, 1), (num_groups,)))
+    shares = array("d", [1 / max(int(times) + 1, 1) for times in tracked.reshape(-1).tolist()])
+    return shares if len(shares) == num_groups else shares * num_groups
 
 
 @lru_cache(64)
-def _constant(value: float, num_groups: int) -> Any:
-    return np.full(num_groups, value)
+def _constant(value: float, num_groups: int) -> "array[float]":
+    return array("d", [value]) * num_groups
 
 
 @torch.no_grad()

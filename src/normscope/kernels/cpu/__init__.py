@@ -60,7 +60,7 @@ def forward(
     mask: Tensor | None,
     eps: float,
     running: tuple[Tensor, Tensor] | None,
-    share: Floats | None,
+    share: "array[float] | None",
     min_count: int,
     tracked: Tensor | None,
     on_moments: Callable[[Moments], None] | None,
@@ -89,7 +89,7 @@ def forward(
     if running is not None:
         _running(slots, *running)
         if share is not None:
-            slots[at.SHARE] = share.ctypes.data
+            slots[at.SHARE] = share.buffer_info()[0]
     call.run(how, slots)
     del held
     if running is not None and share is not None:
@@ -133,7 +133,8 @@ def backward(
     if dbias is not None:
         slots[at.DBIAS] = dbias.data_ptr()
     _place(slots, table, (at.MEAN, at.RSTD))
-    slots[at.FILLED] = kept.filled.ctypes.data
+    if kept.filled is not work.count:  # else the plan has put it there
+        slots[at.FILLED] = kept.filled.ctypes.data
     call.run(how, slots)
     del held
     return dx, _of(weight, dweight), _of(bias, dbias), dresidual
