@@ -385,11 +385,13 @@ def test_text_and_page_show_verdict_cause_and_repair(lang: Any) -> None:
     model = stale()
     found = diagnose(model, in_training(), model_name="<script>")
     done = repair(model, found, in_training())
-    console = Console(file=io.StringIO(), width=90)
+    console = Console(file=io.StringIO(), width=80)
     print_diagnosis(found, lang, console)
     print_repair(done.record, lang, console)
     text = console.file.getvalue()
     assert "NS003" in text
+    name = {"en": "recalibrate ", "zh": "重新校准 "}[lang]
+    assert any(line.startswith(name) for line in text.splitlines()), "the table keeps it whole"
     assert "{" not in text
     page = render_diagnosis(found, lang, done.record)
     assert "<script>" not in page.split("<main")[1].split("</main>")[0]

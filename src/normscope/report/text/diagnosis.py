@@ -10,6 +10,7 @@ from normscope.report.messages import Lang, say
 from normscope.report.tables import Table
 from normscope.report.text.prose import grid, paragraph, title
 
+NARROW = 9  # characters of a column of numbers, where room is short
 COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
 
 
@@ -62,6 +63,11 @@ def _section(console: Console, lang: Lang, key: str, table: Table, texts: int) -
     heads = [h.read(lang) if isinstance(h, Text) else h for h in table.head]
     lines = grid(heads, texts=texts)
     for row in table.rows:
-        cells = (c.text.read(lang) if isinstance(c.text, Text) else c.text for c in row)
+        cells = [c.text.read(lang) if isinstance(c.text, Text) else c.text for c in row]
         lines.add_row(*(Cells(cell) for cell in cells))
+    wanted = console.measure(lines, options=console.options.update(width=1000)).maximum
+    if wanted > console.width:
+        # numbers go below each other rather than names apart
+        for column in lines.columns[texts:]:
+            column.max_width = NARROW
     console.print(lines)
