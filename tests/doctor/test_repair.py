@@ -385,7 +385,7 @@ def test_text_and_page_show_verdict_cause_and_repair(lang: Any) -> None:
     model = stale()
     found = diagnose(model, in_training(), model_name="<script>")
     done = repair(model, found, in_training())
-    console = Console(file=io.StringIO(), width=80)
+    console = Console(file=io.StringIO(), width=72)
     print_diagnosis(found, lang, console)
     print_repair(done.record, lang, console)
     text = console.file.getvalue()
