@@ -305,7 +305,7 @@ def _shares(momentum: float | None, tracked: Tensor | None, num_groups: int) -> 
         return _constant(momentum, num_groups)
     if tracked is None:  # without a counter nothing moves, as in torch
         return _constant(0.0, num_groups)
-    shares = array("d", [1 / max(int(times) + 1, 1) for times in tracked.reshape(-1).tolist()])
+    shares = array("d", [1 / max(times + 1, 1) for times in tracked.reshape(-1).tolist()])
     return shares if len(shares) == num_groups else shares * num_groups
 
 

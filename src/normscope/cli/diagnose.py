@@ -14,19 +14,20 @@ from normscope.cli.app import (
     LangOption,
     Model,
     known_language,
+    names,
     progress_bar,
     tell,
 )
 from normscope.cli.patient import (
     BatchSize,
     Momentum,
+    check_named,
     in_training,
     in_use,
     known_severity,
     model_and_data,
     write_reports,
 )
-from normscope.errors import InputError
 
 
 def diagnose(
@@ -56,11 +57,7 @@ def diagnose(
 ) -> None:
     """Why a model is worse in eval() than in training: checks, causes, and what to do."""
     language, grave = known_language(lang), known_severity(fail_on)
-    if model is None and weights is None:
-        raise InputError("name a model (--model), or a checkpoint alone (--weights)")
-    if model is None and (data or loader or live):
-        raise InputError("data need a model to run them through; name it with --model")
-    from normscope.cli.app import names
+    check_named(model, weights, data, loader, live)
     from normscope.doctor import diagnose as look
 
     with progress_bar(as_json) as show:

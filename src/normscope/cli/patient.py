@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from normscope.train.data import Data
 
 
+def check_named(model: str | None, weights: Path | None, *data: str | None) -> None:
+    """One sentence where there is nothing to look at, or data and no model."""
+    if model is None and weights is None:
+        raise InputError("name a model (--model), or a checkpoint alone (--weights)")
+    if model is None and any(data):
+        raise InputError("data need a model to run them through; name it with --model")
+
+
 def model_and_data(
     model: str, weights: Path | None, data: str | None
 ) -> "tuple[nn.Module, Data | None, str]":

@@ -22,6 +22,7 @@ from normscope.cli.app import (
 from normscope.cli.patient import (
     BatchSize,
     Momentum,
+    check_named,
     in_training,
     in_use,
     model_and_data,
@@ -62,10 +63,7 @@ def repair(
 ) -> None:
     """Try the remedies that fit, let held-out samples decide, and write a new checkpoint."""
     language = known_language(lang)
-    if model is None and weights is None:
-        raise InputError("name a model (--model), or a checkpoint alone (--weights)")
-    if model is None and (data or loader or live):
-        raise InputError("data need a model to run them through; name it with --model")
+    check_named(model, weights, data, loader, live)
     if weights is not None and out.resolve() == weights.resolve():
         raise InputError(f"--out is the checkpoint itself ({weights}); name another file")
     if not data and not loader and not force and not (model and Path(model).is_dir()):

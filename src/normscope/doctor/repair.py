@@ -1,7 +1,7 @@
 """`repair`: each remedy tried, judged on held-out samples, kept or taken back."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope import probe
+from normscope.doctor.diagnosis import Progress
 from normscope.doctor.evidence import norms_by_name
 from normscope.doctor.loader import Forward, Loader, Part, device_of, rows
 from normscope.doctor.memory import Memory
@@ -66,14 +67,14 @@ def repair(
     force: bool = False,
     dry_run: bool = False,
     forward: Forward | None = None,
-    on_progress: Callable[[int, int, str], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Repair:
     """Try the remedies that findings name, the likeliest explanation first; keep what helps.
 
     Each is applied whole, judged in eval() on samples that no remedy saw, and taken back unless
     it helps; see `helps`. What did not help is tried once more after another one did. An exception
-    leaves the model as it was; Ctrl-C takes back the remedy
-    that is being tried and returns what was found until then.
+    leaves the model as it was; Ctrl-C takes back the remedy that is being tried and returns what
+    was found until then.
 
     Args:
         model: changed in place.
@@ -97,7 +98,7 @@ def repair(
     judge = _Judge(model, batches, held_out, forward)
     start = latest = Memory(model)
     trials: list[Trial] = []
-    complete, todo, refused = False, list(plan), set[str]()
+    complete, todo = False, list(plan)
     try:
         before = now = judge.verdict(model)
         while todo:
@@ -115,10 +116,7 @@ def repair(
             trials.append(trial)
             del todo[0]
             if trial.kept:  # what did not help before it may help on top of it, once more
-                todo += [n for n in plan if n in refused and _count(trials, n) == 1]
-                refused.clear()
-            elif not trial.note:
-                refused.add(name)
+                todo += [n for n in plan if n not in todo and _refused_once(trials, n)]
         complete = True
     except KeyboardInterrupt:
         latest.rollback()
@@ -150,8 +148,10 @@ def repair(
     return Repair(model, record, start)
 
 
-def _count(trials: list[Trial], name: str) -> int:
-    return sum(trial.remedy == name for trial in trials)
+def _refused_once(trials: list[Trial], name: str) -> bool:
+    """Whether a remedy was tried once, could be carried out, and did not help."""
+    own = [trial for trial in trials if trial.remedy == name]
+    return len(own) == 1 and not own[0].kept and not own[0].note
 
 
 def _plan(diagnosis: Diagnosis, names: tuple[str, ...]) -> dict[str, list[Finding]]:

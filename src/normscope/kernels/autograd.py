@@ -113,8 +113,8 @@ def standardise(
     """y = act((x - mean) * rstd * weight + bias + residual), differentiable twice."""
     y: Tensor = _Standardise.apply(x, weight, bias, residual, act, source, partition, kernel)
     outputs = recomputation.active.get()
-    node: Any = y.grad_fn
-    if outputs is not None and node is not None and residual is None:
+    if outputs is not None and y.grad_fn is not None and residual is None:
+        node: Any = y.grad_fn
         mean, rstd, _ = node.statistics
         if rstd is None:
             mean, rstd = mean[0], mean[1]

@@ -52,10 +52,6 @@ class Part:
     shown: ChannelMap
     mixed: bool
 
-    def of(self, values: Tensor) -> Tensor:
-        """The rows of `values` (N, ...) that belong to this part."""
-        return values if self.rows is None else values[self.rows]
-
     @property
     def gated(self) -> bool:
         """Whether all images meet the same gate."""

@@ -3,7 +3,7 @@
 import math
 from array import array
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from normscope.kernels.cpu import team
+from normscope.kernels.cpu.elements import OPTIONS
+from normscope.kernels.cpu.entries import Compiled
 from normscope.kernels.cpu.memory import fetch_add
 
 KINDS = {
@@ -21,14 +23,6 @@ KINDS = {
     torch.int64: types.int64,
 }
 VOID = types.void(types.int64)
-
-
-class Loop(NamedTuple):
-    """A compiled function, itself as a call through ctypes, and its address."""
-
-    function: Any  # the address is good for as long as this lives
-    call: Any
-    address: int
 
 
 @intrinsic
@@ -67,15 +61,15 @@ def count_bins(
     _run(compiled, taken.numel(), channels, *tensors, positions, samples)
 
 
-def _run(compiled: Loop, values: int, items: int, *given: Tensor | int) -> None:
+def _run(compiled: Compiled, values: int, items: int, *given: Tensor | int) -> None:
     """Call with two slots, the next item and how many there are, and those given."""
     places = (g.data_ptr() if isinstance(g, Tensor) else g for g in given)
     slots = array("q", (0, items, *places))
-    team.start(compiled.call, compiled.address, slots, team.threads(values))
+    team.start(compiled, slots, team.threads(values))
 
 
 @cache
-def _sweep(dtype: torch.dtype) -> Loop:
+def _sweep(dtype: torch.dtype) -> Compiled:
     kind = KINDS[dtype]
 
     def loop(p: int) -> None:
@@ -111,7 +105,7 @@ def _sweep(dtype: torch.dtype) -> Loop:
 
 
 @cache
-def _count_bins(dtype: torch.dtype, counted: torch.dtype, bins: int) -> Loop:
+def _count_bins(dtype: torch.dtype, counted: torch.dtype, bins: int) -> Compiled:
     kind, count = KINDS[dtype], KINDS[counted]
 
     def loop(p: int) -> None:
@@ -141,10 +135,9 @@ def _count_bins(dtype: torch.dtype, counted: torch.dtype, bins: int) -> Loop:
     return _compiled(loop, fastmath=False)
 
 
-def _compiled(loop: Any, *, fastmath: Any) -> Loop:
-    options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath, "cache": True}
-    compiled = cfunc(VOID, **options)(loop)
-    return Loop(compiled, compiled.ctypes, compiled.address)
+def _compiled(loop: Any, *, fastmath: Any) -> Compiled:
+    function = cfunc(VOID, cache=True, **(OPTIONS | {"fastmath": fastmath}))(loop)
+    return Compiled(function, function.ctypes, function.address)
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator, unused-ignore]

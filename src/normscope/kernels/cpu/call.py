@@ -14,7 +14,12 @@ from normscope.kernels.cpu.entries import entry
 from normscope.kernels.cpu.plan import Plan
 
 NAMES = {getattr(torch, name.removeprefix("torch.")): name for name in at.CODES}
-WHOLE = {"moments": "forward", "forward": "forward", "backward": "backward"}
+WHOLE = {  # the loop over whole channels of a verb that has one
+    "moments": "forward",
+    "forward": "forward",
+    "backward": "backward",
+    "backward_tables": "backward",
+}
 SMALL = 4096  # numbers in tables: below, one thread does them all
 LINE = 8  # float64 numbers in a cache line
 
@@ -92,12 +97,11 @@ def _recipe(
 def _phases(work: Plan, verb: str, by_chunk: bool) -> list[tuple[Any, int, int]]:
     """The loops of a verb, in order, with their items and the fewest that a thread takes."""
     c, chunks, blocks = work.c, work.num_chunks, -(-work.c // work.block)
-    start, _, rest = verb.partition("_")
-    if start in ("forward", "moments", "backward") and rest in ("", "tables") and not by_chunk:
+    if verb in WHOLE and not by_chunk:
         if work.block > 1:
-            return [(getattr(narrow, WHOLE[start]), blocks, 1)]
+            return [(getattr(narrow, WHOLE[verb]), blocks, 1)]
         loops: Any = planes if work.groups is None else grouped
-        return [(getattr(loops, WHOLE[start]), c, 1)]
+        return [(getattr(loops, WHOLE[verb]), c, 1)]
 
     def tables(loop: Any, items: int, size: int) -> tuple[Any, int, int]:
         return loop, items, items if size < SMALL else 1

@@ -72,6 +72,15 @@ def merged(n: float, mean: float, m2: float, more: float, other: float, other_m2
 
 
 @njit(**OPTIONS)
+def _keep(p: int, here: int, mean: float, var: float) -> None:
+    """What normalises a channel and group; a variance below zero counts as none."""
+    var = 0.0 if var < 0 else var
+    eps = load(load_integer(p, at.EPS), 0, FLOAT64)
+    store(load_integer(p, at.MEAN), here, mean, FLOAT64)
+    store(load_integer(p, at.RSTD), here, 1 / math.sqrt(var + eps), FLOAT64)
+
+
+@njit(**OPTIONS)
 def finish(p: int, c: int, k: int, mean: float, m2: float) -> None:
     """From the batch's moments of a channel and group to what normalises it.
 
@@ -91,11 +100,7 @@ def finish(p: int, c: int, k: int, mean: float, m2: float) -> None:
         spread = table_load(load_integer(p, at.RUNNING_VAR), entry, code)
         missing = filled - count
         _, mean, m2 = merged(count, mean, m2, missing, prior, spread * missing)
-    var = m2 / filled
-    var = 0.0 if var < 0 else var
-    eps = load(load_integer(p, at.EPS), 0, FLOAT64)
-    store(load_integer(p, at.MEAN), here, mean, FLOAT64)
-    store(load_integer(p, at.RSTD), here, 1 / math.sqrt(var + eps), FLOAT64)
+    _keep(p, here, mean, m2 / filled)
 
 
 @njit(**OPTIONS)
@@ -140,14 +145,12 @@ def recall(p: int, c: int, residual: Any, mask: Any, act: Any, like: Any) -> Non
 
     A checkpoint may hold a variance below zero; for every valid one the clamp changes nothing.
     """
-    code, eps = load_integer(p, at.RUNNING_DTYPE), load(load_integer(p, at.EPS), 0, FLOAT64)
+    code = load_integer(p, at.RUNNING_DTYPE)
     for k in range(load_integer(p, at.K)):
-        entry, here = k * load_integer(p, at.C) + c, place(p, c, k)
+        entry = k * load_integer(p, at.C) + c
         var = table_load(load_integer(p, at.RUNNING_VAR), entry, code)
         mean = table_load(load_integer(p, at.RUNNING_MEAN), entry, code)
-        var = 0.0 if var < 0 else var
-        store(load_integer(p, at.MEAN), here, mean, FLOAT64)
-        store(load_integer(p, at.RSTD), here, 1 / math.sqrt(var + eps), FLOAT64)
+        _keep(p, place(p, c, k), mean, var)
 
 
 @njit(**OPTIONS)

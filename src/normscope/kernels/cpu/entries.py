@@ -1,4 +1,4 @@
-"""Compiled functions: threads take items from a shared counter and work on them.
+"""Compiled functions: each thread works on its share of the items, then on what others left.
 
 A function is compiled when first needed, for one dtype, one activation, with or without residual
 and mask, and kept on disk by Numba. One more, `conductor`, calls several in turn.
@@ -111,15 +111,16 @@ def entry(work: Any, dtype: str, act: str | None, residual: bool, mask: bool) ->
     return _compiled(types.void(types.int64, types.int64), loop).address  # type: ignore[no-any-return]
 
 
-class Conductor(NamedTuple):
-    """A compiled function: its address, and itself as a call through ctypes."""
+class Compiled(NamedTuple):
+    """A compiled function, itself as a call through ctypes, and its address."""
 
-    address: int
+    function: Any  # the address is good for as long as this lives
     call: Any
+    address: int
 
 
 @cache
-def conductor() -> Conductor:
+def conductor() -> Compiled:
     """The function that does the phases of a call, each when all threads are done with the last."""
     sources = _sources()
 
@@ -134,7 +135,7 @@ def conductor() -> Conductor:
             invoke(load_integer(phase, at.LOOP), p, phase)
 
     function = _compiled(types.void(types.int64), conduct)
-    return Conductor(function.address, function.ctypes)
+    return Compiled(function, function.ctypes, function.address)
 
 
 _kept: list[Any] = []  # an address is good for as long as its function lives

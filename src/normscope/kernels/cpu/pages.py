@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LARGE = 2 << 20  # bytes, a huge page; the C library keeps smaller pieces itself
-LENT_BACK = 32 << 20  # bytes from which saying so to the system costs little beside the loops
 HUGE_PAGE = 2 << 20
+LARGE = HUGE_PAGE  # bytes; the C library keeps smaller pieces itself
+LENT_BACK = 32 << 20  # bytes from which saying so to the system costs little beside the loops
 SLACK = 1.25  # a piece serves a result of which it is at most so many times the size
 SHELVES = hasattr(mmap, "MADV_HUGEPAGE") and hasattr(mmap, "MADV_FREE")  # Linux
 

@@ -78,23 +78,21 @@ def run(slots: "array[int]", count: int) -> None:
         library_ = library()
         assert library_ is not None, "threads() asked"
         slots[at.BARRIER], slots[at.NUMBER] = library_.barrier, library_.number
-    conductor = entries.conductor()
-    start(conductor.call, conductor.address, slots, count)
+    start(entries.conductor(), slots, count)
 
 
-def start(call: Callable[[int], None], entry: int, slots: "array[int]", count: int) -> None:
-    """Call a compiled function with the address of its slots, on every thread of a team.
+def start(function: entries.Compiled, slots: "array[int]", count: int) -> None:
+    """Call a function with the address of its slots on every thread of a team, without the lock.
 
     Args:
-        call: the function, callable through ctypes; the interpreter lock is released.
-        entry: its address.
+        function: that takes one address.
         slots: kept alive by the caller while this runs.
         count: of threads.
     """
     address = slots.buffer_info()[0]
     if count == 1:
-        call(address)
+        function.call(address)
     else:
         library_ = library()
         assert library_ is not None, "threads() asked"
-        library_.parallel(entry, address, count, 0)
+        library_.parallel(function.address, address, count, 0)
