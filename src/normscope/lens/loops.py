@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import cfunc, njit, types
+from numba import njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
 from normscope.kernels.cpu import team
+from normscope.kernels.cpu.compiled import Compiled, compiled
 from normscope.kernels.cpu.elements import OPTIONS
-from normscope.kernels.cpu.entries import Compiled
-from normscope.kernels.cpu.memory import fetch_add
+from normscope.kernels.cpu.memory import ask, load_integer
+from normscope.kernels.cpu.shares import claim
+from normscope.moments import Moments
 
 KINDS = {
     torch.float32: types.float32,
@@ -44,7 +46,7 @@ def sweep(
     And the values at some places of each row into `taken`.
     """
     tensors, numbers = (rows, mean, m2, fired, places, taken), (rows.shape[-1], len(places))
-    _run(_sweep(rows.dtype), rows.numel(), mean.numel(), *tensors, *numbers)
+    _run(_sweep(rows.dtype), rows.numel(), mean.numel(), 16, *tensors, *numbers)
 
 
 def count_bins(
@@ -55,17 +57,41 @@ def count_bins(
     Channels are shared out, so that a channel's counts belong to one thread.
     """
     samples, channels, positions = taken.shape
-    compiled = _count_bins(taken.dtype, histogram.dtype, histogram.shape[2])
+    loop = _count_bins(taken.dtype, histogram.dtype, histogram.shape[2])
     scratch = torch.empty(channels, positions, dtype=torch.int32)
     tensors = (taken, mean, scale, labels, histogram, scratch)
-    _run(compiled, taken.numel(), channels, *tensors, positions, samples)
+    _run(loop, taken.numel(), channels, 1, *tensors, positions, samples)
 
 
-def _run(compiled: Compiled, values: int, items: int, *given: Tensor | int) -> None:
-    """Call with two slots, the next item and how many there are, and those given."""
-    places = (g.data_ptr() if isinstance(g, Tensor) else g for g in given)
-    slots = array("q", (0, items, *places))
-    team.start(compiled, slots, team.threads(values))
+ITEMS, STEP, THREADS, NUMBER, COUNTERS = range(5)  # slots that share out the work
+GIVEN = 5  # those of the loop itself follow
+
+
+def absorb(
+    mean: Tensor, m2: Tensor, size: int, groups: Tensor, moments: Moments, rows: Tensor
+) -> None:
+    """Merge each image into the moments of its group; see `sweep.absorb`."""
+    tensors = (mean, m2, groups, moments.count, moments.mean, moments.m2, rows)
+    _run(_absorb(), 0, 1, 1, *tensors, *mean.shape, size)
+
+
+def _run(loop: Compiled, values: int, items: int, step: int, *given: Tensor | int) -> None:
+    """Do a loop over items, `step` at a time, on a team that a number of values is worth."""
+    threads, library = team.threads(values), team.library()
+    number = library.number if library is not None and threads > 1 else 0
+    places = [g.data_ptr() if isinstance(g, Tensor) else g for g in given]
+    slots = array("q", (items, step, threads, number, 0, *places, *[0] * threads))
+    slots[COUNTERS] = slots.buffer_info()[0] + 8 * (GIVEN + len(places))
+    team.start(loop, slots, threads)
+
+
+@njit(**OPTIONS)
+def _claim(p: int) -> Any:
+    """The next items of the loop, from the first up to the end; below 0 when none is left."""
+    items, step, number = load_integer(p, ITEMS), load_integer(p, STEP), load_integer(p, NUMBER)
+    who = 0 if number == 0 else ask(number)
+    first = claim(load_integer(p, COUNTERS), load_integer(p, THREADS), who, items, step)
+    return first, min(first + step, items)
 
 
 @cache
@@ -73,17 +99,14 @@ def _sweep(dtype: torch.dtype) -> Compiled:
     kind = KINDS[dtype]
 
     def loop(p: int) -> None:
-        slots = _memory(p, types.int64)
-        items, length, counted = slots[1], slots[8], slots[9]
-        values = _memory(slots[2], kind)
-        mean, m2 = _memory(slots[3], types.float64), _memory(slots[4], types.float64)
-        fired, places = _memory(slots[5], types.int64), _memory(slots[6], types.int64)
-        taken = _memory(slots[7], kind)
-        while True:
-            first = fetch_add(p, 16)
-            if first >= items:
-                break
-            for r in range(first, min(first + 16, items)):
+        slots = _memory(p + 8 * GIVEN, types.int64)
+        values, taken = _memory(slots[0], kind), _memory(slots[5], kind)
+        mean, m2 = _memory(slots[1], types.float64), _memory(slots[2], types.float64)
+        fired, places = _memory(slots[3], types.int64), _memory(slots[4], types.int64)
+        length, counted = slots[6], slots[7]
+        first, end = _claim(p)
+        while first >= 0:
+            for r in range(first, end):
                 start = r * length
                 shift = np.float64(values[start])  # one of them, so little cancels
                 total = square = 0.0
@@ -99,9 +122,10 @@ def _sweep(dtype: torch.dtype) -> Compiled:
                 fired[r] = above
                 for i in range(counted):  # the row is still in the cache
                     taken[r * counted + i] = values[start + places[i]]
+            first, end = _claim(p)
 
     # sums may be reordered, so that they vectorise; NaN stays NaN
-    return _compiled(loop, fastmath={"reassoc", "contract", "nsz"})
+    return compiled(VOID, loop, dtype, fastmath={"reassoc", "contract", "nsz"})
 
 
 @cache
@@ -109,50 +133,50 @@ def _count_bins(dtype: torch.dtype, counted: torch.dtype, bins: int) -> Compiled
     kind, count = KINDS[dtype], KINDS[counted]
 
     def loop(p: int) -> None:
-        slots = _memory(p, types.int64)
-        channels, positions, samples = slots[1], slots[8], slots[9]
-        values = _memory(slots[2], kind)
-        mean, scale = _memory(slots[3], types.float64), _memory(slots[4], types.float64)
-        labels, counts = _memory(slots[5], types.int64), _memory(slots[6], count)
-        scratch = _memory(slots[7], types.int32)
-        while True:
-            c = fetch_add(p, 1)
-            if c >= channels:
-                break
-            first = c * positions
-            for n in range(samples):
-                row = n * channels + c
-                centre, factor = mean[row], scale[row]
-                for i in range(positions):  # apart from the counting, so that it vectorises
-                    place = (values[row * positions + i] - centre) * factor + bins / 2
-                    place = place if place > 0 else 0.0  # NaN too
-                    place = place if place < bins - 1 else bins - 1.0
-                    scratch[first + i] = types.int32(place)
-                cell = (labels[n] * channels + c) * bins
-                for i in range(positions):
-                    counts[cell + scratch[first + i]] += 1
+        slots = _memory(p + 8 * GIVEN, types.int64)
+        values, scratch = _memory(slots[0], kind), _memory(slots[5], types.int32)
+        mean, scale = _memory(slots[1], types.float64), _memory(slots[2], types.float64)
+        labels, counts = _memory(slots[3], types.int64), _memory(slots[4], count)
+        channels, positions, samples = load_integer(p, ITEMS), slots[6], slots[7]
+        first, end = _claim(p)
+        while first >= 0:
+            for c in range(first, end):
+                for n in range(samples):
+                    row = n * channels + c
+                    centre, factor = mean[row], scale[row]
+                    for i in range(positions):  # apart from the counting, so that it vectorises
+                        place = (values[row * positions + i] - centre) * factor + bins / 2
+                        place = place if place > 0 else 0.0  # NaN too
+                        place = place if place < bins - 1 else bins - 1.0
+                        scratch[c * positions + i] = types.int32(place)
+                    cell = (labels[n] * channels + c) * bins
+                    for i in range(positions):
+                        counts[cell + scratch[c * positions + i]] += 1
+            first, end = _claim(p)
 
-    return _compiled(loop, fastmath=False)
+    return compiled(VOID, loop, dtype, counted, bins, fastmath=False)
 
 
-def _compiled(loop: Any, *, fastmath: Any) -> Compiled:
-    function = cfunc(VOID, cache=True, **(OPTIONS | {"fastmath": fastmath}))(loop)
-    return Compiled(function, function.ctypes, function.address)
+@cache
+def _absorb() -> Compiled:
+    def loop(p: int) -> None:
+        slots = _memory(p + 8 * GIVEN, types.int64)
+        mean, m2 = _memory(slots[0], types.float64), _memory(slots[1], types.float64)
+        groups, count = _memory(slots[2], types.int64), _memory(slots[3], types.float64)
+        held, spread = _memory(slots[4], types.float64), _memory(slots[5], types.float64)
+        rows = _memory(slots[6], types.float64)
+        samples, channels, size = slots[7], slots[8], slots[9]
+        for n in range(samples):
+            k = groups[n]
+            before = count[k]
+            share = size / (before + size)
+            root = math.sqrt(before * share)
+            for c in range(channels):
+                here, there = n * channels + c, k * channels + c
+                step = mean[here] - held[there]
+                held[there] += step * share
+                spread[there] += m2[here] + step * step * before * share
+                rows[here] = step * root
+            count[k] += size
 
-
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator, unused-ignore]
-def absorb(
-    mean: Any, m2: Any, size: int, groups: Any, count: Any, held: Any, spread: Any, rows: Any
-) -> None:
-    """Merge each image into the moments of its group, see `sweep.absorb`."""
-    for n in range(mean.shape[0]):
-        k = groups[n]
-        before = count[k]
-        share = size / (before + size)
-        root = math.sqrt(before * share)
-        for c in range(mean.shape[1]):
-            step = mean[n, c] - held[k, c]
-            held[k, c] += step * share
-            spread[k, c] += m2[n, c] + step * step * before * share
-            rows[n, c] = step * root
-        count[k] += size
+    return compiled(VOID, loop)

@@ -43,7 +43,9 @@ class Sweep:
         """From values (N, C, *S) of any float dtype on any device."""
         rows = _rows(values)
         counted = min(POSITIONS, rows.shape[2]) if take else 0
-        places = torch.arange(counted) * rows.shape[2] // max(counted, 1)
+        places = torch.arange(counted)
+        if take:
+            places = places * rows.shape[2] // max(counted, 1)
         if rows.numel() < SMALL or rows.device.type != "cpu":
             wide = rows.double()
             mean = wide.mean(2)
@@ -116,15 +118,11 @@ def absorb(moments: Moments, seen: Sweep, groups: Tensor) -> Tensor:
     """
     from normscope.lens import loops  # brings Numba, which takes a while
 
-    rows = torch.empty_like(seen.mean)
-    given = (moments.count, moments.mean, moments.m2, rows)
-    loops.absorb(
-        seen.mean.contiguous().numpy(),
-        seen.m2.contiguous().numpy(),
-        seen.positions,
-        groups.contiguous().numpy(),
-        *(t.numpy() for t in given),
-    )
+    written = moments.count, moments.mean, moments.m2
+    assert all(t.is_contiguous() for t in written), "loops go by address"
+    mean, m2, groups = seen.mean.contiguous(), seen.m2.contiguous(), groups.long().contiguous()
+    rows = torch.empty_like(mean)
+    loops.absorb(mean, m2, seen.positions, groups, moments, rows)
     return rows
 
 

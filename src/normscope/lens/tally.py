@@ -99,13 +99,12 @@ class Sample:
                 self.size, other.priority[enters], other.labels[enters], other.features[enters]
             )
         priority = torch.cat([self.priority, other.priority])
+        labels = torch.cat([self.labels, other.labels])
+        features = torch.cat([self.features, other.features])
+        if len(priority) <= self.size:
+            return Sample(self.size, priority, labels, features)
         keep = priority.argsort(stable=True)[: self.size]
-        return Sample(
-            self.size,
-            priority[keep],
-            torch.cat([self.labels, other.labels])[keep],
-            torch.cat([self.features, other.features])[keep],
-        )
+        return Sample(self.size, priority[keep], labels[keep], features[keep])
 
     def mapped(self, centre: Tensor, scale: Tensor) -> "Sample":
         """The sample of (f - centre) * scale."""

@@ -73,7 +73,7 @@ def _recipe(
     slots.extend([0] * (len(phases) * threads))
     for i, (loop, items, least) in enumerate(phases):
         phase = at.PHASE + i * at.PHASE_SLOTS
-        slots[phase + at.LOOP] = entry(loop, dtype, act, residual, masked)
+        slots[phase + at.LOOP] = entry(loop, dtype, act, residual, masked).address
         slots[phase + at.ITEMS] = items
         slots[phase + at.STEP] = max(least, min(16, items // (8 * threads)))
         slots[phase + at.TAKEN] = at.SLOTS + i * threads

@@ -2,15 +2,16 @@
 
 from array import array
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+from numba import types
 from torch import Tensor
 
 from normscope.kernels.cpu import slots as at
+from normscope.kernels.cpu.compiled import called
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -125,7 +126,7 @@ def plan(
     flat = None if mask is None else mask.reshape(n, s).contiguous()
     ids = np.zeros(n, np.int64) if groups is None else groups.contiguous().numpy()
     flags = np.ones((0, 0), np.bool_) if flat is None else flat.numpy()
-    order, chunks, counts = _by_group(ids, r, pieces, piece, s, units, flags)
+    order, chunks, counts = _sorting()(ids, r, pieces, piece, s, units, flags)
     count = counts if k == r else counts.sum(keepdims=True)
     sizes = (rows, n, c, s, block, fold, pieces, piece, units, len(chunks), k, r)
     own = None if groups is None else ids
@@ -161,7 +162,13 @@ def _empty() -> "array[int]":
     return array("q", bytes(8 * at.SLOTS))
 
 
-@njit(nogil=True, cache=True)
+@cache
+def _sorting() -> Any:
+    number = types.int64
+    given = (number[::1], *[number] * 5, types.boolean[:, ::1])
+    return called(given, _by_group)
+
+
 def _by_group(groups: Any, r: int, pieces: int, piece: int, s: int, units: int, flags: Any) -> Any:
     """Samples sorted by group (stable), chunks of at most so many units, values per group."""
     n = len(groups)

@@ -18,6 +18,7 @@ import torch
 
 from normscope.kernels.cpu import entries
 from normscope.kernels.cpu import slots as at
+from normscope.kernels.cpu.compiled import Compiled
 
 ALONE = 32_768  # values below which waking a team costs more than it saves
 
@@ -81,7 +82,7 @@ def run(slots: "array[int]", count: int) -> None:
     start(entries.conductor(), slots, count)
 
 
-def start(function: entries.Compiled, slots: "array[int]", count: int) -> None:
+def start(function: Compiled, slots: "array[int]", count: int) -> None:
     """Call a function with the address of its slots on every thread of a team, without the lock.
 
     Args:

@@ -1,0 +1,97 @@
+"""Functions that Numba compiles when they are first needed, and keeps on disk.
+
+Numba keeps every form of a function in one series of numbered files with one index, which it
+neither locks nor checks, and links code by name. Processes that compile different forms at once,
+or that start while the files of an older version lie there, could each be given the code of
+another form. So every form gets a name of its own, which tells all that its code depends on.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numba
+from numba import cfunc, njit
+from numba.core import event
+from numba.core.registry import cpu_target
+
+from normscope.kernels.cpu.elements import OPTIONS
+
+log = logging.getLogger("normscope")
+
+
+class Compiled(NamedTuple):
+    """A compiled function, itself as a call through ctypes, and its address."""
+
+    function: Any  # the address is good for as long as this lives
+    call: Any
+    address: int
+
+
+def compiled(
+    signature: Any, function: Callable[..., None], *form: object, **options: Any
+) -> Compiled:
+    """Compile a function that is called by its address, or find it on disk.
+
+    Args:
+        signature: as Numba writes it.
+        function: what it names and encloses must follow from the texts of its file and of the
+            files beside this one, and from `form`.
+        form: what tells it from other functions made by the same lines.
+        options: beside OPTIONS.
+    """
+    named(function, *form)
+    with event.install_listener("numba:compile", _Told()):
+        found = cfunc(signature, cache=True, **(OPTIONS | options))(function)
+    return Compiled(found, found.ctypes, found.address)
+
+
+def called(signature: Any, function: Callable[..., Any]) -> Any:
+    """The same for a function that Python calls, with arrays as they come."""
+    with event.install_listener("numba:compile", _Told()):
+        return njit(signature, nogil=True, cache=True)(named(function))
+
+
+def named(function: Callable[..., Any], *form: object) -> Callable[..., Any]:
+    """Give a function the name of its form."""
+    digest = hashlib.blake2b(digest_size=8)
+    parts = function.__qualname__, form, _texts(function.__code__.co_filename), _machine()
+    digest.update(repr(parts).encode())
+    function.__qualname__ = f"{function.__name__}_{digest.hexdigest()}"
+    return function
+
+
+@cache
+def _texts(file: str) -> str:
+    """A digest of the text of a file and of those beside this one."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in (Path(file), *sorted(Path(__file__).parent.glob("*.py"))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def _machine() -> tuple[Any, ...]:
+    """Numba's version and the processor that it compiles for."""
+    return numba.__version__, *cpu_target.target_context.codegen().magic_tuple()
+
+
+class _Told(event.Listener):  # type: ignore[misc]
+    """Says so, once per process, when something is compiled: it takes seconds."""
+
+    told = False
+
+    def on_start(self, event: Any) -> None:
+        """A compilation begins; what is found on disk causes none."""
+        if not _Told.told:
+            _Told.told = True
+            log.warning(
+                "compiling normscope's CPU kernels for the first time (seconds; kept on disk for "
+                "the next time; `normscope env --warm` does it ahead)"
+            )
+
+    def on_end(self, event: Any) -> None:
+        """Nothing to say."""
