@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from normscope.kernels.cpu import channel, grouped, narrow, pages, planes, rows, team
+from normscope.kernels.cpu import channel, channels, grouped, narrow, pages, planes, rows, team
 from normscope.kernels.cpu import slots as at
 from normscope.kernels.cpu.entries import entry
 from normscope.kernels.cpu.plan import Plan
@@ -82,9 +82,9 @@ def _recipe(
     if verb in ("backward", "backward_tables"):
         tables = at.SUM_G, at.SUM_G_XHAT, at.MEAN_G, at.MEAN_G_XHAT
         sizes += [(slot, work.r * work.c) for slot in tables]  # means over K fit in one over R
-    if channel.merge in loops or channel.merge_gradients in loops:
+    if channels.merge in loops or channels.merge_gradients in loops:
         sizes.append((at.PARTIAL, 3 * work.num_chunks * work.fold * work.c))
-    if rows.prepare in loops:
+    if channels.prepare in loops:
         size = 5 * work.r * work.fold * work.c
         sizes.append((at.COEFFICIENTS, size if dtype == "torch.float64" else -(-size // 2)))
     scratch, places = 0, []
@@ -107,11 +107,11 @@ def _phases(work: Plan, verb: str, by_chunk: bool) -> list[tuple[Any, int, int]]
         return loop, items, items if size < SMALL else 1
 
     family: Any = rows if work.rows else planes
-    prepare = [tables(rows.prepare, work.r, work.r * c)] if work.rows else []
+    prepare = [tables(channels.prepare, work.r, work.r * c)] if work.rows else []
     recall = [tables(channel.recall, c, work.k * c)]
-    merged = -(-c // channel.BLOCK)
-    sums = [(family.sums, chunks, 1), tables(channel.merge, merged, 2 * chunks * c)]
-    merge = tables(channel.merge_gradients, merged, 2 * chunks * c)
+    merged = -(-c // channels.BLOCK)
+    sums = [(family.sums, chunks, 1), tables(channels.merge, merged, 2 * chunks * c)]
+    merge = tables(channels.merge_gradients, merged, 2 * chunks * c)
     gradient_sums = [*prepare, (family.gradient_sums, chunks, 1), merge]
     gradient_map = [*prepare, (family.gradient_map, chunks, 1)]
     map_ = [*prepare, (family.map_, chunks, 1)]

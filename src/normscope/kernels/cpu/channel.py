@@ -10,8 +10,6 @@ from normscope.kernels.cpu import slots as at
 from normscope.kernels.cpu.elements import OPTIONS, TO_THE_BIT, table_load, table_store
 from normscope.kernels.cpu.memory import FLOAT64, load, load_integer, store
 
-BLOCK = 32  # channels that are merged side by side
-
 
 @njit(**OPTIONS)
 def chunk(p: int, i: int) -> Any:
@@ -72,12 +70,17 @@ def merged(n: float, mean: float, m2: float, more: float, other: float, other_m2
 
 
 @njit(**OPTIONS)
+def inverse_deviation(var: float, eps: float) -> float:
+    """1 / sqrt(var + eps); a variance below zero counts as none."""
+    return 1 / math.sqrt((0.0 if var < 0 else var) + eps)
+
+
+@njit(**OPTIONS)
 def _keep(p: int, here: int, mean: float, var: float) -> None:
-    """What normalises a channel and group; a variance below zero counts as none."""
-    var = 0.0 if var < 0 else var
+    """What normalises a channel and group."""
     eps = load(load_integer(p, at.EPS), 0, FLOAT64)
     store(load_integer(p, at.MEAN), here, mean, FLOAT64)
-    store(load_integer(p, at.RSTD), here, 1 / math.sqrt(var + eps), FLOAT64)
+    store(load_integer(p, at.RSTD), here, inverse_deviation(var, eps), FLOAT64)
 
 
 @njit(**OPTIONS)
@@ -165,19 +168,25 @@ def affine(p: int, c: int, r: int) -> Any:
 
 
 @njit(**OPTIONS)
+def centre(mean: float) -> float:
+    """What is subtracted from values: the nearest float32, so that x - m is exact near it."""
+    m = np.float64(np.float32(mean))
+    return m if np.isfinite(m) else mean
+
+
+@njit(**OPTIONS)
 def coefficients(p: int, c: int, r: int) -> Any:
     """m, a, b, gb, gc in float64 for y = (x - m) a + b and dx = g a + (x - m) gb + gc.
 
-    m is the mean as the nearest float32, so that x - m is exact near it; what is lost goes to b
-    and gc. gb and gc are 0 where the statistics did not come from x.
+    m is `centre` of the mean; what is lost goes to b and gc. gb and gc are 0 where the statistics
+    did not come from x.
     """
     k = r if load_integer(p, at.K) > 1 else 0
     here = place(p, c, k)
     mean = load(load_integer(p, at.MEAN), here, FLOAT64)
     rstd = load(load_integer(p, at.RSTD), here, FLOAT64)
     weight, bias = affine(p, c, r)
-    m = np.float64(np.float32(mean))
-    m = m if np.isfinite(m) else mean
+    m = centre(mean)
     a = weight * rstd
     b = bias + (m - mean) * a
     gb = gc = 0.0
@@ -225,76 +234,3 @@ def finish_gradients(p: int, c: int) -> None:
         filled = load(load_integer(p, at.FILLED), 0, FLOAT64)
         store(means, place(p, c, 0), mean / filled, FLOAT64)
         store(means_xhat, place(p, c, 0), mean_xhat / filled, FLOAT64)
-
-
-@njit(**TO_THE_BIT)
-def _merge_chunk(into: int, other: int, width: int, low: int, high: int, n: Any, more: Any) -> None:
-    """`merged` for some channels: rows of means and m2 of a chunk into those of another."""
-    share = more / (n + more)
-    for c in range(low, high):
-        mean = load(into, c, FLOAT64)
-        step = load(other, c, FLOAT64) - mean
-        m2 = load(into, width + c, FLOAT64) + load(other, width + c, FLOAT64)
-        store(into, c, mean + step * share, FLOAT64)
-        store(into, width + c, m2 + step * step * share * n, FLOAT64)
-
-
-@njit(**OPTIONS)
-def _add_chunk(into: int, other: int, low: int, high: int) -> None:
-    for c in range(low, high):
-        store(into, c, load(into, c, FLOAT64) + load(other, c, FLOAT64), FLOAT64)
-
-
-@njit(**OPTIONS)
-def merge(p: int, block: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
-    """Of a block of channels: the moments of all chunks in PARTIAL, and what follows from them.
-
-    The chunks of a group are merged into its first one.
-    """
-    partial, width = load_integer(p, at.PARTIAL), load_integer(p, at.WIDTH)
-    low = block * BLOCK
-    high = min(low + BLOCK, load_integer(p, at.C))
-    i, chunks, groups = 0, load_integer(p, at.NUM_CHUNKS), load_integer(p, at.K)
-    for k in range(groups):
-        first, n = partial + 24 * i * width, 0.0
-        while i < chunks and (groups == 1 or chunk(p, i)[0] == k):
-            here, more = partial + 24 * i * width, values(p, i)
-            if n == 0:
-                first = here
-            elif more > 0:
-                _merge_chunk(first, here, width, low, high, n, more)
-            n += more
-            i += 1
-        for c in range(low, high):
-            mean = m2 = 0.0
-            if n > 0:
-                mean, m2 = load(first, c, FLOAT64), load(first, width + c, FLOAT64)
-            finish(p, c, k, mean, m2)
-    for c in range(low, high):
-        update_running(p, c)
-
-
-@njit(**OPTIONS)
-def merge_gradients(p: int, block: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
-    """Of a block of channels: the sums of all chunks in PARTIAL, and what follows from them."""
-    partial, width = load_integer(p, at.PARTIAL), load_integer(p, at.WIDTH)
-    low = block * BLOCK
-    high = min(low + BLOCK, load_integer(p, at.C))
-    i, chunks = 0, load_integer(p, at.NUM_CHUNKS)
-    for r in range(load_integer(p, at.R)):
-        first, begun = partial + 24 * i * width, False
-        while i < chunks and chunk(p, i)[0] == r:
-            here = partial + 24 * i * width
-            if begun:
-                _add_chunk(first, here, low, high)
-                _add_chunk(first + 8 * width, here + 8 * width, low, high)
-            begun = True
-            i += 1
-        for c in range(low, high):
-            s = q = 0.0
-            if begun:
-                s, q = load(first, c, FLOAT64), load(first, width + c, FLOAT64)
-            store(load_integer(p, at.SUM_G), place(p, c, r), s, FLOAT64)
-            store(load_integer(p, at.SUM_G_XHAT), place(p, c, r), q, FLOAT64)
-    for c in range(low, high):
-        finish_gradients(p, c)

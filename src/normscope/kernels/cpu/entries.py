@@ -10,7 +10,7 @@ from typing import Any
 from numba import types
 from numba.extending import overload
 
-from normscope.kernels.cpu import channel, grouped, narrow, planes, rows
+from normscope.kernels.cpu import channel, channels, grouped, narrow, planes, rows
 from normscope.kernels.cpu import slots as at
 from normscope.kernels.cpu.compiled import Compiled, compiled
 from normscope.kernels.cpu.elements import LEAKY_RELU, LINEAR, RELU, SILU
@@ -43,9 +43,9 @@ WHOLE = (  # these read values: they need all forms
 )
 SUMS = (planes.sums, rows.sums)  # before any activation
 TABLES = (  # no values at all
-    rows.prepare,
-    channel.merge,
-    channel.merge_gradients,
+    channels.prepare,
+    channels.merge,
+    channels.merge_gradients,
     channel.recall,
 )
 WORK = (*WHOLE, *SUMS, *TABLES)

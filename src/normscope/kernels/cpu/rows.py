@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 
 from normscope.kernels.cpu import slots as at
-from normscope.kernels.cpu.channel import chunk, coefficients, place, unit, values
+from normscope.kernels.cpu.channel import chunk, place, unit, values
 from normscope.kernels.cpu.elements import OPTIONS, activate, bytes_of, through
 from normscope.kernels.cpu.memory import (
     FLOAT64,
@@ -86,22 +86,6 @@ def sums(p: int, i: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
     else:
         _clear(s, channels, FLOAT64)
         _clear(q, channels, FLOAT64)
-
-
-@njit(**OPTIONS)
-def prepare(p: int, r: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
-    """The coefficients of a group, side by side and once per folded row."""
-    channels, width = load_integer(p, at.C), load_integer(p, at.WIDTH)
-    size = width * bytes_of(wide(like))
-    table = load_integer(p, at.COEFFICIENTS) + 5 * r * size
-    for c in range(channels):
-        m, a, b, gb, gc = coefficients(p, c, r)
-        for place_ in range(c, width, channels):
-            store(table, place_, working(m, like), wide(like))
-            store(table + size, place_, working(a, like), wide(like))
-            store(table + 2 * size, place_, working(b, like), wide(like))
-            store(table + 3 * size, place_, working(gb, like), wide(like))
-            store(table + 4 * size, place_, working(gc, like), wide(like))
 
 
 @njit(**OPTIONS)
@@ -219,14 +203,12 @@ def gradient_sums(p: int, i: int, residual: Any, mask: Any, act: Any, like: Any)
         for c in range(channels):
             store(s, c, load(s, c, FLOAT64) + load(s, f * channels + c, FLOAT64), FLOAT64)
             store(q, c, load(q, c, FLOAT64) + load(q, f * channels + c, FLOAT64), FLOAT64)
-    k = r if load_integer(p, at.K) > 1 else 0
-    for c in range(channels):
-        here = place(p, c, k)
-        rstd = load(load_integer(p, at.RSTD), here, FLOAT64)
-        lost = np.float64(load(table, c, wide(like))) - load(
-            load_integer(p, at.MEAN), here, FLOAT64
-        )
-        store(q, c, (load(q, c, FLOAT64) + lost * load(s, c, FLOAT64)) * rstd, FLOAT64)
+    skip = 8 * place(p, 0, r if load_integer(p, at.K) > 1 else 0)
+    mean, rstd = load_integer(p, at.MEAN) + skip, load_integer(p, at.RSTD) + skip
+    for c in range(channels):  # the sums were taken about m, which the table holds
+        lost = np.float64(load(table, c, wide(like))) - load(mean, c, FLOAT64)
+        about = load(q, c, FLOAT64) + lost * load(s, c, FLOAT64)
+        store(q, c, about * load(rstd, c, FLOAT64), FLOAT64)
 
 
 @njit(**OPTIONS)
