@@ -99,6 +99,20 @@ def fetch_add(typing_context: Any, address: Any, amount: Any) -> Any:
 
 
 @intrinsic
+def fetch(typing_context: Any, address: Any) -> Any:
+    """Ask for the cache line at an address, without waiting for it."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [_I8.as_pointer()], kind)
+        numbers = (ir.Constant(_I32, number) for number in (0, 2, 1))  # read, second cache, data
+        builder.call(prefetch, [builder.inttoptr(args[0], _I8.as_pointer()), *numbers])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
 def invoke(typing_context: Any, function: Any, p: Any, phase: Any) -> Any:
     """Call the function at an address with two int64."""
 

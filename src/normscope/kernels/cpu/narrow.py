@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from normscope.kernels.cpu import rows
+from normscope.kernels.cpu import planes, rows
 from normscope.kernels.cpu import slots as at
 from normscope.kernels.cpu.channel import (
     chunk,
@@ -24,7 +24,7 @@ from normscope.kernels.cpu.channel import (
     values,
 )
 from normscope.kernels.cpu.elements import OPTIONS, bytes_of
-from normscope.kernels.cpu.memory import FLOAT64, load, load_integer, store, wide, working
+from normscope.kernels.cpu.memory import FLOAT64, fetch, load, load_integer, store, wide, working
 
 
 @njit(**OPTIONS)
@@ -42,6 +42,15 @@ def _start(p: int, u: int, first: int, like: Any) -> Any:
     sample, _, _ = unit(p, u)
     row = sample * load_integer(p, at.C) + first
     return row * load_integer(p, at.S) * bytes_of(like)
+
+
+@njit(**OPTIONS)
+def _fetch_next(p: int, slot: int, u: int, high: int, first: int, width: int, like: Any) -> None:
+    """Ask for the next sample's values of a block, which lie far from these."""
+    if u + 1 < high:
+        start = load_integer(p, slot) + _start(p, u + 1, first, like)
+        for line in range(start, start + width * bytes_of(like), planes.LINE):
+            fetch(line)
 
 
 @njit(**OPTIONS)
@@ -90,6 +99,7 @@ def map_(p: int, block: int, residual: Any, mask: Any, act: Any, like: Any) -> N
         for u in range(low, high):
             start = _start(p, u, first, like)
             beside = None if residual is None else residual + start
+            _fetch_next(p, at.OUT, u, high, first, width, like)
             rows._map(x + start, beside, y + start, width, table, width, act, like)
 
 
@@ -112,6 +122,7 @@ def forward(p: int, block: int, residual: Any, mask: Any, act: Any, like: Any) -
             _, low, high = chunk(p, i)
             for u in range(low, high):
                 here = x + _start(p, u, first, like)
+                _fetch_next(p, at.X, u, high, first, width, like)
                 if u == low:
                     rows._begin(here, s, q, shift, width, like)
                 rows._add(here, s, q, shift, width, like)
@@ -156,6 +167,8 @@ def backward(p: int, block: int, residual: Any, mask: Any, act: Any, like: Any) 
         for u in range(low, high):
             start = _start(p, u, first, like)
             beside = None if residual is None else residual + start
+            _fetch_next(p, at.X, u, high, first, width, like)
+            _fetch_next(p, at.DY, u, high, first, width, like)
             rows._add_gradient(x + start, dy + start, beside, s, q, width, table, width, act, like)
         for c in range(count):
             total = total_d = 0.0
@@ -178,6 +191,7 @@ def backward(p: int, block: int, residual: Any, mask: Any, act: Any, like: Any) 
             start = _start(p, u, first, like)
             beside = None if residual is None else residual + start
             aside = None if residual is None else load_integer(p, at.DRESIDUAL) + start
+            _fetch_next(p, at.OUT, u, high, first, width, like)
             rows._gradient_map(
                 x + start, dy + start, beside, dx + start, aside, width, table, width, act, like
             )
