@@ -33,6 +33,14 @@ def _first(x: int, mask: Any, n: int, like: Any) -> float:
 
 
 @njit(**OPTIONS)
+def _fetch_ahead(p: int, slot: int, n: int, c: int, like: Any) -> None:
+    """Ask for the row that comes some samples after sample n."""
+    ahead = planes.rows_ahead(p, like)
+    if ahead > 0 and n + ahead < load_integer(p, at.N):
+        planes.fetch_row(p, slot, n + ahead, 0, load_integer(p, at.S), c, like)
+
+
+@njit(**OPTIONS)
 def forward(p: int, c: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
     """A whole channel: sums, statistics, running statistics, map."""
     groups, s, x = load_integer(p, at.GROUPS), load_integer(p, at.S), load_integer(p, at.X)
@@ -40,6 +48,7 @@ def forward(p: int, c: int, residual: Any, mask: Any, act: Any, like: Any) -> No
     sums = np.zeros((4, r_count), np.float64)  # of x - shift, of its square, shift, begun
     for n in range(samples):
         r = load_integer(groups, n)
+        _fetch_ahead(p, at.X, n, c, like)
         row = x + planes._row(p, n, 0, c) * size
         flags = None if mask is None else mask + n * s
         if sums[3, r] == 0.0:
@@ -87,6 +96,7 @@ def _map(p: int, c: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
     for n in range(load_integer(p, at.N)):
         r = load_integer(groups, n)
         offset = planes._row(p, n, 0, c) * bytes_of(like)
+        _fetch_ahead(p, at.OUT, n, c, like)
         planes._map(
             x + offset,
             None if residual is None else residual + offset,
@@ -111,6 +121,8 @@ def backward(p: int, c: int, residual: Any, mask: Any, act: Any, like: Any) -> N
     for n in range(samples):
         r = load_integer(groups, n)
         offset = planes._row(p, n, 0, c) * bytes_of(like)
+        _fetch_ahead(p, at.X, n, c, like)
+        _fetch_ahead(p, at.DY, n, c, like)
         part, part_d = planes._gradient_sums(
             x + offset,
             dy + offset,
@@ -140,6 +152,7 @@ def backward(p: int, c: int, residual: Any, mask: Any, act: Any, like: Any) -> N
     for n in range(samples):
         r = load_integer(groups, n)
         offset = planes._row(p, n, 0, c) * bytes_of(like)
+        _fetch_ahead(p, at.OUT, n, c, like)
         planes._gradient_map(
             x + offset,
             dy + offset,

@@ -45,19 +45,31 @@ def _row(p: int, sample: int, first: int, c: int) -> Any:
 
 
 @njit(**OPTIONS)
-def _fetch_ahead(p: int, slot: int, u: int, high: int, c: int, like: Any) -> None:
-    """Ask for the row that is read or written AHEAD bytes after that of unit u.
+def rows_ahead(p: int, like: Any) -> Any:
+    """How many rows ahead of the one in work are asked for, 0 for none.
 
     A channel's rows lie far apart, and where they are short the processor does not see in time
     which comes next.
     """
     row = load_integer(p, at.S) * bytes_of(like)
-    if row > SHORT or u + AHEAD // row >= high:
-        return
-    sample, first, n = unit(p, u + AHEAD // row)
+    return AHEAD // row if row <= SHORT else 0
+
+
+@njit(**OPTIONS)
+def fetch_row(p: int, slot: int, sample: int, first: int, n: int, c: int, like: Any) -> None:
+    """Ask for n values of a sample and channel, to be read or written."""
     start = load_integer(p, slot) + _row(p, sample, first, c) * bytes_of(like)
     for line in range(start, start + n * bytes_of(like), LINE):
         fetch(line)
+
+
+@njit(**OPTIONS)
+def _fetch_ahead(p: int, slot: int, u: int, high: int, c: int, like: Any) -> None:
+    """Ask for the row that comes some units after unit u."""
+    ahead = rows_ahead(p, like)
+    if ahead > 0 and u + ahead < high:
+        sample, first, n = unit(p, u + ahead)
+        fetch_row(p, slot, sample, first, n, c, like)
 
 
 @njit(**OPTIONS)
