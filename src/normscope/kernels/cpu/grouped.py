@@ -10,16 +10,9 @@ from numba import njit
 
 from normscope.kernels.cpu import planes
 from normscope.kernels.cpu import slots as at
-from normscope.kernels.cpu.channel import (
-    coefficients,
-    finish,
-    finish_gradients,
-    merged,
-    place,
-    update_running,
-)
 from normscope.kernels.cpu.elements import OPTIONS, bytes_of
-from normscope.kernels.cpu.memory import FLOAT64, load, load_flag, load_integer, store, working
+from normscope.kernels.cpu.groups import all_coefficients, gradients, moments
+from normscope.kernels.cpu.memory import load, load_flag, load_integer, working
 
 
 @njit(**OPTIONS)
@@ -59,40 +52,15 @@ def forward(p: int, c: int, residual: Any, mask: Any, act: Any, like: Any) -> No
         part, square = planes._sums(row, flags, s, sums[2, r], like)
         sums[0, r] += part
         sums[1, r] += square
-    total = mean = m2 = 0.0
-    k = load_integer(p, at.K)
-    for r in range(r_count):
-        count = load(load_integer(p, at.COUNT_R), r, FLOAT64)
-        other = other_m2 = 0.0
-        if count > 0:
-            other = sums[2, r] + sums[0, r] / count
-            other_m2 = sums[1, r] - sums[0, r] * (sums[0, r] / count)
-        if k > 1:
-            finish(p, c, r, other, other_m2)
-        else:
-            total, mean, m2 = merged(total, mean, m2, count, other, other_m2)
-    if k == 1:
-        finish(p, c, 0, mean, m2)
-    update_running(p, c)
+    moments(p, c, sums.ctypes.data)
     if load_integer(p, at.OUT) != 0:
         _map(p, c, residual, mask, act, like)
 
 
 @njit(**OPTIONS)
-def _all_coefficients(p: int, c: int) -> Any:
-    """The coefficients of a channel in every group, (R, 5)."""
-    r_count = load_integer(p, at.R)
-    table = np.empty((r_count, 5), np.float64)
-    for r in range(r_count):
-        m, a, b, gb, gc = coefficients(p, c, r)
-        table[r, 0], table[r, 1], table[r, 2], table[r, 3], table[r, 4] = m, a, b, gb, gc
-    return table
-
-
-@njit(**OPTIONS)
 def _map(p: int, c: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
     groups, s = load_integer(p, at.GROUPS), load_integer(p, at.S)
-    x, y, table = load_integer(p, at.X), load_integer(p, at.OUT), _all_coefficients(p, c)
+    x, y, table = load_integer(p, at.X), load_integer(p, at.OUT), all_coefficients(p, c)
     for n in range(load_integer(p, at.N)):
         r = load_integer(groups, n)
         offset = planes._row(p, n, 0, c) * bytes_of(like)
@@ -103,9 +71,9 @@ def _map(p: int, c: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
             y + offset,
             None if mask is None else mask + n * s,
             s,
-            working(table[r, 0], like),
-            working(table[r, 1], like),
-            working(table[r, 2], like),
+            working(table[0, r], like),
+            working(table[1, r], like),
+            working(table[2, r], like),
             act,
             like,
         )
@@ -115,9 +83,8 @@ def _map(p: int, c: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
 def backward(p: int, c: int, residual: Any, mask: Any, act: Any, like: Any) -> None:
     """A whole channel: sums of the gradient, gradients of the tables, gradient of x."""
     groups, s, x = load_integer(p, at.GROUPS), load_integer(p, at.S), load_integer(p, at.X)
-    dy, samples, k = load_integer(p, at.DY), load_integer(p, at.N), load_integer(p, at.K)
-    table, r_count = _all_coefficients(p, c), load_integer(p, at.R)
-    sums = np.zeros((2, r_count), np.float64)
+    dy, samples, table = load_integer(p, at.DY), load_integer(p, at.N), all_coefficients(p, c)
+    sums = np.zeros((2, load_integer(p, at.R)), np.float64)
     for n in range(samples):
         r = load_integer(groups, n)
         offset = planes._row(p, n, 0, c) * bytes_of(like)
@@ -129,26 +96,19 @@ def backward(p: int, c: int, residual: Any, mask: Any, act: Any, like: Any) -> N
             None if residual is None else residual + offset,
             None if mask is None else mask + n * s,
             s,
-            working(table[r, 0], like),
-            working(table[r, 1], like),
-            working(table[r, 2], like),
+            working(table[0, r], like),
+            working(table[1, r], like),
+            working(table[2, r], like),
             act,
             like,
         )
         sums[0, r] += part
         sums[1, r] += part_d
-    for r in range(r_count):
-        here = place(p, c, r if k > 1 else 0)
-        rstd = load(load_integer(p, at.RSTD), here, FLOAT64)
-        lost = table[r, 0] - load(load_integer(p, at.MEAN), here, FLOAT64)
-        store(load_integer(p, at.SUM_G), place(p, c, r), sums[0, r], FLOAT64)
-        xhat = (sums[1, r] + lost * sums[0, r]) * rstd
-        store(load_integer(p, at.SUM_G_XHAT), place(p, c, r), xhat, FLOAT64)
-    finish_gradients(p, c)
+    gradients(p, c, sums.ctypes.data, table.ctypes.data)
     dx = load_integer(p, at.OUT)
     if dx == 0:
         return
-    table = _all_coefficients(p, c)
+    table = all_coefficients(p, c)
     for n in range(samples):
         r = load_integer(groups, n)
         offset = planes._row(p, n, 0, c) * bytes_of(like)
@@ -161,11 +121,11 @@ def backward(p: int, c: int, residual: Any, mask: Any, act: Any, like: Any) -> N
             None if residual is None else load_integer(p, at.DRESIDUAL) + offset,
             None if mask is None else mask + n * s,
             s,
-            working(table[r, 0], like),
-            working(table[r, 1], like),
-            working(table[r, 2], like),
-            working(table[r, 3], like),
-            working(table[r, 4], like),
+            working(table[0, r], like),
+            working(table[1, r], like),
+            working(table[2, r], like),
+            working(table[3, r], like),
+            working(table[4, r], like),
             act,
             like,
         )
