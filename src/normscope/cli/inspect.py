@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from normscope.cli.app import LOCALE, Html, Json, LangOption, known_language, progress_bar, tell
+from normscope.cli.app import (
+    LOCALE,
+    Html,
+    Json,
+    LangOption,
+    Model,
+    known_language,
+    progress_bar,
+    tell,
+)
 from normscope.errors import FileError, InputError
 from normscope.files import shown
 
@@ -24,10 +33,7 @@ def inspect(
     files: Annotated[
         list[Path] | None, typer.Argument(help="For --merge and --compare: what --save wrote.")
     ] = None,
-    model: Annotated[
-        str,
-        typer.Option(help="pkg.module:factory, path/file.py:factory, timm:NAME, or a run folder."),
-    ] = "",
+    model: Model = None,
     weights: Annotated[
         Path | None, typer.Option(help="safetensors or a weights-only file.")
     ] = None,
@@ -77,6 +83,7 @@ def inspect(
         if merge:
             seen = _merged(files or [])
         else:
+            assert model is not None, "one of the three was given"
             seen, stopped = _passed(
                 model, weights, data, batch_size, save if resume else None, as_json
             )

@@ -17,6 +17,14 @@ class Text:
         return self.en if lang == "en" else self.zh
 
 
+Words = str | Text  # the same in both languages, or not
+
+
+def read(words: Words, lang: Lang) -> str:
+    """Words in one language."""
+    return words if isinstance(words, str) else words.read(lang)
+
+
 def said(key: str, **values: object) -> Text:
     """The message `key` in both languages; values that are texts are put in by language."""
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from normscope.records import Inspection, Layer
 from normscope.report import findings
-from normscope.report.bilingual import said
-from normscope.report.tables import Cell, Table, Words, figure, magnitude, share
+from normscope.report.bilingual import Words, said
+from normscope.report.tables import Cell, Table, figure, magnitude, share
 
 IDLE = 1e-3  # a gate that fires less often than this, or more often than 1 - IDLE, tells nothing
 

@@ -8,12 +8,11 @@ from statistics import fmean
 from typing import TypeVar
 
 from normscope.records import Inspection, Layer, Lesson, Member, Run, StageMeasures, StageName
-from normscope.report.bilingual import Text, said
+from normscope.report.bilingual import Text, Words, said
 from normscope.report.messages import catalogue
 from normscope.report.story import number, percent
 
 Item = TypeVar("Item")
-Words = str | Text  # what a cell says: the same in both languages, or not
 
 ROWS = 200  # of one table; the record holds them all
 

@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as Grid
 from rich.text import Text
+
+from normscope.report.bilingual import Words, read
+from normscope.report.messages import Lang
+from normscope.report.tables import Table
 
 WIDEST = 100  # prose is easier to read in lines of this length than over a whole wide terminal
 GAP = 2  # cells between two columns
+NARROW = 9  # characters of a column of numbers, where room is short
 
 WIDE = r"\u2e80-\u9fff\uff00-\uffef"  # Chinese characters and punctuation
 PIECE = re.compile(rf"[（“]*(?:[{WIDE}]|[^ {WIDE}“”]+)[，。；：、）”？！]*| +|.")
@@ -22,12 +27,27 @@ def title(console: Console, text: str) -> None:
     paragraph(console, text, "bold cyan")
 
 
-def grid(heads: list[str], texts: int = 1) -> Table:
+def grid(heads: list[str], texts: int = 1) -> Grid:
     """A table of numbers, to the right; its first columns hold `texts`, to the left."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
+    table = Grid(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
     for place, head in enumerate(heads):
         table.add_column(Text(head), justify="left" if place < texts else "right", overflow="fold")
     return table
+
+
+def print_table(
+    console: Console, lang: Lang, table: Table, texts: int = 1, heading: Words | None = None
+) -> None:
+    """A table under a heading, else its caption; where room is short, numbers break, names not."""
+    title(console, read(table.caption if heading is None else heading, lang))
+    lines = grid([read(head, lang) for head in table.head], texts)
+    for row in table.rows:
+        lines.add_row(*(Text(read(cell.text, lang)) for cell in row))
+    wanted = console.measure(lines, options=console.options.update(width=1000)).maximum
+    if wanted > console.width:
+        for column in lines.columns[texts:]:
+            column.max_width = NARROW
+    console.print(lines)
 
 
 def paragraph(console: Console, text: str, style: str = "", mark: str = "") -> None:

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from normscope.records import Run
 from normscope.report import tables, verdict
+from normscope.report.bilingual import read
 from normscope.report.messages import Lang
 from normscope.report.text.prose import grid, paragraph, title
 
@@ -22,7 +23,7 @@ def print_run(run: Run, lang: Lang, console: Console) -> None:
         shown.append(tables.domains(run))
     for table in shown:
         title(console, table.caption.read(lang))
-        drawn = grid([_read(head, lang) for head in table.head])
+        drawn = grid([read(head, lang) for head in table.head])
         drawn.columns[0].no_wrap = True
         remarks: dict[str, None] = {}  # an ordered set
         for row in table.rows:
@@ -36,8 +37,4 @@ def print_run(run: Run, lang: Lang, console: Console) -> None:
 
 def _cell(cell: tables.Cell, remarks: list[str], lang: Lang) -> Text:
     stars = "" if cell.tag is None else "*" * (remarks.index(cell.tag.read(lang)) + 1)
-    return Text(_read(cell.text, lang) + stars)
-
-
-def _read(words: tables.Words, lang: Lang) -> str:
-    return words if isinstance(words, str) else words.read(lang)
+    return Text(read(cell.text, lang) + stars)
