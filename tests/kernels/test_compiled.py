@@ -2,19 +2,25 @@
 
 import subprocess
 import sys
+from array import array
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("numba")
+from numba import types
+from numba.core import caching
+
 from normscope.kernels.cpu import compiled, planes
 from normscope.kernels.cpu.entries import entry
+from normscope.kernels.cpu.memory import FLOAT64, store
 
 PROGRAM = """
 import sys, torch
 from normscope.kernels.cpu import compiled, planes
 from normscope.kernels.cpu.entries import entry
+from normscope.kernels.cpu.memory import FLOAT64, store
 print(entry(planes.sums, sys.argv[1], None, False, False).function.__qualname__)
 """
 
@@ -37,6 +43,33 @@ def test_every_form_has_files_of_its_own(tmp_path: Path) -> None:
     for name in set(names):
         files = sorted(path.suffix for path in tmp_path.rglob(f"*{name}*"))
         assert files == [".nbc", ".nbi"]
+
+
+@pytest.mark.parametrize("problem", ["nowhere", "full"])
+def test_without_a_place_on_disk(
+    problem: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*given: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    if problem == "nowhere":  # a container that is read-only, say
+        monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+    else:
+        monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
+    compiled._tell_once.cache_clear()
+    found = []
+    for number in (1, 2):
+
+        def loop(p: int) -> None:
+            store(p, 0, 7.0, FLOAT64)
+
+        found.append(compiled.compiled(types.void(types.int64), loop, problem, number))
+    for function in found:
+        value = array("d", [0.0])
+        function.call(value.buffer_info()[0])
+        assert value[0] == 7
+    said = [record.message for record in caplog.records]
+    assert sum("NUMBA_CACHE_DIR" in message for message in said) == 1
 
 
 def _numbered(text: str, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -44,15 +44,30 @@ def compiled(
         options: beside OPTIONS.
     """
     named(function, *form)
-    with event.install_listener("numba:compile", _Told()):
-        found = cfunc(signature, cache=True, **(OPTIONS | options))(function)
+    found = _made(lambda cache: cfunc(signature, cache=cache, **(OPTIONS | options))(function))
     return Compiled(found, found.ctypes, found.address)
 
 
 def called(signature: Any, function: Callable[..., Any]) -> Any:
     """The same for a function that Python calls, with arrays as they come."""
-    with event.install_listener("numba:compile", _Told()):
-        return njit(signature, nogil=True, cache=True)(named(function))
+    named(function)
+    return _made(lambda cache: njit(signature, nogil=True, cache=cache)(function))
+
+
+def _made(make: Callable[..., Any]) -> Any:
+    """What is made with a cache on disk, or without where there is no room for one."""
+    try:
+        with event.install_listener("numba:compile", _Told()):
+            return make(cache=True)
+    except (RuntimeError, OSError) as problem:
+        if isinstance(problem, RuntimeError) and "cannot cache" not in str(problem):
+            raise
+        reason = problem.strerror if isinstance(problem, OSError) else "no folder can be written"
+        _tell_once(
+            f"normscope's CPU kernels cannot be kept on disk ({reason}), so every process "
+            "compiles them anew; set NUMBA_CACHE_DIR to a folder that can be written"
+        )
+        return make(cache=False)
 
 
 def named(function: Callable[..., Any], *form: object) -> Callable[..., Any]:
@@ -79,19 +94,20 @@ def _machine() -> tuple[Any, ...]:
     return numba.__version__, *cpu_target.target_context.codegen().magic_tuple()
 
 
+@cache
+def _tell_once(message: str) -> None:
+    log.warning(message)
+
+
 class _Told(event.Listener):  # type: ignore[misc]
     """Says so, once per process, when something is compiled: it takes seconds."""
 
-    told = False
-
     def on_start(self, event: Any) -> None:
         """A compilation begins; what is found on disk causes none."""
-        if not _Told.told:
-            _Told.told = True
-            log.warning(
-                "compiling normscope's CPU kernels for the first time (seconds; kept on disk for "
-                "the next time; `normscope env --warm` does it ahead)"
-            )
+        _tell_once(
+            "compiling normscope's CPU kernels for the first time (seconds; kept on disk for "
+            "the next time; `normscope env --warm` does it ahead)"
+        )
 
     def on_end(self, event: Any) -> None:
         """Nothing to say."""
