@@ -72,6 +72,23 @@ def test_without_a_place_on_disk(
     assert sum("NUMBA_CACHE_DIR" in message for message in said) == 1
 
 
+def test_what_older_texts_left_is_removed(tmp_path: Path) -> None:
+    digest, name = "0" * 2 * compiled.DIGEST, compiled.named(lambda: None).__qualname__
+    now = name.rsplit("_", 2)[1]
+    file, rest = __file__, f"_{digest}-12.py311.1.nbc"
+    gone = tmp_path / f"test_compiled.loop_{digest}{rest}"
+    kept = [
+        tmp_path / f"test_compiled.loop_{now}{rest}",
+        tmp_path / f"other.loop_{digest}{rest}",
+        tmp_path / f"test_compiled.loop-12{rest}",
+        tmp_path / f"test_compiled.loop_{digest}_{digest}-12.py",
+    ]
+    for path in (gone, *kept):
+        path.write_bytes(b"")
+    compiled._forget(str(tmp_path), file)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
 def _numbered(text: str, monkeypatch: pytest.MonkeyPatch) -> str:
     def function() -> None: ...
 

@@ -8,7 +8,9 @@ another form. So every form gets a name of its own, which tells all that its cod
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +21,8 @@ from numba.core import event
 from numba.core.registry import cpu_target
 
 from normscope.kernels.cpu.elements import OPTIONS
+
+DIGEST = 6  # bytes
 
 log = logging.getLogger("normscope")
 
@@ -45,6 +49,7 @@ def compiled(
     """
     named(function, *form)
     found = _made(lambda cache: cfunc(signature, cache=cache, **(OPTIONS | options))(function))
+    _forget(found._cache.cache_path, function.__code__.co_filename)
     return Compiled(found, found.ctypes, found.address)
 
 
@@ -72,17 +77,31 @@ def _made(make: Callable[..., Any]) -> Any:
 
 def named(function: Callable[..., Any], *form: object) -> Callable[..., Any]:
     """Give a function the name of its form."""
-    digest = hashlib.blake2b(digest_size=8)
-    parts = function.__qualname__, form, _texts(function.__code__.co_filename), _machine()
-    digest.update(repr(parts).encode())
-    function.__qualname__ = f"{function.__name__}_{digest.hexdigest()}"
+    parts = function.__qualname__, form, _machine()
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=DIGEST).hexdigest()
+    texts = _texts(function.__code__.co_filename)
+    function.__qualname__ = f"{function.__name__}_{texts}_{digest}"
     return function
+
+
+@cache
+def _forget(folder: str | None, file: str) -> None:
+    """Remove what older texts of a file left in a folder, which nothing will find again."""
+    hexadecimal = f"[0-9a-f]{{{2 * DIGEST}}}"
+    ours = re.compile(
+        rf"{re.escape(Path(file).stem)}\.\w+_({hexadecimal})_{hexadecimal}-.*\.nb[ci]"
+    )
+    for path in Path(folder).iterdir() if folder is not None else ():
+        found = ours.fullmatch(path.name)
+        if found is not None and found[1] != _texts(file):
+            with suppress(OSError):  # another process was quicker, or may and we may not
+                path.unlink()
 
 
 @cache
 def _texts(file: str) -> str:
     """A digest of the text of a file and of those beside this one."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=DIGEST)
     for path in (Path(file), *sorted(Path(__file__).parent.glob("*.py"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()
