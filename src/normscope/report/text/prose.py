@@ -43,10 +43,12 @@ def print_table(
     lines = grid([read(head, lang) for head in table.head], texts)
     for row in table.rows:
         lines.add_row(*(Text(read(cell.text, lang)) for cell in row))
-    wanted = console.measure(lines, options=console.options.update(width=1000)).maximum
-    if wanted > console.width:
+    wide = console.options.update(width=1000)
+    limit = console.width
+    while limit > NARROW and console.measure(lines, options=wide).maximum > console.width:
+        limit -= 1
         for column in lines.columns[texts:]:
-            column.max_width = NARROW
+            column.max_width = limit
     console.print(lines)
 
 
