@@ -42,13 +42,9 @@ WHOLE = (  # these read values: they need all forms
     rows.gradient_map,
 )
 SUMS = (planes.sums, rows.sums)  # before any activation
-TABLES = (  # no values at all
-    channels.prepare,
-    channels.merge,
-    channels.merge_gradients,
-    channel.recall,
-)
-WORK = (*WHOLE, *SUMS, *TABLES)
+PREPARED = (channels.prepare,)  # no values at all
+TABLES = (channels.merge, channels.merge_gradients, channel.recall)  # nothing in x's dtype either
+WORK = (*WHOLE, *SUMS, *PREPARED, *TABLES)
 LIKE = {
     "torch.float32": FLOAT32,
     "torch.float64": FLOAT64,
@@ -76,8 +72,10 @@ def entry(work: Any, dtype: str, act: str | None, residual: bool, mask: bool) ->
     """The function for one work, dtype and form; what it does not use is left out."""
     if work not in WHOLE and (act is not None or residual):
         return entry(work, dtype, act=None, residual=False, mask=mask)
-    if work in TABLES and mask:
+    if work in PREPARED and mask:
         return entry(work, dtype, act=None, residual=False, mask=False)
+    if work in TABLES and (mask or dtype != "torch.float64"):
+        return entry(work, "torch.float64", act=None, residual=False, mask=False)
     number, like, activation = WORK.index(work), LIKE[dtype], ACT[act]
     beside, flags = (at.RESIDUAL if residual else None), (at.MASK if mask else None)
 
