@@ -105,7 +105,8 @@ def test_bad_input_is_one_sentence(
     done = run(*arguments)
     assert done.returncode == 2, done.stdout
     assert done.stdout == ""
-    assert done.stderr.count("\n") == 1, done.stderr
+    told = [line for line in done.stderr.splitlines() if "for the first time" not in line]
+    assert len(told) == 1, done.stderr  # beside what a machine without compiled kernels says
     assert re.search(message, done.stderr), done.stderr
     assert list(tmp_path.iterdir()) == []  # nothing left half-written
 
@@ -123,7 +124,8 @@ def test_a_pickle_bomb_is_refused_and_not_run(tmp_path: Path) -> None:
     net.write_text("import torch\ndef make():\n    return torch.nn.BatchNorm1d(64)\n")
     done = run("inspect", "--model", f"{net}:make", "--weights", bomb)
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1, done.stderr
+    told = [line for line in done.stderr.splitlines() if "for the first time" not in line]
+    assert len(told) == 1, done.stderr  # beside what a machine without compiled kernels says
     assert not marker.exists()
 
 

@@ -63,6 +63,13 @@ def stops():
 
 def fails():
     raise OSError("disk")
+
+def table():
+    x, y = zip(*batches())
+    return torch.cat(x).float(), torch.cat(y)
+
+def single():
+    return make().float()
 """
 
 
@@ -105,6 +112,15 @@ def test_parts_are_merged(folder: Path) -> None:
     equal(record(folder / "both.json"), record(folder / "whole.json"))
     assert json.loads(merged.stdout.splitlines()[0])["classes"] == ["a", "b", "c"]
     assert (folder / "both.safetensors").is_file()
+
+
+def test_what_is_split_says_how_much_is_inspected(folder: Path) -> None:
+    found = inspect("--model", "mine.py:single", "--data", "mine.py:table", "--save", "a.json")
+    assert found.exit_code == 0, found.output
+    images = sum(record(folder / "a.json").counts)
+    assert f"inspected the test part of table, {images} of 80 samples" in found.stderr
+    assert 20 <= images <= 30
+    assert "test part" not in passed("whole", "b.json").output
 
 
 def test_two_passes_are_compared(folder: Path) -> None:

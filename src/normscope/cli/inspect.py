@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable, Sized
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -21,6 +21,7 @@ from normscope.cli.app import (
 )
 from normscope.errors import FileError, InputError
 from normscope.files import shown
+from normscope.report.messages import Lang
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,7 +86,7 @@ def inspect(
         else:
             assert model is not None, "one of the three was given"
             seen, stopped = _passed(
-                model, weights, data, batch_size, save if resume else None, as_json
+                model, weights, data, batch_size, save if resume else None, as_json, language
             )
             if ranks.size() > 1:
                 seen.all_reduce()
@@ -123,46 +124,71 @@ def _show(record: "Inspection", html: Path | None, as_json: bool, language: Any)
 
 
 def _passed(
-    model: str, weights: Path | None, data: str, batch_size: int, resume: Path | None, quiet: bool
+    model: str,
+    weights: Path | None,
+    data: str,
+    batch_size: int,
+    resume: Path | None,
+    quiet: bool,
+    language: Lang,
 ) -> tuple["Accumulation", bool]:
     """What passed, and whether Ctrl-C came before the end."""
     from normscope.lens import Accumulation, accumulate
     from normscope.train import ranks
 
-    network, batches, classes, names, total = _sources(model, weights, data, batch_size)
-    seen = Accumulation(*names, classes)
+    given = _sources(model, weights, data, batch_size)
+    seen = Accumulation(*given.names, given.classes)
     if resume is not None:
         seen = _loaded(resume)
-        if (seen.model, seen.data, seen.classes) != (*names, classes):
+        if (seen.model, seen.data, seen.classes) != (*given.names, given.classes):
             raise InputError(
                 f"{shown(resume)} was begun with {seen.model} on {seen.data}; give the same, "
                 "or another --save"
             )
     if resume is not None and ranks.size() > 1:
         raise InputError("--resume continues a pass of one process; start it without torchrun")
-    if batches == []:
+    if given.batches == []:
         return seen, False
     with progress_bar(quiet) as progress:
 
         def show(images: int) -> None:
-            progress(images, total, names[0])
+            progress(images, given.images, given.names[0])
             if ranks.asked_to_stop():
                 raise KeyboardInterrupt
 
         show(int(seen.counts.sum()))
         try:
-            accumulate(network, batches, into=seen, on_progress=show)
+            accumulate(given.model, given.batches, into=seen, on_progress=show)
         except KeyboardInterrupt:
             if int((seen.counts > 0).sum()) < 2 or seen.torn:
                 raise
             return seen, True
+    if given.part is not None and ranks.rank() == 0:
+        tell(language, "cli.inspect.part", **given.part)
     return seen, False
 
 
-def _sources(
-    model: str, weights: Path | None, data: str, batch_size: int
-) -> tuple["nn.Module", Iterable[Any], tuple[str, ...] | None, tuple[str, str], Any]:
-    """Model, batches of this rank, class names, what both are called, and how many images."""
+class Sources(NamedTuple):
+    """What is inspected, on what.
+
+    Attributes:
+        model: the network.
+        batches: of this rank.
+        classes: their names, where the data has some.
+        names: what model and data are called.
+        images: how many there are, where the data can say.
+        part: for the message on which part of the data they are; None: all of it.
+    """
+
+    model: "nn.Module"
+    batches: Iterable[Any]
+    classes: tuple[str, ...] | None
+    names: tuple[str, str]
+    images: Any
+    part: dict[str, object] | None = None
+
+
+def _sources(model: str, weights: Path | None, data: str, batch_size: int) -> Sources:
     from normscope.train.data import Data, batches, load
 
     if Path(model).is_dir():
@@ -180,11 +206,13 @@ def _sources(
             labels = getattr(made, "classes", None) or getattr(held, "classes", None)
             classes = tuple(map(str, labels)) if labels else None
             images = len(held) if isinstance(held, Sized) else None
-            return network, _own(made), classes, (name, data), images
+            return Sources(network, _own(made), classes, (name, data), images)
         source = load(data)
     found = batches(source, batch_size)
     total = len(source.test_x)
-    return network, _own(found), source.classes, (name, source.name), total
+    images = total // max(1, len(source.domains))  # each is shown in every domain
+    part = {"data": source.name, "images": images, "total": images + len(source.train_x)}
+    return Sources(network, _own(found), source.classes, (name, source.name), total, part)
 
 
 def _loader(data: str) -> Any:
