@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from normscope import lens
 from normscope.lens import measures, sweep
 from normscope.records import Inspection, Layer
+from normscope.report import findings
 
 Array = NDArray[np.float64]
 
@@ -276,3 +277,14 @@ def test_a_histogram_of_more_than_an_int32_holds() -> None:
     assert int(tally.histogram.sum() - before.sum()) == 12
     (layer,) = lens.inspection(full).layers
     assert max(max(row) for rows in layer.histogram for row in rows) > 2**31 - 2
+
+
+def test_no_collapse_where_all_classes_have_one_mean() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    nn.init.zeros_(model[1].weight)
+    seen = lens.inspect(model, [(torch.randn(20, 3), torch.arange(20) % 2)])
+    told = findings.collapsed(seen)
+    assert told is not None
+    assert "all classes have the same mean" in told.en
+    assert "nan" not in told.en

@@ -64,6 +64,8 @@ def collapsed(inspection: Inspection) -> Text | None:
     found = inspection.collapse
     if found is None:
         return None
+    if math.isnan(found.within):
+        return said("lens.collapse.none", layer=found.layer)
     names = ("within", "within_unweighted", "norms", "angles", "simplex")
     values = {name: f"{getattr(found, name):.3g}" for name in names}
     text = said("lens.collapse", layer=found.layer, **values)
