@@ -14,7 +14,7 @@ from torch import Tensor
 from normscope.kernels.cpu import team
 from normscope.kernels.cpu.compiled import Compiled, compiled
 from normscope.kernels.cpu.elements import OPTIONS
-from normscope.kernels.cpu.memory import ask, load_integer
+from normscope.kernels.cpu.memory import load_integer
 from normscope.kernels.cpu.shares import claim
 from normscope.moments import Moments
 
@@ -25,6 +25,9 @@ KINDS = {
     torch.int64: types.int64,
 }
 VOID = types.void(types.int64)
+
+ITEMS, STEP, THREADS, NUMBER, COUNTERS = range(5)  # slots that share out the work
+GIVEN = 5  # those of the loop itself follow
 
 
 @intrinsic
@@ -63,10 +66,6 @@ def count_bins(
     _run(loop, taken.numel(), channels, 1, *tensors, positions, samples)
 
 
-ITEMS, STEP, THREADS, NUMBER, COUNTERS = range(5)  # slots that share out the work
-GIVEN = 5  # those of the loop itself follow
-
-
 def absorb(
     mean: Tensor, m2: Tensor, size: int, groups: Tensor, moments: Moments, rows: Tensor
 ) -> None:
@@ -88,10 +87,9 @@ def _run(loop: Compiled, values: int, items: int, step: int, *given: Tensor | in
 @njit(**OPTIONS)
 def _claim(p: int) -> Any:
     """The next items of the loop, from the first up to the end; below 0 when none is left."""
-    items, step, number = load_integer(p, ITEMS), load_integer(p, STEP), load_integer(p, NUMBER)
-    who = 0 if number == 0 else ask(number)
-    first = claim(load_integer(p, COUNTERS), load_integer(p, THREADS), who, items, step)
-    return first, min(first + step, items)
+    threads, number = load_integer(p, THREADS), load_integer(p, NUMBER)
+    items, step = load_integer(p, ITEMS), load_integer(p, STEP)
+    return claim(load_integer(p, COUNTERS), threads, number, items, step)
 
 
 @cache

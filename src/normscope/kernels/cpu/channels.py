@@ -51,7 +51,7 @@ def merge(p: int, block: int, residual: Any, mask: Any, act: Any, like: Any) -> 
                 if n > 0:
                     mean, m2 = load(first, c, FLOAT64), load(first, width + c, FLOAT64)
                 finish(p, c, k, mean, m2)
-    if load_integer(p, at.TABLE_C) == 1 and groups == 1 and load_integer(p, at.SHARE) != 0:
+    if groups == 1:  # then channels are always side by side
         _update_running(p, low, high)
     else:
         for c in range(low, high):
@@ -88,11 +88,9 @@ def _merge_chunk(into: int, other: int, width: int, low: int, high: int, n: Any,
 def _finish(p: int, k: int, low: int, high: int, mean: int, m2: int) -> None:
     """`finish` of a group's channels from rows of their moments."""
     skip = 8 * place(p, 0, k)
-    _copy(mean, load_integer(p, at.BATCH_MEAN) + skip, low, high)
-    _copy(m2, load_integer(p, at.BATCH_M2) + skip, low, high)
+    keep_moments(p, skip, low, high, mean, m2)
     if load_integer(p, at.RSTD) == 0:
         return
-    _copy(mean, load_integer(p, at.MEAN) + skip, low, high)
     rstd, eps = load_integer(p, at.RSTD) + skip, load(load_integer(p, at.EPS), 0, FLOAT64)
     filled = load(load_integer(p, at.FILLED), k, FLOAT64)
     for c in range(low, high):
@@ -100,7 +98,17 @@ def _finish(p: int, k: int, low: int, high: int, mean: int, m2: int) -> None:
 
 
 @njit(**OPTIONS)
-def _copy(row: int, into: int, low: int, high: int) -> None:
+def keep_moments(p: int, skip: int, low: int, high: int, mean: int, m2: int) -> None:
+    """Rows of a batch's moments into the tables, `skip` bytes behind where those begin."""
+    copy(mean, load_integer(p, at.BATCH_MEAN) + skip, low, high)
+    copy(m2, load_integer(p, at.BATCH_M2) + skip, low, high)
+    if load_integer(p, at.RSTD) != 0:
+        copy(mean, load_integer(p, at.MEAN) + skip, low, high)
+
+
+@njit(**OPTIONS)
+def copy(row: int, into: int, low: int, high: int) -> None:
+    """Entries of a row into another."""
     for c in range(low, high):
         store(into, c, load(row, c, FLOAT64), FLOAT64)
 
@@ -108,10 +116,10 @@ def _copy(row: int, into: int, low: int, high: int) -> None:
 @njit(**OPTIONS)
 def _update_running(p: int, low: int, high: int) -> None:
     """`update_running` where the batch is one group."""
-    n = load(load_integer(p, at.COUNT), 0, FLOAT64)
-    if n <= 1:
-        return  # no unbiased variance
-    share = load(load_integer(p, at.SHARE), 0, FLOAT64)
+    shares, n = load_integer(p, at.SHARE), load(load_integer(p, at.COUNT), 0, FLOAT64)
+    if shares == 0 or n <= 1:
+        return  # no update, or no unbiased variance
+    share = load(shares, 0, FLOAT64)
     code = load_integer(p, at.RUNNING_DTYPE)
     mean, var = load_integer(p, at.RUNNING_MEAN), load_integer(p, at.RUNNING_VAR)
     _move(mean, load_integer(p, at.BATCH_MEAN), low, high, share, 1.0, code)
@@ -189,7 +197,7 @@ def merge_gradients(p: int, block: int, residual: Any, mask: Any, act: Any, like
                 s, q = load(first, c, FLOAT64), load(first, width + c, FLOAT64)
             store(load_integer(p, at.SUM_G), place(p, c, r), s, FLOAT64)
             store(load_integer(p, at.SUM_G_XHAT), place(p, c, r), q, FLOAT64)
-    if groups == 1 and load_integer(p, at.TABLE_C) == 1:
+    if groups == 1:
         _finish_gradients(p, low, high)
     else:
         for c in range(low, high):

@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,22 +48,20 @@ def compiled(
         options: beside OPTIONS.
     """
     named(function, *form)
-    found = _made(lambda cache: cfunc(signature, cache=cache, **(OPTIONS | options))(function))
-    _forget(found._cache.cache_path, function.__code__.co_filename)
+    found = _made(function, partial(cfunc, signature, **(OPTIONS | options)))
     return Compiled(found, found.ctypes, found.address)
 
 
 def called(signature: Any, function: Callable[..., Any]) -> Any:
     """The same for a function that Python calls, with arrays as they come."""
-    named(function)
-    return _made(lambda cache: njit(signature, nogil=True, cache=cache)(function))
+    return _made(named(function), partial(njit, signature, nogil=True))
 
 
-def _made(make: Callable[..., Any]) -> Any:
-    """What is made with a cache on disk, or without where there is no room for one."""
+def _made(function: Callable[..., Any], compiler: Callable[..., Any]) -> Any:
+    """A function compiled with a cache on disk, or without where there is no room for one."""
     try:
         with event.install_listener("numba:compile", _Told()):
-            return make(cache=True)
+            found = compiler(cache=True)(function)
     except (RuntimeError, OSError) as problem:
         if isinstance(problem, RuntimeError) and "cannot cache" not in str(problem):
             raise
@@ -72,7 +70,9 @@ def _made(make: Callable[..., Any]) -> Any:
             f"normscope's CPU kernels cannot be kept on disk ({reason}), so every process "
             "compiles them anew; set NUMBA_CACHE_DIR to a folder that can be written"
         )
-        return make(cache=False)
+        return compiler(cache=False)(function)
+    _forget(found._cache.cache_path, function.__code__.co_filename)
+    return found
 
 
 def named(function: Callable[..., Any], *form: object) -> Callable[..., Any]:

@@ -19,7 +19,6 @@ from normscope.kernels.cpu.memory import (
     FLOAT16,
     FLOAT32,
     FLOAT64,
-    ask,
     invoke,
     load_integer,
     wait,
@@ -85,12 +84,11 @@ def entry(work: Any, dtype: str, act: str | None, residual: bool, mask: bool) ->
         items, step = load_integer(phase, at.ITEMS), load_integer(phase, at.STEP)
         threads, who = load_integer(p, at.THREADS), load_integer(p, at.NUMBER)
         counters = p + 8 * load_integer(phase, at.TAKEN)
-        mine = 0 if who == 0 else ask(who)
-        first = claim(counters, threads, mine, items, step)
+        first, end = claim(counters, threads, who, items, step)
         while first >= 0:
-            for i in range(first, min(first + step, items)):
+            for i in range(first, end):
                 perform(p, i, number, residual_at, mask_at, activation, like)
-            first = claim(counters, threads, mine, items, step)
+            first, end = claim(counters, threads, who, items, step)
 
     form = number, dtype, act, residual, mask
     return compiled(types.void(types.int64, types.int64), loop, *form)

@@ -20,6 +20,7 @@ from normscope.kernels.cpu.channel import (
     place,
     update_running,
 )
+from normscope.kernels.cpu.channels import copy, keep_moments
 from normscope.kernels.cpu.elements import OPTIONS, table_store
 from normscope.kernels.cpu.memory import FLOAT64, load, load_integer, store
 
@@ -60,11 +61,9 @@ def _finish(p: int, c: int, mean: int, m2: int) -> None:
     """`finish` in all groups, from rows of their moments."""
     groups, skip = load_integer(p, at.K), 8 * place(p, c, 0)
     count, filled = load_integer(p, at.COUNT), load_integer(p, at.FILLED)
-    _copy(mean, load_integer(p, at.BATCH_MEAN) + skip, groups)
-    _copy(m2, load_integer(p, at.BATCH_M2) + skip, groups)
+    keep_moments(p, skip, 0, groups, mean, m2)
     if load_integer(p, at.RSTD) == 0:
         return
-    _copy(mean, load_integer(p, at.MEAN) + skip, groups)
     rstd, eps = load_integer(p, at.RSTD) + skip, load(load_integer(p, at.EPS), 0, FLOAT64)
     for k in range(groups):
         var = load(m2, k, FLOAT64) / load(filled, k, FLOAT64)
@@ -72,12 +71,6 @@ def _finish(p: int, c: int, mean: int, m2: int) -> None:
     for k in range(groups):
         if load(count, k, FLOAT64) < load(filled, k, FLOAT64):
             finish(p, c, k, load(mean, k, FLOAT64), load(m2, k, FLOAT64))
-
-
-@njit(**OPTIONS)
-def _copy(row: int, into: int, groups: int) -> None:
-    for k in range(groups):
-        store(into, k, load(row, k, FLOAT64), FLOAT64)
 
 
 @njit(**OPTIONS)
@@ -148,8 +141,8 @@ def gradients(p: int, c: int, sums: int, table: int) -> None:
         store(about, k, load(about, k, FLOAT64) + lost * load(sums, k, FLOAT64), FLOAT64)
     for k in range(groups):
         store(about, k, load(about, k, FLOAT64) * load(rstd, k, FLOAT64), FLOAT64)
-    _copy(sums, sum_g + skip, groups)
-    _copy(about, sum_xhat + skip, groups)
+    copy(sums, sum_g + skip, 0, groups)
+    copy(about, sum_xhat + skip, 0, groups)
     if load_integer(p, at.AFFINE_ROWS) > 1:
         finish_gradients(p, c)
         return

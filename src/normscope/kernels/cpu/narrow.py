@@ -24,7 +24,7 @@ from normscope.kernels.cpu.channel import (
     values,
 )
 from normscope.kernels.cpu.elements import OPTIONS, bytes_of
-from normscope.kernels.cpu.memory import FLOAT64, fetch, load, load_integer, store, wide, working
+from normscope.kernels.cpu.memory import FLOAT64, load, load_integer, store, wide, working
 
 
 @njit(**OPTIONS)
@@ -49,8 +49,7 @@ def _fetch_next(p: int, slot: int, u: int, high: int, first: int, width: int, li
     """Ask for the next sample's values of a block, which lie far from these."""
     if u + 1 < high:
         start = load_integer(p, slot) + _start(p, u + 1, first, like)
-        for line in range(start, start + width * bytes_of(like), planes.LINE):
-            fetch(line)
+        planes.fetch_lines(start, width * bytes_of(like))
 
 
 @njit(**OPTIONS)

@@ -59,7 +59,13 @@ def rows_ahead(p: int, like: Any) -> Any:
 def fetch_row(p: int, slot: int, sample: int, first: int, n: int, c: int, like: Any) -> None:
     """Ask for n values of a sample and channel, to be read or written."""
     start = load_integer(p, slot) + _row(p, sample, first, c) * bytes_of(like)
-    for line in range(start, start + n * bytes_of(like), LINE):
+    fetch_lines(start, n * bytes_of(like))
+
+
+@njit(**OPTIONS)
+def fetch_lines(start: int, size: int) -> None:
+    """Ask for so many bytes from an address on."""
+    for line in range(start, start + size, LINE):
         fetch(line)
 
 

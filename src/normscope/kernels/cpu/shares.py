@@ -5,12 +5,12 @@ from typing import Any
 from numba import njit
 
 from normscope.kernels.cpu.elements import OPTIONS
-from normscope.kernels.cpu.memory import fetch_add, load_integer
+from normscope.kernels.cpu.memory import ask, fetch_add, load_integer
 
 
 @njit(**OPTIONS)
-def claim(counters: int, threads: int, who: int, items: int, step: int) -> Any:
-    """The first of the next `step` items for a thread, or -1 when none is left.
+def claim(counters: int, threads: int, number: int, items: int, step: int) -> Any:
+    """The next `step` items for this thread, from the first up to the end; below 0: none is left.
 
     Its own share comes first, which lies in this core's cache if the operation before cut its work
     likewise, and then what others have not begun.
@@ -19,16 +19,17 @@ def claim(counters: int, threads: int, who: int, items: int, step: int) -> Any:
         counters: address of an int64 for each thread, 0 at the start: how many steps are taken of
             its share.
         threads: how many there are.
-        who: the number of this thread.
+        number: address of the function that tells a thread's number; 0: there is only one.
         items: of the loop.
         step: how many are taken at a time.
     """
-    steps = -(-items // step)
+    who, steps = (0 if number == 0 else ask(number)), -(-items // step)
     for turn in range(threads):
         owner = (who + turn) % threads
         low, high = owner * steps // threads, (owner + 1) * steps // threads
         if load_integer(counters, owner) < high - low:
             taken = fetch_add(counters + 8 * owner, 1)
             if taken < high - low:
-                return (low + taken) * step
-    return -1
+                first = (low + taken) * step
+                return first, min(first + step, items)
+    return -1, -1
