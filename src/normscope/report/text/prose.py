@@ -40,15 +40,18 @@ def print_table(
 ) -> None:
     """A table under a heading, else its caption; where room is short, numbers break, names not."""
     title(console, read(table.caption if heading is None else heading, lang))
-    lines = grid([read(head, lang) for head in table.head], texts)
-    for row in table.rows:
-        lines.add_row(*(Text(read(cell.text, lang)) for cell in row))
-    wide = console.options.update(width=1000)
-    limit = console.width
-    while limit > NARROW and console.measure(lines, options=wide).maximum > console.width:
-        limit -= 1
-        for column in lines.columns[texts:]:
-            column.max_width = limit
+    heads = [read(head, lang) for head in table.head]
+    body = [[read(cell.text, lang) for cell in row] for row in table.rows]
+    lines = grid(heads, texts)
+    for row in body:
+        lines.add_row(*map(Text, row))
+    widths = [max(map(cell_len, column)) for column in zip(heads, *body, strict=True)]
+    room = console.width - sum(widths[:texts]) - GAP * (len(widths) - 1)
+    limits = range(max(widths), NARROW, -1)
+    fits = (n for n in limits if sum(min(width, n) for width in widths[texts:]) <= room)
+    limit = next(fits, NARROW)
+    for column in lines.columns[texts:]:
+        column.max_width = limit
     console.print(lines)
 
 
