@@ -1,19 +1,22 @@
-"""Run a model and hand it back as it was."""
+"""Run a model and hand it back as it was; remember one and take it back."""
 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from normscope.errors import ModelError
+from normscope.probe.layers import find_norms
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def preserved(model: nn.Module) -> Iterator[None]:
     """Run `model` in eval mode without gradients, and hand it back as it was.
 
     Modes are set and restored per module (an overridden `train()` is not called), buffers that
@@ -58,3 +61,46 @@ def untouched(model: nn.Module) -> Iterator[None]:
                     parameter.requires_grad_(flag)
             random.setstate(python_state)
             np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+TABLES = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_non_persistent_buffers_set",
+    "_forward_pre_hooks",
+)
+
+
+class ModelSnapshot:
+    """Modes, classes, attributes and tensors of everything that a repair may change.
+
+    Contents are copied of the layers in `norms` and of all biases; other weights no repair
+    touches.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        norms = {id(norm.module) for norm in find_norms(model)}
+        norms |= {id(m) for m in model.modules() if isinstance(m, _BatchNorm)}
+        self._modules: list[tuple[nn.Module, type[nn.Module], dict[str, Any]]] = []
+        self._contents: list[tuple[Tensor, Tensor]] = []
+        for module in model.modules():
+            state = dict(module.__dict__)
+            for table in TABLES:
+                state[table] = state[table].copy()
+            self._modules.append((module, type(module), state))
+            own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+            bias = module._parameters.get("bias")
+            kept = own if id(module) in norms else [] if bias is None else [bias]
+            self._contents += [(tensor, tensor.detach().clone()) for tensor in kept]
+
+    def rollback(self) -> None:
+        """Everything as it was: the same objects, classes, modes and bytes."""
+        for module, kind, state in self._modules:
+            module.__class__ = kind
+            tables = {name: state[name].copy() for name in TABLES}
+            module.__dict__.clear()
+            module.__dict__.update(state | tables)
+        with torch.no_grad():
+            for tensor, content in self._contents:
+                tensor.data.copy_(content)
