@@ -67,22 +67,37 @@ def writable_folder(folder: Path) -> Path:
     return folder
 
 
+def read_bytes(path: Path, what: str = "file") -> bytes:
+    """All of a file.
+
+    Raises:
+        FileError: missing, a folder or a pipe, unreadable, or empty.
+    """
+    try:
+        if path.is_dir():
+            raise FileError(f"{shown(path)} is a folder, not a {what}; name the {what} in it")
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise FileError(f"{shown(path)} is no plain file; copy the {what} to one")
+        data = path.read_bytes()
+    except FileNotFoundError as problem:
+        raise FileError(f"there is no {what} {shown(path)}; check the path") from problem
+    except OSError as problem:
+        raise FileError(f"{shown(path)} cannot be read: {problem.strerror}") from problem
+    if not data:
+        raise FileError(f"{shown(path)} is empty; a {what} with content is needed")
+    return data
+
+
 def read_text(path: Path, what: str = "file") -> str:
     """The text of a UTF-8 file.
 
     Raises:
-        FileError: missing, a folder, unreadable, empty, or not text.
+        FileError: as `read_bytes`, or where it is not text or blank.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as problem:
-        raise FileError(f"there is no {what} {shown(path)}; check the path") from problem
-    except IsADirectoryError as problem:
-        raise FileError(f"{shown(path)} is a folder, not a {what}") from problem
+        text = read_bytes(path, what).decode("utf-8")
     except UnicodeDecodeError as problem:
         raise FileError(f"{shown(path)} is not text; a UTF-8 {what} is needed") from problem
-    except OSError as problem:
-        raise FileError(f"{shown(path)} cannot be read: {problem.strerror}") from problem
     if not text.strip():
         raise FileError(f"{shown(path)} is empty; a {what} with content is needed")
     return text
@@ -96,6 +111,8 @@ def read_json(path: Path, what: str = "record") -> Any:
         raise FileError(
             f"{shown(path)} is not a whole {what}: line {problem.lineno}: {problem.msg}"
         ) from problem
+    except RecursionError as problem:
+        raise FileError(f"{shown(path)} is no {what}: it is nested too deeply") from problem
 
 
 def _unwritable(path: Path, problem: OSError, size: int) -> FileError:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from normscope import FileError, InputError, ModelError
 from normscope.doctor import diagnose, repair
 from normscope.doctor.remedies import REMEDIES, Patient
+from normscope.probe.load import read_weights
 from normscope.records import Diagnosis, Repaired
 from normscope.train.data import load
 from normscope.train.nets import build
-from normscope.weights import read_weights
 from tests.doctor.patients import (
     accuracy,
     healthy,

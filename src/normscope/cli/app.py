@@ -28,6 +28,9 @@ Model = Annotated[
     str | None,
     typer.Option(help="pkg.module:factory, path/file.py:factory, timm:NAME, or a run folder."),
 ]
+Key = Annotated[
+    str | None, typer.Option(help="Which of several state dicts in --weights, as g_ema.")
+]
 Html = Annotated[Path | None, typer.Option(help="Write the page here.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 LangOption = Annotated[

@@ -12,6 +12,7 @@ from normscope.cli.app import (
     LOCALE,
     Html,
     Json,
+    Key,
     LangOption,
     Model,
     known_language,
@@ -39,6 +40,7 @@ def repair(
         Path | None,
         typer.Option(help="safetensors or a weights-only file; alone, with --force, it serves."),
     ] = None,
+    key: Key = None,
     data: Annotated[
         str | None,
         typer.Option(help="As for train: the training part measures, the test part judges."),
@@ -73,15 +75,15 @@ def repair(
         )
     from normscope import doctor
     from normscope.doctor.checkpoint import merged, skeleton
-    from normscope.weights import read_weights, write_weights
+    from normscope.probe.load import read_weights, write_weights
 
     state = None
     if model is None:
         assert weights is not None, "asked before"
-        state = read_weights(weights)
+        state = read_weights(weights, key)
         network, source, name = skeleton(state, momentum), None, str(weights)
     else:
-        network, source, name = model_and_data(model, weights, data)
+        network, source, name = model_and_data(model, weights, data, key)
     batches = in_training(source, loader, batch_size)
     held_out = None
     if source is not None and loader is None:

@@ -13,8 +13,8 @@ from normscope.doctor.checks import CHECKS, Case, Check, Skip
 from normscope.doctor.evidence import Evidence, gathered, norms_by_name
 from normscope.doctor.loader import Forward, Loader, Part, device_of
 from normscope.errors import InputError, ModelError
+from normscope.probe.load import read_weights
 from normscope.records import SEVERITIES, Cause, Diagnosis, Finding, Gap, LayerGap, Skipped
-from normscope.weights import read_weights
 
 Subject = nn.Module | Mapping[str, Tensor] | str | Path
 Progress = Callable[[int, int, str], None]  # done, in all, what is next

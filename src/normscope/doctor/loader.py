@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from normscope.errors import InputError, ModelError, NormscopeError
-from normscope.factories import reason
 from normscope.layers import condition
 from normscope.probe import culprit
+from normscope.probe.load import reason
 
 Forward = Callable[[nn.Module, Any], Any]
 Part = Literal["all", "first", "held_out"]

@@ -18,8 +18,8 @@ from normscope.doctor.outputs import Comparison, scores_of
 from normscope.doctor.passage import Passage
 from normscope.doctor.remedies import REMEDIES, Patient, Remedy, Unfit
 from normscope.errors import InputError, ModelError, NormscopeError
+from normscope.probe.load import write_weights
 from normscope.records import Diagnosis, Finding, Repaired, Score, Trial
-from normscope.weights import write_weights
 
 # right by themselves: kept where nothing that can be seen changes
 NEUTRAL = frozenset({"fold_bias", "widen", "momentum", "freeze"})

@@ -9,9 +9,9 @@ from torch.utils._pytree import tree_leaves
 
 from normscope.conversion.kinds import Refusal, read
 from normscope.errors import InputError, ModelError
-from normscope.factories import reason
 from normscope.folding.flow import Flow, copied, is_norm
 from normscope.folding.pair import Side, difference, fold_into
+from normscope.probe.load import reason
 from normscope.records import Comparison
 
 KINDS = ("torch", "sync", "batch", "ghost", "renorm", "frozen")  # one affine map in eval()
