@@ -22,6 +22,7 @@ from normscope.conversion.kinds import (
 from normscope.conversion.verification import LEVELS, Level, Verification, verified
 from normscope.errors import InputError, ModelError
 from normscope.layers.batch import Normalizer
+from normscope.probe.frozen import refuse_traced
 from normscope.records import Change, Left
 
 TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
@@ -117,8 +118,10 @@ def convert(
 
     Raises:
         InputError: an unknown kind or option, a pattern that fits nothing.
-        ModelError: a layer would lose something (unless partial), or no layer is there.
+        ModelError: a layer would lose something (unless partial), no layer is there, or the
+            model is a program of TorchScript or torch.export.
     """
+    refuse_traced(model, parts=False)
     kind = check_options(to, options)
     chosen = _chosen(model, tuple(only))
     plans: list[_Plan] = []

@@ -11,6 +11,7 @@ from normscope.conversion.kinds import Refusal, read
 from normscope.errors import InputError, ModelError
 from normscope.folding.flow import Flow, copied, is_norm
 from normscope.folding.pair import Side, difference, fold_into
+from normscope.probe.frozen import refuse_traced, refuse_unready
 from normscope.probe.load import reason
 from normscope.records import Comparison
 
@@ -79,12 +80,15 @@ def fold(model: nn.Module) -> Folding:
         model: any module; it is not changed.
 
     Raises:
-        ModelError: the model cannot be copied or, as a whole, not be traced by torch.fx; a norm
-            or the result of its folding is not finite, or a running_var is below 0.
+        ModelError: the model cannot be copied or, as a whole, not be traced by torch.fx, is a
+            program of TorchScript or torch.export, lazy, or on the meta device; a norm or the
+            result of its folding is not finite, or a running_var is below 0.
 
     Source: Jacob et al. 2018, "Quantization and training of neural networks for efficient
     integer-arithmetic-only inference", section 3.2.
     """
+    refuse_traced(model, parts=False)
+    refuse_unready(model)
     folded = copied(model).eval()
     names = [name for name, module in folded.named_modules() if is_norm(module)]
     if names in ([], [""]):
