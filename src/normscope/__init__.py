@@ -23,8 +23,8 @@ _WHERE = {
         for rank in (1, 2, 3)
     },
     "condition": "layers.conditional",
-    "guard": "layers.statistics",
-    "commit": "layers.statistics",
+    "guard": "layers.guarding",
+    "commit": "layers.guarding",
     "merge_ranks": "layers.statistics",
     "snapshot": "layers.statistics",
     "Policy": "layers.statistics",

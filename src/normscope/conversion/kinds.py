@@ -15,6 +15,7 @@ from normscope.arguments import Activation, listed
 from normscope.conversion.blend import Behind
 from normscope.errors import InputError
 from normscope.layers.batch import Ranks
+from normscope.layers.guarding import policy_of
 from normscope.layers.statistics import AS_TORCH, RunningStatistics, pooled
 
 Kind = Literal[
@@ -110,8 +111,8 @@ def read(layer: nn.Module) -> Plain | None:
         return None
     if isinstance(layer, torch.jit.ScriptModule):
         raise Refusal("it is TorchScript, which cannot change")
-    if isinstance(layer, RunningStatistics) and layer.policy != AS_TORCH:
-        raise Refusal(f"it follows {layer.policy}; end the guard, or set_policy(Policy()), before")
+    if (policy := policy_of(layer)) != AS_TORCH:
+        raise Refusal(f"it follows {policy}; end the guard, or set_policy(Policy()), before")
     tensors = {name: getattr(layer, name, None) for name in NAMES}
     if kind == "instance" and tensors["running_mean"] is None:
         raise Refusal("it keeps no running statistics: each sample has its own, in eval too")

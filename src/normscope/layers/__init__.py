@@ -13,6 +13,8 @@ from normscope.layers.conditional import condition as condition
 from normscope.layers.frozen import FrozenBatchNorm1d as FrozenBatchNorm1d
 from normscope.layers.frozen import FrozenBatchNorm2d as FrozenBatchNorm2d
 from normscope.layers.frozen import FrozenBatchNorm3d as FrozenBatchNorm3d
+from normscope.layers.guarding import commit as commit
+from normscope.layers.guarding import guard as guard
 from normscope.layers.mode import ModeNorm1d as ModeNorm1d
 from normscope.layers.mode import ModeNorm2d as ModeNorm2d
 from normscope.layers.mode import ModeNorm3d as ModeNorm3d
@@ -21,6 +23,4 @@ from normscope.layers.renorm import BatchRenorm2d as BatchRenorm2d
 from normscope.layers.renorm import BatchRenorm3d as BatchRenorm3d
 from normscope.layers.statistics import Policy as Policy
 from normscope.layers.statistics import Snapshot as Snapshot
-from normscope.layers.statistics import commit as commit
-from normscope.layers.statistics import guard as guard
 from normscope.layers.statistics import snapshot as snapshot
