@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, TypeGuard
 
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normscope.conversion.blend import Blend, blended
 from normscope.conversion.kinds import (
@@ -25,6 +26,7 @@ from normscope.layers.batch import Normalizer
 from normscope.probe.frozen import refuse_traced
 from normscope.records import Change, Left
 
+OWN = "it normalises within each sample in training; name it in only= to convert it all the same"
 TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
@@ -113,8 +115,9 @@ def convert(
     One row of statistics becomes K equal rows, and K rows become one by the law of total
     variance. Where a parameter changes its shape it stays the same object, without a gradient;
     an optimizer that has state for it must be made anew. Freezing makes parameters buffers, in
-    the same memory. GroupNorm, LayerNorm and InstanceNorm without statistics are kept: no batch
-    norm equals them.
+    the same memory. GroupNorm, LayerNorm and InstanceNorm are kept: no batch norm equals them in
+    training. An InstanceNorm with running statistics, which one does equal in eval(), is converted
+    where `only` names it, or where it is the model itself.
 
     Raises:
         InputError: an unknown kind or option, a pattern that fits nothing.
@@ -123,13 +126,17 @@ def convert(
     """
     refuse_traced(model, parts=False)
     kind = check_options(to, options)
-    chosen = _chosen(model, tuple(only))
+    patterns = tuple(only)
+    chosen = _chosen(model, patterns)
     plans: list[_Plan] = []
     kept: list[Left] = []
     refused: list[Left] = []
     for name, layer in chosen:
         here = type(layer).__name__
         try:
+            if isinstance(layer, _InstanceNorm) and layer is not model and not patterns:
+                kept.append(Left(name, here, OWN))
+                continue
             plain = read(layer)
             if plain is None:
                 reason = "it normalises within each sample; no batch norm equals it"

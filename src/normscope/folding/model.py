@@ -12,6 +12,7 @@ from normscope.errors import InputError, ModelError
 from normscope.folding.flow import Flow, copied, is_norm
 from normscope.folding.pair import Side, difference, fold_into
 from normscope.probe.frozen import refuse_traced, refuse_unready
+from normscope.probe.generators import kept_generators
 from normscope.probe.load import reason
 from normscope.records import Comparison
 
@@ -55,6 +56,7 @@ class Folding:
         return Comparison("outputs", "eval", difference(before, after), tolerance)
 
 
+@kept_generators()  # tracing runs the forward
 @torch.no_grad()
 def fold(model: nn.Module) -> Folding:
     """A copy of a model for inference, with batch norms folded into their linear neighbours.
@@ -127,9 +129,7 @@ def _fold(flow: Flow, name: str) -> str:
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     """The floating point tensors that a copy of a model gives in eval()."""
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(gpus), torch.no_grad():
-        torch.manual_seed(0)
+    with kept_generators(0), torch.no_grad():
         try:
             leaves = tree_leaves(copied(model).eval()(*inputs))
         except Exception as problem:
