@@ -13,6 +13,7 @@ _FAMILY = {
     "conditional": ("ConditionalBatchNorm",),
     "frozen": ("FrozenBatchNorm",),
     "mode": ("ModeNorm",),
+    "own": ("EvalNorm",),
     "renorm": ("BatchRenorm",),
 }
 _WHERE = {

@@ -19,7 +19,7 @@ def convert(
     to: Annotated[
         str,
         typer.Option(
-            help="torch, sync, batch, ghost, renorm, frozen, conditional, mode, or group."
+            help="torch, sync, batch, ghost, renorm, evalnorm, frozen, conditional, mode, or group."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Write the converted weights here, as safetensors.")],

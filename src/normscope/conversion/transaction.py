@@ -104,13 +104,15 @@ def convert(
     Args:
         model: any module; a normalisation layer itself serves too.
         to: "torch" (`torch.nn.BatchNorm*d`, or the class that a layer was derived from), "sync"
-            (`torch.nn.SyncBatchNorm`), "batch", "ghost", "renorm", "frozen", "conditional",
-            "mode" (normscope's), or "group" (`torch.nn.GroupNorm`: another function).
+            (`torch.nn.SyncBatchNorm`), "batch", "ghost", "renorm", "evalnorm", "frozen",
+            "conditional", "mode" (normscope's), or "group" (`torch.nn.GroupNorm`: another
+            function).
         only: patterns of layer names, as "encoder.*"; empty: all layers.
         partial: convert what can be, and leave the rest; see `Conversion.refused`.
         dims: 1, 2 or 3, for layers that do not say it (`SyncBatchNorm`).
         options: of the layers: ghost_size=16; num_conditions=4 with stats, affine, missing,
-            min_count; num_modes=2; r_max, d_max, warm_up, ramp; num_groups=8; process_group.
+            min_count; num_modes=2; own_weight=0.1; r_max, d_max, warm_up, ramp; num_groups=8;
+            process_group.
 
     One row of statistics becomes K equal rows, and K rows become one by the law of total
     variance. Where a parameter changes its shape it stays the same object, without a gradient;

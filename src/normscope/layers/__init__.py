@@ -18,6 +18,9 @@ from normscope.layers.guarding import guard as guard
 from normscope.layers.mode import ModeNorm1d as ModeNorm1d
 from normscope.layers.mode import ModeNorm2d as ModeNorm2d
 from normscope.layers.mode import ModeNorm3d as ModeNorm3d
+from normscope.layers.own import EvalNorm1d as EvalNorm1d
+from normscope.layers.own import EvalNorm2d as EvalNorm2d
+from normscope.layers.own import EvalNorm3d as EvalNorm3d
 from normscope.layers.renorm import BatchRenorm1d as BatchRenorm1d
 from normscope.layers.renorm import BatchRenorm2d as BatchRenorm2d
 from normscope.layers.renorm import BatchRenorm3d as BatchRenorm3d
