@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from normscope.errors import FileError
+from normscope.errors import shown as shown
 
 
-def shown(path: str | os.PathLike[str]) -> str:
-    """A path as one clean line: control characters and undecodable bytes are escaped."""
-    text = os.fspath(path).encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+def json_text(value: Any, indent: int | None = None) -> str:
+    """One JSON document that is safe to print: what `shown` spells out is escaped, and reads back.
+
+    Raises:
+        ValueError: a number that is not finite.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def write_whole(path: Path, content: str | bytes) -> Path:

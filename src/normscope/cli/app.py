@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich import console
+from rich.segment import Segment
 
 from normscope.errors import InputError
+from normscope.files import shown
 from normscope.report.messages import LANGUAGES, Lang, locale_language, say
 
 if TYPE_CHECKING:
@@ -37,6 +39,16 @@ LangOption = Annotated[
     str, typer.Option("--lang", help="en or zh; the default follows the locale.")
 ]
 LOCALE = locale_language()
+
+
+class Console(console.Console):
+    """Rich's console; names that come out of files cannot give the terminal orders."""
+
+    def render(self, *args: Any, **kwargs: Any) -> Iterator[Segment]:
+        """As rich, with every text in printable characters."""
+        for segment in super().render(*args, **kwargs):
+            text = segment.text if segment.control else shown(segment.text, keep="\n")
+            yield segment if text == segment.text else Segment(text, segment.style)
 
 
 @contextmanager

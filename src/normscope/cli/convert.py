@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from normscope.cli.app import LOCALE, Json, Key, LangOption, known_language, tell
+from normscope.cli.app import LOCALE, Console, Json, Key, LangOption, known_language, tell
 from normscope.errors import InputError
 
 

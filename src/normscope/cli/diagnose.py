@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from normscope.cli.app import (
     LOCALE,
+    Console,
     Html,
     Json,
     Key,

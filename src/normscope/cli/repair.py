@@ -1,15 +1,14 @@
 """normscope repair."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from normscope.cli.app import (
     LOCALE,
+    Console,
     Html,
     Json,
     Key,
@@ -30,6 +29,7 @@ from normscope.cli.patient import (
     write_reports,
 )
 from normscope.errors import InputError
+from normscope.files import json_text
 from normscope.records import plain
 
 
@@ -116,7 +116,7 @@ def repair(
     write_reports(found, record, language, html)
     if as_json:
         both = {"kind": "checkup", "diagnosis": plain(found), "repair": plain(record)}
-        sys.stdout.write(json.dumps(both, ensure_ascii=False) + "\n")
+        sys.stdout.write(json_text(both) + "\n")
     else:
         from normscope.report.text import print_diagnosis, print_repair
 

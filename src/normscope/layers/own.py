@@ -44,7 +44,9 @@ class _EvalNorm(Normalizer):
         destination[prefix + "own_weight"] = torch.tensor(self.own_weight, dtype=torch.float64)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        weight = state_dict.pop(prefix + "own_weight", None)  # of a copy; plain checkpoints have none
+        weight = state_dict.pop(
+            prefix + "own_weight", None
+        )  # of a copy; plain checkpoints have none
         super()._load_from_state_dict(state_dict, prefix, *args)
         if weight is not None:
             self.own_weight = checked_weight(float(weight))
