@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normscope.errors import InputError
-from normscope.factories import reason
 from normscope.probe.grammar import Batch, one_class
+from normscope.probe.load import reason
 
 Metric = Callable[[Any, Any], Any]  # of an output and its batch, higher is better
 Loss = Callable[[Any, Any], Any]  # likewise, lower is better; one number, or one per sample

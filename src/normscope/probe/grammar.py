@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from normscope.errors import InputError
-from normscope.factories import reason
 from normscope.probe.layers import bare
+from normscope.probe.load import reason
 
 Labels = str | int | Callable[[Any], Any]
 

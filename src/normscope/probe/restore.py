@@ -1,18 +1,16 @@
 """Run a model and hand it back as it was; remember one and take it back."""
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parameter import is_lazy
 
-from normscope.errors import ModelError
+from normscope.probe.frozen import check_runnable
 from normscope.probe.layers import find_norms
+from normscope.probe.random import kept_generators
 
 
 @contextmanager
@@ -25,14 +23,10 @@ def preserved(model: nn.Module) -> Iterator[None]:
     Ctrl-C.
 
     Raises:
-        ModelError: a lazy layer has no shape yet; its first forward would change the model.
+        ModelError: a program of TorchScript or torch.export, a lazy or a meta model.
     """
     modules = list(model.modules())
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if is_lazy(tensor):
-            raise ModelError(
-                f"{name} has no shape yet (a lazy layer); run the model once on a batch before"
-            )
+    check_runnable(model)
     modes = [module.training for module in modules]
     tables = [dict(module._buffers) for module in modules]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -41,9 +35,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
         for buffer in model.buffers()
         if not buffer.is_inference()
     ]
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.no_grad(), torch.random.fork_rng(gpus):
+    with torch.no_grad(), kept_generators():
         try:
             for module in modules:
                 module.training = False
@@ -59,8 +51,6 @@ def preserved(model: nn.Module) -> Iterator[None]:
             for parameter, flag in wanted:
                 if parameter.requires_grad != flag:
                     parameter.requires_grad_(flag)
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 TABLES = (

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from normscope.errors import FileError
 from normscope.files import shown
+from normscope.probe.load import read_weights, write_weights
 from normscope.records import Epoch
 from normscope.train.nets import Blueprint
-from normscope.weights import read_weights, write_weights
 
 AGAIN = "start again with --overwrite"
 
@@ -123,7 +123,7 @@ def load_model(path: Path) -> nn.Module:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What `write_weights` wrote; raises FileError as `weights.read_weights`."""
+    """What `write_weights` wrote; raises FileError as `read_weights`."""
     tensors = read_weights(path)
     try:
         with safe_open(path, framework="pt") as file:
