@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 from normscope import __version__
-from normscope.errors import InputError
+from normscope.errors import InputError, MissingExtraError
 from normscope.records import Run, RunConfig
-from normscope.train import board, ranks, telemetry
+from normscope.train import ranks, telemetry
 from normscope.train.checkpoint import Checkpoint, load_model, save_model
 from normscope.train.comparison import rows
 from normscope.train.data import Data, load
 from normscope.train.folder import RunFolder
-from normscope.train.loop import Network, steps_per_epoch
-from normscope.train.member import Training
-from normscope.train.nets import Blueprint, blueprint, check_names
+from normscope.train.loop import Trainer, steps_per_epoch
+from normscope.train.member import MemberRun
+from normscope.train.nets import ModelConfig, check_names
 from normscope.train.sweep import RATES as SWEEP
 from normscope.train.sweep import judged, short_epochs, sweep
 
@@ -82,17 +82,29 @@ def train(
                 return earlier
         else:
             ranks.first(lambda: folder.start(overwrite=overwrite))
-            earlier = _new_run(config, data, facts)
-        return _Session(folder, earlier, data, on_progress, tensorboard=tensorboard).run()
+            earlier = Run(
+                config=config,
+                complete=False,
+                classes=data.classes,
+                train_size=len(data.train_x),
+                test_size=len(data.test_x),
+                environment=facts,
+                rows=(),
+                members=(),
+                traces=(),
+                sweeps=(),
+                inspection=None,
+            )
+        return RunSession(folder, earlier, data, on_progress, tensorboard=tensorboard).run()
 
 
 def load_member(out: Path, norm: str, seed: int) -> nn.Module:
-    """A finished network of the run in `out`, in eval mode; raises FileError without one."""
+    """Load a finished network of the run in `out`, in eval mode; raises FileError without one."""
     return load_model(RunFolder(out).member(norm, seed))
 
 
 def load_run(out: Path) -> tuple[Run, nn.Module, Data]:
-    """The record of the run in `out`, the network of its first norm and seed, and its data."""
+    """Load the run in `out`: its record, the network of its first norm and seed, its data."""
     folder = RunFolder(out)
     run = folder.read()
     model = load_model(folder.model)
@@ -100,7 +112,7 @@ def load_run(out: Path) -> tuple[Run, nn.Module, Data]:
 
 
 def environment() -> dict[str, str]:
-    """Versions and settings that decide speed and the last digits."""
+    """Return versions and settings that decide speed and the last digits."""
     return {
         "normscope": __version__,
         "torch": str(torch.__version__),
@@ -111,7 +123,7 @@ def environment() -> dict[str, str]:
     }
 
 
-class _Session:
+class RunSession:
     """A run while it runs: what is finished, and the network in training."""
 
     def __init__(
@@ -123,16 +135,13 @@ class _Session:
         *,
         tensorboard: bool,
     ) -> None:
-        self.folder = folder
-        self.earlier = earlier
-        self.config = earlier.config
-        self.data = data
+        self.folder, self.earlier, self.config, self.data = folder, earlier, earlier.config, data
         self.on_progress = on_progress
         self.tensorboard = tensorboard
         self.members = [member for member in earlier.members if member.status != "stopped"]
         self.sweeps = earlier.sweeps
         self.checkpoint = ranks.first(self._unfinished)
-        self.training: Training | None = None
+        self.training: MemberRun | None = None
         self.jobs = self._jobs()
         self.steps_done = 0
 
@@ -145,7 +154,7 @@ class _Session:
                 begin = self.steps_done
                 if seed is None:
                     self._sweep(norm)
-                else:
+                elif not self._is_finished(norm, seed):
                     self._train(norm, seed)
                 self.steps_done = begin + steps
         except KeyboardInterrupt:
@@ -155,51 +164,44 @@ class _Session:
         return run
 
     def _jobs(self) -> dict[tuple[str, int | None], int]:
-        """Steps of each training (norm, seed) and each sweep (norm, None), in order."""
+        """Count the steps of each training (norm, seed) and each sweep (norm, None), in order."""
         config = self.config
         each = {n: steps_per_epoch(self.data, n, config.batch_size) for n in config.norms}
-        jobs: dict[tuple[str, int | None], int] = {}
-        for norm in config.norms:
-            for seed in range(config.seed, config.seed + config.seeds):
-                jobs[norm, seed] = config.epochs * each[norm]
+        jobs: dict[tuple[str, int | None], int] = {
+            (norm, seed): config.epochs * each[norm]
+            for norm in config.norms
+            for seed in range(config.seed, config.seed + config.seeds)
+        }
         tries = short_epochs(config, self.data) * len(config.sweep)
         return jobs | {(norm, None): tries * each[norm] for norm in config.norms if tries}
 
     def _train(self, norm: str, seed: int) -> None:
-        if self._is_finished(norm, seed):
-            return
         config, begun = self.config, self.checkpoint
-        design = blueprint(config.net, norm, self.data)
+        if begun and (begun.norm, begun.seed) != (norm, seed):
+            begun = None
+        model = ModelConfig.of(config.net, norm, self.data)
+        sizes = {"epochs": config.epochs, "batch_size": config.batch_size}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.training = Training(
-                Network(
-                    self.data,
-                    design,
-                    seed,
-                    lr=config.lr,
-                    epochs=config.epochs,
-                    batch_size=config.batch_size,
-                ),
+            trainer = Trainer(self.data, model, seed, lr=config.lr, **sizes)
+            self.training = MemberRun(
+                trainer,
                 self.folder,
                 every=config.every if seed == config.seed else None,
                 tensorboard=self.tensorboard,
                 after_step=lambda: self._stepped(f"{norm}, seed {seed}"),
             )
-            if begun and (begun.norm, begun.seed) == (norm, seed):
-                self.training.resume(begun)
-                self.steps_done += begun.step
-            member = self.training.run()
-        ranks.first(lambda: self._save(norm, seed, design))
+            self.steps_done += begun.step if begun else 0
+            member = self.training.run(begun)
+
+        def save() -> None:
+            save_model(self.folder.member(norm, seed), trainer.model, model)
+            if (norm, seed) == (config.norms[0], config.seed):
+                save_model(self.folder.model, trainer.model, model)
+
+        ranks.first(save)
         self.members.append(member)
         self._write()
-
-    def _save(self, norm: str, seed: int, design: Blueprint) -> None:
-        assert self.training, "just finished"
-        model = self.training.network.model
-        save_model(self.folder.member(norm, seed), model, design)
-        if (norm, seed) == (self.config.norms[0], self.config.seed):
-            save_model(self.folder.model, model, design)
 
     def _sweep(self, norm: str) -> None:
         if any(s.norm == norm for s in self.sweeps):
@@ -215,23 +217,23 @@ class _Session:
         self._write()
 
     def _write(self, *, complete: bool = False) -> Run:
-        return ranks.first(lambda: self._written(complete))
+        def write() -> Run:
+            members = list(self.members)
+            stopped = self.training.so_far() if self.training else None
+            if stopped and not self._is_finished(stopped.norm, stopped.seed):
+                members.append(stopped)
+            run = replace(
+                self.earlier,
+                complete=complete,
+                members=tuple(members),
+                rows=rows(self.config.norms, members, self.sweeps),
+                traces=telemetry.traces(self.folder.telemetry),
+                sweeps=self.sweeps,
+            )
+            self.folder.write(run)
+            return run
 
-    def _written(self, complete: bool) -> Run:
-        members = list(self.members)
-        stopped = self.training.so_far() if self.training else None
-        if stopped and not self._is_finished(stopped.norm, stopped.seed):
-            members.append(stopped)
-        run = replace(
-            self.earlier,
-            complete=complete,
-            members=tuple(members),
-            rows=rows(self.config.norms, members, self.sweeps),
-            traces=telemetry.traces(self.folder.telemetry),
-            sweeps=self.sweeps,
-        )
-        self.folder.write(run)
-        return run
+        return ranks.first(write)
 
     def _stepped(self, message: str) -> None:
         self.steps_done += 1
@@ -239,7 +241,7 @@ class _Session:
             self.on_progress(self.steps_done, sum(self.jobs.values()), message)
 
     def _unfinished(self) -> Checkpoint | None:
-        """The network that an interrupted run was training."""
+        """Load the network that an interrupted run was training."""
         if not self.folder.checkpoint.exists():
             return None
         found = Checkpoint.load(self.folder.checkpoint)
@@ -249,43 +251,15 @@ class _Session:
         return any((m.norm, m.seed) == (norm, seed) for m in self.members)
 
     def _is_settled(self, line: telemetry.Line) -> bool:
-        """Whether a telemetry line will not be written again."""
+        """Tell whether a telemetry line will not be written again."""
         norm, seed, begun = line["norm"], line["seed"], self.checkpoint
         if begun and (begun.norm, begun.seed) == (norm, seed):
             return bool(line["step"] <= begun.step)
         return self._is_finished(norm, seed)
 
 
-def _new_run(config: RunConfig, data: Data, facts: dict[str, str]) -> Run:
-    return Run(
-        config=config,
-        complete=False,
-        classes=data.classes,
-        train_size=len(data.train_x),
-        test_size=len(data.test_x),
-        environment=facts,
-        rows=(),
-        members=(),
-        traces=(),
-        sweeps=(),
-        inspection=None,
-    )
-
-
 def _checked(config: RunConfig, *, tensorboard: bool) -> Data:
-    """The data, after all checks that need no folder."""
-    _check_bounds(config)
-    if tensorboard:
-        board.check_installed()
-    data = load(config.data, seed=config.seed, domains=config.domains)
-    for norm in config.norms:
-        design = blueprint(config.net, norm, data)
-        if ranks.size() > 1:
-            ranks.check_synchronises(design.build(config.seed))
-    return data
-
-
-def _check_bounds(config: RunConfig) -> None:
+    """Load the data, after all checks that need no folder."""
     least = {"epochs": 1, "batch_size": 2, "seed": 0, "seeds": 1, "every": 1}
     for name, bound in least.items():
         if getattr(config, name) < bound:
@@ -299,10 +273,23 @@ def _check_bounds(config: RunConfig) -> None:
         )
     for norm in config.norms:  # before the data are read, which takes longer
         check_names(config.net, norm)
+    if tensorboard:
+        try:
+            import tensorboard as _  # noqa: F401
+        except ImportError as problem:
+            raise MissingExtraError(
+                "--tensorboard needs the tensorboard package: pip install 'normscope[tensorboard]'"
+            ) from problem
+    data = load(config.data, seed=config.seed, domains=config.domains)
+    for norm in config.norms:
+        model = ModelConfig.of(config.net, norm, data)
+        if ranks.size() > 1:
+            ranks.check_synchronises(model.build(config.seed))
+    return data
 
 
 def _fingerprint(data: Data) -> str:
-    """A few signs that differ where the samples, their order or their split differ."""
+    """Return a few signs that differ where the samples, their order or their split differ."""
     digest = hashlib.sha256()
     for tensor in (data.train_x, data.train_y, data.test_x, data.test_y):
         digest.update(tensor.numpy().tobytes())
@@ -311,7 +298,7 @@ def _fingerprint(data: Data) -> str:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """The numbers do not depend on the machine's cores, and small steps never wait for a core."""
+    """Compute with one thread: the same numbers on any machine, and no small step that waits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -30,7 +30,7 @@ class RunFolder:
         self.record = root / "run.json"
         self.telemetry = root / "telemetry.jsonl"
         self.model = root / "model.safetensors"
-        self.checkpoint = root / "progress" / "state.safetensors"
+        self.checkpoint = root / "progress" / "state.pt"
 
     def member(self, norm: str, seed: int) -> Path:
         """The weights of a finished network."""

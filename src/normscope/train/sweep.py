@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from normscope.records import RunConfig, Sweep
 from normscope.train.data import Data
-from normscope.train.loop import Network
-from normscope.train.nets import NORMS, blueprint
+from normscope.train.loop import Trainer
+from normscope.train.nets import NORMS, ModelConfig
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 EPOCHS = 5  # of each short run, or more where that is fewer steps than
@@ -16,7 +16,7 @@ SHARE = 0.9  # a rate trains if it reaches this share of the best accuracy of th
 
 
 def short_epochs(config: RunConfig, data: Data) -> int:
-    """How many epochs each rate is tried for, at most as many as a whole training has."""
+    """Count the epochs that each rate is tried for, at most as many as a whole training has."""
     steps = max(1, len(data.train_x) // config.batch_size)
     return min(config.epochs, max(EPOCHS, math.ceil(STEPS / steps)))
 
@@ -28,7 +28,7 @@ def sweep(
     after_step: Callable[[], None],
     after_rate: Callable[[int], None],
 ) -> Sweep:
-    """Test accuracy of the first seed's network after a short training at each rate.
+    """Measure test accuracy of the first seed's network after a short training at each rate.
 
     NaN where the loss became infinite. Lowest and highest are left open; `judged` fills them.
 
@@ -40,24 +40,21 @@ def sweep(
         after_rate: called with how many rates are done.
     """
     epochs = short_epochs(config, data)
-    design = blueprint(config.net, norm, data)
+    model = ModelConfig.of(config.net, norm, data)
     rates = tuple(sorted(config.sweep))
+    sizes = {"epochs": epochs, "batch_size": config.batch_size}
     accuracy = []
     for done, lr in enumerate(rates, start=1):
-        network = Network(
-            data, design, config.seed, lr=lr, epochs=epochs, batch_size=config.batch_size
-        )
-        for epoch in range(1, epochs + 1):
-            loss = network.train_epoch(epoch, lambda _: after_step())
-            if math.isnan(loss):
-                break
-        accuracy.append(math.nan if math.isnan(loss) else network.score().accuracy)
+        trainer = Trainer(data, model, config.seed, lr=lr, **sizes)
+        losses = (trainer.train_epoch(e, lambda _: after_step()) for e in range(1, epochs + 1))
+        diverged = any(math.isnan(loss) for loss in losses)  # no epoch is trained after it
+        accuracy.append(math.nan if diverged else trainer.score().accuracy)
         after_rate(done)
     return Sweep(norm=norm, lr=rates, accuracy=tuple(accuracy), lowest=None, highest=None)
 
 
 def judged(sweeps: tuple[Sweep, ...]) -> tuple[Sweep, ...]:
-    """The same sweeps with the lowest and the highest rate that trains.
+    """Fill in the lowest and the highest rate that trains.
 
     A rate trains if it reaches 0.9 of the best accuracy over all norms and rates; norms that are
     given the labels do not set that mark, unless there are no others. Rates in between may fail.
