@@ -35,27 +35,26 @@ def shifted(
     x: NDArray[np.generic],
     domain: NDArray[np.int64],
     names: tuple[str, ...],
-    low: Floats,
-    high: Floats,
+    like: NDArray[np.generic],
     draw: np.random.Generator,
 ) -> NDArray[np.float32]:
-    """Each sample moved into its domain.
+    """Move each sample into its domain.
 
     Args:
         x: (N, C, *S).
         domain: (N,) indices into `names`.
         names: of the domains.
-        low: (C,), the smallest value of each channel in the training part.
-        high: (C,), the largest.
+        like: (M, C, *S), the training part, whose range of each channel is the unit.
         draw: source of the noise.
 
     Returns:
-        (N, C, *S) in units of the range high - low (1 where a channel is constant).
+        (N, C, *S) in units of that range (1 where a channel is constant).
     """
-    shape = (1, -1, *[1] * (x.ndim - 2))
-    span = np.where(high > low, high - low, 1.0).reshape(shape)
+    axes = (0, *range(2, x.ndim))
+    low, high = (f(axis=axes, keepdims=True).astype(np.float64) for f in (like.min, like.max))
+    span = np.where(high > low, high - low, 1.0)
     moved = np.empty(x.shape, dtype=np.float32)
     for i, name in enumerate(names):
-        unit = (x[domain == i].astype(np.float64) - low.reshape(shape)) / span
+        unit = (x[domain == i].astype(np.float64) - low) / span
         moved[domain == i] = DOMAINS[name](unit, draw)
     return moved

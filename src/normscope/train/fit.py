@@ -280,7 +280,7 @@ def _checked(config: RunConfig, *, tensorboard: bool) -> Data:
             raise MissingExtraError(
                 "--tensorboard needs the tensorboard package: pip install 'normscope[tensorboard]'"
             ) from problem
-    data = load(config.data, seed=config.seed, domains=config.domains)
+    data = load(config.data, seed=config.seed, domains=config.domains, every_class=True)
     for norm in config.norms:
         model = ModelConfig.of(config.net, norm, data)
         if ranks.size() > 1:
