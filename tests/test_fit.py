@@ -22,12 +22,11 @@ from normscope.errors import FileError, InputError, MissingExtraError
 from normscope.lens import sinks
 from normscope.records import Epoch, Member, Run, RunConfig, Sweep
 from normscope.train import fit
-from normscope.train.comparison import epochs_to_95, rows
+from normscope.train.comparison import epochs_to_95, judged, rows
 from normscope.train.data import load
 from normscope.train.folder import RunFolder
 from normscope.train.loop import Trainer
 from normscope.train.nets import ModelConfig, norm_layers
-from normscope.train.sweep import judged
 from normscope.train.telemetry import Telemetry, keep_lines, read_lines, traces
 
 # 105 training samples: 6 steps an epoch, so 18 a network, 108 in all, and 72 of the sweep
@@ -295,12 +294,12 @@ def other_tensors(good: bytes, marker: Path) -> bytes:
 
 def wrong_shape(good: bytes, marker: Path) -> bytes:
     content = torch.load(io.BytesIO(good), weights_only=True)
-    content["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(3, 3)
+    content["trainer"]["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(3, 3)
     return saved(content)
 
 
 def wrong_kind(good: bytes, marker: Path) -> bytes:
-    return saved(torch.load(io.BytesIO(good), weights_only=True) | {"optimizer": 3})
+    return saved(torch.load(io.BytesIO(good), weights_only=True) | {"telemetry": {"norm1/in": 3}})
 
 
 def saved(content: object) -> bytes:
@@ -475,7 +474,7 @@ def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path: Path) -> None:
 
 
 def measured(trainer: Trainer, path: Path) -> Telemetry:
-    return Telemetry(trainer, sinks.jsonl(path, norm_layers(trainer.model)))
+    return Telemetry(trainer, [sinks.jsonl(path, norm_layers(trainer.model))])
 
 
 def test_recording_leaves_the_network_as_it_was(tmp_path: Path) -> None:

@@ -108,8 +108,8 @@ class Run(Record):
     train_size: int
     test_size: int
     environment: dict[str, str]  # versions and threads
-    rows: tuple[Row, ...]
-    members: tuple[Member, ...]
-    traces: tuple[Trace, ...]
-    sweeps: tuple[Sweep, ...]
-    inspection: Inspection | None
+    rows: tuple[Row, ...] = ()
+    members: tuple[Member, ...] = ()
+    traces: tuple[Trace, ...] = ()
+    sweeps: tuple[Sweep, ...] = ()
+    inspection: Inspection | None = None

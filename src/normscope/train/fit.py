@@ -4,30 +4,39 @@ import hashlib
 import math
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from normscope import __version__
 from normscope.errors import InputError, MissingExtraError
-from normscope.records import Run, RunConfig
+from normscope.lens import sinks
+from normscope.records import Run, RunConfig, Sweep
 from normscope.train import ranks, telemetry
-from normscope.train.checkpoint import Checkpoint, load_model, save_model
-from normscope.train.comparison import rows
+from normscope.train.checkpoint import (
+    load_checkpoint,
+    load_model,
+    restore,
+    save_checkpoint,
+    save_model,
+)
+from normscope.train.comparison import judged, rows
 from normscope.train.data import Data, load
 from normscope.train.folder import RunFolder
 from normscope.train.loop import Trainer, steps_per_epoch
-from normscope.train.member import MemberRun
-from normscope.train.nets import ModelConfig, check_names
-from normscope.train.sweep import RATES as SWEEP
-from normscope.train.sweep import judged, short_epochs, sweep
+from normscope.train.nets import ModelConfig, check_names, norm_layers
 
 __all__ = ["SWEEP", "Progress", "environment", "load_member", "load_run", "train"]
 
 Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is being trained
+
+SWEEP = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # learning rates
+SWEEP_EPOCHS = 5  # of each rate's short training, or more where that is fewer steps than
+SWEEP_STEPS = 60
 
 
 def train(
@@ -89,11 +98,6 @@ def train(
                 train_size=len(data.train_x),
                 test_size=len(data.test_x),
                 environment=facts,
-                rows=(),
-                members=(),
-                traces=(),
-                sweeps=(),
-                inspection=None,
             )
         return RunSession(folder, earlier, data, on_progress, tensorboard=tensorboard).run()
 
@@ -141,7 +145,9 @@ class RunSession:
         self.members = [member for member in earlier.members if member.status != "stopped"]
         self.sweeps = earlier.sweeps
         self.checkpoint = ranks.first(self._unfinished)
-        self.training: MemberRun | None = None
+        self.trainer: Trainer | None = None
+        steps = max(1, len(data.train_x) // self.config.batch_size)
+        self.short = min(self.config.epochs, max(SWEEP_EPOCHS, math.ceil(SWEEP_STEPS / steps)))
         self.jobs = self._jobs()
         self.steps_done = 0
 
@@ -151,12 +157,12 @@ class RunSession:
         self._write()
         try:
             for (norm, seed), steps in self.jobs.items():
-                begin = self.steps_done
+                end = self.steps_done + steps
                 if seed is None:
                     self._sweep(norm)
                 elif not self._is_finished(norm, seed):
                     self._train(norm, seed)
-                self.steps_done = begin + steps
+                self.steps_done = end
         except KeyboardInterrupt:
             return self._write()
         run = self._write(complete=True)
@@ -172,56 +178,95 @@ class RunSession:
             for norm in config.norms
             for seed in range(config.seed, config.seed + config.seeds)
         }
-        tries = short_epochs(config, self.data) * len(config.sweep)
+        tries = self.short * len(config.sweep)
         return jobs | {(norm, None): tries * each[norm] for norm in config.norms if tries}
 
+    def _new_trainer(self, norm: str, seed: int, lr: float, epochs: int) -> Trainer:
+        model = ModelConfig.of(self.config.net, norm, self.data)
+        size = self.config.batch_size
+        return Trainer(self.data, model, seed, lr=lr, epochs=epochs, batch_size=size)
+
     def _train(self, norm: str, seed: int) -> None:
-        config, begun = self.config, self.checkpoint
-        if begun and (begun.norm, begun.seed) != (norm, seed):
-            begun = None
-        model = ModelConfig.of(config.net, norm, self.data)
-        sizes = {"epochs": config.epochs, "batch_size": config.batch_size}
-        with torch.random.fork_rng(devices=[]):
+        """Train a network to its last epoch, from its checkpoint where there is one."""
+        config, folder, begun = self.config, self.folder, self.checkpoint
+        with torch.random.fork_rng(devices=[]), ExitStack() as stack:
             torch.manual_seed(seed)
-            trainer = Trainer(self.data, model, seed, lr=config.lr, **sizes)
-            self.training = MemberRun(
-                trainer,
-                self.folder,
-                every=config.every if seed == config.seed else None,
-                tensorboard=self.tensorboard,
-                after_step=lambda: self._stepped(f"{norm}, seed {seed}"),
-            )
-            self.steps_done += begun.step if begun else 0
-            member = self.training.run(begun)
+            trainer = self.trainer = self._new_trainer(norm, seed, config.lr, config.epochs)
+            layers = norm_layers(trainer.model)
+            to = [sinks.jsonl(folder.telemetry, layers, norm=norm, seed=seed)]
+            recorder = telemetry.Telemetry(trainer, to)
+            parts = {"trainer": trainer, "telemetry": recorder.monitor}
+            if begun and (begun["norm"], begun["seed"]) == (norm, seed):
+                restore(folder.checkpoint, begun, **parts)
+                self.steps_done += trainer.step
+            writer = None
+            if self.tensorboard and ranks.rank() == 0:
+                events = telemetry.events(folder.events(norm, seed), trainer.step)
+                writer = stack.enter_context(events)
+                to.append(sinks.tensorboard(writer, layers=layers))
+
+            def record(loss: float | None) -> None:
+                if seed == config.seed and trainer.step % config.every == 0:
+                    recorder.record(loss)
+
+            def after_step(loss: float) -> None:
+                record(loss)
+                self._stepped(f"{norm}, seed {seed}")
+
+            if not trainer.curve:
+                record(None)
+            while len(trainer.curve) < config.epochs:
+                epoch = trainer.next_epoch(after_step)
+                if epoch is None:
+                    break
+                if writer:
+                    writer.add_scalar("loss/train", epoch.train_loss, trainer.step)
+                    writer.add_scalar("loss/test", epoch.test_loss, trainer.step)
+                    writer.add_scalar("accuracy/test", epoch.test_accuracy, trainer.step)
+                    writer.flush()
+                ranks.first(lambda: save_checkpoint(folder.checkpoint, norm, seed, **parts))
+            done = len(trainer.curve) == config.epochs
+            member = trainer.member("done" if done else "diverged")
 
         def save() -> None:
-            save_model(self.folder.member(norm, seed), trainer.model, model)
+            save_model(folder.member(norm, seed), trainer.model, trainer.config)
             if (norm, seed) == (config.norms[0], config.seed):
-                save_model(self.folder.model, trainer.model, model)
+                save_model(folder.model, trainer.model, trainer.config)
 
         ranks.first(save)
         self.members.append(member)
         self._write()
 
     def _sweep(self, norm: str) -> None:
+        """Measure test accuracy of the first seed's network after short trainings over a grid.
+
+        NaN where the loss became infinite.
+        """
         if any(s.norm == norm for s in self.sweeps):
             return
-        begin, rates = self.steps_done, len(self.config.sweep)
-
-        def after_rate(done: int) -> None:
-            self.steps_done = begin + self.jobs[norm, None] * done // rates
-
-        message = f"{norm}, learning rates"
-        found = sweep(self.config, self.data, norm, lambda: self._stepped(message), after_rate)
+        begin, rates, accuracy = self.steps_done, tuple(sorted(self.config.sweep)), []
+        for done, lr in enumerate(rates, start=1):
+            trainer = self._new_trainer(norm, self.config.seed, lr, self.short)
+            losses = (
+                trainer.train_epoch(e, lambda _: self._stepped(f"{norm}, learning rates"))
+                for e in range(1, self.short + 1)
+            )
+            diverged = any(map(math.isnan, losses))  # no epoch is trained after it
+            accuracy.append(math.nan if diverged else trainer.score().accuracy)
+            self.steps_done = begin + self.jobs[norm, None] * done // len(rates)
+        found = Sweep(norm=norm, lr=rates, accuracy=tuple(accuracy), lowest=None, highest=None)
         self.sweeps = judged((*self.sweeps, found))
         self._write()
 
     def _write(self, *, complete: bool = False) -> Run:
         def write() -> Run:
-            members = list(self.members)
-            stopped = self.training.so_far() if self.training else None
-            if stopped and not self._is_finished(stopped.norm, stopped.seed):
-                members.append(stopped)
+            members, trainer = list(self.members), self.trainer
+            if (
+                trainer
+                and trainer.curve
+                and not self._is_finished(trainer.config.norm, trainer.seed)
+            ):
+                members.append(trainer.member("stopped"))
             run = replace(
                 self.earlier,
                 complete=complete,
@@ -240,12 +285,12 @@ class RunSession:
         if self.on_progress:
             self.on_progress(self.steps_done, sum(self.jobs.values()), message)
 
-    def _unfinished(self) -> Checkpoint | None:
+    def _unfinished(self) -> dict[str, Any] | None:
         """Load the network that an interrupted run was training."""
         if not self.folder.checkpoint.exists():
             return None
-        found = Checkpoint.load(self.folder.checkpoint)
-        return None if self._is_finished(found.norm, found.seed) else found
+        found = load_checkpoint(self.folder.checkpoint)
+        return None if self._is_finished(found["norm"], found["seed"]) else found
 
     def _is_finished(self, norm: str, seed: int) -> bool:
         return any((m.norm, m.seed) == (norm, seed) for m in self.members)
@@ -253,8 +298,8 @@ class RunSession:
     def _is_settled(self, line: telemetry.Line) -> bool:
         """Tell whether a telemetry line will not be written again."""
         norm, seed, begun = line["norm"], line["seed"], self.checkpoint
-        if begun and (begun.norm, begun.seed) == (norm, seed):
-            return bool(line["step"] <= begun.step)
+        if begun and (begun["norm"], begun["seed"]) == (norm, seed):
+            return bool(line["step"] <= begun["trainer"]["step"])
         return self._is_finished(norm, seed)
 
 

@@ -1,9 +1,11 @@
 """Train and score one network: batches, steps, evaluation. Everything follows from the seed."""
 
 import math
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,7 +13,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from normscope.layers import condition
+from normscope.records import Epoch, Member
 from normscope.train import ranks
+from normscope.train.comparison import epochs_to_95
 from normscope.train.data import Data
 from normscope.train.nets import NORMS, ModelConfig
 
@@ -62,6 +66,8 @@ class Trainer:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, momentum=MOMENTUM)
         self.step = 0
         self.steps = epochs * steps_per_epoch(data, config.norm, batch_size)
+        self.curve: list[Epoch] = []
+        self.seconds = 0.0
 
     def batches(self, epoch: int, size: int | None = None) -> list[Tensor]:
         """Draw the sample indices of each step of an epoch.
@@ -70,7 +76,6 @@ class Trainer:
         more, so that none is a leftover of one. The order is the same under every norm; where
         each domain has a network of its own, a batch holds one domain.
         """
-        size = size or self.batch_size
         draw = np.random.default_rng((self.seed, epoch))
         order = torch.from_numpy(draw.permutation(len(self.data.train_x)))
         parts = [order]
@@ -78,6 +83,7 @@ class Trainer:
             assert self.data.train_domain is not None, "checked when the network was built"
             domain = self.data.train_domain[order]
             parts = [order[domain == d] for d in range(len(self.data.domains))]
+        size = size or self.batch_size
         return [b for part in parts for b in part.tensor_split(max(1, len(part) // size))]
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -114,6 +120,19 @@ class Trainer:
             after_step(mean)
         return total / len(self.data.train_x)
 
+    def next_epoch(self, after_step: Callable[[float], None]) -> Epoch | None:
+        """Train, score and keep the next epoch; None where a loss is not finite."""
+        epoch, start = len(self.curve) + 1, time.perf_counter()
+        loss = self.train_epoch(epoch, after_step)
+        self.seconds += time.perf_counter() - start
+        score = self.score()
+        if not math.isfinite(loss + score.loss):
+            return None
+        self.curve.append(
+            Epoch(epoch=epoch, train_loss=loss, test_loss=score.loss, test_accuracy=score.accuracy)
+        )
+        return self.curve[-1]
+
     @torch.no_grad()
     def score(self, *, with_condition: bool = True) -> Score:
         """Measure loss and accuracy on the test part, in eval mode; the mode is set back.
@@ -141,3 +160,46 @@ class Trainer:
                 for d, name in enumerate(data.domains)
             },
         )
+
+    def member(self, status: Literal["done", "diverged", "stopped"]) -> Member:
+        """Return the record of the network as of its last whole epoch."""
+        score = self.score() if status == "done" else None
+        blind = None
+        if score and self.norm.leaks:
+            blind = self.score(with_condition=False).accuracy
+        last = self.curve[-1].test_accuracy if status == "stopped" else math.nan
+        return Member(
+            norm=self.config.norm,
+            seed=self.seed,
+            status=status,
+            accuracy=score.accuracy if score else last,
+            leaks=self.norm.leaks,
+            accuracy_without_label=blind,
+            accuracy_by_domain=score.by_domain if score else {},
+            epochs_to_95=epochs_to_95(self.curve) if score else None,
+            parameters=sum(p.numel() for p in self.model.parameters()),
+            seconds=self.seconds,
+            curve=tuple(self.curve),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that further training depends on, torch's random state included."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "curve": [asdict(epoch) for epoch in self.curve],
+            "rng": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned; raises where it is of another network."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, moved in self.optimizer.state.items():
+            if (found := moved["momentum_buffer"].shape) != parameter.shape:
+                raise ValueError(f"a momentum is {found} for a parameter {parameter.shape}")
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.curve = [Epoch(**epoch) for epoch in state["curve"]]
+        torch.set_rng_state(state["rng"])

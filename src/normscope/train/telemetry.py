@@ -32,16 +32,15 @@ class Telemetry:
 
     Args:
         trainer: of the network; ranks share the samples.
-        sinks: called on rank 0.
+        sinks: called on rank 0; more may be appended.
     """
 
-    def __init__(self, trainer: Trainer, *sinks: Sink) -> None:
+    def __init__(self, trainer: Trainer, sinks: list[Sink]) -> None:
         def write(step: int, values: dict[str, float]) -> None:
             ranks.first(lambda: [sink(step, values) for sink in sinks])
 
-        model = trainer.model
+        model, self._trainer = trainer.model, trainer
         self.monitor = Monitor(model, norm_layers(model), sinks=(write,), merge=ranks.pooled)
-        self._trainer = trainer
         batches = trainer.batches(PROBE_EPOCH, PROBE)
         # one batch, or one of each domain where a batch holds one domain
         self._batches = batches if trainer.norm.separate else batches[:1]
@@ -54,6 +53,21 @@ class Telemetry:
     def _run(self) -> None:
         for rows in self._batches:
             self._trainer.forward(ranks.share(rows))
+
+
+@contextmanager
+def events(folder: Path, step: int) -> Iterator[Any]:
+    """Open TensorBoard events; those after `step` are replaced."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    try:
+        with SummaryWriter(folder, purge_step=step + 1) as writer:
+            yield writer
+    except OSError as problem:  # of the writer: all else that is written raises FileError
+        raise FileError(
+            f"events cannot be written to {shown(folder)}: {problem.strerror}; "
+            "make room or leave --tensorboard out"
+        ) from problem
 
 
 def read_lines(path: Path) -> list[Line]:
