@@ -307,7 +307,7 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "lengths": ({"y": Y[:5]}, r"labels are \(5,\) for 12 samples"),
     "one-hot": ({"y": np.eye(3)[Y]}, r"labels are \(12, 3\) for 12 samples"),
     "nan label": ({"y": np.where(Y == 1, np.nan, Y)}, "label nan of sample 2 is no class"),
-    "no label": ({"y": np.array(["a", "", "b"] * 4)}, "sample 2 has no label"),
+    "no label": ({"y": np.array(["a", "", "b"] * 4)}, "label nothing of sample 2 is no class"),
     "range": ({"y": Y + 1, "classes": list("abc")}, "label 3 of sample 3 is out of range"),
     "below": ({"y": Y - 1, "classes": list("abc")}, "label -1 of sample 1 is out of range"),
     "part": ({"y": Y + 0.5, "classes": list("abc")}, "label 0.5 of sample 1 is no class"),

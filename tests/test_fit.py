@@ -461,20 +461,20 @@ def check_whole(out: Path) -> None:
 def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "telemetry.jsonl"
     assert read_lines(path) == []
-    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    one, two = (f'{{"norm": "batch", "seed": 0, "step": {i}, "layers": {{}}}}' for i in (1, 2))
+    path.write_text(f'{one}\n{two}\n{{"st')
     assert [line["step"] for line in read_lines(path)] == [1, 2]
     keep_lines(path, lambda line: line["step"] > 1)
-    assert path.read_text() == '{"step": 2}\n'
-    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(FileError, match="line 2 is broken"):
-        read_lines(path)
-    path.write_text('{"step": 1}\n')
-    with pytest.raises(FileError, match="holds other lines than a run writes"):
-        traces(path)
+    assert path.read_text() == f"{two}\n"
+    for broken in ('{"st', '{"step": 1}', "[]", "3"):
+        path.write_text(f"{one}\n{broken}\n{two}\n")
+        with pytest.raises(FileError, match="line 2 is none that a run writes; start again"):
+            traces(path)
 
 
 def measured(trainer: Trainer, path: Path) -> Telemetry:
-    return Telemetry(trainer, [sinks.jsonl(path, norm_layers(trainer.model))])
+    sink = sinks.jsonl(path, norm_layers(trainer.model), norm=trainer.config.norm, seed=0)
+    return Telemetry(trainer, [sink])
 
 
 def test_recording_leaves_the_network_as_it_was(tmp_path: Path) -> None:

@@ -26,12 +26,14 @@ def save_checkpoint(path: Path, norm: str, seed: int, **parts: Any) -> None:
     write_whole(path, content.getvalue())
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote.
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Read what `save_checkpoint` wrote; None where there is none.
 
     Raises:
         FileError: cut short, or something else; nothing in it is run.
     """
+    if not path.exists():
+        return None
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         _ = content["norm"], content["seed"], content["trainer"]["step"]

@@ -16,21 +16,12 @@ from normscope.factories import made
 from normscope.files import shown
 from normscope.functional import moments
 from normscope.moments import Moments
+from normscope.train import sources
 from normscope.train.domains import check_domains, shifted
 from normscope.train.images import read_folder
-from normscope.train.sources import (
-    BUNDLED,
-    KINDS,
-    Samples,
-    blocks,
-    bundled,
-    is_factory,
-    read_npz,
-    samples,
-)
 from normscope.train.tables import read_csv, read_parquet
 
-READERS = {".npz": read_npz, ".csv": read_csv, ".parquet": read_parquet}
+READERS = {".npz": sources.read_npz, ".csv": read_csv, ".parquet": read_parquet}
 TEST_SHARE = 0.3
 CONSTANT = 1e-12  # a channel whose std is below this share of its mean holds rounding only
 
@@ -41,27 +32,18 @@ Given = Literal["label", "domain"]
 class Data:
     """A training and a test part, ready for a network.
 
-    Attributes:
-        name: what the data are called in tables and pages.
-        classes: K names.
-        train_x, test_x: (N, C) or (N, C, H, W) float32.
-        train_y, test_y: (N,) int64 in 0..K-1.
-        domains: D names; empty where the data have none.
-        train_domain, test_domain: (N,) int64 in 0..D-1, where there are domains.
-
-    Raises:
-        InputError: parts that do not fit each other, labels or domains out of range, a domain
-            with fewer than two training samples.
+    Raises InputError for parts that do not fit each other, labels or domains out of range, and a
+    domain with fewer than two training samples.
     """
 
-    name: str
-    classes: tuple[str, ...]
-    train_x: Tensor
-    train_y: Tensor
+    name: str  # in tables and pages
+    classes: tuple[str, ...]  # K names
+    train_x: Tensor  # (N, C) or (N, C, H, W) float32
+    train_y: Tensor  # (N,) int64 in 0..K-1
     test_x: Tensor
     test_y: Tensor
-    domains: tuple[str, ...] = ()
-    train_domain: Tensor | None = None
+    domains: tuple[str, ...] = ()  # D names; empty where the data have none
+    train_domain: Tensor | None = None  # (N,) int64 in 0..D-1, where there are domains
     test_domain: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -182,17 +164,17 @@ def batches(
     yield from zip(*(column.split(batch_size) for column in columns), strict=True)
 
 
-def _read(spec: str) -> Samples | Data:
+def _read(spec: str) -> sources.Samples | Data:
     path = Path(spec)
-    if spec in BUNDLED:
-        return bundled(spec)
-    if is_factory(spec):
+    if spec in sources.BUNDLED:
+        return sources.bundled(spec)
+    if sources.is_factory(spec):
         place, _, name = spec.rpartition(":")
         value = made(place, name)
         if isinstance(value, Data):
             return value
         if isinstance(value, (tuple, list)) and len(value) in (2, 3):
-            return samples(name, *value, where=shown(spec))
+            return sources.samples(name, *value, where=shown(spec))
         raise InputError(
             f"{shown(spec)} returned {type(value).__name__}; it must return (x, y), "
             "(x, y, class names) or a Data"
@@ -202,14 +184,14 @@ def _read(spec: str) -> Samples | Data:
     if path.suffix.lower() in READERS:
         return READERS[path.suffix.lower()](path)
     if path.exists():
-        raise InputError(f"{shown(path)} is of no kind that is read; data can be {KINDS}")
+        raise InputError(f"{shown(path)} is of no kind that is read; data can be {sources.KINDS}")
     if len(path.parts) > 1:
         raise FileError(f"there is no file or folder {shown(path)}; check the path")
-    raise InputError(f"there are no data {spec!r}; data can be {KINDS}")
+    raise InputError(f"there are no data {spec!r}; data can be {sources.KINDS}")
 
 
 def _split(
-    found: Samples, draw: np.random.Generator, every_class: bool
+    found: sources.Samples, draw: np.random.Generator, every_class: bool
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Draw the indices of the training and the test part, each in the order of the source."""
     sizes = np.bincount(found.y, minlength=len(found.classes)).tolist()
@@ -240,7 +222,7 @@ def _standardised(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Standardise both parts by the channels' mean and variance in the training part."""
     total = Moments.empty(1, train_x.shape[1])
-    for rows in blocks(train_x):
+    for rows in sources.blocks(train_x):
         total += moments(torch.from_numpy(train_x[rows].astype(np.float64)))
     mean, std = total.mean[0].numpy(), total.var(correction=0)[0].sqrt().numpy()
     for channel in np.flatnonzero(~np.isfinite(std)):
@@ -253,7 +235,7 @@ def _standardised(
 
     def scaled(x: NDArray[Any]) -> NDArray[np.float32]:
         y = np.empty(x.shape, dtype=np.float32)
-        for rows in blocks(x):
+        for rows in sources.blocks(x):
             block = (x[rows].astype(np.float64) - mean.reshape(shape)) / std.reshape(shape)
             if np.abs(block).max() > np.finfo(np.float32).max:
                 raise InputError(f"{name}: a test value lies too far out for float32; remove it")

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,15 +15,7 @@ from normscope import __version__
 from normscope.errors import InputError, MissingExtraError
 from normscope.lens import sinks
 from normscope.records import Run, RunConfig, Sweep
-from normscope.train import ranks, telemetry
-from normscope.train.checkpoint import (
-    load_checkpoint,
-    load_model,
-    restore,
-    save_checkpoint,
-    save_model,
-)
-from normscope.train.comparison import judged, rows
+from normscope.train import checkpoint, comparison, ranks, telemetry
 from normscope.train.data import Data, load
 from normscope.train.folder import RunFolder
 from normscope.train.loop import Trainer, steps_per_epoch
@@ -67,8 +58,7 @@ def train(
         resume: continue the run in `out`.
         overwrite: replace the run in `out`.
         tensorboard: write events as well.
-        on_progress: called after every step with the steps done, the steps in all, and what is
-            being trained.
+        on_progress: called after every step.
 
     Returns:
         The record as it is in run.json, without an inspection.
@@ -104,14 +94,14 @@ def train(
 
 def load_member(out: Path, norm: str, seed: int) -> nn.Module:
     """Load a finished network of the run in `out`, in eval mode; raises FileError without one."""
-    return load_model(RunFolder(out).member(norm, seed))
+    return checkpoint.load_model(RunFolder(out).member(norm, seed))
 
 
 def load_run(out: Path) -> tuple[Run, nn.Module, Data]:
     """Load the run in `out`: its record, the network of its first norm and seed, its data."""
     folder = RunFolder(out)
     run = folder.read()
-    model = load_model(folder.model)
+    model = checkpoint.load_model(folder.model)
     return run, model, load(run.config.data, seed=run.config.seed, domains=run.config.domains)
 
 
@@ -140,14 +130,12 @@ class RunSession:
         tensorboard: bool,
     ) -> None:
         self.folder, self.earlier, self.config, self.data = folder, earlier, earlier.config, data
-        self.on_progress = on_progress
-        self.tensorboard = tensorboard
-        self.members = [member for member in earlier.members if member.status != "stopped"]
+        self.on_progress, self.tensorboard = on_progress, tensorboard
+        self.done = {(m.norm, m.seed): m for m in earlier.members if m.status != "stopped"}
         self.sweeps = earlier.sweeps
-        self.checkpoint = ranks.first(self._unfinished)
+        begun = ranks.first(lambda: checkpoint.load_checkpoint(folder.checkpoint))
+        self.begun = None if begun and (begun["norm"], begun["seed"]) in self.done else begun
         self.trainer: Trainer | None = None
-        steps = max(1, len(data.train_x) // self.config.batch_size)
-        self.short = min(self.config.epochs, max(SWEEP_EPOCHS, math.ceil(SWEEP_STEPS / steps)))
         self.jobs = self._jobs()
         self.steps_done = 0
 
@@ -160,7 +148,7 @@ class RunSession:
                 end = self.steps_done + steps
                 if seed is None:
                     self._sweep(norm)
-                elif not self._is_finished(norm, seed):
+                elif (norm, seed) not in self.done:
                     self._train(norm, seed)
                 self.steps_done = end
         except KeyboardInterrupt:
@@ -172,14 +160,17 @@ class RunSession:
     def _jobs(self) -> dict[tuple[str, int | None], int]:
         """Count the steps of each training (norm, seed) and each sweep (norm, None), in order."""
         config = self.config
-        each = {n: steps_per_epoch(self.data, n, config.batch_size) for n in config.norms}
-        jobs: dict[tuple[str, int | None], int] = {
-            (norm, seed): config.epochs * each[norm]
+        steps = max(1, len(self.data.train_x) // config.batch_size)
+        self.short = min(config.epochs, max(SWEEP_EPOCHS, math.ceil(SWEEP_STEPS / steps)))
+        epochs: dict[tuple[str, int | None], int] = {
+            (norm, config.seed + i): config.epochs
             for norm in config.norms
-            for seed in range(config.seed, config.seed + config.seeds)
+            for i in range(config.seeds)
         }
-        tries = self.short * len(config.sweep)
-        return jobs | {(norm, None): tries * each[norm] for norm in config.norms if tries}
+        if config.sweep:
+            epochs |= {(norm, None): self.short * len(config.sweep) for norm in config.norms}
+        each = {n: steps_per_epoch(self.data, n, config.batch_size) for n in config.norms}
+        return {(norm, seed): count * each[norm] for (norm, seed), count in epochs.items()}
 
     def _new_trainer(self, norm: str, seed: int, lr: float, epochs: int) -> Trainer:
         model = ModelConfig.of(self.config.net, norm, self.data)
@@ -188,7 +179,7 @@ class RunSession:
 
     def _train(self, norm: str, seed: int) -> None:
         """Train a network to its last epoch, from its checkpoint where there is one."""
-        config, folder, begun = self.config, self.folder, self.checkpoint
+        config, folder, begun = self.config, self.folder, self.begun
         with torch.random.fork_rng(devices=[]), ExitStack() as stack:
             torch.manual_seed(seed)
             trainer = self.trainer = self._new_trainer(norm, seed, config.lr, config.epochs)
@@ -197,7 +188,7 @@ class RunSession:
             recorder = telemetry.Telemetry(trainer, to)
             parts = {"trainer": trainer, "telemetry": recorder.monitor}
             if begun and (begun["norm"], begun["seed"]) == (norm, seed):
-                restore(folder.checkpoint, begun, **parts)
+                checkpoint.restore(folder.checkpoint, begun, **parts)
                 self.steps_done += trainer.step
             writer = None
             if self.tensorboard and ranks.rank() == 0:
@@ -213,28 +204,30 @@ class RunSession:
                 record(loss)
                 self._stepped(f"{norm}, seed {seed}")
 
+            def save() -> None:
+                checkpoint.save_checkpoint(folder.checkpoint, norm, seed, **parts)
+
             if not trainer.curve:
                 record(None)
-            while len(trainer.curve) < config.epochs:
-                epoch = trainer.next_epoch(after_step)
-                if epoch is None:
-                    break
+            while len(trainer.curve) < config.epochs and (epoch := trainer.next_epoch(after_step)):
                 if writer:
                     writer.add_scalar("loss/train", epoch.train_loss, trainer.step)
                     writer.add_scalar("loss/test", epoch.test_loss, trainer.step)
                     writer.add_scalar("accuracy/test", epoch.test_accuracy, trainer.step)
                     writer.flush()
-                ranks.first(lambda: save_checkpoint(folder.checkpoint, norm, seed, **parts))
-            done = len(trainer.curve) == config.epochs
-            member = trainer.member("done" if done else "diverged")
+                ranks.first(save)
+            finished = len(trainer.curve) == config.epochs
+            member = trainer.member("done" if finished else "diverged")
 
-        def save() -> None:
-            save_model(folder.member(norm, seed), trainer.model, trainer.config)
+        def save_weights() -> None:
+            paths = [folder.member(norm, seed)]
             if (norm, seed) == (config.norms[0], config.seed):
-                save_model(folder.model, trainer.model, trainer.config)
+                paths.append(folder.model)
+            for path in paths:
+                checkpoint.save_model(path, trainer.model, trainer.config)
 
-        ranks.first(save)
-        self.members.append(member)
+        ranks.first(save_weights)
+        self.done[norm, seed] = member
         self._write()
 
     def _sweep(self, norm: str) -> None:
@@ -255,23 +248,20 @@ class RunSession:
             accuracy.append(math.nan if diverged else trainer.score().accuracy)
             self.steps_done = begin + self.jobs[norm, None] * done // len(rates)
         found = Sweep(norm=norm, lr=rates, accuracy=tuple(accuracy), lowest=None, highest=None)
-        self.sweeps = judged((*self.sweeps, found))
+        self.sweeps = comparison.judged((*self.sweeps, found))
         self._write()
 
     def _write(self, *, complete: bool = False) -> Run:
         def write() -> Run:
-            members, trainer = list(self.members), self.trainer
-            if (
-                trainer
-                and trainer.curve
-                and not self._is_finished(trainer.config.norm, trainer.seed)
-            ):
+            members, trainer = list(self.done.values()), self.trainer
+            running = trainer and (trainer.config.norm, trainer.seed) not in self.done
+            if trainer and trainer.curve and running:
                 members.append(trainer.member("stopped"))
             run = replace(
                 self.earlier,
                 complete=complete,
                 members=tuple(members),
-                rows=rows(self.config.norms, members, self.sweeps),
+                rows=comparison.rows(self.config.norms, members, self.sweeps),
                 traces=telemetry.traces(self.folder.telemetry),
                 sweeps=self.sweeps,
             )
@@ -285,22 +275,12 @@ class RunSession:
         if self.on_progress:
             self.on_progress(self.steps_done, sum(self.jobs.values()), message)
 
-    def _unfinished(self) -> dict[str, Any] | None:
-        """Load the network that an interrupted run was training."""
-        if not self.folder.checkpoint.exists():
-            return None
-        found = load_checkpoint(self.folder.checkpoint)
-        return None if self._is_finished(found["norm"], found["seed"]) else found
-
-    def _is_finished(self, norm: str, seed: int) -> bool:
-        return any((m.norm, m.seed) == (norm, seed) for m in self.members)
-
     def _is_settled(self, line: telemetry.Line) -> bool:
         """Tell whether a telemetry line will not be written again."""
-        norm, seed, begun = line["norm"], line["seed"], self.checkpoint
-        if begun and (begun["norm"], begun["seed"]) == (norm, seed):
+        place, begun = (line["norm"], line["seed"]), self.begun
+        if begun and (begun["norm"], begun["seed"]) == place:
             return bool(line["step"] <= begun["trainer"]["step"])
-        return self._is_finished(norm, seed)
+        return place in self.done
 
 
 def _checked(config: RunConfig, *, tensorboard: bool) -> Data:

@@ -4,8 +4,8 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +23,7 @@ MOMENTUM = 0.9
 EVALUATED_AT_ONCE = 1024  # samples
 
 
-@dataclass(frozen=True, kw_only=True)
-class Score:
+class Score(NamedTuple):
     """How a network does on the test part, in eval mode."""
 
     loss: float
@@ -163,23 +162,25 @@ class Trainer:
 
     def member(self, status: Literal["done", "diverged", "stopped"]) -> Member:
         """Return the record of the network as of its last whole epoch."""
-        score = self.score() if status == "done" else None
-        blind = None
-        if score and self.norm.leaks:
-            blind = self.score(with_condition=False).accuracy
-        last = self.curve[-1].test_accuracy if status == "stopped" else math.nan
-        return Member(
+        member = Member(
             norm=self.config.norm,
             seed=self.seed,
             status=status,
-            accuracy=score.accuracy if score else last,
+            accuracy=self.curve[-1].test_accuracy if status == "stopped" else math.nan,
             leaks=self.norm.leaks,
-            accuracy_without_label=blind,
-            accuracy_by_domain=score.by_domain if score else {},
-            epochs_to_95=epochs_to_95(self.curve) if score else None,
             parameters=sum(p.numel() for p in self.model.parameters()),
             seconds=self.seconds,
             curve=tuple(self.curve),
+        )
+        if status != "done":
+            return member
+        score, leaks = self.score(), self.norm.leaks
+        return replace(
+            member,
+            accuracy=score.accuracy,
+            accuracy_without_label=self.score(with_condition=False).accuracy if leaks else None,
+            accuracy_by_domain=score.by_domain,
+            epochs_to_95=epochs_to_95(self.curve),
         )
 
     def state_dict(self) -> dict[str, Any]:

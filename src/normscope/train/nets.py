@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +20,15 @@ WIDTH, DEPTH = 64, 3  # of the mlp
 CHANNELS, STRIDES = (16, 32, 64), (1, 2, 2)  # of the cnn
 
 
-@dataclass(frozen=True)
-class Norm:
-    """A normalisation that a network can be built with.
+Make = Callable[[int, int, int], nn.Module]  # rank, channels, conditions -> layer
 
-    Attributes:
-        make: (rank, channels, conditions) -> layer; rank 1 is (N, C), 2 is (N, C, H, W).
-        given: what each sample's condition is, where the network is handed one.
-        separate: one whole network per condition, each trained on its own samples.
-    """
 
-    make: Callable[[int, int, int], nn.Module]
-    given: Given | None = None
-    separate: bool = False
+class Norm(NamedTuple):
+    """A normalisation that a network can be built with."""
+
+    make: Make  # rank 1 is (N, C), 2 is (N, C, H, W)
+    given: Given | None = None  # what each sample's condition is, if the network is handed one
+    separate: bool = False  # one whole network per condition, each trained on its own samples
 
     @property
     def leaks(self) -> bool:
@@ -40,7 +36,7 @@ class Norm:
         return self.given == "label"
 
 
-def _layer(name: str, **options: Any) -> Callable[[int, int, int], nn.Module]:
+def _layer(name: str, **options: Any) -> Make:
     """Make layers of one family, such as BatchNorm1d and BatchNorm2d."""
 
     def make(rank: int, channels: int, conditions: int) -> nn.Module:
@@ -51,7 +47,7 @@ def _layer(name: str, **options: Any) -> Callable[[int, int, int], nn.Module]:
     return make
 
 
-NORMS: dict[str, Norm] = {
+NORMS = {
     "batch": Norm(_layer("BatchNorm")),
     "none": Norm(lambda *_: nn.Identity()),
     "noaffine": Norm(_layer("BatchNorm", affine=False)),
@@ -79,24 +75,15 @@ class ModelConfig:
     """All that decides a network's modules; enough to build it again for saved weights.
 
     Every hidden layer is `linear{i}`, `norm{i}`, `relu{i}`; without normalisation `norm{i}` is an
-    identity, so that places correspond. The linear weights depend on the seed alone.
-
-    Attributes:
-        net: mlp (3 hidden layers of 64) or cnn (3 convolutions, pooled).
-        norm: a key of NORMS.
-        shape: of one sample, (C,) or (C, H, W).
-        classes: K.
-        domains: D, 0 where the data have none.
-
-    Raises:
-        InputError: an unknown net or norm, tables for the cnn, domains needed but absent.
+    identity, so that places correspond. The linear weights depend on the seed alone. Raises
+    InputError for an unknown net or norm, tables for the cnn, and domains needed but absent.
     """
 
-    net: str
-    norm: str
-    shape: tuple[int, ...]
-    classes: int
-    domains: int
+    net: str  # mlp (3 hidden layers of 64) or cnn (3 convolutions, pooled)
+    norm: str  # a key of NORMS
+    shape: tuple[int, ...]  # of one sample, (C,) or (C, H, W)
+    classes: int  # K
+    domains: int  # D, 0 where the data have none
 
     def __post_init__(self) -> None:
         check_names(self.net, self.norm)
@@ -163,13 +150,7 @@ class ModelConfig:
 class Separate(nn.Module):
     """One network per condition; each sample goes through that of its own.
 
-    Args:
-        nets: D networks.
-
-    forward(x) reads the condition from `normscope.condition`.
-
-    Raises:
-        InputError: no condition is given.
+    The condition is read from `normscope.condition`; without one forward raises InputError.
     """
 
     def __init__(self, nets: list[nn.Module]) -> None:
@@ -185,15 +166,12 @@ class Separate(nn.Module):
         present = belongs.any(1)
         if self.training:  # layers that normalise over ranks wait for those without samples
             present = ranks.anywhere(present)
-        y: Tensor | None = None
-        for net, is_present, mine in zip(self.nets, present.tolist(), belongs, strict=True):
-            if is_present:
-                rows = mine.nonzero()[:, 0]
-                part = net(x[rows])
-                y = part.new_zeros(len(x), part.shape[1]) if y is None else y
-                y = y.index_copy(0, rows, part)
-        if y is None:
+        if not bool(present.any()):
             raise InputError(f"no sample has a condition in 0..{len(self.nets) - 1}")
+        chosen = [i for i, is_present in enumerate(present.tolist()) if is_present]
+        rows = [belongs[i].nonzero()[:, 0] for i in chosen]
+        part = torch.cat([self.nets[i](x[mine]) for i, mine in zip(chosen, rows, strict=True)])
+        y: Tensor = part.new_zeros(len(x), part.shape[1]).index_copy(0, torch.cat(rows), part)
         return y
 
 

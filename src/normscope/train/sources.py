@@ -5,9 +5,8 @@ import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,21 +25,13 @@ BLOCK_VALUES = 2**22  # numbers worked on at once, so that copies stay small
 BOMB_RATIO, BOMB_BYTES = 200, 2**26  # an archive that unpacks to more is refused
 
 
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """All samples of a source before any split.
+class Samples(NamedTuple):
+    """All samples of a source before any split."""
 
-    Attributes:
-        name: how the source is called in tables and pages.
-        x: (N, C) or (N, C, H, W), real numbers of any dtype, all finite.
-        y: (N,) int64, class numbers 0..K-1.
-        classes: K names.
-    """
-
-    name: str
-    x: NDArray[Any]
-    y: NDArray[np.int64]
-    classes: tuple[str, ...]
+    name: str  # of the source in tables and pages
+    x: NDArray[Any]  # (N, C) or (N, C, H, W), real numbers of any dtype, all finite
+    y: NDArray[np.int64]  # (N,), class numbers 0..K-1
+    classes: tuple[str, ...]  # K names
 
 
 def samples(
@@ -67,11 +58,11 @@ def samples(
             f"{where}: labels are {y.shape} for {len(x)} samples; one class per sample is needed, "
             "as numbers or names"
         )
+    numbers, names = class_numbers(y, where)
     if classes is None:
-        return Samples(name, x, *class_numbers(y, where))
+        return Samples(name, x, numbers, names)
     if y.dtype.kind not in "iuf":
         raise InputError(f"{where}: with class names given, labels must be the numbers of classes")
-    class_numbers(y, where)  # whole numbers
     for row in np.flatnonzero((y < 0) | (y >= len(classes))):
         raise InputError(
             f"{where}: label {y[row]} of sample {row + 1} is out of range; "
@@ -83,30 +74,27 @@ def samples(
 def class_numbers(labels: NDArray[Any], where: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Number the classes 0..K-1 and name them, from integers, whole floats, booleans or names.
 
-    Names that all read as numbers are numbers; numbers sort by value, names by alphabet.
-
-    Raises:
-        InputError: a label that is missing, or a number with a fraction.
+    Names that all read as numbers are numbers; numbers sort by value, names by alphabet. Raises
+    InputError for a label that is missing, or a number with a fraction.
     """
     if labels.dtype.kind == "S":
         labels = np.char.decode(labels, "utf-8", "replace")
     if labels.dtype.kind in "OUT":
         labels = np.array([str(label).strip() for label in labels], dtype=np.str_)
-        for row in np.flatnonzero(labels == ""):
-            raise InputError(f"{where}: sample {row + 1} has no label; give every sample its class")
         with suppress(ValueError):  # names
             labels = labels.astype(np.float64)
-    if labels.dtype.kind == "f":
-        for row in np.flatnonzero(labels != np.trunc(labels)):  # NaN differs from itself
-            raise InputError(
-                f"{where}: label {labels[row]} of sample {row + 1} is no class; "
-                "labels must be whole numbers or names"
-            )
-        if np.isinf(labels).any() or (np.abs(labels) >= 2**53).any():
-            raise InputError(f"{where}: a label is too large to be a class number; use names")
-        labels = labels.astype(np.int64)
-    if labels.dtype.kind not in "biuU":
+    if labels.dtype.kind not in "biufU":
         raise InputError(f"{where}: labels are {labels.dtype}; whole numbers or names are needed")
+    wrong = labels == "" if labels.dtype.kind == "U" else np.zeros(len(labels), bool)
+    if labels.dtype.kind == "f":  # NaN differs from itself
+        wrong = (labels != np.trunc(labels)) | (np.abs(labels) >= 2**53)
+    for row in np.flatnonzero(wrong):
+        raise InputError(
+            f"{where}: label {str(labels[row])[:40] or 'nothing'} of sample {row + 1} is no class; "
+            "every label must be a whole number below 2^53, or a name"
+        )
+    if labels.dtype.kind == "f":
+        labels = labels.astype(np.int64)
     values, numbers = np.unique(labels, return_inverse=True)
     return numbers.astype(np.int64), tuple(map(str, values))
 
@@ -128,10 +116,8 @@ def check_size(values: int, where: str) -> None:
 
 def existing_file(path: Path) -> Path:
     """Return `path`, if it is a plain file with content; raises FileError otherwise."""
-    if not path.exists():
-        raise FileError(f"there is no file {shown(path)}; check the path")
     if not path.is_file():
-        raise FileError(f"{shown(path)} is not a plain file; name a data file")
+        raise FileError(f"there is no file {shown(path)} that can be read; check the path")
     if path.stat().st_size == 0:
         raise FileError(f"{shown(path)} is empty; a file with samples and labels is needed")
     return path
@@ -210,7 +196,7 @@ def _checked_x(x: NDArray[Any], where: str) -> NDArray[Any]:
 
 def _check_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> None:
     """Refuse pickles and bombs by what the archive says of an array, before unpacking it."""
-    if info.file_size > BOMB_BYTES and info.file_size > BOMB_RATIO * info.compress_size:
+    if info.file_size > max(BOMB_BYTES, BOMB_RATIO * info.compress_size):
         raise InputError(
             f"{where} unpacks from {info.compress_size:,} to {info.file_size:,} bytes, which looks "
             "like a zip bomb; save it with numpy.savez, uncompressed"

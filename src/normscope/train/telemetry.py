@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from normscope.errors import FileError, NormscopeError
+from normscope.errors import FileError
 from normscope.files import read_text, shown, write_whole
 from normscope.lens import Monitor
 from normscope.lens.monitor import Sink
@@ -74,7 +74,7 @@ def read_lines(path: Path) -> list[Line]:
     """Return all whole lines; a last one that a crash cut short is left out.
 
     Raises:
-        FileError: a line before the last is broken.
+        FileError: a line before the last is none of a run.
     """
     if not path.exists() or path.stat().st_size == 0:
         return []
@@ -82,65 +82,50 @@ def read_lines(path: Path) -> list[Line]:
     lines = []
     for number, row in enumerate(rows, start=1):
         try:
-            lines.append(json.loads(row))
-        except json.JSONDecodeError as problem:
+            line = json.loads(row)
+            _ = line["norm"], line["seed"], line["step"], line["layers"].items()
+            lines.append(line)
+        except (ValueError, TypeError, LookupError, AttributeError) as problem:
             if number < len(rows):
-                raise FileError(f"{shown(path)}: line {number} is broken; {AGAIN}") from problem
+                raise FileError(
+                    f"{shown(path)}: line {number} is none that a run writes; {AGAIN}"
+                ) from problem
     return lines
 
 
 def keep_lines(path: Path, wanted: Callable[[Line], bool]) -> None:
     """Cut the file back to the lines that are wanted, as one whole write."""
-    with _understood(path):
-        kept = [json.dumps(line, allow_nan=False) for line in read_lines(path) if wanted(line)]
-    write_whole(path, "".join(line + "\n" for line in kept))
+    lines = [json.dumps(line, allow_nan=False) for line in read_lines(path) if wanted(line)]
+    write_whole(path, "".join(line + "\n" for line in lines))
 
 
 def traces(path: Path) -> tuple[Trace, ...]:
-    """Return the file's lines layer by layer, in the order in which norms and layers came first.
-
-    Raises:
-        FileError: a line that is broken, or not of a run.
-    """
+    """Return the file's lines layer by layer, in the order in which norms and layers came first."""
     grouped: dict[tuple[str, str], list[tuple[int, Line]]] = {}
-    with _understood(path):
-        for line in read_lines(path):
-            for layer, values in line["layers"].items():
-                grouped.setdefault((line["norm"], layer), []).append((line["step"], values))
-        return tuple(_trace(*place, rows) for place, rows in grouped.items())
-
-
-@contextmanager
-def _understood(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError) as problem:
-        if isinstance(problem, NormscopeError):
-            raise
-        raise FileError(f"{shown(path)} holds other lines than a run writes; {AGAIN}") from problem
+    for line in read_lines(path):
+        for layer, values in line["layers"].items():
+            grouped.setdefault((line["norm"], layer), []).append((line["step"], values))
+    return tuple(_trace(*place, rows) for place, rows in grouped.items())
 
 
 def _trace(norm: str, layer: str, rows: list[tuple[int, Line]]) -> Trace:
-    def table(key: str) -> Table:
-        return tuple(tuple(map(_float, values[key])) for _, values in rows if key in values)
+    def known(value: float | None) -> float:
+        return math.nan if value is None else value
 
     def column(key: str) -> Numbers:
-        return tuple(_float(values.get(key)) for _, values in rows)
+        return tuple(known(values.get(key)) for _, values in rows)
 
-    gradients = zip(column("gamma_grad"), column("beta_grad"), strict=True)
+    names = ("gamma", "beta", "running_mean", "running_var")
+    tables: dict[str, Table] = {
+        key: tuple(tuple(map(known, values[key])) for _, values in rows if key in values)
+        for key in names
+    }
     return Trace(
         norm=norm,
         layer=layer,
         step=tuple(step for step, _ in rows),
-        gamma=table("gamma"),
-        beta=table("beta"),
-        running_mean=table("running_mean"),
-        running_var=table("running_var"),
-        gradient=tuple(math.hypot(*pair) for pair in gradients),
+        gradient=tuple(map(math.hypot, column("gamma_grad"), column("beta_grad"))),
         drift=column("shift_in"),
         drift_after=column("shift_out"),
+        **tables,
     )
-
-
-def _float(value: float | None) -> float:
-    return math.nan if value is None else value
