@@ -266,8 +266,9 @@ def test_jsonl_holds_tables_and_scalars(tmp_path: Path) -> None:
     assert row["values"] == 512
 
 
-def test_tables_of_groups_are_pooled() -> None:
-    layer = normscope.ConditionalBatchNorm1d(4, 3)
+@pytest.mark.parametrize("kind", [normscope.ConditionalBatchNorm1d, normscope.ModeNorm1d])
+def test_tables_of_groups_are_pooled(kind: Any) -> None:
+    layer = kind(4, 3)
     nn.init.normal_(layer.running_mean)
     found = sinks.tables(layer)
     assert {name: t.shape for name, t in found.items()} == dict.fromkeys(

@@ -212,8 +212,7 @@ def _split(
     testing = np.zeros(len(found.y), dtype=bool)
     for size, end in zip(sizes, accumulate(sizes), strict=True):
         members = draw.permutation(order[end - size : end])
-        if size > 1:
-            testing[members[: max(1, round(TEST_SHARE * size))]] = True
+        testing[members[: round(TEST_SHARE * size)]] = True  # 0 of 1, 1 of 2
     return np.flatnonzero(~testing), np.flatnonzero(testing)
 
 

@@ -5,7 +5,7 @@ import math
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -89,7 +89,7 @@ def train(
                 test_size=len(data.test_x),
                 environment=facts,
             )
-        return RunSession(folder, earlier, data, on_progress, tensorboard=tensorboard).run()
+        return RunSession(folder, earlier, data, on_progress, tensorboard).run()
 
 
 def load_member(out: Path, norm: str, seed: int) -> nn.Module:
@@ -117,27 +117,24 @@ def environment() -> dict[str, str]:
     }
 
 
+@dataclass(eq=False)
 class RunSession:
     """A run while it runs: what is finished, and the network in training."""
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        earlier: Run,
-        data: Data,
-        on_progress: Progress | None,
-        *,
-        tensorboard: bool,
-    ) -> None:
-        self.folder, self.earlier, self.config, self.data = folder, earlier, earlier.config, data
-        self.on_progress, self.tensorboard = on_progress, tensorboard
-        self.done = {(m.norm, m.seed): m for m in earlier.members if m.status != "stopped"}
-        self.sweeps = earlier.sweeps
-        begun = ranks.first(lambda: checkpoint.load_checkpoint(folder.checkpoint))
+    folder: RunFolder
+    earlier: Run
+    data: Data
+    on_progress: Progress | None
+    tensorboard: bool
+    trainer: Trainer | None = None
+    steps_done: int = 0
+
+    def __post_init__(self) -> None:
+        self.config, self.sweeps = self.earlier.config, self.earlier.sweeps
+        self.done = {(m.norm, m.seed): m for m in self.earlier.members if m.status != "stopped"}
+        begun = ranks.first(lambda: checkpoint.load_checkpoint(self.folder.checkpoint))
         self.begun = None if begun and (begun["norm"], begun["seed"]) in self.done else begun
-        self.trainer: Trainer | None = None
         self.jobs = self._jobs()
-        self.steps_done = 0
 
     def run(self) -> Run:
         """Do what is left; the record is in the folder before and after."""
@@ -180,8 +177,7 @@ class RunSession:
     def _train(self, norm: str, seed: int) -> None:
         """Train a network to its last epoch, from its checkpoint where there is one."""
         config, folder, begun = self.config, self.folder, self.begun
-        with torch.random.fork_rng(devices=[]), ExitStack() as stack:
-            torch.manual_seed(seed)
+        with ExitStack() as stack:
             trainer = self.trainer = self._new_trainer(norm, seed, config.lr, config.epochs)
             layers = norm_layers(trainer.model)
             to = [sinks.jsonl(folder.telemetry, layers, norm=norm, seed=seed)]

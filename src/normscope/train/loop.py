@@ -184,14 +184,13 @@ class Trainer:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that further training depends on, torch's random state included."""
+        """Return all that further training depends on."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
             "curve": [asdict(epoch) for epoch in self.curve],
-            "rng": torch.get_rng_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -203,4 +202,3 @@ class Trainer:
                 raise ValueError(f"a momentum is {found} for a parameter {parameter.shape}")
         self.step, self.seconds = state["step"], state["seconds"]
         self.curve = [Epoch(**epoch) for epoch in state["curve"]]
-        torch.set_rng_state(state["rng"])
