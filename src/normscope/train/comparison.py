@@ -65,12 +65,12 @@ def judged(sweeps: tuple[Sweep, ...]) -> tuple[Sweep, ...]:
     honest = [s for s in sweeps if not NORMS[s.norm].leaks] or sweeps
     reached = [a for s in honest for a in s.accuracy if not math.isnan(a)]
     mark = SHARE * max(reached, default=math.inf)
-    result = []
-    for s in sweeps:
+
+    def judge(s: Sweep) -> Sweep:
         trains = [lr for lr, a in zip(s.lr, s.accuracy, strict=True) if a >= mark]
-        lowest, highest = (min(trains), max(trains)) if trains else (None, None)
-        result.append(replace(s, lowest=lowest, highest=highest))
-    return tuple(result)
+        return replace(s, lowest=min(trains, default=None), highest=max(trains, default=None))
+
+    return tuple(map(judge, sweeps))
 
 
 def _mean(values: Sequence[float]) -> float:

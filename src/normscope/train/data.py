@@ -126,16 +126,17 @@ def load(
     train_x, test_x, test_y = found.x[train], found.x[test], found.y[test]
     ids: dict[str, Tensor] = {}
     if domains:
-        train_domain = draw.permutation(np.arange(len(train)) % len(domains))
-        test_domain = np.repeat(np.arange(len(domains)), len(test))
-        test_x, test_y = np.concatenate([test_x] * len(domains)), np.tile(test_y, len(domains))
-        raw = train_x
-        train_x = shifted(train_x, train_domain, domains, raw, draw)
-        test_x = shifted(test_x, test_domain, domains, raw, draw)
+        shown_in = np.repeat(np.arange(len(domains)), len(test))
+        moved_to = draw.permutation(np.arange(len(train)) % len(domains))
         ids = {
-            "train_domain": torch.from_numpy(train_domain),
-            "test_domain": torch.from_numpy(test_domain),
+            "train_domain": torch.from_numpy(moved_to),
+            "test_domain": torch.from_numpy(shown_in),
         }
+        test_x, test_y = np.concatenate([test_x] * len(domains)), np.tile(test_y, len(domains))
+        train_x, test_x = (
+            shifted(x, d, domains, found.x[train], draw)
+            for x, d in ((train_x, moved_to), (test_x, shown_in))
+        )
     train_x, test_x = _standardised(train_x, test_x, found.name)
     return Data(
         name=found.name,
@@ -154,10 +155,7 @@ def batches(
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield the test part in order, as (x, y), or (x, y, condition) where there is one to give.
 
-    Args:
-        data: its test part is read.
-        batch_size: samples per batch.
-        given: the condition, see `Norm.given`; "domain" gives none where there are no domains.
+    `given` is the condition, see `Norm.given`; "domain" gives none where there are no domains.
     """
     condition = data.given("test", given)
     columns = (data.test_x, data.test_y, *(() if condition is None else (condition,)))

@@ -21,14 +21,12 @@ DOMAINS: dict[str, Callable[[Floats, np.random.Generator], Floats]] = {
 
 def check_domains(names: tuple[str, ...]) -> None:
     """Raise InputError unless `names` are two or more different known domains."""
+    known = ", ".join(DOMAINS)
     for name in names:
         if name not in DOMAINS:
-            raise InputError(f"there is no domain {name!r}; there are {', '.join(DOMAINS)}")
+            raise InputError(f"there is no domain {name!r}; there are {known}")
     if len(set(names)) != len(names) or len(names) < 2:
-        raise InputError(
-            f"domains are {', '.join(names)}; name at least two different ones of "
-            f"{', '.join(DOMAINS)}"
-        )
+        raise InputError(f"domains are {', '.join(names)}; name at least two different of {known}")
 
 
 def shifted(
@@ -38,17 +36,10 @@ def shifted(
     like: NDArray[np.generic],
     draw: np.random.Generator,
 ) -> NDArray[np.float32]:
-    """Move each sample into its domain.
+    """Move each sample of x, (N, C, *S), into its domain, (N,) indices into `names`.
 
-    Args:
-        x: (N, C, *S).
-        domain: (N,) indices into `names`.
-        names: of the domains.
-        like: (M, C, *S), the training part, whose range of each channel is the unit.
-        draw: source of the noise.
-
-    Returns:
-        (N, C, *S) in units of that range (1 where a channel is constant).
+    The result is in units of each channel's range in `like`, the training part (1 where that is
+    constant); `draw` is the source of the noise.
     """
     axes = (0, *range(2, x.ndim))
     low, high = (f(axis=axes, keepdims=True).astype(np.float64) for f in (like.min, like.max))

@@ -40,11 +40,7 @@ def read_folder(folder: Path) -> Samples:
         raise MissingExtraError(
             "reading images needs Pillow: pip install 'normscope[images]'"
         ) from problem
-    where = shown(folder)
-    try:
-        classes = _by_class(folder)
-    except OSError as problem:
-        raise FileError(f"{where} cannot be read: {problem.strerror}") from problem
+    classes = _by_class(folder)
     files = [path for paths in classes.values() for path in paths]
     sizes, grey = set(), True
     for path in files:
@@ -55,31 +51,41 @@ def read_folder(folder: Path) -> Samples:
     if len(sizes) > 1 or max(size) > LARGEST_SIDE:
         size = (SIDE, SIDE)
     channels = 1 if grey else 3
-    check_size(len(files) * channels * size[0] * size[1], where)
+    check_size(len(files) * channels * size[0] * size[1], shown(folder))
     x = np.empty((len(files), channels, size[1], size[0]), dtype=np.uint8)
     for i, path in enumerate(files):
         x[i] = _pixels(path, size, channels)
     y = np.repeat(np.arange(len(classes)), [len(paths) for paths in classes.values()])
-    return samples(folder.resolve().name, x, y, list(classes), where=where)
+    names = [shown(path.name) for path in classes]
+    return samples(folder.resolve().name, x, y, names, where=shown(folder))
 
 
-def _by_class(folder: Path) -> dict[str, list[Path]]:
-    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+def _by_class(folder: Path) -> dict[Path, list[Path]]:
+    """List the image files of each class folder."""
+
+    def visible(place: Path) -> list[Path]:
+        return sorted(p for p in place.iterdir() if not p.name.startswith("."))
+
+    try:
+        classes = {
+            path: [p for p in visible(path) if p.suffix.lower() in SUFFIXES and p.is_file()]
+            for path in visible(folder)
+            if path.is_dir()
+        }
+    except OSError as problem:
+        raise FileError(f"{shown(folder)} cannot be read: {problem.strerror}") from problem
     if not classes:
         raise InputError(
             f"{shown(folder)} holds no class folders; put the images of each class in a folder "
             "of its own"
         )
-    files = {}
-    for path in classes:
-        images = (p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
-        files[shown(path.name)] = sorted(p for p in images if not p.name.startswith("."))
-        if not files[shown(path.name)]:
+    for path, images in classes.items():
+        if not images:
             raise InputError(
                 f"class folder {shown(path)} holds no images ({', '.join(SUFFIXES)}); "
                 "the images of a class lie directly in its folder"
             )
-    return files
+    return classes
 
 
 def _pixels(path: Path, size: tuple[int, int], channels: int) -> NDArray[np.uint8]:

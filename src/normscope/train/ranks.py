@@ -122,21 +122,17 @@ def parallel(model: nn.Module, *, partly_used: bool = False) -> nn.Module:
     """Wrap a model for training: gradients are averaged over ranks, batches normalised together.
 
     Alone, it is the model itself. Its own names, parameters and buffers stay as they are.
-
-    Args:
-        model: the same on every rank.
-        partly_used: a batch may leave parameters out.
+    `partly_used` says that a batch may leave parameters out.
     """
     if size() == 1:
         return model
     for layer in check_synchronises(model):
         layer.process_group = "world"  # type: ignore[assignment]
     # buffers need no broadcast: every rank computes them from the whole batch
-    option = "forward_sync_buffers"  # torch 2.13; its name before:
-    if option not in inspect.signature(DistributedDataParallel).parameters:
-        option = "broadcast_buffers"
-    options: dict[str, Any] = {option: False}
-    return DistributedDataParallel(model, find_unused_parameters=partly_used, **options)
+    known = inspect.signature(DistributedDataParallel).parameters  # renamed in torch 2.13
+    sync = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in known)
+    options: dict[str, Any] = {sync: False, "find_unused_parameters": partly_used}
+    return DistributedDataParallel(model, **options)
 
 
 @contextmanager
