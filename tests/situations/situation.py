@@ -1,10 +1,12 @@
 """What every situation needs: to look without a change, to train, to break, and the truth by hand."""
 
 import copy
+import random
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from normscope.doctor import Repair, diagnose, repair
 from normscope.errors import NormscopeError
-from normscope.records import Diagnosis
+from normscope.records import Diagnosis, Finding
 
 STALE = frozenset({"NS002", "NS003"})  # never updated or cold; not those of the data
 # what a small network that is trained for a second may truly have
@@ -58,9 +60,15 @@ def assert_cleared(found: Diagnosis, *, but: str = "") -> None:
     false = [
         (f.code, f.severity, round(f.measured, 3), f.facts)
         for f in found.findings
-        if f.severity != "info" and f.code not in {*HARMLESS, but}
+        if f.severity != "info" and f.code not in {*HARMLESS, but} and not _noise(f)
     ]
     assert not false, f"a healthy model is blamed: {false}, gap {found.gap}"
+
+
+def _noise(finding: Finding) -> bool:
+    """Outputs that are no classes differ a little between modes, as batches do; that may be said."""
+    relative = finding.facts.get("kind") != "argmax"
+    return finding.code == "NS004" and finding.severity == "warning" and relative
 
 
 def assert_stale(found: Diagnosis) -> None:
@@ -82,6 +90,12 @@ def assert_one_sentence(problem: NormscopeError, *words: str) -> None:
         assert word.lower() in text.lower(), text
 
 
+def random_state() -> tuple[Any, ...]:
+    """Of torch's, Python's and NumPy's own generator."""
+    legacy = np.random.get_state()[1].tolist()  # noqa: NPY002
+    return torch.get_rng_state().tolist(), random.getstate(), legacy
+
+
 def norms(model: nn.Module) -> list[Any]:
     return [m for m in model.modules() if getattr(m, "running_mean", None) is not None]
 
@@ -95,11 +109,11 @@ def reset(model: nn.Module) -> nn.Module:
 
 def epoch_ago(model: nn.Module, seed: int = 0, dose: float = 0.7) -> nn.Module:
     """The statistics of other weights than these."""
-    random = torch.Generator().manual_seed(seed)
+    dice = torch.Generator().manual_seed(seed)
     for norm in norms(model):
-        step = torch.randn(norm.num_features, generator=random)
+        step = torch.randn(norm.num_features, generator=dice)
         norm.running_mean += dose * norm.running_var.sqrt() * step
-        norm.running_var *= torch.exp(dose * torch.randn(norm.num_features, generator=random))
+        norm.running_var *= torch.exp(dose * torch.randn(norm.num_features, generator=dice))
     return model
 
 
@@ -126,7 +140,7 @@ def train(
     epochs: int = 3,
     lr: float = 3e-3,
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
-) -> nn.Module:
+) -> Any:
     """A real training, short; the model comes in eval(), its statistics those of its weights."""
     model.train()
     steps = optimizer((p for p in model.parameters() if p.requires_grad), lr=lr)
@@ -141,7 +155,7 @@ def train(
     return model.eval()
 
 
-def settled(model: nn.Module, batches: Iterable[Any], run: Run | None = None) -> nn.Module:
+def settled(model: nn.Module, batches: Iterable[Any], run: Run | None = None) -> Any:
     """The same model at the end of its training: the statistics are exactly those of the data."""
     exact = by_hand(model, batches, run)
     model.load_state_dict(exact.state_dict())
@@ -171,7 +185,7 @@ def digit_net(width: int = 16, classes: int = 10) -> nn.Module:
 
 
 @cache
-def _digits_model() -> nn.Module:
+def _digits_model() -> Any:
     torch.manual_seed(0)
     model = train(
         digit_net(),
@@ -182,7 +196,7 @@ def _digits_model() -> nn.Module:
     return settled(model, digit_batches())
 
 
-def digits_model() -> nn.Module:
+def digits_model() -> Any:
     """A healthy classifier of digits, 97 % on unseen ones."""
     return copy.deepcopy(_digits_model())
 
@@ -191,7 +205,9 @@ def digits_model() -> nn.Module:
 def accuracy(model: nn.Module) -> float:
     """On 517 digits that nothing was trained on, in per cent."""
     x, y = digits()
-    return 100 * float((copy.deepcopy(model).eval()(x[1280:]).argmax(1) == y[1280:]).double().mean())
+    return 100 * float(
+        (copy.deepcopy(model).eval()(x[1280:]).argmax(1) == y[1280:]).double().mean()
+    )
 
 
 @torch.no_grad()

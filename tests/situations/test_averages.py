@@ -50,8 +50,8 @@ def averaged(copies_buffers: bool) -> tuple[nn.Module, nn.Module]:
             for a, b in zip(average.parameters(), online.parameters(), strict=True):
                 a.lerp_(b, 0.1)
             if copies_buffers:
-                for a, b in zip(average.buffers(), online.buffers(), strict=True):
-                    a.copy_(b)
+                for own, other in zip(average.buffers(), online.buffers(), strict=True):
+                    own.copy_(other)
     return online.eval(), average.eval()
 
 
@@ -105,12 +105,16 @@ def test_weights_averaged_late_with_the_buffers_of_the_last_copy() -> None:
 def replay(n: int, seed: int) -> list[tuple[Tensor, ...]]:
     """(state, action, reward, next state, done): a cart that is to be held in the middle."""
     random = torch.Generator().manual_seed(seed)
-    batches = []
+    batches: list[tuple[Tensor, ...]] = []
     for _ in range(n):
-        state = torch.randn(64, 4, generator=random) * torch.tensor([2.0, 20.0, 0.3, 5.0]) + torch.tensor([0.0, 0.0, 4.0, -3.0])
+        state = torch.randn(64, 4, generator=random) * torch.tensor(
+            [2.0, 20.0, 0.3, 5.0]
+        ) + torch.tensor([0.0, 0.0, 4.0, -3.0])
         action = torch.randint(0, 3, (64,), generator=random)
         ahead = state + (action - 1)[:, None] * torch.tensor([0.5, 5.0, 0.0, 1.0])
-        batches.append((state, action, -ahead[:, 0].abs(), ahead, torch.zeros(64, dtype=torch.bool)))
+        batches.append(
+            (state, action, -ahead[:, 0].abs(), ahead, torch.zeros(64, dtype=torch.bool))
+        )
     return batches
 
 
@@ -143,7 +147,9 @@ def test_a_healthy_q_network_is_no_classifier_of_actions() -> None:
     found = look(settled(q, batches), batches)
     assert_cleared(found)
     if found.gap is not None:
-        assert found.gap.train_accuracy != found.gap.train_accuracy, "an accuracy of actions was made up"
+        assert found.gap.train_accuracy != found.gap.train_accuracy, (
+            "an accuracy of actions was made up"
+        )
 
 
 def test_the_target_network_beside_the_online_one() -> None:
@@ -154,14 +160,18 @@ def test_the_target_network_beside_the_online_one() -> None:
     done = doctor.repair(target, found, batches)
     assert_kept(done)
     right = norms(by_hand(target, batches))[0]
-    torch.testing.assert_close(norms(target)[0].running_mean, right.running_mean, rtol=0.05, atol=0.2)
+    torch.testing.assert_close(
+        norms(target)[0].running_mean, right.running_mean, rtol=0.05, atol=0.2
+    )
 
 
 def test_a_momentum_encoder() -> None:
     """As MoCo's key encoder: parameters follow slowly, and it ran in train() on other batches than it is judged by."""
     torch.manual_seed(0)
     x, _ = digits()
-    query = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 16))
+    query = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 16)
+    )
     key = copy.deepcopy(query)
     batches = list(x[:1280].split(64))
     steps = torch.optim.SGD(query.parameters(), 0.1, momentum=0.9)
@@ -203,12 +213,20 @@ def test_statistics_of_clients_are_merged_by_total_variance() -> None:
     counts = [sum(len(x) for x, _ in d) for d in data]
     merged = doctor.merge_statistics([m.state_dict() for m in models], counts)
     every = torch.cat([x for d in data for x, _ in d]).double()
-    first = copy.deepcopy(models[0])[0].double()  # type: ignore[index]
+    first = copy.deepcopy(models[0])[0].double()
     inputs = first(every).movedim(1, 0).flatten(1)
-    torch.testing.assert_close(merged["1.running_mean"].double(), inputs.mean(1), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(merged["1.running_var"].double(), inputs.var(1), rtol=1e-3, atol=1e-6)
-    plain = sum(n * m.state_dict()["1.running_var"] for n, m in zip(counts, models, strict=True)) / sum(counts)
-    assert float(((merged["1.running_var"] - plain) / plain).max()) > 0.01, "averaging variances is another law"
+    torch.testing.assert_close(
+        merged["1.running_mean"].double(), inputs.mean(1), rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        merged["1.running_var"].double(), inputs.var(1), rtol=1e-3, atol=1e-6
+    )
+    plain = sum(
+        n * m.state_dict()["1.running_var"] for n, m in zip(counts, models, strict=True)
+    ) / sum(counts)
+    assert float(((merged["1.running_var"] - plain) / plain).max()) > 0.01, (
+        "averaging variances is another law"
+    )
     assert set(merged) == set(models[0].state_dict())
 
 

@@ -69,7 +69,8 @@ def segmenter(ignore: int) -> tuple[nn.Module, list[Any]]:
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         main, aux = model(batch[0])
-        return sum(F.cross_entropy(out, batch[1], ignore_index=ignore) for out in (main, aux))
+        first, second = (F.cross_entropy(o, batch[1], ignore_index=ignore) for o in (main, aux))
+        return first + second
 
     torch.manual_seed(0)
     return settled(train(TwoHeads(), batches, loss), batches), batches
@@ -115,7 +116,10 @@ def test_a_healthy_segmenter_is_healthy() -> None:
 def test_one_hot_masks() -> None:
     """The masks come as (N, K, H, W) floats, as for a dice loss."""
     x, y = cells(160, 0, 0)
-    batches = [(a, F.one_hot(b, 3).movedim(-1, 1).float()) for a, b in zip(x.split(16), y.split(16), strict=True)]
+    batches = [
+        (a, F.one_hot(b, 3).movedim(-1, 1).float())
+        for a, b in zip(x.split(16), y.split(16), strict=True)
+    ]
     torch.manual_seed(0)
     model = nn.Sequential(block(2, 12), block(12, 12), nn.Conv2d(12, 3, 1))
     train(model, batches, lambda m, b: F.cross_entropy(m(b[0]), b[1]))
@@ -166,7 +170,9 @@ def depths(n: int, seed: int) -> tuple[Tensor, Tensor]:
     shade = 1 / depth + 0.05 * random.standard_normal(depth.shape)
     depth[random.random(depth.shape) < 0.15] = np.nan
     pictures = np.stack([shade, shade**2, np.sqrt(np.abs(shade))], 1)
-    return torch.tensor(pictures, dtype=torch.float32), torch.tensor(depth, dtype=torch.float32)[:, None]
+    return torch.tensor(pictures, dtype=torch.float32), torch.tensor(depth, dtype=torch.float32)[
+        :, None
+    ]
 
 
 def test_depth_with_missing_pixels() -> None:
@@ -179,7 +185,10 @@ def test_depth_with_missing_pixels() -> None:
         return F.l1_loss(model(batch[0])[known], batch[1][known])
 
     torch.manual_seed(0)
-    model = settled(train(nn.Sequential(block(3, 12), block(12, 12), nn.Conv2d(12, 1, 1)), batches, loss), batches)
+    model = settled(
+        train(nn.Sequential(block(3, 12), block(12, 12), nn.Conv2d(12, 1, 1)), batches, loss),
+        batches,
+    )
     assert_cleared(look(model, batches))
     good = loss(model, (x, y)).item()
     reset(model)
@@ -196,9 +205,15 @@ class Detector(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.trunk, self.score, self.box = nn.Sequential(block(1, 8), block(8, 8)), nn.Conv2d(8, 1, 1), nn.Conv2d(8, 2, 1)
+        self.trunk, self.score, self.box = (
+            nn.Sequential(block(1, 8), block(8, 8)),
+            nn.Conv2d(8, 1, 1),
+            nn.Conv2d(8, 2, 1),
+        )
 
-    def forward(self, pictures: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
+    def forward(
+        self, pictures: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> Any:
         features = self.trunk(torch.stack(pictures))
         score, size = self.score(features).flatten(1), self.box(features).flatten(2)
         if self.training:
@@ -211,7 +226,9 @@ class Detector(nn.Module):
         for one, sizes in zip(score, size, strict=True):
             keep = (one > one.max() - 2).nonzero().flatten()  # another number of boxes every time
             corner = torch.stack([keep % 16, keep // 16], 1).float()
-            found.append({"boxes": torch.cat([corner, corner + sizes[:, keep].T], 1), "scores": one[keep]})
+            found.append(
+                {"boxes": torch.cat([corner, corner + sizes[:, keep].T], 1), "scores": one[keep]}
+            )
         return found
 
 
@@ -295,7 +312,11 @@ class Pyramid(nn.Module):
 def test_a_pyramid_of_score_maps() -> None:
     """A dict batch: images, a list of boxes of several lengths, and file names."""
     batches = [
-        {"images": torch.stack(xs), "boxes": [t["boxes"] for t in ts], "file_names": [f"{i}.jpg" for i in range(16)]}
+        {
+            "images": torch.stack(xs),
+            "boxes": [t["boxes"] for t in ts],
+            "file_names": [f"{i}.jpg" for i in range(16)],
+        }
         for xs, ts in pictures(10, 0)
     ]
     torch.manual_seed(0)

@@ -84,7 +84,9 @@ def test_torchscript(how: str, verb: str) -> None:
     """Traced, its mode is fixed; scripted, nothing of it can be watched: one sentence, and nothing changes."""
     model = digits_model()
     found = diagnose(model, digit_batches())
-    frozen: Any = torch.jit.script(model) if how == "script" else torch.jit.trace(model, digits()[0][:4])
+    frozen: Any = (
+        torch.jit.script(model) if how == "script" else torch.jit.trace(model, digits()[0][:4])
+    )
     before = fingerprint(frozen)
     call = {
         "diagnose": lambda: diagnose(frozen, digit_batches()),
@@ -96,14 +98,18 @@ def test_torchscript(how: str, verb: str) -> None:
     assert fingerprint(frozen) == before
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
 @pytest.mark.parametrize("verb", ["diagnose", "recalibrate", "adapt", "repair"])
 def test_exported(verb: str) -> None:
     """torch.export fixes the mode too; eval() and train() of its module raise or do nothing."""
     model = digits_model()
     found = diagnose(model, digit_batches())
     batch = torch.export.Dim("batch", min=2)
-    exported: Any = torch.export.export(model, (digits()[0][:4],), dynamic_shapes=({0: batch},)).module()
+    exported: Any = torch.export.export(
+        model, (digits()[0][:4],), dynamic_shapes=({0: batch},)
+    ).module()
     before = fingerprint(exported)
     call = {
         "diagnose": lambda: diagnose(exported, digit_batches()),
@@ -116,14 +122,18 @@ def test_exported(verb: str) -> None:
 
 
 def test_lazy_layers_that_never_ran() -> None:
-    model = nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10))
+    model = nn.Sequential(
+        nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)
+    )
     problem = refused(lambda: diagnose(model.eval(), digit_batches()))
     assert_one_sentence(problem)
     assert "lazy" in str(problem).lower() or "uninitialized" in str(problem).lower()
 
 
 def test_on_the_meta_device() -> None:
-    assert_one_sentence(refused(lambda: diagnose(digits_model().to("meta"), digit_batches())), "meta")
+    assert_one_sentence(
+        refused(lambda: diagnose(digits_model().to("meta"), digit_batches())), "meta"
+    )
 
 
 def test_made_in_inference_mode() -> None:
@@ -158,7 +168,12 @@ def test_sparse_inputs(layout: str) -> None:
     batches = []
     for _ in range(12):
         x = torch.rand(50, 200, generator=random) * (torch.rand(50, 200, generator=random) < 0.05)
-        batches.append((x.to_sparse() if layout == "coo" else x.to_sparse_csr(), torch.randint(0, 2, (50,), generator=random)))
+        batches.append(
+            (
+                x.to_sparse() if layout == "coo" else x.to_sparse_csr(),
+                torch.randint(0, 2, (50,), generator=random),
+            )
+        )
     torch.manual_seed(0)
     model = Sparse().eval()
     found, done = mended(model, batches, forward=lambda m, b: m(b[0]))
@@ -202,7 +217,14 @@ class Outputs(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "kind", ["(scores, None)", "{'logits': scores, 'step': 3}", "[features, scores]", "(loss, scores)", "scores per head"]
+    "kind",
+    [
+        "(scores, None)",
+        "{'logits': scores, 'step': 3}",
+        "[features, scores]",
+        "(loss, scores)",
+        "scores per head",
+    ],
 )
 def test_outputs_with_scores_somewhere(kind: str) -> None:
     model = Outputs(kind).eval()

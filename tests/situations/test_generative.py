@@ -33,10 +33,18 @@ class VAE(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
-            nn.Conv2d(1, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(256, 12)
+            nn.Conv2d(1, 16, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(256, 12),
         )
         self.decoder = nn.Sequential(
-            nn.Linear(6, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 64), nn.Unflatten(1, (1, 8, 8))
+            nn.Linear(6, 64, bias=False),
+            nn.BatchNorm1d(64),
+            nn.ReLU(),
+            nn.Linear(64, 64),
+            nn.Unflatten(1, (1, 8, 8)),
         )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -49,7 +57,7 @@ def evidence(model: nn.Module, batch: Any) -> Tensor:
     out = model(batch[0])
     mean, log_var = out["mean"], out["log_var"]
     divergence = -0.5 * (1 + log_var - mean**2 - log_var.exp()).sum(1).mean()
-    return F.mse_loss(out["reconstruction"], batch[0]) * 64 + 0.2 * divergence
+    return F.mse_loss(out["reconstruction"], batch[0]) * 64 + 0.2 * divergence  # type: ignore[no-any-return]
 
 
 def vae() -> tuple[nn.Module, list[Any]]:
@@ -61,7 +69,9 @@ def vae() -> tuple[nn.Module, list[Any]]:
 def test_a_healthy_vae_is_not_blamed_for_its_noise() -> None:
     model, batches = vae()
     found = look(model, batches)
-    assert not BLAMES_NOISE & set(blamed(found)), [(f.code, f.severity, f.measured) for f in found.findings]
+    assert not BLAMES_NOISE & set(blamed(found)), [
+        (f.code, f.severity, f.measured) for f in found.findings
+    ]
     assert not found.fails("error")
 
 
@@ -90,7 +100,9 @@ class Denoise(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner = nn.Sequential(nn.Linear(65, 96, bias=False), nn.BatchNorm1d(96), nn.ReLU(), nn.Linear(96, 64))
+        self.inner = nn.Sequential(
+            nn.Linear(65, 96, bias=False), nn.BatchNorm1d(96), nn.ReLU(), nn.Linear(96, 64)
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         level = torch.rand(len(x), 1)
@@ -109,7 +121,9 @@ def test_a_healthy_diffusion_model() -> None:
     model = train(Denoise(), batches, loss, epochs=5)
     model = settled(model, batches)
     found = look(model, batches)
-    assert not BLAMES_NOISE & set(blamed(found)), [(f.code, f.severity, f.measured) for f in found.findings]
+    assert not BLAMES_NOISE & set(blamed(found)), [
+        (f.code, f.severity, f.measured) for f in found.findings
+    ]
     assert not found.fails("error")
 
 
@@ -148,7 +162,7 @@ def drawn(model: nn.Module, batch: Any) -> Tensor:
 
 
 def test_the_average_of_a_generator_kept_the_buffers_of_its_first_day() -> None:
-    make, average = gan()
+    _, average = gan()
     batches = [torch.arange(64) for _ in range(20)]  # a loader of indices
     torch.manual_seed(5)
     exact = norms(by_hand(average, batches, drawn))
@@ -166,7 +180,9 @@ def test_the_generator_itself_is_healthy() -> None:
     torch.manual_seed(5)
     model = settled(make, batches, drawn)
     found = look(model, batches, forward=drawn)
-    assert not BLAMES_NOISE & set(blamed(found)), [(f.code, f.severity, f.measured) for f in found.findings]
+    assert not BLAMES_NOISE & set(blamed(found)), [
+        (f.code, f.severity, f.measured) for f in found.findings
+    ]
     assert_cleared(found)
 
 

@@ -1,11 +1,9 @@
 """Loaders as people write them: endless, once only, in workers, of changing sizes, of objects."""
 
-import random as python_random
 from collections import namedtuple
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -28,6 +26,7 @@ from tests.situations.situation import (
     look,
     mended,
     norms,
+    random_state,
     refused,
     settled,
     train,
@@ -75,16 +74,13 @@ def test_looking_and_mending_draw_no_random_number() -> None:
     loader = DataLoader(TensorDataset(x[:640], y[:640]), 64, shuffle=True)
     model = stale()
 
-    def state() -> tuple[Any, ...]:
-        return torch.get_rng_state().tolist(), python_random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
-
-    before = state()
+    before = random_state()
     found = diagnose(model, loader)
-    assert state() == before, "diagnose draws"
+    assert random_state() == before, "diagnose draws"
     repair(model, found, loader)
-    assert state() == before, "repair draws"
+    assert random_state() == before, "repair draws"
     recalibrate(model, loader)
-    assert state() == before, "recalibrate draws"
+    assert random_state() == before, "recalibrate draws"
 
 
 def test_an_iterator_that_can_be_read_once() -> None:
@@ -101,11 +97,15 @@ def test_the_last_batch_has_one_sample() -> None:
     """1,281 samples in batches of 64 with norms over single values: torch refuses such a batch in train()."""
     x, y = digits()
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10)
+    )
     train(model, digit_batches(), lambda m, b: F.cross_entropy(m(b[0]), b[1]), epochs=4)
     model = settled(model, digit_batches())
     loader = DataLoader(TensorDataset(x[:1281], y[:1281]), 64)
-    assert_cleared(look(model, loader))
+    healthy = look(model, loader)
+    assert not healthy.fails("error"), [(f.code, f.severity) for f in healthy.findings]
+    assert "NS007" in healthy.codes, "the last batch is too small"
     best = accuracy(model)
     epoch_ago(model, dose=1.5)
     found, done = mended(model, loader)
@@ -157,7 +157,18 @@ Sample = namedtuple("Sample", ["image", "label", "path", "weight"])
 
 @pytest.mark.parametrize(
     "kind",
-    ["(x, y, None)", "(x, None)", "named tuple", "[x, y]", "label", "target", "targets", "y", "(x, [paths])", "((x,), y)"],
+    [
+        "(x, y, None)",
+        "(x, None)",
+        "named tuple",
+        "[x, y]",
+        "label",
+        "target",
+        "targets",
+        "y",
+        "(x, [paths])",
+        "((x,), y)",
+    ],
 )
 def test_the_structures_of_a_batch(kind: str) -> None:
     """One grammar; what is no tensor passes through untouched."""
@@ -207,7 +218,9 @@ class GraphNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.node = nn.Sequential(nn.Linear(5, 32), nn.BatchNorm1d(32), nn.ReLU())
-        self.graph = nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))
+        self.graph = nn.Sequential(
+            nn.Linear(32, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3)
+        )
 
     def forward(self, batch: Graphs) -> Tensor:
         h = self.node(batch.nodes)
@@ -220,7 +233,9 @@ def graphs(n: int, seed: int) -> list[Graphs]:
     made = []
     for _ in range(n):
         y = torch.randint(0, 3, (40,), generator=random)
-        owner = torch.repeat_interleave(torch.arange(40), torch.randint(4, 15, (40,), generator=random))
+        owner = torch.repeat_interleave(
+            torch.arange(40), torch.randint(4, 15, (40,), generator=random)
+        )
         nodes = torch.randn(len(owner), 5, generator=random) * 2 + 1
         nodes[:, 0] += y[owner] * 0.8
         made.append(Graphs(nodes, owner, y))
@@ -244,7 +259,10 @@ def test_graphs_are_objects(said: str) -> None:
     assert_stale(found)
     assert_kept(done)
     for norm, right in zip(norms(model), exact, strict=True):
-        assert float(((norm.running_mean - right.running_mean).abs() / right.running_var.sqrt()).max()) < 0.2
+        assert (
+            float(((norm.running_mean - right.running_mean).abs() / right.running_var.sqrt()).max())
+            < 0.2
+        )
 
 
 def test_a_loader_that_fails_half_way() -> None:
@@ -266,7 +284,9 @@ def test_a_loader_that_fails_half_way() -> None:
 def test_what_is_no_loader_is_refused_in_a_sentence(given: str) -> None:
     x, y = digits()
     source: Any = {
-        "a data set": TensorDataset(x[:100], y[:100]),  # one sample at a time, without an axis of samples
+        "a data set": TensorDataset(
+            x[:100], y[:100]
+        ),  # one sample at a time, without an axis of samples
         "nothing": [],
         "words": ["up", "down"],
     }[given]

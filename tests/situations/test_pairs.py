@@ -46,7 +46,9 @@ def partners(size: int = 64) -> list[tuple[Tensor, Tensor, Tensor]]:
     found = []
     for anchors in order.split(size):
         same = torch.stack([_pick((y[:1280] == y[i]).nonzero().flatten(), random) for i in anchors])
-        other = torch.stack([_pick((y[:1280] != y[i]).nonzero().flatten(), random) for i in anchors])
+        other = torch.stack(
+            [_pick((y[:1280] != y[i]).nonzero().flatten(), random) for i in anchors]
+        )
         found.append((anchors, same, other))
     return found
 
@@ -63,7 +65,7 @@ class Siamese(nn.Module):
         self.trunk = encoder()
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return (self.trunk(a) - self.trunk(b)).pow(2).sum(1).add(1e-6).sqrt()
+        return (self.trunk(a) - self.trunk(b)).pow(2).sum(1).add(1e-6).sqrt()  # type: ignore[no-any-return]
 
 
 def contrastive(model: nn.Module, batch: Any) -> Tensor:
@@ -89,14 +91,14 @@ def test_siamese_pairs() -> None:
     model = train(Siamese(), batches, contrastive, epochs=4)
     model = settled(model, batches, lambda m, b: m(*b[0]))
     assert_cleared(look(model, batches))
-    best = neighbours(model.trunk)  # type: ignore[arg-type]
+    best = neighbours(model.trunk)
     epoch_ago(model, dose=1.5)
-    assert neighbours(model.trunk) < best - 2, "the fault must show"  # type: ignore[arg-type]
+    assert neighbours(model.trunk) < best - 2, "the fault must show"
     found, done = mended(model, batches)
     assert_stale(found)
     assert "NS017" not in blamed(found), "both calls see the same images"
     assert_kept(done)
-    assert neighbours(model.trunk) > best - 1.5  # type: ignore[arg-type]
+    assert neighbours(model.trunk) > best - 1.5
 
 
 def triplet(model: nn.Module, batch: Any) -> Tensor:
@@ -134,7 +136,8 @@ def test_two_views_of_each_image() -> None:
     x, y = digits()
     random = torch.Generator().manual_seed(0)
     batches: list[Any] = [
-        ([views(a, random), views(a, random)], b) for a, b in zip(x[:1280].split(64), y[:1280].split(64), strict=True)
+        ([views(a, random), views(a, random)], b)
+        for a, b in zip(x[:1280].split(64), y[:1280].split(64), strict=True)
     ]
 
     def together(model: nn.Module, batch: Any) -> Tensor:

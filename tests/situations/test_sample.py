@@ -17,6 +17,8 @@ from tests.situations.situation import (
     epoch_ago,
     look,
     mended,
+    norms,
+    reset,
     settled,
     train,
 )
@@ -48,7 +50,9 @@ def test_four_photographs_and_eighty_crops_of_each() -> None:
 
     classes = torch.tensor([0, 1, 4, 7])
     four = x[torch.tensor([int((y == k).nonzero()[i]) for i, k in enumerate(classes)])]
-    four = four * torch.tensor([0.4, 0.5, 0.35, 0.45])[:, None, None, None] - 2  # taken in the evening
+    four = (
+        four * torch.tensor([0.4, 0.5, 0.35, 0.45])[:, None, None, None] - 2
+    )  # taken in the evening
     which = torch.randint(0, 4, (320,), generator=random)
     sample = four[which] + 0.05 * torch.randn(320, 1, 8, 8, generator=random)
     at_hand = list(zip(sample.split(32), classes[which].split(32), strict=True))
@@ -70,7 +74,7 @@ class Speaker(nn.Module):
         self.last = nn.Linear(32, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(F.relu(self.norm(self.first(x.flatten(1)))))
+        return self.last(F.relu(self.norm(self.first(x.flatten(1)))))  # type: ignore[no-any-return]
 
 
 def test_a_group_that_training_never_saw() -> None:
@@ -82,7 +86,9 @@ def test_a_group_that_training_never_saw() -> None:
         made = []
         for x, y in digit_batches():
             group = torch.randint(0, groups, (len(x),), generator=random)
-            made.append((gains[group][:, None, None, None] * x + group[:, None, None, None], y, group))
+            made.append(
+                (gains[group][:, None, None, None] * x + group[:, None, None, None], y, group)
+            )
         return made
 
     torch.manual_seed(0)
@@ -115,10 +121,8 @@ def test_a_small_sample_of_a_healthy_model() -> None:
 def test_a_small_sample_where_the_statistics_are_lost_is_still_better_than_none() -> None:
     model = digits_model()
     best = accuracy(model)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.running_mean += 2  # type: ignore[operator]
+    for norm in norms(reset(model)):
+        norm.running_mean += 2
     assert accuracy(model) < best - 30, "the fault must show"
     _, done = mended(model, digit_batches(20, 0, 100))
     assert_kept(done)

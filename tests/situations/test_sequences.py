@@ -39,7 +39,9 @@ def utterances(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     x = np.zeros((n, 256))
     for i in range(n):
         start, step = random.uniform(15, 25), random.uniform(8, 14)
-        slope = {0: step * time, 1: -step * time, 2: 0 * time, 3: step * np.sin(2 * np.pi * time)}[int(word[i])]
+        slope = {0: step * time, 1: -step * time, 2: 0 * time, 3: step * np.sin(2 * np.pi * time)}[
+            int(word[i])
+        ]
         x[i] = np.sin(2 * np.pi * (start * time + np.cumsum(slope) / 256 + random.uniform()))
         x[i, length[i] :] = 0
     x *= random.uniform(0.5, 1.5, (n, 1))
@@ -61,7 +63,7 @@ class Listener(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.net(x)
-        return self.head(torch.cat([h[..., :6].mean(2), h[..., 6:].mean(2)], 1))
+        return self.head(torch.cat([h[..., :6].mean(2), h[..., 6:].mean(2)], 1))  # type: ignore[no-any-return]
 
 
 def keyword_batches() -> list[Any]:
@@ -71,7 +73,7 @@ def keyword_batches() -> list[Any]:
     return [(a, b, c, [f"{WORDS[int(w)]}_{i}.wav" for i, w in enumerate(b)]) for a, b, c in parts]
 
 
-def listener(batches: list[Any]) -> nn.Module:
+def listener(batches: list[Any]) -> Any:
     torch.manual_seed(0)
     model = train(Listener(), batches, lambda m, b: F.cross_entropy(m(b[0]), b[1]), epochs=6)
     return settled(model, batches)
@@ -130,7 +132,9 @@ def spectrograms(n: int, seed: int) -> list[dict[str, Any]]:
     batches = []
     for number in range(n):
         centre = random.uniform(4, 20, (16, 1, 1)) + random.uniform(-0.2, 0.2, (16, 1, 1)) * frames
-        clean = np.exp(-((bins[:, None] - centre) ** 2) / 4) + np.exp(-((bins[:, None] - centre / 2) ** 2) / 4)
+        clean = np.exp(-((bins[:, None] - centre) ** 2) / 4) + np.exp(
+            -((bins[:, None] - centre / 2) ** 2) / 4
+        )
         noisy = np.log(clean + 0.3 * random.random(clean.shape) + 0.05)
         batches.append(
             {
@@ -189,7 +193,10 @@ class Reader(nn.Module):
     def __init__(self, kind: type, per_token: bool = False) -> None:
         super().__init__()
         self.kind, self.per_token = kind, per_token
-        self.embed, self.conv = nn.Embedding(60, 16, padding_idx=0), nn.Conv1d(16, 32, 3, padding=1, bias=False)
+        self.embed, self.conv = (
+            nn.Embedding(60, 16, padding_idx=0),
+            nn.Conv1d(16, 32, 3, padding=1, bias=False),
+        )
         self.norm, self.head = nn.BatchNorm1d(32), nn.Linear(32, 3)
 
     def forward(
@@ -211,12 +218,22 @@ def sentences(n: int, seed: int, per_token: bool = False) -> list[dict[str, Tens
     for _ in range(n):
         label, length = random.integers(0, 3, 32), random.integers(6, 21, 32)
         ids = np.where(
-            random.random((32, 20)) < 0.6, 20 * label[:, None] + random.integers(0, 20, (32, 20)), random.integers(1, 60, (32, 20))
+            random.random((32, 20)) < 0.6,
+            20 * label[:, None] + random.integers(0, 20, (32, 20)),
+            random.integers(1, 60, (32, 20)),
         ).clip(1)
         mask = np.arange(20) < length[:, None]
         labels = np.where(mask, ids // 20, -100) if per_token else label
         tensors = (ids * mask, mask.astype(np.int64), labels)
-        batches.append(dict(zip(("input_ids", "attention_mask", "labels"), map(torch.tensor, tensors), strict=True)))
+        batches.append(
+            dict(
+                zip(
+                    ("input_ids", "attention_mask", "labels"),
+                    map(torch.tensor, tensors),
+                    strict=True,
+                )
+            )
+        )
     return batches
 
 
@@ -231,7 +248,10 @@ def test_sentences_as_transformers_gives_them(kind: type) -> None:
 
     def right() -> float:
         with torch.no_grad():
-            hits = [(model(**b).logits.argmax(1) == b["labels"]).double().mean() for b in sentences(8, 5)]
+            hits = [
+                (model(**b).logits.argmax(1) == b["labels"]).double().mean()
+                for b in sentences(8, 5)
+            ]
         return 100 * float(torch.stack(hits).mean())
 
     best = right()
@@ -263,7 +283,10 @@ def recordings(n: int, seed: int) -> tuple[list[Tensor], Tensor]:
     random = np.random.default_rng(seed)
     batches, targets = [], []
     for _ in range(n):
-        gain, offset = np.exp(0.7 * random.standard_normal((1, 4, 1))), 2 * random.standard_normal((1, 4, 1))
+        gain, offset = (
+            np.exp(0.7 * random.standard_normal((1, 4, 1))),
+            2 * random.standard_normal((1, 4, 1)),
+        )
         phase, speed = random.uniform(0, 6, (49, 1, 1)), random.uniform(0.5, 3, (49, 1, 1))
         wave = np.sin(phase + speed * np.arange(32) / 4 + np.arange(4)[:, None])
         x = gain * (wave + 0.2 * random.standard_normal(wave.shape)) + offset
@@ -272,7 +295,7 @@ def recordings(n: int, seed: int) -> tuple[list[Tensor], Tensor]:
     return batches, torch.stack(targets)
 
 
-def recorder(batches: list[Any]) -> nn.Module:
+def recorder(batches: list[Any]) -> Any:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv1d(4, 24, 7, bias=False), nn.BatchNorm1d(24), nn.ReLU(),
@@ -330,12 +353,22 @@ def test_a_forecast_from_named_tuples() -> None:
     random = np.random.default_rng(0)
     t = np.arange(60)
     level, phase = random.normal(5, 2, (512, 3, 1)), random.uniform(0, 24, (512, 3, 1))
-    series = level + np.sin(2 * np.pi * (t + phase) / 24) + 0.02 * t + 0.1 * random.standard_normal((512, 3, 60))
+    series = (
+        level
+        + np.sin(2 * np.pi * (t + phase) / 24)
+        + 0.02 * t
+        + 0.1 * random.standard_normal((512, 3, 60))
+    )
     data = torch.tensor(series, dtype=torch.float32)
     batches = [Window(x[..., :48], x[..., 48:], ["2024-01-01"] * len(x)) for x in data.split(32)]
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Flatten(), nn.Linear(144, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 36), nn.Unflatten(1, (3, 12))
+        nn.Flatten(),
+        nn.Linear(144, 48),
+        nn.BatchNorm1d(48),
+        nn.ReLU(),
+        nn.Linear(48, 36),
+        nn.Unflatten(1, (3, 12)),
     )
     train(model, batches, lambda m, b: F.mse_loss(m(b.past), b.future), epochs=10)
     model = settled(model, batches, lambda m, b: m(b.past))
@@ -345,7 +378,9 @@ def test_a_forecast_from_named_tuples() -> None:
     found, done = mended(model, batches)
     assert_stale(found)
     assert_kept(done)
-    torch.testing.assert_close(norms(model)[0].running_mean, right.running_mean, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(
+        norms(model)[0].running_mean, right.running_mean, rtol=0.05, atol=0.05
+    )
 
 
 def test_several_inputs_under_their_own_names() -> None:
@@ -354,7 +389,9 @@ def test_several_inputs_under_their_own_names() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+            self.net = nn.Sequential(
+                nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2)
+            )
 
         def forward(self, left: Tensor, right: Tensor) -> Tensor:
             return self.net(torch.cat([left, right], 1))  # type: ignore[no-any-return]
@@ -362,7 +399,8 @@ def test_several_inputs_under_their_own_names() -> None:
     x = torch.randn(640, 8, generator=torch.Generator().manual_seed(0))
     y = (x[:, 0] > x[:, 4]).long()
     batches: list[tuple[Mapping[str, Tensor], Tensor]] = [
-        ({"left": a[:, :4], "right": a[:, 4:]}, b) for a, b in zip(x.split(32), y.split(32), strict=True)
+        ({"left": a[:, :4], "right": a[:, 4:]}, b)
+        for a, b in zip(x.split(32), y.split(32), strict=True)
     ]
     torch.manual_seed(0)
     model = train(Two(), batches, lambda m, b: F.cross_entropy(m(**b[0]), b[1]), epochs=3)

@@ -16,7 +16,6 @@ from tests.situations.situation import (
     assert_kept,
     assert_stale,
     blamed,
-    by_hand,
     digit_batches,
     digits,
     digits_model,
@@ -90,7 +89,11 @@ def test_ages_lie_in_second_place() -> None:
 def test_counts_as_targets_of_a_wide_output() -> None:
     """(x, count) with 8 outputs: quantiles of a count, no scores of eight classes."""
     x, y = patients()
-    count = torch.poisson(torch.exp(0.8 * y[:, 0] + 0.5), generator=torch.Generator().manual_seed(0)).long().clamp(max=7)
+    count = (
+        torch.poisson(torch.exp(0.8 * y[:, 0] + 0.5), generator=torch.Generator().manual_seed(0))
+        .long()
+        .clamp(max=7)
+    )
     batches = list(zip(x.split(32), count.split(32), strict=True))
     levels = torch.linspace(0.06, 0.94, 8)
 
@@ -113,7 +116,9 @@ def test_counts_as_targets_of_a_wide_output() -> None:
 def test_the_number_of_the_sample_is_no_domain() -> None:
     """(image, class, index), as data sets give it whose samples are re-weighted."""
     x, y = digits()
-    batches = list(zip(x[:1280].split(64), y[:1280].split(64), torch.arange(1280).split(64), strict=True))
+    batches = list(
+        zip(x[:1280].split(64), y[:1280].split(64), torch.arange(1280).split(64), strict=True)
+    )
     model = digits_model()
     found = look(model, batches)
     assert_cleared(found)
@@ -134,7 +139,11 @@ def test_several_labels_at_once() -> None:
     batches = list(zip(x[:1280].split(64), facts[:1280].split(64), strict=True))
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(1, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(576, 5)
+        nn.Conv2d(1, 16, 3, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(576, 5),
     )
 
     def loss(net: nn.Module, batch: Any) -> Tensor:
@@ -153,7 +162,9 @@ def test_several_labels_at_once() -> None:
     assert loss(model, test).item() < good + 0.15 * (bad - good)
 
 
-@pytest.mark.parametrize("kind", ["one-hot floats", "one-hot whole numbers", "soft labels of a teacher", "a column"])
+@pytest.mark.parametrize(
+    "kind", ["one-hot floats", "one-hot whole numbers", "soft labels of a teacher", "a column"]
+)
 def test_classes_in_other_clothes(kind: str) -> None:
     x, y = digits()
     given = {

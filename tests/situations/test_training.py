@@ -41,7 +41,7 @@ class Recomputed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         net = digit_net()
-        self.first, self.second, self.last = net[:3], net[3:6], net[6:]  # type: ignore[index]
+        self.first, self.second, self.last = net[:3], net[3:6], net[6:]
 
     def forward(self, x: Tensor) -> Tensor:
         for part in (self.first, self.second):
@@ -111,7 +111,10 @@ def slices(n: int, seed: int) -> list[tuple[Tensor, Tensor]]:
         row, column = torch.randint(2, 14, (2,), generator=random).tolist()
         mask[..., row : row + 7, column : column + 7] = 1
         picture = mask + 0.25 * torch.randn(1, 1, 24, 24, generator=random)
-        gain, offset = torch.exp(1.2 * torch.randn((), generator=random)), 4 * torch.randn((), generator=random)
+        gain, offset = (
+            torch.exp(1.2 * torch.randn((), generator=random)),
+            4 * torch.randn((), generator=random),
+        )
         found.append((gain * picture + offset, mask))
     return found
 
@@ -176,7 +179,9 @@ def test_a_ported_model_with_momentum_nought() -> None:
     assert not found.fails("error"), [(f.code, f.severity) for f in found.findings]
     assert_cleared(found, but="NS005")
     if "NS005" in found.codes:
-        assert all(f.severity == "info" for f in found.findings if f.code == "NS005"), "it costs nothing as it is"
+        assert all(f.severity == "info" for f in found.findings if f.code == "NS005"), (
+            "it costs nothing as it is"
+        )
 
 
 def test_a_ported_model_with_momentum_nought_and_stale_statistics() -> None:
@@ -197,11 +202,11 @@ def test_dead_channels_are_not_an_eps_of_another_library() -> None:
     torch.manual_seed(0)
     model = digit_net(24)
     with torch.no_grad():
-        model[0].weight[:8] = 0  # type: ignore[index, union-attr]
-        model[0].weight.requires_grad_(True)  # type: ignore[index, union-attr]
+        model[0].weight[:8] = 0
+        model[0].weight.requires_grad_(True)
     mask = torch.ones(24, 1, 1, 1)
     mask[:8] = 0
-    model[0].weight.register_hook(lambda g: g * mask)  # type: ignore[index, union-attr]
+    model[0].weight.register_hook(lambda g: g * mask)
     train(model, digit_batches(), cross_entropy, epochs=3)
     model = settled(model, digit_batches())
     assert float(norms(model)[0].running_var[:8].max()) < 1e-30
@@ -216,7 +221,7 @@ def test_dead_channels_are_not_an_eps_of_another_library() -> None:
 
 def test_an_eps_that_was_lost_on_the_way() -> None:
     """Trained with 1e-3 on a sensor's volts, rebuilt with torch's 1e-5: the first layer's variances are near both."""
-    volts = [(0.02 * x, y) for x, y in digit_batches()]
+    volts = [(0.01 * x, y) for x, y in digit_batches()]
     x, y = digits()
     torch.manual_seed(0)
     model = digit_net()
@@ -227,16 +232,16 @@ def test_an_eps_that_was_lost_on_the_way() -> None:
 
     def right() -> float:
         with torch.no_grad():
-            return 100 * float((model(0.02 * x[1280:]).argmax(1) == y[1280:]).double().mean())
+            return 100 * float((model(0.01 * x[1280:]).argmax(1) == y[1280:]).double().mean())
 
     best = right()
     assert float(norms(model)[0].running_var.median()) < 1e-3, "eps must matter"
     for norm in norms(model):
         norm.eps = 1e-5
-    assert right() < best - 3, "the fault must show"
+    assert right() < best - 1.5, "the fault must show"
     found, done = mended(model, volts)
     assert "NS006" in blamed(found)[:2], found.codes
-    assert right() > best - 1.5, done.record.kept
+    assert right() > best - 0.8, done.record.kept
 
 
 def test_frozen_by_half_on_another_domain() -> None:
@@ -284,7 +289,9 @@ def test_cold_statistics_after_few_steps_of_regression() -> None:
     x = torch.randn(640, 6, generator=torch.Generator().manual_seed(0)) * 2 + 3
     y = (x[:, :1] * x[:, 1:2]).tanh() + 0.3 * x[:, 2:3]
     batches = list(zip(x.split(32), y.split(32), strict=True))
-    model = nn.Sequential(nn.Linear(6, 64), nn.BatchNorm1d(64, momentum=0.01), nn.ReLU(), nn.Linear(64, 1))
+    model = nn.Sequential(
+        nn.Linear(6, 64), nn.BatchNorm1d(64, momentum=0.01), nn.ReLU(), nn.Linear(64, 1)
+    )
     train(model, batches, lambda m, b: F.mse_loss(m(b[0]), b[1]), epochs=2)
     good, bad = error(by_hand(model, batches), x, y), error(model, x, y)
     assert bad > 2 * good, "the fault must show"
@@ -335,7 +342,10 @@ def test_an_instance_norm_that_tracks_is_left_alone() -> None:
     """convert(model, "batch") must not make a batch norm of it: training would compute something else."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4, affine=True, track_running_stats=True), nn.ReLU(), nn.BatchNorm2d(4)
+        nn.Conv2d(1, 4, 3),
+        nn.InstanceNorm2d(4, affine=True, track_running_stats=True),
+        nn.ReLU(),
+        nn.BatchNorm2d(4),
     )
     torch.manual_seed(0)
     other = copy.deepcopy(model)
@@ -351,7 +361,10 @@ def test_batches_of_one_image_are_too_small_even_with_many_pixels(size: int) -> 
     """Images of other light each: 64 pixels of one image are no 64 samples."""
     random = torch.Generator().manual_seed(0)
     x, y = digits()
-    gain, offset = torch.exp(torch.randn(320, 1, 1, 1, generator=random)), 3 * torch.randn(320, 1, 1, 1, generator=random)
+    gain, offset = (
+        torch.exp(torch.randn(320, 1, 1, 1, generator=random)),
+        3 * torch.randn(320, 1, 1, 1, generator=random),
+    )
     batches = list(zip((gain * x[:320] + offset).split(size), y[:320].split(size), strict=True))
     torch.manual_seed(0)
     found = look(digit_net().eval(), batches)
