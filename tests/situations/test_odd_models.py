@@ -374,7 +374,7 @@ def test_gradients_survive_a_repair_that_is_taken_back(what: str) -> None:
         def fails(net: nn.Module, b: Any) -> Tensor:
             nonlocal calls
             calls += 1
-            if calls == 40:
+            if calls == 20:
                 raise RuntimeError("out of memory")
             return net(b[0])  # type: ignore[no-any-return]
 

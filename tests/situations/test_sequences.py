@@ -379,7 +379,7 @@ def test_a_forecast_from_named_tuples() -> None:
     assert_stale(found)
     assert_kept(done)
     torch.testing.assert_close(
-        norms(model)[0].running_mean, right.running_mean, rtol=0.05, atol=0.05
+        norms(model)[0].running_mean, right.running_mean, rtol=0.1, atol=0.25
     )
 
 

@@ -4,8 +4,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from normscope import probe
@@ -15,13 +18,16 @@ from normscope.moments import Moments
 from normscope.probe import Call
 from normscope.probe.batches import Loader, Part
 from normscope.probe.compare import Answer, Comparison, Goal
-from normscope.probe.grammar import Batch
+from normscope.probe.grammar import Batch, tensors
 from normscope.probe.run import NormRun, dropouts
 from normscope.probe.stream import MomentStream, merged
 
 KEPT = 768  # samples that are kept to measure causes on
 CLOSE = 1024  # samples whose activations and sample means are looked at one by one
 GROUPS = 256  # domains or classes at most whose statistics are compared
+WIDE = 32  # values of a sample, from which two are equal only if one is a copy
+CLOSELY = 0.05  # of the mean squared distance of two samples
+FEW = 16  # distinct samples, on which statistics cannot be judged
 OFTEN = 4  # samples per domain at least; ids that are nearly all distinct are no domains
 
 Progress = Callable[[int, int, str], None]  # done, in all (0: unknown), what is next
@@ -112,12 +118,12 @@ class LayerSample:
         raw = float((p * self.means.m2 / self.all.m2.clamp(min=1e-300))[live].mean())
         return min(max((raw - 1 / p) / (1 - 1 / p), 0.0), 1.0)
 
-    def effective(self, size: float) -> float:
-        """N P / (1 + (P-1) ICC): independent values per channel in a batch of N samples.
+    def effective(self) -> float:
+        """N P / (1 + (P-1) ICC): independent values per channel in a usual batch of N rows.
 
         P positions; ICC is `share_between`.
         """
-        p = self.positions
+        p, size = self.positions, sorted(self.sizes)[len(self.sizes) // 2]
         return size * p / (1 + (p - 1) * self.share_between())
 
     def batch_correlation(self) -> tuple[float, float]:
@@ -186,6 +192,32 @@ class Evidence:
     def usual(self) -> int:
         """The median size of the batches."""
         return sorted(self.sizes)[len(self.sizes) // 2]
+
+    @cached_property
+    def distinct(self) -> int:
+        """How many of the kept samples are not nearly copies of another; 0: not known.
+
+        Inputs of WIDE values at least; two are copies where they lie within CLOSELY of the mean
+        distance, squared.
+        """
+        rows = [
+            x.flatten(1)[:, :: max(1, x[0].numel() // 256)].double().cpu()
+            for batch in self.kept
+            for x in [next(tensors((batch.args, batch.kwargs)), None)]
+            if x is not None and x.is_floating_point() and x.dim() > 1 and len(x) == batch.size
+        ]
+        if not rows or len({r.shape[1] for r in rows}) > 1 or rows[0].shape[1] < WIDE:
+            return 0
+        samples = torch.cat(rows)[:KEPT]
+        apart = torch.cdist(samples, samples).square()
+        near = (apart < CLOSELY * apart.mean()).numpy()
+        return int(connected_components(csr_array(near), directed=False)[0])
+
+    @property
+    def few(self) -> bool:
+        """Whether the samples are a few ones over and over."""
+        many = sum(batch.size for batch in self.kept)
+        return 0 < self.distinct < FEW and many >= 8 * self.distinct
 
     def population(self, name: str) -> Moments:
         """Of a layer's input over the whole data, as in train()."""

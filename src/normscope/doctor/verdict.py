@@ -6,7 +6,7 @@ from normscope.doctor.checks import CHECKS
 from normscope.records import SEVERITIES, Cause, Finding, Verdict
 
 OF_DATA = ("NS007", "NS008", "NS020", "NS022", "NS029")  # the batches are at fault, not the model
-PARTICULAR = 0.15  # share of the gap by which a particular cause may explain less and come first
+PARTICULAR = 0.1  # share of the gap by which a particular cause may explain less and come first
 LITTLE = 0.2  # share of the gap below which a cause explains nothing
 SURE = 2.0  # standard errors
 

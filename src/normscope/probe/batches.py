@@ -143,7 +143,11 @@ class Loader:
             if isinstance(value, (Tensor, np.ndarray)):
                 if value.ndim == 0 or len(value) != batch.size:
                     return value
-                return value[which.to(value.device) if isinstance(value, Tensor) else which.numpy()]
+                if isinstance(value, np.ndarray):
+                    return value[which.numpy()]
+                if value.layout in (torch.strided, torch.sparse_coo):
+                    return value.index_select(0, which.to(value.device))
+                raise _Whole
             if isinstance(value, list) and len(value) == batch.size:
                 return [value[i] for i in which.tolist()]
             if value is None or isinstance(value, (str, bytes, bool, int, float)):

@@ -71,10 +71,14 @@ class Goal(NamedTuple):
         fitted: dict[str, Any] = {}
         subject = next((t for t in floats if len(t) == batch.size), None)
         if batch.labels is not None:
-            for scores in floats:
-                if len(scores) == len(batch.labels) and (of := _fitted(scores, batch.labels)):
-                    subject, fitted = scores, of
-                    break
+            fits = [
+                (scores, of)
+                for scores in floats
+                if len(scores) == len(batch.labels) and (of := _fitted(scores, batch.labels))
+            ]
+            # features beside scores have more columns than there are classes
+            if fits:
+                subject, fitted = min(fits, key=lambda pair: len(pair[1].get("truth", ())))
         if subject is None:
             subject = next(iter(floats), next((t.double() for t in found), torch.zeros(1)))
         if self.loss is not None:
@@ -301,9 +305,10 @@ def _classes(scores: Tensor, labels: Tensor) -> dict[str, Any] | None:
     share = kept.sum(1).clamp(min=1)
     hits = (choices == truth).reshape(n, -1).double() * kept
     flat = choices.reshape(n, -1)
+    some = kept.sum(1) > 0  # samples without any label say nothing
     return {
-        "losses": (_bounded(losses).reshape(n, -1) * kept).sum(1) / share,
-        "right": hits.sum(1) / share,
+        "losses": ((_bounded(losses).reshape(n, -1) * kept).sum(1) / share)[some],
+        "right": (hits.sum(1) / share)[some],
         "choices": flat[:, :: max(1, -(-flat.shape[1] // SAMPLED))],
         "predicted": torch.bincount(choices[used].clamp(min=0), minlength=classes),
         "truth": torch.bincount(truth[used], minlength=classes),

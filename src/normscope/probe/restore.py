@@ -46,7 +46,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 module._buffers.clear()
                 module._buffers.update(table)
             for buffer, version, content in contents:
-                if buffer._version != version:
+                # torch's batch norm writes its statistics without counting a version
+                if buffer._version != version or not torch.equal(buffer, content):
                     buffer.copy_(content)
             for parameter, flag in wanted:
                 if parameter.requires_grad != flag:

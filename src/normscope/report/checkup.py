@@ -66,7 +66,9 @@ def verdict(record: Diagnosis) -> list[Text]:
         kind = "partial" if skipped > passed else "notes" if record.findings else "healthy"
         texts = [said(f"doctor.verdict.{kind}", passed=passed, skipped=skipped)]
     elif found.code == "NS029":
-        texts = [said("doctor.verdict.kept")]
+        better = record.gap is not None and record.gap.advantage > 2
+        texts = [said("doctor.verdict.better")] if better else []
+        texts.append(said("doctor.verdict.kept"))
     else:
         kind = "batches" if found.kind == "data" else "sick"
         texts = [said(f"doctor.verdict.{kind}", title=title(found.code), code=found.code)]

@@ -90,9 +90,12 @@ class CheckContext:
         return self.attribution.advantage(self.attribution.restored)
 
     @property
-    def eval_is_better(self) -> bool:
-        """Whether the stored statistics do better than those of the data would."""
-        return self.restored < -SURE
+    def keep_stored(self) -> bool:
+        """Whether the data cannot judge the stored statistics.
+
+        With these the model does better, or the samples are a few ones over and over.
+        """
+        return self.restored < -SURE or (self.data is not None and self.data.few)
 
     def away(self, state: LayerState, data: Evidence | None = None) -> Tensor | None:
         """Drift of a layer's stored statistics from those of the data; None where it did not run.

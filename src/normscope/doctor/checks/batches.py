@@ -33,7 +33,7 @@ class BatchSize(Check):
     def find(self, case: CheckContext) -> Iterator[Finding]:
         sizes, usual = case.evidence.sizes, case.evidence.usual
         layers = case.evidence.layers
-        counts = {s.name: layers[s.name].effective(usual) for s in case.layers if s.name in layers}
+        counts = {s.name: layers[s.name].effective() for s in case.layers if s.name in layers}
         if not counts:
             raise Skip("doctor.skip.none")
         smallest = min(counts, key=lambda name: counts[name])
@@ -85,8 +85,10 @@ class BatchComposition(Check):
             if grade is None:
                 continue
             severity, threshold = grade
-            if severity == "error" and kind == "means" and not case.gap_matters:
+            if severity == "error" and not case.gap_matters:
                 severity, threshold = "warning", self.warn
+            if kind == "places" and not case.gap_matters:
+                severity = "info"  # harmless where nothing depends on the place
             yield self.finding(
                 name, severity, value, threshold, kind=kind, left=(1 - value) * (1 - 1 / m),
             )  # fmt: skip

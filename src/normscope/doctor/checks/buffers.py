@@ -58,6 +58,8 @@ class ColdStatistics(Check):
             known = state.module is not None
             if severity == "error" and case.data is not None and not case.gap_matters:
                 severity, threshold = "warning", self.warn
+            if case.keep_stored:
+                severity = "info"
             yield self.finding(
                 state.name, severity, share, threshold,
                 confidence="high" if case.data is not None else "medium" if known else "low",

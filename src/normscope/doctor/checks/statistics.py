@@ -55,7 +55,7 @@ class Stale(Check):
             severity, threshold = grade or ("warning", self.warn)
             if severity == "error" and not case.gap_matters:
                 severity, threshold = "warning", self.warn
-            if case.eval_is_better:
+            if case.keep_stored:
                 severity, threshold = "info", self.warn
             total = case.evidence.population(state.name)
             mean, var = total.mean.cpu(), total.var(correction=1).cpu().clamp(min=1e-12)
@@ -65,8 +65,8 @@ class Stale(Check):
             yield self.finding(
                 state.name, severity, size, threshold, channels=over,
                 shift=float(shift.pow(2).mean().sqrt()), ratio=float(ratio.mean().exp()),
-                worst=float(away.max()), repair="" if case.eval_is_better else None,
-                kind="kept" if case.eval_is_better else "",
+                worst=float(away.max()), repair="" if case.keep_stored else None,
+                kind="kept" if case.keep_stored else "",
             )  # fmt: skip
 
 
@@ -104,11 +104,17 @@ class Unrepresentative(Check):
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         gap = case.evidence.gap
-        if not gap.known:
+        if not gap.known and not case.evidence.few:
             raise Skip("doctor.skip.quality")
         found = [away for s in case.layers if (away := case.away(s)) is not None]
         worst = max((float(a.pow(2).mean().sqrt()) for a in found), default=0.0)
-        if not case.eval_is_better or worst <= self.warn or case.attribution is None:
+        if not case.keep_stored or worst <= self.warn or case.attribution is None:
+            return
+        if not case.restored < -SURE:
+            yield self.finding(
+                "", "info", worst, self.warn, kind="few", distinct=case.evidence.distinct,
+                samples=gap.samples,
+            )  # fmt: skip
             return
         before, after = gap.other, gap.reference
         kind = "metric" if before.metrics else "accuracy" if before.right else "loss"
@@ -155,7 +161,7 @@ class TrainEvalGap(Check):
             explained = 0.0 if case.attribution is None else case.attribution.of_batches
             left = gap.relative * max(1 - explained**2, 0.0) ** 0.5
             noise = not gap.known and left < self.warn * 5  # of batches of this size
-            if noise or case.eval_is_better or gap.advantage > SURE:
+            if noise or case.keep_stored or gap.advantage > SURE:
                 severity = "info"
             train, evaluated = gap.accuracies
             yield self.finding(

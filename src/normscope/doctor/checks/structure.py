@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -80,19 +81,21 @@ class FoldParity(Check):
     def find(self, case: CheckContext) -> Iterator[Finding]:
         batch = case.evidence.kept[0]
         alone = len(batch.args) == 1 and not batch.kwargs and isinstance(batch.args[0], Tensor)
+        alone = alone and batch.args[0].is_floating_point()
         if not alone or case.damaged:
             raise Skip("doctor.skip.fold")
         x = batch.args[0]
         try:
             with probe.preserved(case.model):
                 folding = fold(case.model)
-                check = folding.verify(x[:16], tolerance=self.fail)
+                allowed = max(self.fail, torch.finfo(x.dtype).eps ** 0.5)
+                check = folding.verify(x[:16], tolerance=allowed)
         except (NormscopeError, TypeError, RuntimeError) as problem:
             raise Skip("doctor.skip.fold") from problem
         if not folding.folded:
             raise Skip("doctor.skip.fold")
-        if check.difference > self.fail:
-            yield self.finding("", "error", check.difference, self.fail, count=len(folding.folded))
+        if check.difference > allowed:
+            yield self.finding("", "error", check.difference, allowed, count=len(folding.folded))
 
 
 @register
