@@ -220,6 +220,14 @@ def test_batches_of_several_ranks_are_measured_as_one() -> None:
     assert merged.measure(lambda: model(X[20:]), 0) == pytest.approx(one)
 
 
+def test_hooks_are_registered_by_probe_and_by_the_remedy_that_leaves_one() -> None:
+    source = Path(lens.__file__).parents[1]
+    found = [p for p in source.rglob("*.py") if "register_forward" in p.read_text("utf-8")]
+    assert {str(p.relative_to(source)) for p in found if p.parent.name != "probe"} == {
+        str(Path("doctor", "calls.py"))
+    }
+
+
 def test_bad_input() -> None:
     with pytest.raises(InputError, match="every is 0"):
         lens.monitor(network(), every=0)

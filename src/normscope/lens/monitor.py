@@ -1,4 +1,4 @@
-"""Telemetry of normalisation layers while somebody's own loop trains them."""
+"""Measure normalisation layers inside any training loop."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +18,7 @@ from normscope.probe.hooks import attach
 Values = dict[str, float]
 Sink = Callable[[int, Values], None]  # the step, and "layer/measure" -> value
 
-DEAD = 1e-3  # a gate that fires less often than this, or more often than 1 - DEAD, cuts nothing
+DEAD = 1e-3  # a channel above 0 in a smaller share of outputs is dead; above 1 - DEAD, it is open
 PARTS = ("count", "mean", "m2")  # of Moments
 
 
@@ -63,7 +63,7 @@ def monitor(model: nn.Module, *, every: int = 100, to: Iterable[Sink] = ()) -> "
         raise InputError(f"every is {every}; it must be 1 or more steps")
     norms = [norm for norm in probe.find_norms(model) if norm.skipped is None]
     if not norms:
-        raise ModelError("the model has no normalisation layer with running statistics to watch")
+        raise ModelError("the model has no normalisation layer with running statistics to monitor")
     return Monitor(model, {norm.name: norm.module for norm in norms}, every, tuple(to))
 
 
