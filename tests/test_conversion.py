@@ -197,6 +197,24 @@ def test_instance_norm_with_statistics_is_frozen_exactly() -> None:
         convert(nn.InstanceNorm2d(3), "frozen")
 
 
+def test_instance_norms_are_kept_unless_they_are_named() -> None:
+    model = nn.Sequential(
+        nn.InstanceNorm2d(3, track_running_stats=True), nn.BatchNorm2d(3), nn.InstanceNorm2d(3)
+    )
+    twin, x = copy.deepcopy(model), torch.randn(4, 3, 5, 5) + 2
+    conversion = convert(model, "batch")
+    assert [change.name for change in conversion.changed] == ["1"]
+    assert [left.name for left in conversion.kept] == ["0", "2"]
+    assert all("name it in only=" in left.reason for left in conversion.kept)
+    for _ in range(3):
+        torch.testing.assert_close(model(x), twin(x))
+    torch.testing.assert_close(model.state_dict(), twin.state_dict())
+    asked = convert(model, "batch", only=["0"])
+    assert [(change.name, change.equal) for change in asked.changed] == [("0", "eval")]
+    with pytest.raises(ModelError, match="each sample has its own"):
+        convert(model, "batch", only=["2"])
+
+
 class Named(nn.BatchNorm2d):
     def describe(self) -> str:
         return f"{self.num_features} channels"

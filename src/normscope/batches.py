@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.errors import InputError, NormscopeError
-from normscope.factories import reason
+from normscope.probe.load import reason
 
 LABELS = ("labels", "label", "targets", "target", "y")  # keys of a batch that is a dict
 HASHED = 4096  # values of a sample's tensor that its hash is made of

@@ -3,12 +3,11 @@
 Exit codes: 0 fine, 1 findings or a failed verification, 2 wrong use, 130 interrupted.
 """
 
+import errno
 import sys
 
-from rich.console import Console
-
 from normscope.cli import bench, convert, diagnose, env, explain, inspect, repair, report, train
-from normscope.cli.app import app
+from normscope.cli.app import Console, app
 from normscope.errors import NormscopeError
 
 __all__ = ["app", "main"]
@@ -31,7 +30,10 @@ for command in COMMANDS:  # in the order of the help
 def main() -> None:
     """Run the command line; an error that a user can mend is one sentence and exit code 2."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here it can still be said that there is no room
     except NormscopeError as problem:
         if not problem.told:
             Console(stderr=True, highlight=False).print(
@@ -40,3 +42,9 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as problem:
+        if problem.filename is not None or problem.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+        sys.stdout = None  # what is left in it would fail again
+        sys.stderr.write(f"normscope: the output cannot be written: {problem.strerror}\n")
+        sys.exit(2)

@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich import console
+from rich.segment import Segment
 
 from normscope.errors import InputError
+from normscope.files import shown
 from normscope.report.messages import LANGUAGES, Lang, locale_language, say
 
 if TYPE_CHECKING:
@@ -28,12 +30,25 @@ Model = Annotated[
     str | None,
     typer.Option(help="pkg.module:factory, path/file.py:factory, timm:NAME, or a run folder."),
 ]
+Key = Annotated[
+    str | None, typer.Option(help="Which of several state dicts in --weights, as g_ema.")
+]
 Html = Annotated[Path | None, typer.Option(help="Write the page here.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 LangOption = Annotated[
     str, typer.Option("--lang", help="en or zh; the default follows the locale.")
 ]
 LOCALE = locale_language()
+
+
+class Console(console.Console):
+    """Rich's console; names that come out of files cannot give the terminal orders."""
+
+    def render(self, *args: Any, **kwargs: Any) -> Iterator[Segment]:
+        """As rich, with every text in printable characters."""
+        for segment in super().render(*args, **kwargs):
+            text = segment.text if segment.control else shown(segment.text, keep="\n")
+            yield segment if text == segment.text else Segment(text, segment.style)
 
 
 @contextmanager

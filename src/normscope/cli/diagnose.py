@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from normscope.cli.app import (
     LOCALE,
+    Console,
     Html,
     Json,
+    Key,
     LangOption,
     Model,
     known_language,
@@ -36,6 +37,7 @@ def diagnose(
         Path | None,
         typer.Option(help="safetensors or a weights-only file; alone, without --model, it serves."),
     ] = None,
+    key: Key = None,
     data: Annotated[str | None, typer.Option(help="As for train; its training part.")] = None,
     loader: Annotated[
         str | None, typer.Option(help="Batches as in training: path/file.py:factory.")
@@ -59,19 +61,20 @@ def diagnose(
     language, grave = known_language(lang), known_severity(fail_on)
     check_named(model, weights, data, loader, live)
     from normscope.doctor import diagnose as look
+    from normscope.probe.load import read_weights
 
     with progress_bar(as_json) as show:
         if model is None:
             assert weights is not None, "asked before"
             record = look(
-                weights,
+                read_weights(weights, key),
                 select=names(select),
                 momentum=momentum,
                 model_name=str(weights),
                 on_progress=show,
             )
         else:
-            network, source, name = model_and_data(model, weights, data)
+            network, source, name = model_and_data(model, weights, data, key)
             batches = in_training(source, loader, batch_size)
             record = look(
                 network,

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from rich.console import Console
 
 from normscope.cli.app import (
     LOCALE,
+    Console,
     Html,
     Json,
+    Key,
     LangOption,
     Model,
     known_language,
@@ -38,6 +39,7 @@ def inspect(
     weights: Annotated[
         Path | None, typer.Option(help="safetensors or a weights-only file.")
     ] = None,
+    key: Key = None,
     data: Annotated[
         str, typer.Option(help="As for train; a factory may also return a loader of batches.")
     ] = "digits",
@@ -86,7 +88,7 @@ def inspect(
         else:
             assert model is not None, "one of the three was given"
             seen, stopped = _passed(
-                model, weights, data, batch_size, save if resume else None, as_json, language
+                model, weights, key, data, batch_size, save if resume else None, as_json, language
             )
             if ranks.size() > 1:
                 seen.all_reduce()
@@ -126,6 +128,7 @@ def _show(record: "Inspection", html: Path | None, as_json: bool, language: Any)
 def _passed(
     model: str,
     weights: Path | None,
+    key: str | None,
     data: str,
     batch_size: int,
     resume: Path | None,
@@ -136,7 +139,7 @@ def _passed(
     from normscope.lens import Accumulation, accumulate
     from normscope.train import ranks
 
-    given = _sources(model, weights, data, batch_size)
+    given = _sources(model, weights, key, data, batch_size)
     seen = Accumulation(*given.names, given.classes)
     if resume is not None:
         seen = _loaded(resume)
@@ -188,7 +191,9 @@ class Sources(NamedTuple):
     part: dict[str, object] | None = None
 
 
-def _sources(model: str, weights: Path | None, data: str, batch_size: int) -> Sources:
+def _sources(
+    model: str, weights: Path | None, key: str | None, data: str, batch_size: int
+) -> Sources:
     from normscope.train.data import Data, batches, load
 
     if Path(model).is_dir():
@@ -197,9 +202,9 @@ def _sources(model: str, weights: Path | None, data: str, batch_size: int) -> So
         run, network, source = fit.load_run(Path(model))
         name = f"{run.config.net}, {run.config.norms[0]}"
     else:
-        from normscope.weights import load_model
+        from normscope.probe.load import load_model
 
-        network, name = load_model(model, weights), model
+        network, name = load_model(model, weights, key), model
         made = _loader(data)
         if made is not None and not isinstance(made, (Data, tuple)):
             held = getattr(made, "dataset", None)
@@ -217,7 +222,7 @@ def _sources(model: str, weights: Path | None, data: str, batch_size: int) -> So
 
 def _loader(data: str) -> Any:
     """What a factory of data makes, if it is one and gives batches; None for all else."""
-    from normscope.factories import made
+    from normscope.probe.load import made
     from normscope.train.data import Data
     from normscope.train.sources import is_factory
 

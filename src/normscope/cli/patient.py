@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from normscope.errors import InputError
-from normscope.factories import made
 from normscope.files import write_whole
 from normscope.records import SEVERITIES, Diagnosis, Repaired, Severity
 from normscope.report.messages import Lang
@@ -30,7 +29,7 @@ def check_named(model: str | None, weights: Path | None, *data: str | None) -> N
 
 
 def model_and_data(
-    model: str, weights: Path | None, data: str | None
+    model: str, weights: Path | None, data: str | None, key: str | None = None
 ) -> "tuple[nn.Module, Data | None, str]":
     """The model of a run folder or a spec, the data, and the model's name."""
     from normscope.train.data import load
@@ -40,15 +39,17 @@ def model_and_data(
 
         run, network, source = fit.load_run(Path(model))
         return network, load(data) if data else source, f"{run.config.net}, {run.config.norms[0]}"
-    from normscope.weights import load_model
+    from normscope.probe.load import load_model
 
-    network = load_model(model, weights).eval()
+    network = load_model(model, weights, key).eval()
     return network, None if data is None else load(data), model
 
 
 def in_training(data: "Data | None", loader: str | None, batch_size: int) -> Iterable[Any] | None:
     """Batches as in training: those of a factory, or the training part in random order."""
     if loader is not None:
+        from normscope.probe.load import made
+
         place, colon, name = loader.rpartition(":")
         if not colon:
             raise InputError(f"--loader is {loader!r}; write path/file.py:factory")

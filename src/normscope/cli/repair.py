@@ -1,17 +1,17 @@
 """normscope repair."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from normscope.cli.app import (
     LOCALE,
+    Console,
     Html,
     Json,
+    Key,
     LangOption,
     Model,
     known_language,
@@ -29,6 +29,7 @@ from normscope.cli.patient import (
     write_reports,
 )
 from normscope.errors import InputError
+from normscope.files import json_text
 from normscope.records import plain
 
 
@@ -39,6 +40,7 @@ def repair(
         Path | None,
         typer.Option(help="safetensors or a weights-only file; alone, with --force, it serves."),
     ] = None,
+    key: Key = None,
     data: Annotated[
         str | None,
         typer.Option(help="As for train: the training part measures, the test part judges."),
@@ -73,15 +75,15 @@ def repair(
         )
     from normscope import doctor
     from normscope.doctor.checkpoint import merged, skeleton
-    from normscope.weights import read_weights, write_weights
+    from normscope.probe.load import read_weights, write_weights
 
     state = None
     if model is None:
         assert weights is not None, "asked before"
-        state = read_weights(weights)
+        state = read_weights(weights, key)
         network, source, name = skeleton(state, momentum), None, str(weights)
     else:
-        network, source, name = model_and_data(model, weights, data)
+        network, source, name = model_and_data(model, weights, data, key)
     batches = in_training(source, loader, batch_size)
     held_out = None
     if source is not None and loader is None:
@@ -114,7 +116,7 @@ def repair(
     write_reports(found, record, language, html)
     if as_json:
         both = {"kind": "checkup", "diagnosis": plain(found), "repair": plain(record)}
-        sys.stdout.write(json.dumps(both, ensure_ascii=False) + "\n")
+        sys.stdout.write(json_text(both) + "\n")
     else:
         from normscope.report.text import print_diagnosis, print_repair
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from normscope.errors import FileError, InputError
 from normscope.files import shown, write_whole
+from normscope.probe.load import read_weights, write_weights
 from normscope.train.nets import ModelConfig
-from normscope.weights import read_weights, write_weights
 
 AGAIN = "start again with --overwrite"
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from normscope.errors import FileError, InputError
-from normscope.factories import made
 from normscope.files import shown
 from normscope.functional import moments
 from normscope.moments import Moments
+from normscope.probe.load import made
 from normscope.train import sources
 from normscope.train.domains import check_domains, shifted
 from normscope.train.images import read_folder

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normscope.errors import FileError, InputError
-from normscope.factories import reason
 from normscope.files import shown
+from normscope.probe.load import reason
 
 BUNDLED = ("digits", "iris", "wine", "breast_cancer")
 KINDS = (

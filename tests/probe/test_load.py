@@ -16,9 +16,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from normscope import weights
 from normscope.errors import FileError, InputError, MissingExtraError, ModelError, NormscopeError
-from normscope.weights import load_model, read_weights
+from normscope.probe import load
+from normscope.probe.load import load_model, read_weights
 
 
 def net() -> nn.Module:
@@ -282,17 +282,17 @@ def test_weights_of_another_model(tmp_path: Path) -> None:
 
 
 def test_timm(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = weights.importlib.util.find_spec
+    found = load.importlib.util.find_spec
     there = lambda name: object() if name == "timm" else found(name)
-    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install \'normscope\[timm\]\'"):
         load_model("timm:resnet18")
 
     def broken(name: str) -> types.ModuleType:
         raise RuntimeError("operator torchvision::nms does not exist")
 
-    monkeypatch.setattr(weights.importlib.util, "find_spec", there)
-    monkeypatch.setattr(weights.importlib, "import_module", broken)
+    monkeypatch.setattr(load.importlib.util, "find_spec", there)
+    monkeypatch.setattr(load.importlib, "import_module", broken)
     with pytest.raises(ModelError, match="torchvision::nms does not exist.*made for your torch"):
         load_model("timm:resnet18")
 
@@ -305,7 +305,106 @@ def test_timm(monkeypatch: pytest.MonkeyPatch) -> None:
         return nn.Linear(1, 1)
 
     timm.create_model = create_model
-    monkeypatch.setattr(weights.importlib, "import_module", lambda name: timm)
+    monkeypatch.setattr(load.importlib, "import_module", lambda name: timm)
     assert isinstance(load_model("timm:known"), nn.Linear)
     with pytest.raises(NormscopeError, match=r"no model 'other': .*Unknown model"):
         load_model("timm:other")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"g_ema": state, "step": 5},
+        lambda state: {"generator": state, "g_optim": {"state": {0: state}, "param_groups": []}},
+        lambda state: {"params_ema": state, "rng": {"torch": torch.zeros(8, dtype=torch.uint8)}},
+        lambda state: {"network": {"best": state}, "loss": torch.zeros(())},
+        lambda state: {"teacher": state, "normalizer": {"mean": torch.ones(3)}},
+        lambda state: {"state_dict": state, "callbacks": {"best": {"score": torch.ones(())}}},
+        lambda state: state | {"1._extra_state": {"weight": torch.ones(3)}},
+        lambda state: {"model": state, "same": state},
+    ],
+    ids=["step", "optimizer", "rng", "nested", "normalizer", "callbacks", "extra", "same"],
+)
+def test_one_state_dict_under_any_name(tmp_path: Path, wrap: Callable[[Any], Any]) -> None:
+    state = net().state_dict()
+    assert equal(read_weights(saved(tmp_path / "w.pt", wrap(dict(state)))), state)
+
+
+def test_several_state_dicts_ask_for_a_key(tmp_path: Path) -> None:
+    one, two, three = (net().state_dict() for _ in range(3))
+    content = {"g": one, "nets": {"d": two, "g_ema": {"state_dict": three}}, "step": 5}
+    path = saved(tmp_path / "w.pt", content)
+    with pytest.raises(
+        FileError,
+        match=r"several state dicts: 'g', 'nets.d', 'nets.g_ema.state_dict'; name one .* key= \(--key",
+    ):
+        read_weights(path)
+    for key, state in {"g": one, "nets.d": two, "nets.g_ema": three}.items():
+        assert equal(read_weights(path, key), state)
+        assert equal(load_model(f"{__file__}:net", path, key).state_dict(), state)
+    with pytest.raises(FileError, match=r"several state dicts: 'nets.d', 'nets.g_ema.state_dict'"):
+        read_weights(path, "nets")
+    with pytest.raises(InputError, match=r"no state dict 'ema'; it has 'g', 'nets.d', 'nets.g_ema"):
+        read_weights(path, "ema")
+    with pytest.raises(InputError, match=r"no state dict 'g'; it has none; leave the key out"):
+        read_weights(saved(tmp_path / "plain.pt", one), "g")
+    with pytest.raises(InputError, match="key 'g' belongs to a checkpoint"):
+        load_model(f"{__file__}:net", None, "g")
+
+
+def test_content_that_holds_itself_or_is_deep(tmp_path: Path) -> None:
+    itself: dict[str, Any] = {"w": torch.ones(2)}
+    itself["model"] = {"inner": itself}
+    with pytest.raises(FileError, match=r"holds itself under 'model.inner'"):
+        read_weights(saved(tmp_path / "w.pt", itself))
+    deep: dict[str, Any] = net().state_dict()
+    for _ in range(100):
+        deep = {"model": deep}
+    with pytest.raises(FileError, match="holds no weights"):
+        read_weights(saved(tmp_path / "w.pt", deep))
+    wide: dict[str, Any] = {}
+    for _ in range(30):  # 2^30 ways through it
+        wide = {"a": wide, "b": wide}
+    with pytest.raises(FileError, match="holds no weights"):
+        read_weights(saved(tmp_path / "w.pt", wide))
+
+
+@pytest.mark.filterwarnings("ignore:.*(quantized|nested tensors|TypedStorage)")
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "as qint8"),
+        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "as nested"),
+        (lambda: torch.ones(3, dtype=torch.complex64), "as complex64"),
+        (lambda: torch.ones(3).to(torch.float8_e4m3fn), "as float8_e4m3fn"),
+        (lambda: torch.ones(3).to(torch.uint16), "as uint16"),
+    ],
+    ids=["quantised", "nested", "complex", "fp8", "uint16"],
+)
+@pytest.mark.parametrize("name", ["num_batches_tracked", "running_var"])
+def test_statistics_of_odd_kinds(
+    tmp_path: Path, make: Callable[[], Tensor], sentence: str, name: str
+) -> None:
+    path = saved(tmp_path / "w.pt", {f"1.{name}": make()})
+    with pytest.raises(FileError, match=rf"holds 1.{name} {sentence}; it must hold"):
+        read_weights(path)
+
+
+def test_complex_weights_are_read_and_not_cut_to_their_real_part(tmp_path: Path) -> None:
+    state = net().state_dict() | {"0.bias": torch.ones(3, dtype=torch.complex64)}
+    path = saved(tmp_path / "w.pt", state)
+    assert equal(read_weights(path), state)
+    with pytest.raises(ModelError, match="does not fit Sequential: .*complex"):
+        load_model(f"{__file__}:net", path)
+
+
+def test_archives_with_damaged_tables(tmp_path: Path) -> None:
+    data = saved(tmp_path / "w.pt", {"w": torch.ones(3)}).read_bytes()
+    start = data.rindex(b"PK\x01\x02")
+    newer = data[: start + 6] + b"\xff" + data[start + 7 :]  # the version of zip that is needed
+    names = data.replace(b"data.pkl", b"\xff\xfeta.pkl")
+    for content in (newer, names):
+        path = tmp_path / "bad.pt"
+        path.write_bytes(content)
+        with pytest.raises(FileError, match="is truncated or damaged|without a checkpoint"):
+            read_weights(path)
