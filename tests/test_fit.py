@@ -622,6 +622,22 @@ def test_tensorboard_shows_curves_and_histograms_once(tmp_path: Path) -> None:
     assert names <= set(events.Tags()["scalars"])
 
 
+def test_events_that_cannot_be_written_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    config = replace(SMALL, norms=("batch",), seeds=1, sweep=())
+    out = tmp_path / "run"
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
+    with pytest.raises(FileError, match="events cannot be written to .*batch-5: No space left"):
+        fit.train(config, out, tensorboard=True)
+    monkeypatch.undo()
+    check_whole(out)
+    assert fit.train(config, out, tensorboard=True, resume=True).complete
+
+
 def test_tensorboard_that_is_not_there_is_named_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

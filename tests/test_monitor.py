@@ -5,6 +5,7 @@ import gc
 import json
 import math
 import warnings
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,13 @@ def test_batches_of_several_ranks_are_measured_as_one() -> None:
     assert merged.measure(lambda: model(X[20:]), 0) == pytest.approx(one)
 
 
+def test_hooks_are_registered_by_probe_and_where_a_model_is_to_keep_them() -> None:
+    source = Path(lens.__file__).parents[1]
+    found = [p for p in source.rglob("*.py") if "register_forward" in p.read_text("utf-8")]
+    elsewhere = {"/".join(p.relative_to(source).parts) for p in found if p.parent.name != "probe"}
+    assert elsewhere == {"doctor/calls.py", "layers/guarding.py"}
+
+
 def test_bad_input() -> None:
     with pytest.raises(InputError, match="every is 0"):
         lens.monitor(network(), every=0)
@@ -387,7 +395,9 @@ def test_hugging_face_trainer(tmp_path: Path) -> None:
 def test_labels_in_batches() -> None:
     assert callbacks.labels_of((X, Y)) is Y
     assert callbacks.labels_of({"x": X, "labels": Y}) is Y
-    for batch in (X, (X,), (X, X), {"x": X}, (X, Y > 1), None):
+    assert callbacks.labels_of(namedtuple("Batch", "image target name")(X, Y, "a")) is Y
+    without: list[Any] = [X, (X,), [], (X, X), {"x": X}, (X, Y > 1), None]
+    for batch in without:
         assert callbacks.labels_of(batch) is None
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normscope.batches import LABELS
 from normscope.doctor.watch import Watch
 from normscope.errors import MissingExtraError
 from normscope.lens.monitor import Monitor, Sink, monitor
+from normscope.probe.grammar import parts
 from normscope.records import Finding, Severity
 
 Labels = Callable[[Any], Tensor | None]  # finds the labels in a batch
@@ -19,12 +19,8 @@ OnFinding = Callable[[Finding], object] | None
 
 
 def labels_of(batch: Any) -> Tensor | None:
-    """Return the labels of a batch: its second part, or what a dict holds under one of LABELS."""
-    found = None
-    if isinstance(batch, (tuple, list)) and len(batch) > 1:
-        found = batch[1]
-    elif hasattr(batch, "get"):
-        found = next((batch.get(key) for key in LABELS if batch.get(key) is not None), None)
+    """Return the classes of a batch's samples, found by `probe.grammar`; None where it has none."""
+    found = None if isinstance(batch, (tuple, list)) and not batch else parts(0, batch)[1]
     if not isinstance(found, Tensor) or found.dim() != 1:
         return None
     return None if found.is_floating_point() or found.dtype == torch.bool else found

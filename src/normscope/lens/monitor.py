@@ -1,4 +1,4 @@
-"""Telemetry of normalisation layers while somebody's own loop trains them."""
+"""Measure normalisation layers inside any training loop."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,11 +14,12 @@ from normscope.lens import measures
 from normscope.lens.sweep import Sweep, absorb
 from normscope.moments import Moments
 from normscope.probe.hooks import attach
+from normscope.probe.random import kept_generators
 
 Values = dict[str, float]
 Sink = Callable[[int, Values], None]  # the step, and "layer/measure" -> value
 
-DEAD = 1e-3  # a gate that fires less often than this, or more often than 1 - DEAD, cuts nothing
+DEAD = 1e-3  # a channel above 0 in a smaller share of outputs is dead; above 1 - DEAD, it is open
 PARTS = ("count", "mean", "m2")  # of Moments
 
 
@@ -63,7 +64,7 @@ def monitor(model: nn.Module, *, every: int = 100, to: Iterable[Sink] = ()) -> "
         raise InputError(f"every is {every}; it must be 1 or more steps")
     norms = [norm for norm in probe.find_norms(model) if norm.skipped is None]
     if not norms:
-        raise ModelError("the model has no normalisation layer with running statistics to watch")
+        raise ModelError("the model has no normalisation layer with running statistics to monitor")
     return Monitor(model, {norm.name: norm.module for norm in norms}, every, tuple(to))
 
 
@@ -131,13 +132,13 @@ class Monitor:
         if measured:
             self._send(number)
 
-    @torch.no_grad()
     def measure(self, run: Callable[[], object], step: int, **others: float) -> Values:
         """Measure now, whatever `every` is, what `run()` sends through the layers.
 
-        `run` is called in the mode that the model is in, without gradients; buffers and random
-        state are put back. Given the same samples each time, it shows how the network moved and
-        not which samples came. Updates are left out; from the second call on there are also::
+        `run` is called in the mode that the model is in, without gradients; buffers and all
+        random states are put back. Given the same samples each time, it shows how the network
+        moved and not which samples came. Updates are left out; from the second call on there are
+        also::
 
             shift_in, shift_out   how far the distribution of a layer's input, of its output, moved
                                   since the last call, see `shift`
@@ -154,7 +155,7 @@ class Monitor:
         current: dict[str, Moments] = {}
         self._current = current
         try:
-            with _preserved(self.model):
+            with torch.no_grad(), kept_generators(), _kept_buffers(self.model):
                 self._attach()
                 run()
             self._measure_parameters()
@@ -329,13 +330,11 @@ def _rms(values: Tensor) -> float:
 
 
 @contextmanager
-def _preserved(model: nn.Module) -> Iterator[None]:
-    """Put buffers and torch's random state back at the end, after an exception too."""
+def _kept_buffers(model: nn.Module) -> Iterator[None]:
+    # by content: torch's batch norm writes running statistics without a new version number
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(gpus):
-        try:
-            yield
-        finally:
-            for buffer, content in buffers:
-                buffer.copy_(content)
+    try:
+        yield
+    finally:
+        for buffer, content in buffers:
+            buffer.copy_(content)
