@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from normscope.errors import InputError, ModelError
 from normscope.layers.conditional import condition
-from normscope.probe.generators import kept_generators
 from normscope.probe.load import reason
+from normscope.probe.random import kept_generators
 from normscope.records import Comparison
 
 Level = Literal["always", "eval", "never"]  # where before and after compute the same

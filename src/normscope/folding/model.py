@@ -12,8 +12,8 @@ from normscope.errors import InputError, ModelError
 from normscope.folding.flow import Flow, copied, is_norm
 from normscope.folding.pair import Side, difference, fold_into
 from normscope.probe.frozen import refuse_traced, refuse_unready
-from normscope.probe.generators import kept_generators
 from normscope.probe.load import reason
+from normscope.probe.random import kept_generators
 from normscope.records import Comparison
 
 KINDS = ("torch", "sync", "batch", "ghost", "renorm", "frozen")  # one affine map in eval()

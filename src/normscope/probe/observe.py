@@ -73,7 +73,7 @@ class Watcher(Protocol):
 def observe(model: nn.Module, norms: list[Norm], watcher: Watcher) -> Iterator[None]:
     """Tell `watcher` of every call of `norms` (those not skipped) while the model runs inside.
 
-        with untouched(model), observe(model, find_norms(model), watcher):
+        with preserved(model), observe(model, find_norms(model), watcher):
             model(x)
 
     An activation belongs to a layer's call if its input *is* that call's output: the same tensor

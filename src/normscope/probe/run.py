@@ -1,4 +1,4 @@
-"""A model run over data while the inputs of its norms are measured, and its statistics chosen."""
+"""Run a model with chosen statistics in its norms, and measure what enters them."""
 
 import sys
 from collections import Counter
@@ -13,28 +13,33 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
-from normscope.doctor.loader import Batch, Loader
-from normscope.doctor.tally import Tally
 from normscope.functional import batch_norm, moments
 from normscope.layers.conditional import current_condition
 from normscope.moments import Moments
+from normscope.probe.batches import Loader
+from normscope.probe.grammar import Batch
+from normscope.probe.random import seed_all
+from normscope.probe.stream import MomentStream
 
 Statistics = Mapping[str, tuple[Tensor, Tensor]]  # layer -> mean, biased or unbiased variance
 
 
-class Enough(BaseException):
-    """A pass may stop here: what is behind is not measured. No error; nobody should catch it."""
+class _Stop(BaseException):
+    """End a forward early: what comes after is not measured."""
 
 
-class Passage:
-    """What stands at the entry of every norm while the model runs inside `watching`.
+class NormRun:
+    """Override what norm layers normalise with, and record the moments of their inputs.
 
-    Use inside `probe.untouched(model)`, which also takes back the statistics chosen here.
+    Use inside `preserved(model)`, which also takes back the statistics chosen here and the state
+    of the random generators: every batch runs under random numbers of its own number, so a
+    model that draws noise draws the same in every run.
 
     Attributes:
-        tallies: layer -> one tally per call in a forward.
+        streams: layer -> one stream of moments per call in a forward.
         order: layers in the order of their first call.
         most_calls: layer -> calls in one forward.
+        features: output of the last norm layer that ran.
     """
 
     def __init__(
@@ -55,7 +60,7 @@ class Passage:
             measured: None: all layers.
             last: stop each forward when this layer was measured.
         """
-        self.tallies: dict[str, list[Tally]] = {}
+        self.streams: dict[str, list[MomentStream]] = {}
         self.order: list[str] = []
         self.most_calls: Counter[str] = Counter()
         self._layers = layers
@@ -64,31 +69,34 @@ class Passage:
         self._measured = set(layers) if measured is None else measured
         self._last = last
         self._calls: Counter[str] = Counter()
+        self.features: Tensor | None = None
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Stand in front of every layer."""
+    def active(self) -> Iterator[None]:
+        """Take the place of every layer's forward."""
         with ExitStack() as undo:
             for name, layer in self._layers.items():
                 if name in self._stored:
                     put(layer, *self._stored[name])
                 own = layer.__dict__.get("forward")
-                layer.__dict__["forward"] = self._in_front_of(name, layer, layer.forward)
+                layer.__dict__["forward"] = self._replaced(name, layer, layer.forward)
                 undo.callback(_own_again, layer, own)
             if "torch._dynamo" in sys.modules:  # compiled code would pass by
                 undo.enter_context(torch.compiler.set_stance("force_eager"))
             yield
 
-    def run(self, loader: Loader, model: nn.Module, batch: Batch) -> Any:
-        """One forward; None where it stopped at `last`."""
+    def run(self, loader: Loader, model: nn.Module, batch: Batch, seed: int = 0) -> Any:
+        """The model's output; None where it stopped at `last`."""
         self._calls.clear()
         self._size = batch.size
+        self.features = None
+        seed_all(batch.index + 1_000_003 * seed)
         try:
             return loader.run(model, batch)
-        except Enough:
+        except _Stop:
             return None
 
-    def _in_front_of(
+    def _replaced(
         self, name: str, layer: nn.Module, forward: Callable[..., Any]
     ) -> Callable[..., Any]:
         by_batch, measured = name in self._by_batch, name in self._measured
@@ -107,23 +115,24 @@ class Passage:
             served = seen is not None
             if (by_batch or measured) and not served:
                 seen = _moments(layer, args, kwargs)
-            if seen is None:  # nothing to look at, or the layer itself says what is wrong
-                return forward(*args, **kwargs)
-            if measured:
+            if seen is not None and measured:
                 self._add(name, index, seen)
-            if by_batch and not served:
+            if seen is not None and by_batch and not served:
                 _normalise_by(layer, seen, self._stored.get(name))
-            return output if served else forward(*args, **kwargs)
+            output = output if served else forward(*args, **kwargs)
+            if isinstance(output, Tensor):
+                self.features = output
+            return output
 
         return watched
 
     def _add(self, name: str, index: int, seen: Moments) -> None:
-        calls = self.tallies.setdefault(name, [])
+        calls = self.streams.setdefault(name, [])
         if index == len(calls):
-            calls.append(Tally())
+            calls.append(MomentStream())
         calls[index].add(seen, self._size)
         if name == self._last:
-            raise Enough
+            raise _Stop
 
 
 class _ByBatch(TorchFunctionMode):

@@ -9,13 +9,14 @@ ROWS = 32  # batches that memory is set aside for at a time
 BLOCKS = 64  # neighbours are merged beyond twice as many, so memory does not grow with the data
 
 
-class Tally:
+class MomentStream:
     """The moments of all batches so far, kept as blocks of neighbouring batches.
 
     Attributes:
         blocks: the moments of each block, in the order of the batches.
         batches: how many were added.
         samples: how many images.
+        averaged: sums over batches of their mean and unbiased variance, and how many had one.
     """
 
     def __init__(self) -> None:
@@ -25,11 +26,13 @@ class Tally:
         self._open = 0  # batches in the last block
         self._span = 1  # batches per block
         self._room: list[Tensor] = []
+        self.averaged: tuple[Tensor, Tensor, Tensor] | None = None
 
     def add(self, batch: Moments, samples: int) -> None:
         """One more batch; a sum over blocks merges pairwise, so rounding does not pile up."""
         self.batches += 1
         self.samples += samples
+        self._average(batch)
         if self.blocks and self._open < self._span:
             self.blocks[-1] = self.blocks[-1] + batch
             self._open += 1
@@ -47,6 +50,23 @@ class Tally:
             self._room = list(batch.mean.new_empty(ROWS, 2, *batch.mean.shape))
         mean, m2 = self._room.pop()
         return Moments(batch.count, mean.copy_(batch.mean), m2.copy_(batch.m2))
+
+    def _average(self, batch: Moments) -> None:
+        known = (batch.count > 1).unsqueeze(-1)
+        var = torch.where(known, batch.var(correction=1), 0)
+        new = (torch.where(known, batch.mean, 0), var, known.to(var.dtype))
+        old = self.averaged
+        self.averaged = new if old is None else tuple(a + b for a, b in zip(old, new, strict=True))  # type: ignore[assignment]
+
+    def per_batch(self) -> tuple[Tensor, Tensor]:
+        """Means over batches of the batches' means and unbiased variances; NaN where none has one.
+
+        This is what a cumulative running average of a batch norm holds. What lies between the
+        means of batches is not in the variance.
+        """
+        assert self.averaged is not None, "a batch was added"
+        mean, var, count = self.averaged
+        return mean / count, var / count
 
     def total(self) -> Moments:
         """The moments of everything."""
@@ -90,16 +110,3 @@ def stacked(parts: list[Moments]) -> Moments:
 def merged(parts: list[Moments]) -> Moments:
     """All parts together, by the law of total variance."""
     return stacked(parts).pool()
-
-
-def distance(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor) -> Tensor:
-    """How far two sets of statistics lie apart, in standard deviations of the second.
-
-        sqrt((mean - mean')^2 + (std - std')^2) / std'
-
-    The 2-Wasserstein distance of two Gaussians over the standard deviation. Infinite where the
-    first are not finite or the variance is negative; a constant channel counts as std 1e-6.
-    """
-    std, other = var.clamp(min=0).sqrt(), other_var.clamp(min=0).sqrt()
-    away = ((mean - other_mean) ** 2 + (std - other) ** 2).sqrt() / other.clamp(min=1e-6)
-    return torch.where(away.isfinite() & (var >= 0), away, torch.inf)
