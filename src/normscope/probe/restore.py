@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parameter import is_lazy
 
-from normscope.errors import ModelError
+from normscope.probe.frozen import check_runnable
 from normscope.probe.layers import find_norms
 from normscope.probe.random import kept_generators
 
@@ -24,14 +23,11 @@ def preserved(model: nn.Module) -> Iterator[None]:
     Ctrl-C.
 
     Raises:
-        ModelError: a lazy layer has no shape yet; its first forward would change the model.
+        ModelError: a lazy layer has no shape yet, tensors are on the meta device, or the model is,
+            or holds, a program of TorchScript or torch.export.
     """
+    check_runnable(model)
     modules = list(model.modules())
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if is_lazy(tensor):
-            raise ModelError(
-                f"{name} has no shape yet (a lazy layer); run the model once on a batch before"
-            )
     modes = [module.training for module in modules]
     tables = [dict(module._buffers) for module in modules]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
