@@ -17,6 +17,7 @@ from normscope.doctor.recalibrate import chosen, measured
 from normscope.errors import InputError, ModelError
 from normscope.probe.batches import Forward, Loader
 from normscope.probe.compare import leaves
+from normscope.probe.frozen import check_runnable
 from normscope.probe.restore import ModelSnapshot
 from normscope.probe.run import tensors_of
 from normscope.probe.stream import merged
@@ -111,6 +112,7 @@ def adapt(
     """
     if prior < 0:
         raise InputError(f"prior is {prior}; it must be 0 or more samples")
+    check_runnable(model, writes=True)
     loader = _loader(model, batches, forward, batch_limit)
     start = ModelSnapshot(model)
     try:

@@ -15,6 +15,7 @@ from normscope.doctor.verdict import ranked, verdict
 from normscope.errors import InputError, ModelError
 from normscope.probe.batches import Forward, Loader, Part
 from normscope.probe.compare import Answer, Goal, Loss, Metric
+from normscope.probe.frozen import check_runnable, refuse_traced
 from normscope.probe.grammar import Labels
 from normscope.probe.load import read_weights
 from normscope.records import Cause, Diagnosis, Finding, Gap, Skipped
@@ -145,7 +146,9 @@ def _context(
     momentum: float,
     eps: float,
 ) -> CheckContext:
+    refuse_traced(subject)
     if isinstance(subject, nn.Module):
+        check_runnable(subject)
         layers = state.of_model(subject)
         if not layers:
             raise ModelError(state.without_statistics(subject))

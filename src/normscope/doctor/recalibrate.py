@@ -23,6 +23,7 @@ from normscope.layers import (
 from normscope.layers.statistics import Snapshot, snapshot
 from normscope.moments import Moments, drift
 from normscope.probe.batches import Forward, Loader, Part
+from normscope.probe.frozen import check_runnable
 from normscope.probe.run import NormRun, dropouts, tensors_of
 from normscope.probe.stream import MomentStream, merged
 
@@ -134,8 +135,9 @@ def recalibrate(
     """
     if propagate not in ("batch", "sequential"):
         raise InputError(f'propagate is {propagate!r}; it can be "batch" or "sequential"')
-    layers, left = chosen(model, tuple(only))
     loader = Loader(batches, model, forward=forward, limit=batch_limit, keep=propagate != "batch")
+    check_runnable(model, writes=True)
+    layers, left = chosen(model, tuple(only))
     group = dist.group.WORLD if process_group == "world" else process_group
     streams, order = measured(model, loader, layers, propagate, "all", group, on_progress)
     left |= {name: "no forward runs it" for name in layers if name not in streams}

@@ -13,6 +13,7 @@ from normscope.doctor.remedies import REMEDIES, Remedy, RepairContext, Unfit
 from normscope.errors import InputError, ModelError, NormscopeError
 from normscope.probe.batches import Forward, Loader
 from normscope.probe.compare import Goal, Loss, Metric
+from normscope.probe.frozen import check_runnable
 from normscope.probe.grammar import Labels
 from normscope.probe.load import write_weights
 from normscope.probe.restore import ModelSnapshot
@@ -24,6 +25,7 @@ NO_OP_SAFE = frozenset({"fold_bias", "widen", "momentum", "freeze"})
 CORRECTNESS = frozenset({"eval_mode"})
 # these change what the inputs of later layers are in train(), which was measured
 RESHAPES = frozenset({"choose_eps", "split", "domains", "freeze", "fold_bias"})
+TRIED = "own_weight"  # where it does not help, advice is left
 SYMPTOM = "NS004"  # goes with its cause
 
 
@@ -99,6 +101,7 @@ def repair(
         InputError: an unknown remedy, a loader that fails or is empty.
         ModelError: a forward that fails.
     """
+    check_runnable(model, writes=True)
     plan = _plan(diagnosis, tuple(remedies))
     goal = Goal(metric, loss)
 
@@ -138,7 +141,7 @@ def repair(
                 f.code
                 for f in diagnosis.findings
                 if f.code not in answered and f.severity != "info"
-                if f.code != SYMPTOM and (not f.repair or f.repair not in REMEDIES)
+                if f.code != SYMPTOM and (f.repair in ("", TRIED) or f.repair not in REMEDIES)
             )
         ),
     )

@@ -2,8 +2,10 @@
 
 from normscope.lens.accumulation import Accumulation as Accumulation
 from normscope.lens.compare import compare as compare
+from normscope.lens.monitor import Monitor as Monitor
+from normscope.lens.monitor import monitor as monitor
 from normscope.lens.one_pass import accumulate as accumulate
 from normscope.lens.one_pass import inspect as inspect
 from normscope.lens.one_pass import inspection as inspection
-from normscope.lens.watch import Watch as Watch
-from normscope.lens.watch import watch as watch
+
+Watch, watch = Monitor, monitor  # their names before

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from normscope.errors import InputError, ModelError, NormscopeError
 from normscope.layers import condition
 from normscope.probe import grammar
+from normscope.probe.frozen import check_runnable
 from normscope.probe.grammar import GRAMMAR, Batch, Labels, tensors, walk
 from normscope.probe.layers import culprit
 from normscope.probe.load import reason
@@ -54,6 +55,7 @@ class Loader:
         limit: int | None = None,
         keep: bool = True,
     ) -> None:
+        check_runnable(model)
         kind = type(batches)
         iterable: Any = torch.utils.data.IterableDataset
         if issubclass(kind, torch.utils.data.Dataset) and not issubclass(kind, iterable):

@@ -23,11 +23,10 @@ def preserved(model: nn.Module) -> Iterator[None]:
     Ctrl-C.
 
     Raises:
-        ModelError: a lazy layer has no shape yet, tensors are on the meta device, or the model is,
-            or holds, a program of TorchScript or torch.export.
+        ModelError: a program of TorchScript or torch.export, a lazy or a meta model.
     """
-    check_runnable(model)
     modules = list(model.modules())
+    check_runnable(model)
     modes = [module.training for module in modules]
     tables = [dict(module._buffers) for module in modules]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

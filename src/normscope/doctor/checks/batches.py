@@ -26,6 +26,7 @@ class BatchSize(Check):
     family = "batches"
     needs = "data"
     source = "Wu and He 2018, 'Group normalization': errors rise below 16 per batch"
+    repair = "own_weight"
     warn: float = 16.0
     fail: float = 4.0
 

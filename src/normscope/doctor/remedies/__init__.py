@@ -24,6 +24,7 @@ REMEDIES: dict[str, tuple[Remedy, ...]] = {
         statistics.sequential,
         statistics.everywhere,
     ),
+    "own_weight": (settings.weigh_samples,),
     "fold_bias": (settings.fold_bias,),
     "adapt": (live.adapt_statistics,),
 }

@@ -1,5 +1,7 @@
 """Remedies for how layers are set."""
 
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from normscope.doctor.remedies.base import RepairContext, Unfit
 from normscope.errors import NormscopeError
 from normscope.probe.compare import SURE
 from normscope.probe.run import dropouts
+
+WEIGHTS = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 def eval_mode(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -42,21 +46,50 @@ def momentum_and_statistics(context: RepairContext, names: tuple[str, ...]) -> t
 def choose_eps(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
     """The eps among the usual ones under which the model does best."""
     layers: list[Any] = [state.module for state in context.states(names)]
-    judge = context.chooser()
     was = [layer.eps for layer in layers]
-    best, now = None, judge.evaluate(context.model)
-    for eps in USUAL_EPS:
+
+    def use(eps: float) -> None:
         for layer in layers:
             layer.eps = eps
-        other = judge.evaluate(context.model)
-        if gain(now, other) > SURE:
-            best, now = eps, other
+
+    best = _best(context, USUAL_EPS, use)
     for layer, old in zip(layers, was, strict=True):
         layer.eps = old if best is None else best
     if best is None:
         usual = ", ".join(f"{e:g}" for e in USUAL_EPS)
         raise Unfit(f"no other eps of {usual} does better by labels, a loss or a metric")
     return names
+
+
+def weigh_samples(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
+    """A weight of each sample's own statistics in eval(): 1 where training had one per batch."""
+    layers = convert(context.model, "evalnorm", own_weight=0.0, partial=True).changed
+    found: list[Any] = [context.model.get_submodule(change.name) for change in layers]
+
+    def use(weight: float) -> None:
+        for layer in found:
+            layer.own_weight = weight
+
+    best = _best(context, WEIGHTS, use)
+    if best is None:
+        raise Unfit("no weight of a sample's own statistics does better")
+    use(best)
+    return tuple(change.name for change in layers)
+
+
+def _best(
+    context: RepairContext, values: Sequence[float], use: Callable[[float], None]
+) -> float | None:
+    """The value with which the model does best beyond chance; None: as it is."""
+    judge = context.chooser()
+    best, now = None, judge.evaluate(context.model)
+    for value in values:
+        use(value)
+        other = judge.evaluate(context.model)
+        sure = gain(now, other)
+        if sure > SURE or (math.isnan(sure) and other.score.gap < 0.9 * now.score.gap):
+            best, now = value, other
+    return best
 
 
 def freeze(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:

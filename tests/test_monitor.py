@@ -2,6 +2,7 @@
 
 import csv
 import gc
+import json
 import math
 import warnings
 from pathlib import Path
@@ -13,9 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import normscope
 from normscope import lens
 from normscope.errors import InputError, ModelError
+from normscope.functional import moments
 from normscope.lens import callbacks, sinks
+from normscope.lens.monitor import shift
 from normscope.records import Inspection
 
 X, Y = torch.randn(32, 3, 4, 4), torch.arange(32) % 4
@@ -35,7 +39,7 @@ class Kept:
         self.steps.append((step, dict(values)))
 
 
-def trained(model: nn.Module, watching: lens.Watch, steps: int, x: Tensor = X) -> None:
+def trained(model: nn.Module, watching: lens.Monitor, steps: int, x: Tensor = X) -> None:
     optimiser = torch.optim.SGD(model.parameters(), 0.1)
     for _ in range(steps):
         with watching.step(Y):
@@ -59,7 +63,7 @@ def test_every_scalar_is_what_numpy_says() -> None:
         output = nn.functional.batch_norm(
             model[0](X), None, None, model[1].weight, model[1].bias, training=True
         ).numpy()
-    trained(model, lens.watch(model, every=1, to=[kept]), 1)
+    trained(model, lens.monitor(model, every=1, to=[kept]), 1)
     ((step, values),) = kept.steps
     assert step == 0
     assert {name.rpartition("/")[0] for name in values} == {"1", "5"}
@@ -103,7 +107,7 @@ def hooks(model: nn.Module) -> int:
 
 def test_off_is_nothing_and_on_holds_no_tensors() -> None:
     model, kept = network(), Kept()
-    watching = lens.watch(model, every=3, to=[kept])
+    watching = lens.monitor(model, every=3, to=[kept])
     seen: list[int] = []
     model[3].register_forward_hook(lambda *a: seen.append(hooks(model) - 1))
     trained(model, watching, 7)
@@ -119,26 +123,108 @@ def test_off_is_nothing_and_on_holds_no_tensors() -> None:
 
 def test_training_is_the_same_with_and_without() -> None:
     plain, watched = network(), network()
-    trained(plain, lens.watch(plain, every=1000), 4)
-    trained(watched, lens.watch(watched, every=1), 4)
+    trained(plain, lens.monitor(plain, every=1000), 4)
+    trained(watched, lens.monitor(watched, every=1), 4)
     for a, b in zip(plain.state_dict().values(), watched.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_a_step_that_fails_leaves_no_hook() -> None:
     model = network()
-    watching = lens.watch(model, every=1)
+    watching = lens.monitor(model, every=1)
     with pytest.raises(RuntimeError), watching.step(Y):
         model(X[:, :2])
     assert hooks(model) == 0
     assert watching.count == 0
 
 
+def test_the_names_before_still_serve() -> None:
+    assert lens.watch is lens.monitor
+    assert lens.Watch is lens.Monitor
+
+
+def test_the_shift_is_the_gaussian_wasserstein_distance_in_standard_deviations() -> None:
+    x = torch.randn(500, 3, dtype=torch.float64)
+    x[:, 2] = 4.0  # a constant channel has no standard deviation to measure by
+    m, s = x.mean(0), x.std(0, correction=0)
+    y = x * torch.tensor([1.5, 1.0, 1.0]) + torch.tensor([0.0, 2.0, 1.0])
+    moved = [
+        math.hypot(0.5 * float(m[0]), 0.5 * float(s[0])) / float(s[0]),
+        2 / float(s[1]),
+    ]
+    assert shift(moments(x), moments(y)) == pytest.approx(sum(moved) / 2)
+    assert shift(moments(x), moments(x)) == 0
+    assert math.isnan(shift(moments(x[:, 2:]), moments(y[:, 2:])))
+
+
+def test_measuring_on_fixed_samples_shows_what_moved_and_moves_nothing() -> None:
+    model, kept = network(), Kept()
+    model.append(nn.Dropout(0.5))
+    monitor = lens.monitor(model, every=1000, to=[kept])
+    first = monitor.measure(lambda: model(X), 0)
+    assert not any("shift" in name or "grad" in name or "update" in name for name in first)
+    nn.functional.cross_entropy(model(X), Y).backward()
+    with torch.no_grad():
+        model[0].bias += 0.5
+        model[1].weight *= 3
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    versions = [p._version for p in model.parameters()]
+    random = torch.get_rng_state()
+    seen = monitor.measure(lambda: model(X), 7, loss=0.25)
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert versions == [p._version for p in model.parameters()]
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model.training
+    assert hooks(model) == 0
+    assert kept.steps == [(0, first), (7, seen)]
+    assert seen["loss"] == 0.25
+    assert seen["1/values"] == 512
+    assert seen["1/gamma_grad"] == pytest.approx(float(model[1].weight.grad.norm()))
+    with torch.no_grad():
+        spread = model[0](X).double().transpose(0, 1).flatten(1).std(1, correction=0)
+    assert seen["1/shift_in"] == pytest.approx(float((0.5 / spread).mean()), rel=1e-5)
+    assert seen["1/shift_out"] == pytest.approx(2, rel=1e-3)  # mean 0, from std 1 to 3
+    other = lens.monitor(model)
+    other.load_state_dict(monitor.state_dict())
+    assert other.measure(lambda: model(X), 8)["1/shift_in"] == 0
+
+
+def test_a_measurement_that_fails_leaves_the_model_as_it_was() -> None:
+    model = network()
+    monitor = lens.monitor(model)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+
+    def run() -> None:
+        model(X)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        monitor.measure(run, 0)
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert hooks(model) == 0
+    assert "1/shift_in" not in monitor.measure(lambda: model(X), 1)
+
+
+def test_batches_of_several_ranks_are_measured_as_one() -> None:
+    parts: list[Any] = []
+
+    def first(part: Any) -> Any:
+        parts.append(part)
+        return part
+
+    model = network().eval()
+    one = lens.monitor(model).measure(lambda: model(X), 0)
+    lens.Monitor(model, lens.monitor(model).layers, merge=first).measure(lambda: model(X[:20]), 0)
+    rest = iter(parts)
+    merged = lens.Monitor(model, lens.monitor(model).layers, merge=lambda part: part + next(rest))
+    assert merged.measure(lambda: model(X[20:]), 0) == pytest.approx(one)
+
+
 def test_bad_input() -> None:
     with pytest.raises(InputError, match="every is 0"):
-        lens.watch(network(), every=0)
+        lens.monitor(network(), every=0)
     with pytest.raises(ModelError, match="no normalisation layer"):
-        lens.watch(nn.Sequential(nn.LayerNorm(3)))
+        lens.monitor(nn.Sequential(nn.LayerNorm(3)))
 
 
 def test_csv_is_continued_and_other_files_are_refused(tmp_path: Path) -> None:
@@ -159,6 +245,41 @@ def test_csv_is_continued_and_other_files_are_refused(tmp_path: Path) -> None:
     assert other.read_text() == "mine\n"
 
 
+def test_jsonl_holds_tables_and_scalars(tmp_path: Path) -> None:
+    model, path = network(), tmp_path / "norms.jsonl"
+    layers = {"1": model[1]}
+    with torch.no_grad():
+        model[1].weight[0] = math.inf
+        model[1].bias[1] = 0.123456789
+    to = [sinks.jsonl(path, layers, seed=3)]
+    lens.Monitor(model, layers, sinks=to).measure(lambda: model(X), 4, loss=0.5)
+    lens.Monitor(model, layers, sinks=to).measure(lambda: model(X), 8)
+    one, two = map(json.loads, path.read_text().splitlines())
+    assert [(line["step"], line["seed"], line.get("loss")) for line in (one, two)] == [
+        (4, 3, 0.5),
+        (8, 3, None),
+    ]
+    row = one["layers"]["1"]
+    assert row["gamma"] == [None, 1, 1, 1, 1, 1]
+    assert row["beta"][1] == 0.12346
+    assert row["running_var"] == [1] * 6
+    assert row["values"] == 512
+
+
+@pytest.mark.parametrize("kind", [normscope.ConditionalBatchNorm1d, normscope.ModeNorm1d])
+def test_tables_of_groups_are_pooled(kind: Any) -> None:
+    layer = kind(4, 3)
+    nn.init.normal_(layer.running_mean)
+    found = sinks.tables(layer)
+    assert {name: t.shape for name, t in found.items()} == dict.fromkeys(
+        ("gamma", "beta", "running_mean", "running_var"), (4,)
+    )
+    mean = layer.running_mean.mean(0)
+    torch.testing.assert_close(found["running_mean"], mean)
+    spread = 1 + layer.running_mean.var(0, correction=0)  # the law of total variance
+    torch.testing.assert_close(found["running_var"], spread)
+
+
 def test_log_and_tensorboard(tmp_path: Path) -> None:
     board = pytest.importorskip("torch.utils.tensorboard")
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -170,11 +291,13 @@ def test_log_and_tensorboard(tmp_path: Path) -> None:
 
     model = network()
     with board.SummaryWriter(tmp_path) as writer:
-        to = [sinks.logged(Run()), sinks.tensorboard(writer)]
-        trained(model, lens.watch(model, every=2, to=to), 3)
+        to = [sinks.logged(Run()), sinks.tensorboard(writer, layers={"1": model[1]})]
+        trained(model, lens.monitor(model, every=2, to=to), 3)
     assert [step for _, step in told] == [0, 2]
-    events = reader.EventAccumulator(str(tmp_path))
+    events = reader.EventAccumulator(str(tmp_path), {"histograms": 0})
     events.Reload()
+    assert [h.step for h in events.Histograms("norms/1/gamma")] == [0, 2]
+    assert sorted(events.Tags()["histograms"]) == ["norms/1/beta", "norms/1/gamma"]
     for name, value in told[1][0].items():
         last = events.Scalars(name)[-1]
         assert (last.step, last.value) == (2, pytest.approx(value, rel=1e-6))
