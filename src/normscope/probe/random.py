@@ -52,26 +52,8 @@ def _set_states(states: tuple[Any, ...], generators: list[torch.Generator]) -> N
         generator.set_state(state)
 
 
-@contextmanager
-def kept_generators(seed: int | None = None) -> Iterator[None]:
-    """Hand torch's, Python's and NumPy's random generators back as they were.
-
-    Args:
-        seed: where all of them begin inside; None: where they are.
-    """
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    before = _states([])
-    with torch.random.fork_rng(gpus):
-        try:
-            if seed is not None:
-                seed_all(seed)
-            yield
-        finally:
-            _set_states(before, [])
-
-
 def seed_all(number: int) -> None:
-    """Begin torch's, Python's and NumPy's random numbers anew; inside `kept_generators` only."""
+    """Begin torch's, Python's and NumPy's random numbers anew; inside `preserved` only."""
     torch.manual_seed(number)
     random.seed(number)
     np.random.seed(number % 2**32)  # noqa: NPY002
