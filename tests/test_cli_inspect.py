@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from normscope.cli import app
 from normscope.errors import NormscopeError
-from normscope.lens import Accumulation
+from normscope.lens import InspectionState
 from normscope.records import Inspection
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +97,7 @@ def equal(one: Inspection, two: Inspection) -> None:
     assert one.counts == two.counts
     assert one.batches == two.batches
     (a,), (b,) = one.layers, two.layers
-    assert a.histogram == b.histogram
+    np.testing.assert_array_equal(a.histogram, b.histogram)
     for s, t in zip(a.stages, b.stages, strict=True):
         assert s.eta2 == pytest.approx(t.eta2, abs=1e-10)
         assert s.lda_fraction == pytest.approx(t.lda_fraction, abs=1e-10)
@@ -191,5 +192,5 @@ def test_ranks_together_are_one_process(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("self-test") == 1
     equal(record(folder / "two.json"), record(folder / "one.json"))
-    seen = Accumulation.load(folder / "two.safetensors")
-    assert seen.mates.batches == 8
+    seen = InspectionState.load(folder / "two.safetensors")
+    assert seen.composition.batches == 8

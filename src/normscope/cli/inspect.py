@@ -26,8 +26,10 @@ from normscope.report.messages import Lang
 if TYPE_CHECKING:
     from torch import nn
 
-    from normscope.lens import Accumulation
+    from normscope.lens import InspectionState
     from normscope.records import Inspection
+
+WORTH_TELLING = 256  # MiB of statistics
 
 
 def inspect(
@@ -76,7 +78,8 @@ def inspect(
         raise InputError(f"--save is {shown(save)}; name a .json file")
     if resume and save is None:
         raise InputError("--resume needs --save, the file that the pass was begun with")
-    from normscope.lens import inspection, storage
+    from normscope.lens import inspection
+    from normscope.lens.state import SUFFIX
     from normscope.train import ranks
 
     stopped = False
@@ -93,12 +96,10 @@ def inspect(
     if rank > 0:  # rank 0 writes and tells
         raise typer.Exit(130 if stopped else 0)
     if save is not None:
-        seen.save(save.with_suffix(storage.SUFFIX))
-    found = inspection(seen)
+        seen.save(save.with_suffix(SUFFIX))
+    found = inspection(seen, release=True)
     if save is not None:
-        from normscope.files import write_whole
-
-        write_whole(save, found.to_json())
+        found.save(save)
     _show(found, html, as_json, language)
     if save is not None:
         tell(language, "cli.saved", path=save)
@@ -131,13 +132,13 @@ def _passed(
     resume: Path | None,
     quiet: bool,
     language: Lang,
-) -> tuple["Accumulation", bool]:
+) -> tuple["InspectionState", bool]:
     """What passed, and whether Ctrl-C came before the end."""
-    from normscope.lens import Accumulation, accumulate
+    from normscope.lens import InspectionState, accumulate, memory_needed
     from normscope.train import ranks
 
     given = _sources(model, weights, data, batch_size)
-    seen = Accumulation(*given.names, given.classes)
+    seen = InspectionState(*given.names, given.classes)
     if resume is not None:
         seen = _loaded(resume)
         if (seen.model, seen.data, seen.classes) != (*given.names, given.classes):
@@ -149,6 +150,14 @@ def _passed(
         raise InputError("--resume continues a pass of one process; start it without torchrun")
     if given.batches == []:
         return seen, False
+    needed = memory_needed(given.model, len(given.classes or ())) >> 20
+    if needed > WORTH_TELLING:
+        tell(
+            language,
+            "cli.inspect.memory",
+            mebibytes=f"{needed:,}",
+            classes=len(given.classes or ()),
+        )
     with progress_bar(quiet) as progress:
 
         def show(images: int) -> None:
@@ -160,7 +169,7 @@ def _passed(
         try:
             accumulate(given.model, given.batches, into=seen, on_progress=show)
         except KeyboardInterrupt:
-            if int((seen.counts > 0).sum()) < 2 or seen.torn:
+            if int((seen.counts > 0).sum()) < 2 or seen.incomplete:
                 raise
             return seen, True
     if given.part is not None and ranks.rank() == 0:
@@ -239,14 +248,14 @@ def _own(batches: Iterable[Any]) -> list[Any] | Iterable[Any]:
     return [] if first is None else chain([first], mine)
 
 
-def _loaded(path: Path) -> "Accumulation":
-    from normscope.lens import Accumulation
-    from normscope.lens.storage import beside
+def _loaded(path: Path) -> "InspectionState":
+    from normscope.lens import InspectionState
+    from normscope.lens.state import beside
 
-    return Accumulation.load(beside(path))
+    return InspectionState.load(beside(path))
 
 
-def _merged(files: list[Path]) -> "Accumulation":
+def _merged(files: list[Path]) -> "InspectionState":
     first, *rest = map(_loaded, files)
     for other in rest:
         first.merge(other)
@@ -254,7 +263,6 @@ def _merged(files: list[Path]) -> "Accumulation":
 
 
 def _difference(files: list[Path]) -> Any:
-    from normscope.files import read_text
     from normscope.lens import compare
     from normscope.records import Inspection
 
@@ -262,4 +270,4 @@ def _difference(files: list[Path]) -> Any:
         raise InputError(f"--compare needs two files, not {len(files)}")
     if any(file.suffix != ".json" for file in files):
         raise FileError("--compare reads the .json records that --save wrote")
-    return compare(*(Inspection.from_json(read_text(file, "inspection")) for file in files))
+    return compare(*map(Inspection.load, files))

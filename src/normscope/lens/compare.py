@@ -34,6 +34,11 @@ def compare(first: Inspection, second: Inspection) -> Difference:
             "their names differ; compare inspections over the same classes"
         )
     one, two = ({layer.name: layer for layer in i.layers} for i in (first, second))
+    if any(not len(layer.firing) for layer in (*first.layers, *second.layers)):
+        raise InputError(
+            "one of the records was read without its tables by class; "
+            "keep the .tables.safetensors file beside it"
+        )
     shared = [name for name in one if name in two]
     if not shared:
         raise InputError("no layer is in both inspections; compare one architecture with itself")
@@ -58,7 +63,7 @@ def compare(first: Inspection, second: Inspection) -> Difference:
 
 
 def _layer(a: Layer, b: Layer, counts: Array, others: Array) -> LayerDifference:
-    change = np.abs(np.array(b.firing) - np.array(a.firing))
+    change = np.abs(b.firing - a.firing)
     largest = int(np.nan_to_num(change, nan=-1).argmax())
     gamma = np.array([a.gamma, b.gamma])
     stages = {stage.name: stage for stage in b.stages}

@@ -16,17 +16,27 @@ from normscope.batches import Batch, checked
 from normscope.errors import InputError, ModelError, NormscopeError
 from normscope.layers import condition
 from normscope.lens import measures
-from normscope.lens.accumulation import Accumulation, Followed
-from normscope.lens.channel_map import Part, parts
+from normscope.lens.channel_map import CallSlice, slices
 from normscope.lens.collapse import collapse, find_head
 from normscope.lens.layer_record import layer_record, stages_of
-from normscope.lens.sweep import BINS, Sweep
-from normscope.lens.tally import Tally, sample_size
+from normscope.lens.measures import ImageScatter
+from normscope.lens.per_sample import per_sample_slice
+from normscope.lens.state import InspectionState
+from normscope.lens.statistics import (
+    Images,
+    TrackedLayer,
+    bytes_needed,
+    nested_channels,
+    sample_size,
+)
+from normscope.lens.sweep import BINS, POSITIONS, Sweep
 from normscope.lens.work import work
 from normscope.probe import Call, Norm
-from normscope.records import Batches, Collapse, Inspection
+from normscope.records import Batches, Inspection
 
-LIMIT = 2 << 30  # bytes that the histograms of all layers may take
+LIMIT = 4 << 30  # bytes that a pass may take above the forward, unless it is told another number
+HISTOGRAMS = 64 << 20  # bytes that the histograms of all layers may take
+FEWEST = 4  # channels of a layer that have a histogram at least
 
 
 def inspect(
@@ -37,19 +47,22 @@ def inspect(
     model_name: str = "",
     data_name: str = "",
     on_progress: Callable[[int], None] | None = None,
+    memory_limit: int = LIMIT,
 ) -> Inspection:
     """Measure what every normalisation layer of `model` did to every class, in one pass.
 
     The layer's input x, its own output y and the output of the activation that follows are
     measured on the tensors that pass; z = (x - running_mean) / sqrt(running_var + eps) is that
     map of what was measured of x. eta2 and J must be equal at the first three whatever the
-    weights, so their largest difference tests both the layer and the lens.
+    weights, so their largest difference tests both the layer and the lens. LayerNorm, RMSNorm,
+    GroupNorm and InstanceNorm have one map per sample: there the record says by how much eta2 and
+    J change. See `per_sample`, and for conditional layers `channel_map.slices`.
 
-    eta2, class moments and firing are per value that batch norm sees, histograms at 64 evenly
+    eta2, class moments and firing are per value that the layer normalises, histograms at 64 evenly
     spaced ones of each image at most; J, D, CDNV, nearest-mean accuracy and conditioning per
     image, on the mean over positions. The model runs in eval mode without gradients and comes
-    back as it was, also after an exception. Memory does not depend on the number of images. For
-    conditional layers see `channel_map.parts`.
+    back as it was, also after an exception. Memory depends on layers, channels and classes, not on
+    the number of images; `memory_needed` says how much.
 
     Args:
         model: any model; what wraps it (DDP, torch.compile) is left out.
@@ -60,6 +73,7 @@ def inspect(
         model_name: shown in the record.
         data_name: shown in the record.
         on_progress: called after every batch with the number of images so far.
+        memory_limit: bytes that the statistics may take.
 
     Raises:
         InputError: no labels, labels out of range, one class only, NaN inputs, no batch, a loader
@@ -67,22 +81,24 @@ def inspect(
         ModelError: no layer to follow, a forward that fails, an activation that is not finite,
             too many classes and channels for memory.
     """
-    into = Accumulation(model_name, data_name, None if classes is None else tuple(classes))
-    return inspection(accumulate(model, batches, into=into, on_progress=on_progress))
+    state = InspectionState(model_name, data_name, None if classes is None else tuple(classes))
+    accumulate(model, batches, into=state, on_progress=on_progress, memory_limit=memory_limit)
+    return inspection(state, release=True)
 
 
 def accumulate(
     model: nn.Module,
     batches: Iterable[Any],
     *,
-    into: Accumulation | None = None,
+    into: InspectionState | None = None,
     on_progress: Callable[[int], None] | None = None,
-) -> Accumulation:
-    """The pass of `inspect`, as something to save, continue, merge and look into later.
+    memory_limit: int = LIMIT,
+) -> InspectionState:
+    """The pass of `inspect`, as a state to save, continue, merge and look into later.
 
-        seen = accumulate(model, first_half)
-        seen.merge(accumulate(model, second_half))
-        inspection(seen)
+        state = accumulate(model, first_half)
+        state.merge(accumulate(model, second_half))
+        inspection(state)
 
     Ctrl-C takes effect after the batch that is passing, so `into` then holds whole batches.
 
@@ -92,209 +108,335 @@ def accumulate(
         into: what was seen before, which is added to; it also holds what there is when this is
             interrupted. None: nothing yet.
         on_progress: as `inspect`.
+        memory_limit: as `inspect`.
 
     Raises:
         InputError: as `inspect`, except that one class is enough.
         ModelError: as `inspect`.
     """
     model = probe.bare(model)
-    norms = probe.find_norms(model)
-    _check_any(model, norms)
-    seen = Accumulation() if into is None else into
-    seen.check_whole()
+    norms = _norms(model)
+    state = InspectionState() if into is None else into
+    state.check_whole()
     names = tuple(norm.name for norm in norms)
-    if seen.norms and seen.norms != names:
+    if state.norms and state.norms != names:
         raise InputError("this pass was begun with another model; its layers differ")
-    seen.norms = names
-    known = None if seen.classes is None else len(seen.classes)
-    device, dtype = _place(model)
-    done = seen.mates.batches
+    state.norms = names
     with probe.untouched(model), _whole_batches() as stop:
-        lens = _Lens(seen, norms, known or 1)
-        with probe.observe(model, norms, lens):
-            for batch in checked(islice(batches, done, None), known, device, dtype):
-                seen.torn = True
-                lens.begin(batch)
-                _run(model, batch)
-                lens.end()
-                seen.torn = False
-                if on_progress is not None:
-                    on_progress(int(seen.counts.sum()))
-                stop()
+        lens = _Lens(state, norms, memory_limit)
+        try:
+            with probe.observe(model, norms, lens, preceded=lens.preceded):
+                for batch in _read(model, batches, state):
+                    state.incomplete = True
+                    lens.begin(batch)
+                    _run(model, batch)
+                    lens.end()
+                    state.incomplete = False
+                    if on_progress is not None:
+                        on_progress(int(state.counts.sum()))
+                    stop()
+        finally:
+            lens.trim()
     for norm in norms:
         if norm.skipped is not None:
-            seen.skipped[norm.name] = norm.skipped
-    last = next(reversed(seen.followed.values()), None)
+            state.skipped[norm.name] = norm.skipped
+    last = next(reversed(state.layers.values()), None)
     if last is not None:
-        seen.head = find_head(model, len(seen.counts), len(last.shown.mean))
-    return seen
+        state.head = find_head(model, len(state.counts), len(last.map.gamma))
+    return state
 
 
-def inspection(seen: Accumulation) -> Inspection:
+def memory_needed(model: nn.Module, classes: int) -> int:
+    """Bytes that a pass over so many classes takes at most, above those of the plain forward."""
+    channels = _channels(_norms(probe.bare(model)))
+    kept = _histograms(channels, classes)
+    return bytes_needed(list(channels.values()), classes, list(kept.values()))
+
+
+def inspection(state: InspectionState, *, release: bool = False) -> Inspection:
     """Every measure of what was accumulated.
+
+    Args:
+        state: of whole batches.
+        release: free each layer's statistics once it is measured; the state is then empty.
 
     Raises:
         InputError: images of one class only, or a pass that was left half-way.
     """
-    seen.check_whole()
-    if int((seen.counts > 0).sum()) < 2:
-        label = int(seen.counts.argmax()) if len(seen.counts) else 0
+    state.check_whole()
+    if int((state.counts > 0).sum()) < 2:
+        label = int(state.counts.argmax()) if len(state.counts) else 0
         raise InputError(f"all images have label {label}; at least two classes are needed")
-    names = seen.classes or tuple(str(k) for k in range(len(seen.counts)))
-    layers = tuple(layer_record(name, layer) for name, layer in seen.followed.items())
+    names = state.classes or tuple(str(k) for k in range(len(state.counts)))
+    called = {*state.layers, *state.skipped}
+    uncalled = {name: "lens.skip.not_called" for name in state.norms if name not in called}
+    # conditions aside: what the head reads is one map
+    whole = [name for name in state.layers if "[condition" not in name]
+    found: dict[str, Any] = {}
+    if whole:
+        *_, stage = stages_of(state.layers[whole[-1]]).values()
+        scatter = ImageScatter.of(stage)
+        found["collapse"] = collapse(whole[-1], scatter, stage.sample, state.head)
+        found["separation"] = tuple(measures.class_separation(scatter).tolist())
+        del stage, scatter
+    layers = []
+    for name in tuple(state.layers):
+        layers.append(layer_record(name, state.layers[name]))
+        if release:
+            del state.layers[name]
     differences = [layer.invariance for layer in layers if not math.isnan(layer.invariance)]
-    called = {*seen.followed, *seen.skipped}
-    uncalled = {name: "lens.skip.not_called" for name in seen.norms if name not in called}
     return Inspection(
-        model=seen.model,
-        data=seen.data,
+        model=state.model,
+        data=state.data,
         classes=names,
-        counts=tuple(seen.counts.tolist()),
-        layers=layers,
+        counts=tuple(state.counts.tolist()),
+        layers=tuple(layers),
         invariance=max(differences, default=math.nan),
-        batches=_batches(seen),
+        batches=_batches(state),
         work=tuple(work(layers)),
-        collapse=_collapse(seen),
-        skipped=uncalled | seen.skipped,
+        skipped=uncalled | state.skipped,
+        **found,
     )
 
 
-def _batches(seen: Accumulation) -> Batches:
-    mates, images = seen.mates, int(seen.counts.sum())
-    r = measures.excess(seen.counts, mates.equal, mates.pairs)
+def _batches(state: InspectionState) -> Batches:
+    composition, images = state.composition, int(state.counts.sum())
+    r = measures.excess(state.counts, composition.equal, composition.pairs)
     return Batches(
-        count=mates.batches,
-        size=images / max(1, mates.batches),
+        count=composition.batches,
+        size=images / max(1, composition.batches),
         excess=r,
-        predicted=measures.predicted_signal(r, images, mates.batches),
+        predicted=measures.predicted_signal(r, images, composition.batches),
     )
-
-
-def _collapse(seen: Accumulation) -> Collapse | None:
-    """On the last layer that is one map."""
-    whole = [name for name, layer in seen.followed.items() if "[condition" not in name]
-    if not whole:
-        return None
-    *_, stage = stages_of(seen.followed[whole[-1]]).values()
-    return collapse(whole[-1], stage.scatter, stage.sample, seen.head)
-
-
-# which images of a batch go to which tally, with their labels, priorities and conditions
-_Rows = tuple[Tensor | None, Tally, Tensor, Tensor, Tensor | None]
 
 
 class _Lens:
-    """The watcher that tallies what passes."""
+    """The watcher that counts what passes."""
 
-    def __init__(self, seen: Accumulation, norms: list[Norm], classes: int) -> None:
-        self._seen = seen
-        channels = [_channels(n.module) for n in norms if n.skipped is None]
-        self._channels, self._sample = sum(channels), sample_size(channels)
-        self._parts: dict[str, list[_Rows]] = {}
-        self._make_room(classes)
+    def __init__(self, state: InspectionState, norms: list[Norm], limit: int) -> None:
+        self._state, self._limit = state, limit
+        self._channels = _channels(norms)
+        self._sample = sample_size(list(self._channels.values()))
+        self._per_sample: dict[str, CallSlice | None] = {}
+        # of the layers that ran in this forward: which images went where
+        self._running: dict[str, list[tuple[TrackedLayer, Tensor | None, Images]]] = {}
+        self._pre: tuple[str, str, Tensor] | None = None  # call, activation, what that was given
+        self._histograms: dict[str, int] = {}
+        self._make_room(1 if state.classes is None else len(state.classes))
 
     def begin(self, batch: Batch) -> None:
         """A batch is about to pass."""
-        self._batch = batch
-        self._labels, self._priority = batch.labels.cpu(), batch.priority.cpu()
-        self._condition = None if batch.condition is None else batch.condition.cpu()
-        self._make_room(int(self._labels.max()) + 1)
-        self._parts.clear()
+        self._index = batch.index
+        condition = None if batch.condition is None else batch.condition.cpu()
+        self._images = Images(batch.labels.cpu(), batch.priority.cpu(), condition)
+        self._make_room(int(self._images.labels.max()) + 1)
+        self._running.clear()
 
     def end(self) -> None:
         """It has passed."""
-        self._seen.counts += torch.bincount(self._labels, minlength=len(self._seen.counts))
-        self._seen.mates.add(self._labels)
-        self._parts.clear()
+        labels = self._images.labels
+        self._state.counts += torch.bincount(labels, minlength=len(self._state.counts))
+        self._state.composition.add(labels)
+        self._running.clear()
+
+    def preceded(self, call: Call, activation: str, before: Tensor) -> None:
+        """The input of a layer that is about to run was made of `before` by an activation."""
+        self._pre = (call.name, activation, before)
 
     def normed(self, call: Call, before: Tensor, after: Tensor) -> None:
-        if not self._fits(call, before, after):
+        """A layer ran."""
+        found = self._slices(call, before, after)
+        made, self._pre = self._pre, None
+        if not found:
             return
-        x = Sweep.of(before, take=True)
+        axis = found[0].axis
+        x = Sweep.of(before, take=True, axis=axis)
         self._check_finite(call, x, "its input")
-        held: list[_Rows] = []
-        for part in parts(call):
-            tally = self._followed(part, before).tally
-            rows = None if part.rows is None else part.rows.cpu()
-            own = (self._labels, self._priority, self._condition)
-            labels, priority, given = (t if t is None or rows is None else t[rows] for t in own)
-            assert labels is not None, "every batch has labels"
-            assert priority is not None, "and a priority per image"
-            mean, rstd = part.used.mean.cpu(), part.used.rstd.cpu()
-            part_x = x.of_rows(rows)
-            z = part_x.normalised(mean, rstd)
-            self._check_finite(call, z, "its output")
-            tally.add("input", part_x, labels, priority, given)
-            if part.mixed:
-                tally.add("normalised", z, labels, priority, given)
-            assert part_x.taken is not None, "asked for"
-            tally.count_bins(part_x.taken, mean, rstd, labels)
-            if part.rows is None and not part.mixed:
-                tally.add_centred(part_x, labels)
-            held.append((rows, tally, labels, priority, given))
-        y = Sweep.of(after)  # last, so that the activation finds it in the cache
-        for rows, tally, labels, priority, given in held:
+        pre = None
+        if made is not None and made[0] == call.name and made[2].shape == before.shape:
+            pre = Sweep.of(made[2], axis=axis)
+        running = []
+        for part in found:
+            images = self._images.select(part.rows)
+            layer = self._tracked(part, call, before)
+            part_x = x.of_rows(part.rows)
+            layer.stage("input").add(part_x, images, layer.scale)
+            if part.maps != "per_sample":
+                mean, rstd = part.used.mean.cpu(), part.used.rstd.cpu()
+                z = part_x.normalised(mean, rstd)
+                self._check_finite(call, z, "its output")
+                if part.maps == "per_condition":
+                    layer.stage("normalised").add(z, images, layer.scale)
+                assert part_x.taken is not None, "asked for"
+                layer.count_bins(part_x.taken, mean, rstd, images.labels)
+            if part.rows is None and part.maps == "one":
+                layer.add_centred(part_x, images.labels)
+            if pre is not None and made is not None:
+                layer.input_activation = made[1]
+                layer.stage("pre_activation").add(pre.of_rows(part.rows), images, layer.scale)
+            running.append((layer, part.rows, images))
+        # last, so that the activation finds it in the cache
+        y = Sweep.of(after, take=found[0].maps == "per_sample", axis=axis)
+        for layer, rows, images in running:
             part_y = y.of_rows(rows)
             self._check_finite(call, part_y, "its output")
-            tally.add("scaled_shifted", part_y, labels, priority, given)
-            tally.count_firing(part_y, labels)
-        self._parts[call.name] = held
+            layer.stage("scaled_shifted").add(part_y, images, layer.scale)
+            layer.count_active(part_y, images.labels)
+            if part_y.taken is not None:
+                own = layer.map
+                layer.count_bins(part_y.taken, own.beta, own.inverse_gamma, images.labels)
+        self._running[call.name] = running
 
     def activated(self, call: Call, activation: str, after: Tensor) -> None:
-        held = self._parts.get(call.name, [])
-        if not held or len(after) != len(self._labels) or after.dim() < 2:
+        """The activation of its output ran."""
+        running = self._running.get(call.name, [])
+        if not running or len(after) != len(self._images.labels) or after.dim() < 2:
             return
-        seen = Sweep.of(after)
+        known = self._per_sample.get(call.name)
+        axis = 1 if known is None else known.axis
+        if axis >= after.dim() or after.shape[axis] != len(running[0][0].map.gamma):
+            return
+        seen = Sweep.of(after, axis=axis)
         self._check_finite(call, seen, f"the {activation} behind it")
-        for rows, tally, labels, priority, given in held:
-            if seen.mean.shape[1] == tally.fired.shape[1]:
-                tally.add("activated", seen.of_rows(rows), labels, priority, given)
-                tally.activation = activation
+        for layer, rows, images in running:
+            layer.stage("activated").add(seen.of_rows(rows), images, layer.scale)
+            layer.activation = activation
 
-    def _followed(self, part: Part, before: Tensor) -> Followed:
-        found = self._seen.followed.get(part.name)
-        if found is None:
-            found = Followed(
-                part.norm,
-                part.shown.cpu(),
-                part.mixed,
-                part.gated,
-                Tally(before, len(self._seen.counts), self._sample),
-            )
-            self._seen.followed[part.name] = found
-        return found
+    def trim(self) -> None:
+        """Drop the room that was made for more classes than came."""
+        seen = self._state.counts.nonzero()
+        least = 0 if self._state.classes is None else len(self._state.classes)
+        self._state.resize(max(least, int(seen[-1]) + 1 if len(seen) else 0))
 
-    def _make_room(self, classes: int) -> None:
-        size = classes * self._channels * BINS * 4
-        if classes > len(self._seen.counts) and size > LIMIT:
-            raise ModelError(
-                f"{classes} classes in {self._channels} channels need {size >> 20:,} MiB of "
-                f"histograms, the limit is {LIMIT >> 20:,}; inspect fewer classes"
-            )
-        self._seen.make_room(classes)
+    def _slices(self, call: Call, before: Tensor, after: Tensor) -> list[CallSlice]:
+        """What of a call is reported together; nothing where it cannot be followed."""
+        if not self._fits(call, before):
+            return []
+        if not self._is_per_sample(call):
+            if before.shape == after.shape and before.shape[1] == self._channels[call.layer]:
+                return list(slices(call))
+            self._state.skip(call.name, "lens.skip.not_per_channel")
+            return []
+        if call.name not in self._per_sample:
+            self._per_sample[call.name] = per_sample_slice(call, before, after)
+        part = self._per_sample[call.name]
+        if part is None:
+            self._state.skip(call.name, "lens.skip.unknown_map")
+            return []
+        return [part]
 
-    def _fits(self, call: Call, before: Tensor, after: Tensor) -> bool:
-        skipped = self._seen.skipped
+    def _fits(self, call: Call, before: Tensor) -> bool:
         why: str | None = None
         if call.masked:
             why = "lens.skip.masked"
         elif call.condition is None and getattr(call.module, "missing", None) == "infer":
             why = "lens.skip.mixture"
-        elif len(before) != len(self._labels):
+        elif before.dim() < 2 or len(before) != len(self._images.labels):
             why = "lens.skip.other_batch"
-        elif before.shape != after.shape or before.shape[1] != _channels(call.module):
-            why = "lens.skip.not_per_channel"
         if why is not None:
-            self._seen.skip(call.name, why)
-        return call.name not in skipped
+            self._state.skip(call.name, why)
+        return call.name not in self._state.skipped
+
+    def _is_per_sample(self, call: Call) -> bool:
+        return not isinstance(getattr(call.module, "running_mean", None), Tensor)
+
+    def _tracked(self, part: CallSlice, call: Call, before: Tensor) -> TrackedLayer:
+        found = self._state.layers.get(part.name)
+        if found is None:
+            classes, channels = len(self._state.counts), before.shape[part.axis]
+            positions = before[0].numel() // channels
+            kept = nested_channels(channels, self._histograms[call.layer] or FEWEST)
+            found = TrackedLayer(
+                type(call.module).__name__,
+                part.maps,
+                part.shown.cpu(),
+                part.one_threshold,
+                positions,
+                min(POSITIONS, positions),
+                max(torch.finfo(before.dtype).eps, 1e-12),
+                self._sample,
+                kept,
+                torch.zeros(classes, len(kept), BINS, dtype=torch.int32),
+                torch.zeros(classes, len(kept), dtype=torch.float64),
+                torch.zeros(classes, channels, dtype=torch.int32),
+                torch.zeros(channels, dtype=torch.float64),
+            )
+            self._state.layers[part.name] = found
+        return found
+
+    def _make_room(self, classes: int) -> None:
+        """Room for so many classes, with some to spare where their number is not known."""
+        room = len(self._state.counts)
+        if classes <= room and self._histograms:
+            return
+        if classes > room > 1 and self._state.classes is None:
+            classes = max(classes, room + room // 4)
+        classes = max(classes, room)
+        self._histograms = _histograms(self._channels, classes)
+        needed = bytes_needed(
+            list(self._channels.values()), classes, list(self._histograms.values())
+        )
+        if needed > self._limit:
+            raise ModelError(
+                f"{classes:,} classes in {sum(self._channels.values()):,} channels of "
+                f"{len(self._channels)} layers need {needed >> 20:,} MiB, the limit is "
+                f"{self._limit >> 20:,} MiB; inspect fewer classes, or raise memory_limit"
+            )
+        most = {name: self._histograms[_layer_of(name)] or FEWEST for name in self._state.layers}
+        self._state.resize(classes, most)
 
     def _check_finite(self, call: Call, seen: Sweep, where: str) -> None:
         if not math.isfinite(float(seen.m2.sum())):
             raise ModelError(
                 f"layer {call.name} ({type(call.module).__name__}): {where} holds NaN or infinity "
-                f"in batch {self._batch.index}, and no layer before it does; "
+                f"in batch {self._index}, and no layer before it does; "
                 "check the weights and running statistics up to there"
             )
+
+
+def _norms(model: nn.Module) -> list[Norm]:
+    """The normalisation layers of a model; those that can be followed have no reason not to."""
+    norms = probe.find_norms(model, per_sample=True)
+    if not norms:
+        raise ModelError(
+            f"the model ({type(model).__name__}) has no normalisation layer; "
+            "the lens needs one, such as BatchNorm2d or LayerNorm"
+        )
+    if all(norm.skipped for norm in norms):
+        kinds = ", ".join(sorted({type(norm.module).__name__ for norm in norms}))
+        raise ModelError(
+            f"no normalisation layer of the model can be followed (it has {kinds}); the lens needs "
+            "running statistics per channel, or statistics of each sample"
+        )
+    return norms
+
+
+def _channels(norms: list[Norm]) -> dict[str, int]:
+    """Channels of each layer that is followed, by name; 0 where only its input tells."""
+    found = {}
+    for norm in norms:
+        if norm.skipped is None:
+            tables = (getattr(norm.module, name, None) for name in ("running_mean", "weight"))
+            table = next((t for t in tables if isinstance(t, Tensor)), None)
+            known = getattr(norm.module, "num_features", getattr(norm.module, "num_channels", 0))
+            found[norm.name] = int(known) if table is None else table.shape[-1]
+    return found
+
+
+def _histograms(channels: dict[str, int], classes: int) -> dict[str, int]:
+    """How many channels of each layer have a histogram: all where they fit into HISTOGRAMS.
+
+    Of more, the same share of every layer; `nested_channels` says which.
+    """
+    share = HISTOGRAMS / max(1, sum(channels.values()) * classes * BINS * 4)
+    if share >= 1:
+        return channels
+    return {name: min(c, max(FEWEST, int(c * share))) for name, c in channels.items()}
+
+
+def _layer_of(name: str) -> str:
+    """The layer of a call or of one condition of it."""
+    return name.partition("[condition")[0].partition("#")[0]
 
 
 @contextmanager
@@ -329,18 +471,11 @@ def _whole_batches() -> Iterator[Callable[[], None]]:
             stop()
 
 
-def _check_any(model: nn.Module, norms: list[Norm]) -> None:
-    if not norms:
-        raise ModelError(
-            f"the model ({type(model).__name__}) has no normalisation layer; "
-            "the lens needs one with running statistics, such as BatchNorm2d"
-        )
-    if all(norm.skipped for norm in norms):
-        kinds = ", ".join(sorted({type(norm.module).__name__ for norm in norms}))
-        raise ModelError(
-            f"no normalisation layer of the model keeps running statistics per channel "
-            f"(it has {kinds}); the lens needs one that does, such as BatchNorm2d"
-        )
+def _read(model: nn.Module, batches: Iterable[Any], state: InspectionState) -> Iterator[Batch]:
+    """The batches that the state has not seen, on the model's device."""
+    classes = None if state.classes is None else len(state.classes)
+    device, dtype = _place(model)
+    return checked(islice(batches, state.composition.batches, None), classes, device, dtype)
 
 
 def _run(model: nn.Module, batch: Batch) -> None:
@@ -367,9 +502,3 @@ def _place(model: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
     half = [kind for kind in (torch.float16, torch.bfloat16) if kind in kinds]
     whole_model = half and next(t for t in tensors if t.is_floating_point()).dtype == half[0]
     return next((t.device for t in tensors), None), half[0] if whole_model else None
-
-
-def _channels(module: nn.Module) -> int:
-    running_mean = module.running_mean
-    assert isinstance(running_mean, Tensor), "find_norms saw it"
-    return running_mean.shape[-1]

@@ -39,9 +39,9 @@ class Sweep:
     taken: Tensor | None = None
 
     @classmethod
-    def of(cls, values: Tensor, *, take: bool = False) -> "Sweep":
-        """From values (N, C, *S) of any float dtype on any device."""
-        rows = _rows(values)
+    def of(cls, values: Tensor, *, take: bool = False, axis: int = 1) -> "Sweep":
+        """From values (N, C, *S) of any float dtype on any device; `axis`: of the channels."""
+        rows = _rows(values.movedim(axis, 1))
         counted = min(POSITIONS, rows.shape[2]) if take else 0
         places = torch.arange(counted)
         if take:
@@ -124,11 +124,6 @@ def absorb(moments: Moments, seen: Sweep, groups: Tensor) -> Tensor:
     rows = torch.empty_like(mean)
     loops.absorb(mean, m2, seen.positions, groups, moments, rows)
     return rows
-
-
-def counted_positions(values: Tensor) -> int:
-    """How many positions of an image the histogram counts."""
-    return min(POSITIONS, values[0, 0].numel())
 
 
 def _rows(values: Tensor) -> Tensor:

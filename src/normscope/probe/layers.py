@@ -59,13 +59,14 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield ".".join(part for part in name.split(".") if part != _COMPILED), module
 
 
-def find_norms(model: nn.Module) -> list[Norm]:
-    """Every normalisation layer, in the order of `model.named_modules()`, each module once.
+def find_norms(model: nn.Module, *, per_sample: bool = False) -> list[Norm]:
+    """List every normalisation layer, in the order of `model.named_modules()`, each module once.
 
     A layer can be followed if it keeps running_mean and running_var per channel: in eval mode it
     is then one affine map per channel, the same for every sample (of a condition). That holds
     for torch's BatchNorm and SyncBatchNorm and their subclasses, for frozen batch norm, for
-    InstanceNorm with running statistics, and for ours.
+    InstanceNorm with running statistics, and for ours. With `per_sample` those that normalise each
+    sample by itself count too, which `lens.per_sample` tells apart by what they do.
     """
     found = []
     for name, module in named_layers(model):
@@ -84,6 +85,8 @@ def find_norms(model: nn.Module) -> list[Norm]:
             skipped = "lens.skip.per_sample"
         else:
             continue
+        if per_sample and skipped == "lens.skip.per_sample":
+            skipped = None
         found.append(Norm(name or type(module).__name__, module, skipped))
     return found
 

@@ -4,7 +4,7 @@ Every record has `to_json()` (a string; NaN and infinities become null) and `fro
 Axes are written in the field comments: K classes, C channels, B histogram bins, T time points.
 """
 
-from normscope.records.base import SCHEMA, Numbers, Record, Table, plain
+from normscope.records.base import SCHEMA, Array, Numbers, Record, Table, plain
 from normscope.records.bench import (
     Accuracy,
     Bench,
@@ -35,6 +35,7 @@ from normscope.records.inspection import (
     Collapse,
     Inspection,
     Layer,
+    MapKind,
     StageMeasures,
     StageName,
     Work,
@@ -47,6 +48,7 @@ __all__ = [
     "SCHEMA",
     "SEVERITIES",
     "Accuracy",
+    "Array",
     "Batches",
     "Bench",
     "Cause",
@@ -69,6 +71,7 @@ __all__ = [
     "Learning",
     "Left",
     "Lesson",
+    "MapKind",
     "Member",
     "Numbers",
     "Posterior",

@@ -7,12 +7,16 @@ import typing
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from normscope.errors import InputError
 
 SCHEMA = 1  # raised when a field changes its meaning; from_json refuses what is newer
 
 Numbers = tuple[float, ...]
 Table = tuple[Numbers, ...]
+Array = NDArray[Any]  # a table of many numbers: float32, or counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,10 @@ def plain(value: Any) -> Any:
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        if value.dtype == np.float32:  # the shortest number that reads back as the same
+            value = value.astype(str).astype(float)
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -65,6 +73,8 @@ def plain(value: Any) -> Any:
 
 def _build(kind: Any, value: Any) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is np.ndarray:
+        return _array(value)
     if is_dataclass(kind) and isinstance(kind, type):
         hints = typing.get_type_hints(kind)
         known = {f.name: f for f in fields(kind)}
@@ -84,3 +94,13 @@ def _build(kind: Any, value: Any) -> Any:
     if kind is int:
         return int(value)
     return value
+
+
+def _array(value: Any) -> Array:
+    """A table of floats, in which None is NaN, or one of counts, which has three axes."""
+    array = np.array(value, dtype=float)
+    if not array.size:
+        array = array.reshape(0, 0)
+    if array.ndim < 3:
+        return array.astype(np.float32)
+    return array.astype(np.int32 if array.max(initial=0) < 2**31 else np.int64)

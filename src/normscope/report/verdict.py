@@ -53,6 +53,7 @@ def of_inspection(inspection: Inspection) -> list[Finding]:
         math.isnan(layer.invariance) or layer.invariance <= findings.tolerance(layer)
         for layer in inspection.layers
     ) and not math.isnan(inspection.invariance)
+    kept = kept and not findings.too_few(list(inspection.layers))
     return [
         Finding("good" if kept else "warn", None, first),
         *(Finding("note", None, text) for text in others),
