@@ -39,17 +39,20 @@ class _Reading:
         self.stage, self.scatter, self.var = stage, ImageScatter.of(stage), values.var(correction=0)
         image_var = self.scatter.total.diagonal()
         self.pixel = measures.live_channels(values.mean, self.var, precision)
-        self.image = measures.live_channels(self.scatter.mean, image_var, precision)
+        joint = joint_channels(len(values.mean))
+        size = (self.var + values.mean**2).sqrt()  # each value of an image is rounded by its own
+        self.image = measures.live_channels(size[joint], image_var, precision)
         self.eta2 = eta2.masked_fill(~self.pixel, torch.nan)
         # a scaled copy has the same: its channels are brought to variance 1 anyway
         same = like is not None and torch.equal(like.image, self.image)
         self.directions: Directions = (
             like.directions if like and same else Directions.of(self.scatter, self.image)
         )
-        used = joint_channels(len(values.mean))[self.image]
+        used = joint[self.image]
         deviation = self.var[self.pixel].sqrt()
-        size = (deviation**2 + values.mean[self.pixel] ** 2).sqrt()
-        self.noise = precision * float((size / deviation).max()) if len(deviation) else 0.0
+        self.noise = (
+            precision * float((size[self.pixel] / deviation).max()) if len(deviation) else 0.0
+        )
         self.rounding = measures.rounding_share(
             values.mean[used], self.var[used], image_var[self.image], precision
         )
@@ -246,8 +249,7 @@ def _notes(
         "lens.note.gamma_zero": bool((layer.map.gamma == 0).any()),
         "lens.note.constant": not bool(source.pixel.all()),
         "lens.note.same_means": bool(source.image.any())
-        and not bool(readings[AFFINE[2]].image.any())
-        and layer.maps == "per_sample",
+        and not bool(readings["normalised"].image.any()),
         "lens.note.few_images": images <= int(source.image.sum()),
         "lens.note.sampled": images > layer.sample,
         "lens.note.joint_channels": len(layer.map.gamma) > JOINT,

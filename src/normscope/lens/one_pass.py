@@ -215,7 +215,8 @@ class _Lens:
 
     def __init__(self, state: InspectionState, norms: list[Norm], limit: int) -> None:
         self._state, self._limit = state, limit
-        self._channels = _channels(norms)
+        known = {_layer_of(n): len(layer.map.gamma) for n, layer in state.layers.items()}
+        self._channels = _channels(norms) | known
         self._sample = sample_size(list(self._channels.values()))
         self._per_sample: dict[str, CallSlice | None] = {}
         # of the layers that ran in this forward: which images went where
@@ -345,7 +346,10 @@ class _Lens:
         if found is None:
             classes, channels = len(self._state.counts), before.shape[part.axis]
             positions = before[0].numel() // channels
-            kept = nested_channels(channels, self._histograms[call.layer] or FEWEST)
+            if self._channels[call.layer] != channels:  # without a weight only the input tells
+                self._channels[call.layer] = channels
+                self._histograms = _histograms(self._channels, classes)
+            kept = nested_channels(channels, self._histograms[call.layer])
             found = TrackedLayer(
                 type(call.module).__name__,
                 part.maps,
@@ -382,7 +386,7 @@ class _Lens:
                 f"{len(self._channels)} layers need {needed >> 20:,} MiB, the limit is "
                 f"{self._limit >> 20:,} MiB; inspect fewer classes, or raise memory_limit"
             )
-        most = {name: self._histograms[_layer_of(name)] or FEWEST for name in self._state.layers}
+        most = {name: self._histograms[_layer_of(name)] for name in self._state.layers}
         self._state.resize(classes, most)
 
     def _check_finite(self, call: Call, seen: Sweep, where: str) -> None:

@@ -10,6 +10,7 @@ from normscope.probe import Call
 
 TRIED = 4  # samples on which a rule is tried
 ROUNDINGS = 64  # by so many roundings of the largest output may the two differ
+FIRST = ("num_features", "num_channels")  # a layer that says so has its channels along axis 1
 EPS = ("eps", "variance_epsilon", "epsilon")
 
 
@@ -24,7 +25,9 @@ def per_sample_slice(call: Call, before: Tensor, after: Tensor) -> CallSlice | N
         return None
     x, y = before[:TRIED].detach().double(), after[:TRIED].detach().double()
     tolerance = ROUNDINGS * torch.finfo(before.dtype).eps * float(y.abs().max().clamp(min=1))
-    for axis in dict.fromkeys((-1 % x.dim(), 1)):
+    by_name = any(hasattr(call.module, name) for name in FIRST)
+    axes = (1, x.dim() - 1) if by_name else (x.dim() - 1, 1)
+    for axis in dict.fromkeys(axes):
         for gamma, beta in _affines(call.module, x.shape[axis]):
             scaled = [t.view(-1, *[1] * (x.dim() - 1 - axis)) for t in (gamma, beta)]
             for z in _rules(call.module, x, axis, before.dtype):
@@ -53,10 +56,10 @@ def _rules(module: nn.Module, x: Tensor, axis: int, dtype: torch.dtype) -> Itera
     """The standardised values by every rule: over which axes, with and without centring."""
     eps = _eps(module, dtype)
     every = tuple(range(1, x.dim()))
-    spatial = tuple(d for d in every if d != axis)
+    spatial = every[1:]
     groups = getattr(module, "num_groups", 1)
     for centred in (True, False):
-        for dims in dict.fromkeys(((axis,), every, spatial)):
+        for dims in dict.fromkeys(((axis,), every, spatial)) if axis == 1 else ((axis,),):
             if dims:
                 yield _standardised(x, dims, eps, centred=centred)
         if axis == 1 and isinstance(groups, int) and groups > 1 and x.shape[1] % groups == 0:
