@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import normscope
 from normscope import lens
 from normscope.errors import FileError, InputError, ModelError
-from normscope.lens import statistics
+from normscope.lens import memory
 from normscope.records import Inspection
 
 Batches = list[tuple[Tensor, ...]]
@@ -64,10 +64,10 @@ def same(one: Inspection, two: Inspection, tolerance: float = 1e-10) -> None:
 
 def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
     seen = lens.accumulate(network(), batches())
-    path = seen.save(tmp_path / "seen.safetensors")
+    path = seen.save(tmp_path / "seen.pt")
     again = lens.InspectionState.load(path)
     assert lens.inspection(again).to_json() == lens.inspection(seen).to_json()
-    assert again.save(tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+    assert again.save(tmp_path / "again" / "seen.pt").read_bytes() == path.read_bytes()
 
 
 def test_parts_merge_to_the_whole(tmp_path: Path) -> None:
@@ -75,8 +75,8 @@ def test_parts_merge_to_the_whole(tmp_path: Path) -> None:
     whole = lens.inspect(model, every)
     parts = [lens.accumulate(model, every[a:b]) for a, b in ((0, 2), (2, 3), (3, 9))]
     for place, part in enumerate(parts):
-        part.save(tmp_path / f"{place}.safetensors")
-    first, *rest = (lens.InspectionState.load(tmp_path / f"{p}.safetensors") for p in range(3))
+        part.save(tmp_path / f"{place}.pt")
+    first, *rest = (lens.InspectionState.load(tmp_path / f"{p}.pt") for p in range(3))
     for part in rest:
         first.merge(part)
     same(lens.inspection(first), whole)
@@ -134,7 +134,7 @@ def test_a_batch_that_failed_half_way_is_not_taken_for_whole(tmp_path: Path) -> 
         lens.accumulate(model, [good, bad], into=seen)
     for use in (
         lambda: lens.inspection(seen),
-        lambda: seen.save(tmp_path / "x.safetensors"),
+        lambda: seen.save(tmp_path / "x.pt"),
         lambda: lens.InspectionState().merge(seen),
         lambda: lens.accumulate(model, [good], into=seen),
     ):
@@ -171,7 +171,7 @@ def test_what_does_not_belong_together_is_refused() -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x02\0\0\0\0\0\0\0{}", os.urandom(200)], ids=len)
 def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "seen.safetensors"
+    path = tmp_path / "seen.pt"
     with pytest.raises(FileError, match="cannot be read"):
         lens.InspectionState.load(path)
     path.write_bytes(content)
@@ -182,15 +182,29 @@ def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(whole[:-9])
     with pytest.raises(FileError, match="holds no whole inspection"):
         lens.InspectionState.load(path)
-    path.write_bytes(whole.replace(b'\\"schema\\": 2', b'\\"schema\\": 9'))
+    torch.save({"a": 1}, path)
+    with pytest.raises(FileError, match="has schema None"):
+        lens.InspectionState.load(path)
+    torch.save(lens.InspectionState(schema=9), path)
     with pytest.raises(FileError, match="has schema 9"):
         lens.InspectionState.load(path)
+
+
+class Unasked:
+    def __reduce__(self) -> Any:
+        return exec, ("raise SystemExit",)
+
+
+def test_a_file_runs_no_code(tmp_path: Path) -> None:
+    torch.save(lens.InspectionState(model=Unasked()), tmp_path / "seen.pt")
+    with pytest.raises(FileError, match="holds no whole inspection"):
+        lens.InspectionState.load(tmp_path / "seen.pt")
 
 
 def test_size_does_not_depend_on_the_number_of_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statistics, "SAMPLE", 20)
+    monkeypatch.setattr(memory, "SAMPLE", 20)
     few, many = (lens.accumulate(network(), batches(count)) for count in (12, 40))
     sizes = [seen.save(tmp_path / "seen").stat().st_size for seen in (few, many)]
     assert abs(sizes[1] - sizes[0]) < 16  # digits of a count

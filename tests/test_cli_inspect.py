@@ -112,7 +112,7 @@ def test_parts_are_merged(folder: Path) -> None:
     assert merged.exit_code == 0, merged.output
     equal(record(folder / "both.json"), record(folder / "whole.json"))
     assert json.loads(merged.stdout.splitlines()[0])["classes"] == ["a", "b", "c"]
-    assert (folder / "both.safetensors").is_file()
+    assert (folder / "both.pt").is_file()
 
 
 def test_what_is_split_says_how_much_is_inspected(folder: Path) -> None:
@@ -162,10 +162,10 @@ def test_ctrl_c_keeps_what_is_done_and_resume_continues(
         (("--merge",), "give --model, or --merge"),
         (("--model", "mine.py:make", "a.json"), "give --model, or --merge"),
         (("--compare", "a.json"), "--compare needs two files"),
-        (("--compare", "a.safetensors", "b.json"), "reads the .json records"),
-        (("--merge", "nowhere.json"), "nowhere.safetensors cannot be read"),
+        (("--compare", "a.pt", "b.json"), "reads the .json records"),
+        (("--merge", "nowhere.json"), "nowhere.pt cannot be read"),
         (("--model", "mine.py:make", "--resume"), "--resume needs --save"),
-        (("--model", "mine.py:make", "--save", "x.safetensors"), "name a .json file"),
+        (("--model", "mine.py:make", "--save", "x.pt"), "name a .json file"),
         (("--model", "mine.py:make", "--data", "mine.py:fails"), "fails() failed: OSError: disk"),
     ],
 )
@@ -192,5 +192,5 @@ def test_ranks_together_are_one_process(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("self-test") == 1
     equal(record(folder / "two.json"), record(folder / "one.json"))
-    seen = InspectionState.load(folder / "two.safetensors")
+    seen = InspectionState.load(folder / "two.pt")
     assert seen.composition.batches == 8

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import normscope
 from normscope import layers, lens
 from normscope.errors import InputError, ModelError
-from normscope.lens import layer_record, statistics, sweep
+from normscope.lens import layer_record, memory, statistics, sweep
 from normscope.records import Inspection, Layer, StageMeasures
 from normscope.report import findings
 from normscope.report.messages import LANGUAGES, catalogue
@@ -239,7 +239,7 @@ def same(one: Inspection, two: Inspection) -> None:
 def test_a_sample_does_not_depend_on_batches_either(
     digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statistics, "SAMPLE", 50)
+    monkeypatch.setattr(memory, "SAMPLE", 50)
     model = nn.Sequential(nn.BatchNorm1d(64), nn.ReLU()).double()
     x, y = digits[0][:400].double(), digits[1][:400]
     seen = lens.inspect(model, split(x, y, 33, seed=5))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from normscope import lens
 from normscope.errors import InputError, ModelError
-from normscope.lens import measures, one_pass
+from normscope.lens import measures, memory
 from normscope.lens.statistics import nested_channels
 from normscope.records import Inspection, inspection
 from normscope.report.page import render_inspection
@@ -50,7 +50,7 @@ def bytes_of(value: Any) -> int:
 @pytest.fixture
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for the histograms of 12 of 34 channels at 40 classes."""
-    monkeypatch.setattr(one_pass, "HISTOGRAMS", 12 * CLASSES * 64 * 4)
+    monkeypatch.setattr(memory, "HISTOGRAM_BYTES", 12 * CLASSES * 64 * 4)
 
 
 def same(one: Inspection, two: Inspection) -> None:
@@ -82,7 +82,7 @@ def test_histograms_of_a_choice_of_channels_all_else_of_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     every = lens.inspect(network(), batches())
-    monkeypatch.setattr(one_pass, "HISTOGRAMS", 12 * CLASSES * 64 * 4)
+    monkeypatch.setattr(memory, "HISTOGRAM_BYTES", 12 * CLASSES * 64 * 4)
     few = lens.inspect(network(), batches())
     assert [len(layer.histogram_channels) for layer in few.layers] == [8, 4]
     for a, b in zip(every.layers, few.layers, strict=True):

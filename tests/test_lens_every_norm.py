@@ -233,7 +233,7 @@ def test_the_model_comes_back_and_parts_merge(tmp_path: Path) -> None:
     assert all(m.training and not m._forward_hooks for m in model.modules())
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     first = lens.accumulate(model, loader[:1])
-    path = lens.accumulate(model, loader[1:]).save(tmp_path / "rest.safetensors")
+    path = lens.accumulate(model, loader[1:]).save(tmp_path / "rest.pt")
     merged = lens.inspection(first.merge(lens.InspectionState.load(path)))
     for a, b in zip(merged.layers, whole.layers, strict=True):
         assert a.maps == b.maps == "per_sample"

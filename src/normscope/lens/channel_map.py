@@ -24,7 +24,7 @@ class ChannelMap:
     eps: float
 
     def cpu(self) -> "ChannelMap":
-        """The same on the CPU."""
+        """Move it to the CPU."""
         return ChannelMap(
             self.mean.cpu(), self.var.cpu(), self.gamma.cpu(), self.beta.cpu(), self.eps
         )
@@ -61,14 +61,9 @@ class CallSlice:
     maps: MapKind = "one"
     axis: int = 1
 
-    @property
-    def one_threshold(self) -> bool:
-        """Whether all images meet the same threshold -beta/gamma."""
-        return self.used.gamma.dim() == 1
-
 
 def slices(call: Call) -> Iterator[CallSlice]:
-    """The whole call; for a conditional layer also each condition by itself.
+    """Yield the whole call; for a conditional layer also each condition by itself.
 
     Within one condition the layer is one affine map per channel and the invariance holds. Over
     all conditions together it need not: aligning the conditions is what such a layer is for. That
@@ -103,7 +98,7 @@ def _tables(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _row(state: dict[str, Tensor], condition: int | Tensor) -> dict[str, Tensor]:
-    """The rows of one condition, or of each sample's, where a table has them."""
+    """Take the rows of one condition, or of each sample's, where a table has them."""
     return {name: t[condition] if t.dim() == 2 else t for name, t in state.items()}
 
 

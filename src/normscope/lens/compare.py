@@ -12,7 +12,7 @@ Array = NDArray[np.float64]
 
 
 def compare(first: Inspection, second: Inspection) -> Difference:
-    """What differs between two inspections, for every layer that both have.
+    """List what differs between two inspections, for every layer that both have.
 
     How far a layer's input moved is, per channel, the Wasserstein-2 distance of two Gaussians in
     standard deviations of the first, averaged over the channels that vary:

@@ -58,7 +58,7 @@ class _Reading:
         )
 
     def measured(self, name: StageName, cut: float) -> StageMeasures:
-        """The record of this stage; no measure of image features where those are all the same."""
+        """Take all measures; none of image features where those are all the same."""
         rank = self.directions.rank(cut)
         seen = bool(self.image.any())
         return StageMeasures(
@@ -85,7 +85,7 @@ class _Reading:
         return float(shares.nanmean())
 
     def of_channels(self, image: Tensor) -> Directions:
-        """The directions of some channels only."""
+        """Compute the directions of some channels only."""
         if torch.equal(image, self.image):
             return self.directions
         return Directions.of(self.scatter, image)
@@ -188,7 +188,7 @@ EDGES = torch.linspace(-REACH, REACH, BINS + 1, dtype=torch.float64)
 
 
 def _information(layer: TrackedLayer, bits: Tensor, tau: Tensor) -> dict[str, Numbers]:
-    """The measures of histograms, NaN for channels that have none, and those beside them."""
+    """Take the measures of histograms, NaN for channels that have none, and those beside them."""
     every = torch.full((3, len(bits)), torch.nan, dtype=torch.float64)
     at = layer.channels
     best, edge = measures.best_cut(layer.histogram)
@@ -207,7 +207,7 @@ def _information(layer: TrackedLayer, bits: Tensor, tau: Tensor) -> dict[str, Nu
 
 
 def _pre_activation(layer: TrackedLayer) -> StageMeasures | None:
-    """What the activation before the layer was given, where it saw as much as the layer."""
+    """Measure what the activation before the layer was given, if it saw as much as the layer."""
     stage = layer.stages.get("pre_activation")
     if stage is None or not torch.equal(stage.count, layer.stages["input"].count):
         return None
@@ -216,7 +216,7 @@ def _pre_activation(layer: TrackedLayer) -> StageMeasures | None:
 
 
 def _kept(scores: Tensor) -> Tensor:
-    """The histograms that are worth keeping, in their order: all, or the two ends."""
+    """Choose the histograms that are worth keeping, in their order: all, or the two ends."""
     if len(scores) <= KEPT:
         return torch.arange(len(scores))
     known = scores.nan_to_num(nan=-1.0)
@@ -263,7 +263,7 @@ def _notes(
 def _by_channels(
     measure: Callable[[Tensor, Tensor], Tensor], table: Tensor, count: Tensor
 ) -> Tensor:
-    """A measure of (K, C), in blocks of channels, so that float64 copies stay small."""
+    """Apply a measure of (K, C) in blocks of channels, so that float64 copies stay small."""
     step = max(1, measures.BLOCK // max(1, len(table)))
     return torch.cat([measure(part, count) for part in table.split(step, 1)])
 

@@ -143,7 +143,7 @@ class Directions:
 
 
 def rank_cut(rounding: float) -> float:
-    """The smallest eigenvalue that counts where `rounding` is the share of `rounding_share`."""
+    """Return the smallest eigenvalue that counts, given the share of `rounding_share`."""
     return max(RANK_CUT, ABOVE_ROUNDING * rounding)
 
 
@@ -247,14 +247,14 @@ def class_separation(scatter: ImageScatter) -> Tensor:
 
 
 def paired_classes(classes: int) -> Tensor:
-    """The classes of which all pairs are measured: all, or PAIRED evenly spaced ones."""
+    """Choose the classes of which all pairs are measured: all, or PAIRED evenly spaced ones."""
     if classes <= PAIRED:
         return torch.arange(classes)
     return torch.linspace(0, classes - 1, PAIRED, dtype=torch.float64).round().long()
 
 
 def _square_distances(a: Tensor, b: Tensor) -> Tensor:
-    """(A, B); centred, so that the products cancel no more digits than the distances have."""
+    """Compute (A, B) distances; centred, so that the products cancel few digits."""
     centre = b.mean(0)
     mode = "use_mm_for_euclid_dist"
     distance: Tensor = torch.cdist(a - centre, b - centre, compute_mode=mode) ** 2
@@ -296,7 +296,7 @@ def gate_information(active: Tensor, count: Tensor) -> Tensor:
 
 
 def best_cut(histogram: Tensor) -> tuple[Tensor, Tensor]:
-    """The best single threshold on z: its information in bits (C,), and its place as a bin edge.
+    """Find the best single threshold on z: its information in bits (C,), and its bin edge.
 
     The largest gate information over the B - 1 inner edges of the histogram (K, C, B); edge b
     lies between bins b - 1 and b. Source: Fayyad and Irani 1993, "Multi-interval discretization".
@@ -311,7 +311,7 @@ def best_cut(histogram: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _channel_blocks(histogram: Tensor) -> Iterator[Tensor]:
-    """The histogram in blocks of channels, so that float64 copies stay small."""
+    """Yield the histogram in blocks of channels, so that float64 copies stay small."""
     classes, channels, bins = histogram.shape
     step = max(1, BLOCK // (classes * bins))
     for start in range(0, channels, step):
@@ -349,7 +349,7 @@ def predicted_signal(r: float, images: int, batches: int) -> float:
 
 
 def measured_signal(centred: Tensor, count: Tensor, mean: Tensor, var: Tensor) -> float:
-    """What `predicted_signal` predicts, from features of which each batch's mean was taken.
+    """Measure what `predicted_signal` predicts, from features of which each batch's mean was taken.
 
         sum_ck p_k c_kc d_kc / v_c  over  sum_ck p_k d_kc^2 / v_c
 

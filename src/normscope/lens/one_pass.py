@@ -9,34 +9,23 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from normscope import probe
 from normscope.batches import Batch, checked
 from normscope.errors import InputError, ModelError, NormscopeError
 from normscope.layers import condition
-from normscope.lens import measures
-from normscope.lens.channel_map import CallSlice, slices
+from normscope.lens import measures, memory
 from normscope.lens.collapse import collapse, find_head
 from normscope.lens.layer_record import layer_record, stages_of
 from normscope.lens.measures import ImageScatter
-from normscope.lens.per_sample import per_sample_slice
+from normscope.lens.recorder import Recorder
 from normscope.lens.state import InspectionState
-from normscope.lens.statistics import (
-    Images,
-    TrackedLayer,
-    bytes_needed,
-    nested_channels,
-    sample_size,
-)
-from normscope.lens.sweep import BINS, POSITIONS, Sweep
 from normscope.lens.work import work
-from normscope.probe import Call, Norm
+from normscope.probe import Norm
 from normscope.records import Batches, Inspection
 
 LIMIT = 4 << 30  # bytes that a pass may take above the forward, unless it is told another number
-HISTOGRAMS = 64 << 20  # bytes that the histograms of all layers may take
-FEWEST = 4  # channels of a layer that have a histogram at least
 
 
 def inspect(
@@ -94,7 +83,7 @@ def accumulate(
     on_progress: Callable[[int], None] | None = None,
     memory_limit: int = LIMIT,
 ) -> InspectionState:
-    """The pass of `inspect`, as a state to save, continue, merge and look into later.
+    """Run the pass of `inspect` and return a state to save, continue, merge and look into later.
 
         state = accumulate(model, first_half)
         state.merge(accumulate(model, second_half))
@@ -123,7 +112,7 @@ def accumulate(
         raise InputError("this pass was begun with another model; its layers differ")
     state.norms = names
     with probe.untouched(model), _whole_batches() as stop:
-        lens = _Lens(state, norms, memory_limit)
+        lens = Recorder(state, norms, memory_limit)
         try:
             with probe.observe(model, norms, lens, preceded=lens.preceded):
                 for batch in _read(model, batches, state):
@@ -148,9 +137,7 @@ def accumulate(
 
 def memory_needed(model: nn.Module, classes: int) -> int:
     """Bytes that a pass over so many classes takes at most, above those of the plain forward."""
-    channels = _channels(_norms(probe.bare(model)))
-    kept = _histograms(channels, classes)
-    return bytes_needed(list(channels.values()), classes, list(kept.values()))
+    return memory.bytes_needed(memory.layer_channels(_norms(probe.bare(model))), classes)
 
 
 def inspection(state: InspectionState, *, release: bool = False) -> Inspection:
@@ -210,196 +197,8 @@ def _batches(state: InspectionState) -> Batches:
     )
 
 
-class _Lens:
-    """The watcher that counts what passes."""
-
-    def __init__(self, state: InspectionState, norms: list[Norm], limit: int) -> None:
-        self._state, self._limit = state, limit
-        known = {_layer_of(n): len(layer.map.gamma) for n, layer in state.layers.items()}
-        self._channels = _channels(norms) | known
-        self._sample = sample_size(list(self._channels.values()))
-        self._per_sample: dict[str, CallSlice | None] = {}
-        # of the layers that ran in this forward: which images went where
-        self._running: dict[str, list[tuple[TrackedLayer, Tensor | None, Images]]] = {}
-        self._pre: tuple[str, str, Tensor] | None = None  # call, activation, what that was given
-        self._histograms: dict[str, int] = {}
-        self._make_room(1 if state.classes is None else len(state.classes))
-
-    def begin(self, batch: Batch) -> None:
-        """A batch is about to pass."""
-        self._index = batch.index
-        condition = None if batch.condition is None else batch.condition.cpu()
-        self._images = Images(batch.labels.cpu(), batch.priority.cpu(), condition)
-        self._make_room(int(self._images.labels.max()) + 1)
-        self._running.clear()
-
-    def end(self) -> None:
-        """It has passed."""
-        labels = self._images.labels
-        self._state.counts += torch.bincount(labels, minlength=len(self._state.counts))
-        self._state.composition.add(labels)
-        self._running.clear()
-
-    def preceded(self, call: Call, activation: str, before: Tensor) -> None:
-        """The input of a layer that is about to run was made of `before` by an activation."""
-        self._pre = (call.name, activation, before)
-
-    def normed(self, call: Call, before: Tensor, after: Tensor) -> None:
-        """A layer ran."""
-        found = self._slices(call, before, after)
-        made, self._pre = self._pre, None
-        if not found:
-            return
-        axis = found[0].axis
-        x = Sweep.of(before, take=True, axis=axis)
-        self._check_finite(call, x, "its input")
-        pre = None
-        if made is not None and made[0] == call.name and made[2].shape == before.shape:
-            pre = Sweep.of(made[2], axis=axis)
-        running = []
-        for part in found:
-            images = self._images.select(part.rows)
-            layer = self._tracked(part, call, before)
-            part_x = x.of_rows(part.rows)
-            layer.stage("input").add(part_x, images, layer.scale)
-            if part.maps != "per_sample":
-                mean, rstd = part.used.mean.cpu(), part.used.rstd.cpu()
-                z = part_x.normalised(mean, rstd)
-                self._check_finite(call, z, "its output")
-                if part.maps == "per_condition":
-                    layer.stage("normalised").add(z, images, layer.scale)
-                assert part_x.taken is not None, "asked for"
-                layer.count_bins(part_x.taken, mean, rstd, images.labels)
-            if part.rows is None and part.maps == "one":
-                layer.add_centred(part_x, images.labels)
-            if pre is not None and made is not None:
-                layer.input_activation = made[1]
-                layer.stage("pre_activation").add(pre.of_rows(part.rows), images, layer.scale)
-            running.append((layer, part.rows, images))
-        # last, so that the activation finds it in the cache
-        y = Sweep.of(after, take=found[0].maps == "per_sample", axis=axis)
-        for layer, rows, images in running:
-            part_y = y.of_rows(rows)
-            self._check_finite(call, part_y, "its output")
-            layer.stage("scaled_shifted").add(part_y, images, layer.scale)
-            layer.count_active(part_y, images.labels)
-            if part_y.taken is not None:
-                own = layer.map
-                layer.count_bins(part_y.taken, own.beta, own.inverse_gamma, images.labels)
-        self._running[call.name] = running
-
-    def activated(self, call: Call, activation: str, after: Tensor) -> None:
-        """The activation of its output ran."""
-        running = self._running.get(call.name, [])
-        if not running or len(after) != len(self._images.labels) or after.dim() < 2:
-            return
-        known = self._per_sample.get(call.name)
-        axis = 1 if known is None else known.axis
-        if axis >= after.dim() or after.shape[axis] != len(running[0][0].map.gamma):
-            return
-        seen = Sweep.of(after, axis=axis)
-        self._check_finite(call, seen, f"the {activation} behind it")
-        for layer, rows, images in running:
-            layer.stage("activated").add(seen.of_rows(rows), images, layer.scale)
-            layer.activation = activation
-
-    def trim(self) -> None:
-        """Drop the room that was made for more classes than came."""
-        seen = self._state.counts.nonzero()
-        least = 0 if self._state.classes is None else len(self._state.classes)
-        self._state.resize(max(least, int(seen[-1]) + 1 if len(seen) else 0))
-
-    def _slices(self, call: Call, before: Tensor, after: Tensor) -> list[CallSlice]:
-        """What of a call is reported together; nothing where it cannot be followed."""
-        if not self._fits(call, before):
-            return []
-        if not self._is_per_sample(call):
-            if before.shape == after.shape and before.shape[1] == self._channels[call.layer]:
-                return list(slices(call))
-            self._state.skip(call.name, "lens.skip.not_per_channel")
-            return []
-        if call.name not in self._per_sample:
-            self._per_sample[call.name] = per_sample_slice(call, before, after)
-        part = self._per_sample[call.name]
-        if part is None:
-            self._state.skip(call.name, "lens.skip.unknown_map")
-            return []
-        return [part]
-
-    def _fits(self, call: Call, before: Tensor) -> bool:
-        why: str | None = None
-        if call.masked:
-            why = "lens.skip.masked"
-        elif call.condition is None and getattr(call.module, "missing", None) == "infer":
-            why = "lens.skip.mixture"
-        elif before.dim() < 2 or len(before) != len(self._images.labels):
-            why = "lens.skip.other_batch"
-        if why is not None:
-            self._state.skip(call.name, why)
-        return call.name not in self._state.skipped
-
-    def _is_per_sample(self, call: Call) -> bool:
-        return not isinstance(getattr(call.module, "running_mean", None), Tensor)
-
-    def _tracked(self, part: CallSlice, call: Call, before: Tensor) -> TrackedLayer:
-        found = self._state.layers.get(part.name)
-        if found is None:
-            classes, channels = len(self._state.counts), before.shape[part.axis]
-            positions = before[0].numel() // channels
-            if self._channels[call.layer] != channels:  # without a weight only the input tells
-                self._channels[call.layer] = channels
-                self._histograms = _histograms(self._channels, classes)
-            kept = nested_channels(channels, self._histograms[call.layer])
-            found = TrackedLayer(
-                type(call.module).__name__,
-                part.maps,
-                part.shown.cpu(),
-                part.one_threshold,
-                positions,
-                min(POSITIONS, positions),
-                max(torch.finfo(before.dtype).eps, 1e-12),
-                self._sample,
-                kept,
-                torch.zeros(classes, len(kept), BINS, dtype=torch.int32),
-                torch.zeros(classes, len(kept), dtype=torch.float64),
-                torch.zeros(classes, channels, dtype=torch.int32),
-                torch.zeros(channels, dtype=torch.float64),
-            )
-            self._state.layers[part.name] = found
-        return found
-
-    def _make_room(self, classes: int) -> None:
-        """Room for so many classes, with some to spare where their number is not known."""
-        room = len(self._state.counts)
-        if classes <= room and self._histograms:
-            return
-        if classes > room > 1 and self._state.classes is None:
-            classes = max(classes, room + room // 4)
-        classes = max(classes, room)
-        self._histograms = _histograms(self._channels, classes)
-        needed = bytes_needed(
-            list(self._channels.values()), classes, list(self._histograms.values())
-        )
-        if needed > self._limit:
-            raise ModelError(
-                f"{classes:,} classes in {sum(self._channels.values()):,} channels of "
-                f"{len(self._channels)} layers need {needed >> 20:,} MiB, the limit is "
-                f"{self._limit >> 20:,} MiB; inspect fewer classes, or raise memory_limit"
-            )
-        most = {name: self._histograms[_layer_of(name)] for name in self._state.layers}
-        self._state.resize(classes, most)
-
-    def _check_finite(self, call: Call, seen: Sweep, where: str) -> None:
-        if not math.isfinite(float(seen.m2.sum())):
-            raise ModelError(
-                f"layer {call.name} ({type(call.module).__name__}): {where} holds NaN or infinity "
-                f"in batch {self._index}, and no layer before it does; "
-                "check the weights and running statistics up to there"
-            )
-
-
 def _norms(model: nn.Module) -> list[Norm]:
-    """The normalisation layers of a model; those that can be followed have no reason not to."""
+    """Find the normalisation layers of a model, of which one at least can be followed."""
     norms = probe.find_norms(model, per_sample=True)
     if not norms:
         raise ModelError(
@@ -413,34 +212,6 @@ def _norms(model: nn.Module) -> list[Norm]:
             "running statistics per channel, or statistics of each sample"
         )
     return norms
-
-
-def _channels(norms: list[Norm]) -> dict[str, int]:
-    """Channels of each layer that is followed, by name; 0 where only its input tells."""
-    found = {}
-    for norm in norms:
-        if norm.skipped is None:
-            tables = (getattr(norm.module, name, None) for name in ("running_mean", "weight"))
-            table = next((t for t in tables if isinstance(t, Tensor)), None)
-            known = getattr(norm.module, "num_features", getattr(norm.module, "num_channels", 0))
-            found[norm.name] = int(known) if table is None else table.shape[-1]
-    return found
-
-
-def _histograms(channels: dict[str, int], classes: int) -> dict[str, int]:
-    """How many channels of each layer have a histogram: all where they fit into HISTOGRAMS.
-
-    Of more, the same share of every layer; `nested_channels` says which.
-    """
-    share = HISTOGRAMS / max(1, sum(channels.values()) * classes * BINS * 4)
-    if share >= 1:
-        return channels
-    return {name: min(c, max(FEWEST, int(c * share))) for name, c in channels.items()}
-
-
-def _layer_of(name: str) -> str:
-    """The layer of a call or of one condition of it."""
-    return name.partition("[condition")[0].partition("#")[0]
 
 
 @contextmanager
@@ -476,7 +247,7 @@ def _whole_batches() -> Iterator[Callable[[], None]]:
 
 
 def _read(model: nn.Module, batches: Iterable[Any], state: InspectionState) -> Iterator[Batch]:
-    """The batches that the state has not seen, on the model's device."""
+    """Read the batches that the state has not seen, on the model's device."""
     classes = None if state.classes is None else len(state.classes)
     device, dtype = _place(model)
     return checked(islice(batches, state.composition.batches, None), classes, device, dtype)

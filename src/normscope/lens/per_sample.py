@@ -15,7 +15,7 @@ EPS = ("eps", "variance_epsilon", "epsilon")
 
 
 def per_sample_slice(call: Call, before: Tensor, after: Tensor) -> CallSlice | None:
-    """The whole call of LayerNorm, RMSNorm, GroupNorm, InstanceNorm or one that does the same.
+    """Recognise a call of LayerNorm, RMSNorm, GroupNorm, InstanceNorm or one that does the same.
 
     Each rule that such layers follow is computed on the first samples; the one that gives this
     output counts, whatever the class is called. Channels lie along the last axis (LayerNorm and
@@ -53,7 +53,7 @@ def _affines(module: nn.Module, channels: int) -> Iterator[tuple[Tensor, Tensor]
 
 
 def _rules(module: nn.Module, x: Tensor, axis: int, dtype: torch.dtype) -> Iterator[Tensor]:
-    """The standardised values by every rule: over which axes, with and without centring."""
+    """Yield the standardised values by every rule: over which axes, centred or not."""
     eps = _eps(module, dtype)
     every = tuple(range(1, x.dim()))
     spatial = every[1:]

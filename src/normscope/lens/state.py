@@ -1,11 +1,10 @@
 """The state of an inspection: it merges, is saved and loaded, and becomes a record."""
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -17,12 +16,8 @@ from normscope.lens.channel_map import ChannelMap
 from normscope.lens.statistics import Sample, Stage, TrackedLayer, resized
 from normscope.moments import Moments
 
-KEY = "normscope.inspection"
-SCHEMA = 2
-SUFFIX = ".safetensors"
-TENSOR = "$tensor"  # no name of a layer
-SMALL = 1 << 16  # numbers
-LONGEST = 100 << 20  # bytes of the metadata of a file
+SCHEMA = 2  # raised when what a saved state holds changes
+SUFFIX = ".pt"
 
 
 @dataclass(eq=False)
@@ -69,6 +64,7 @@ class InspectionState:
         norms: names of all normalisation layers that could be followed.
         head: weight (K, C) and bias (K,) of a linear head, where the model ends in one.
         incomplete: a batch was left half-way; what was kept of it cannot be taken out again.
+        schema: of a saved state.
     """
 
     model: str = ""
@@ -81,6 +77,7 @@ class InspectionState:
     norms: tuple[str, ...] = ()
     head: tuple[Tensor, Tensor] | None = None
     incomplete: bool = False
+    schema: int = SCHEMA
 
     def resize(self, classes: int, histograms: dict[str, int] | None = None) -> None:
         """Make room for so many classes, or drop rows that hold none.
@@ -141,51 +138,51 @@ class InspectionState:
         return self
 
     def save(self, path: Path) -> Path:
-        """Write everything, exactly, as one safetensors file.
-
-        The metadata hold one JSON text under KEY: the fields as they are, with {"$tensor": NAME} in
-        the place of each tensor. Nothing in the file is code.
+        """Write everything, exactly, as torch.save does; nothing in the file is code.
 
         Raises:
             InputError: it was left half-way.
             FileError: the file cannot be written.
         """
-        from safetensors.torch import save_file
-
         self.check_whole()
-        tensors, metadata = self._parts()
-        return write_whole(path, lambda part: save_file(tensors, part, metadata))
+        return write_whole(path, lambda part: torch.save(self, part))
 
     @classmethod
     def load(cls, path: Path) -> "InspectionState":
         """Read what `save` wrote; raises FileError where the file is another one."""
-        from safetensors.torch import load_file
+        return cls._read(path, shown(path))
 
+    @classmethod
+    def _read(cls, file: Path | BytesIO, where: str) -> "InspectionState":
         try:
-            with path.open("rb") as file:
-                head = file.read(min(int.from_bytes(file.read(8), "little"), LONGEST))
+            with torch.serialization.safe_globals(STORED):
+                state = torch.load(file, weights_only=True)
+            schema = state.schema if isinstance(state, cls) else None
         except OSError as problem:
             raise FileError(
-                f"{shown(path)} cannot be read: {problem.strerror}; "
+                f"{where} cannot be read: {problem.strerror}; "
                 "name what normscope inspect --save wrote"
             ) from problem
-        return _restored(head, lambda: load_file(path), shown(path))
-
-    def _parts(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Tensors by name, and the metadata."""
-        tensors: dict[str, Tensor] = {}
-        about = {"schema": SCHEMA, **_plain(self, "", tensors)}
-        return tensors, {KEY: json.dumps(about, ensure_ascii=False)}
+        except Exception as problem:
+            raise FileError(
+                f"{where} holds no whole inspection; name what normscope inspect --save wrote"
+            ) from problem
+        if schema != SCHEMA:
+            raise FileError(
+                f"{where} has schema {schema}, this normscope reads {SCHEMA}; "
+                "inspect again with the same version"
+            )
+        return cast("InspectionState", state)
 
     def all_reduce(self, process_group: dist.ProcessGroup | None = None) -> "InspectionState":
         """Merge what all ranks have seen, the same on every rank; itself changes too.
 
         Every rank must call it, one without data too. Works on any backend.
         """
-        from safetensors.torch import load, save
-
         self.check_whole()
-        own = torch.frombuffer(bytearray(save(*self._parts())), dtype=torch.uint8)
+        file = BytesIO()
+        torch.save(self, file)
+        own = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
         world = dist.get_world_size(process_group)
         device = "cuda" if dist.get_backend(process_group) == "nccl" else "cpu"
         sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world)]
@@ -195,9 +192,7 @@ class InspectionState:
         dist.all_gather(ranks, padded, group=process_group)
         together = InspectionState()
         for rank, size in zip(ranks, sizes, strict=True):
-            content = bytes(rank[: int(size)].cpu().numpy())
-            head = content[8 : 8 + int.from_bytes(content[:8], "little")]
-            together.merge(_restored(head, partial(load, content), "a rank"))
+            together.merge(self._read(BytesIO(rank[: int(size)].cpu().numpy().tobytes()), "a rank"))
         self.__dict__.update(together.__dict__)
         return self
 
@@ -211,74 +206,20 @@ class InspectionState:
 
 
 def beside(record: Path) -> Path:
-    """Where the state of a record lies: the same name, .safetensors."""
+    """Where the state of a record lies: the same name, .pt."""
     return record if record.suffix == SUFFIX else record.with_suffix(SUFFIX)
 
 
-def _plain(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """The value as JSON can hold it; its tensors go into `tensors`."""
-    if isinstance(value, Tensor):
-        small = value.numel() <= SMALL  # these may share memory with one another
-        tensors[name] = value.detach().cpu().contiguous()
-        if small:
-            tensors[name] = tensors[name].clone()
-        return {TENSOR: name}
-    if is_dataclass(value) and not isinstance(value, type):
-        value = {f.name: getattr(value, f.name) for f in fields(value)}
-    if isinstance(value, dict):
-        # layers by their place: a layer's name may hold anything
-        places = {key: str(i) if name == "layers" else key for i, key in enumerate(value)}
-        return {
-            key: _plain(item, f"{name}.{places[key]}".strip("."), tensors)
-            for key, item in value.items()
-        }
-    if isinstance(value, tuple):
-        return [_plain(item, f"{name}.{place}", tensors) for place, item in enumerate(value)]
-    return value
-
-
-def _restored(head: bytes, load: Callable[[], dict[str, Tensor]], where: str) -> InspectionState:
-    """The state of a file's head and tensors; `where` names it in messages."""
-    try:
-        about = json.loads(json.loads(head)["__metadata__"][KEY])
-        if (schema := about.pop("schema")) != SCHEMA:
-            raise FileError(
-                f"{where} has schema {schema}, this normscope reads {SCHEMA}; "
-                "inspect again with the same version"
-            )
-        tensors = load()
-
-        def revived(value: Any) -> Any:
-            if isinstance(value, list):
-                return tuple(map(revived, value))
-            if not isinstance(value, dict):
-                return value
-            if value.keys() == {TENSOR}:
-                return tensors[value[TENSOR]]
-            return {key: revived(item) for key, item in value.items()}
-
-        own = revived(about)
-        own["composition"] = BatchComposition(**own["composition"])
-        own["layers"] = {name: _layer(**parts) for name, parts in own["layers"].items()}
-        return InspectionState(**own)
-    except FileError:
-        raise
-    except Exception as problem:
-        raise FileError(
-            f"{where} holds no whole inspection; name what normscope inspect --save wrote"
-        ) from problem
-
-
-def _layer(map: Any, stages: Any, **own: Any) -> TrackedLayer:
-    return TrackedLayer(
-        map=ChannelMap(**map),
-        stages={name: _stage(**parts) for name, parts in stages.items()},
-        **own,
-    )
-
-
-def _stage(sample: Any, conditions: Any, **own: Any) -> Stage:
-    return Stage(sample=Sample(**sample), conditions=Moments(**conditions), **own)
+# what a saved state consists of, besides tensors and plain values
+STORED: list[Any] = [
+    InspectionState,
+    BatchComposition,
+    TrackedLayer,
+    ChannelMap,
+    Stage,
+    Sample,
+    Moments,
+]
 
 
 def _check_same_layer(name: str, a: TrackedLayer, b: TrackedLayer) -> None:

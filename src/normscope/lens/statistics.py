@@ -13,17 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normscope.lens.channel_map import ChannelMap
-from normscope.lens.sweep import BINS, Sweep, absorb, count_bins
+from normscope.lens.channel_map import CallSlice, ChannelMap
+from normscope.lens.sweep import BINS, POSITIONS, Sweep, absorb, count_bins
 from normscope.moments import Moments
 from normscope.records import MapKind, StageName
 
-SAMPLE = 2048  # images whose features are kept for nearest-class-mean accuracy, at most
-SAMPLE_BYTES = 24 << 20  # that these features may take, over all layers
 JOINT = 512  # channels in the joint measures, exactly; a layer with more is thinned
 THINNED = 256  # to so many, evenly spaced
 FULL = 2**31 - 1  # what a cell of an int32 table holds
-MEASURED: tuple[StageName, ...] = ("input", "scaled_shifted", "activated")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +44,7 @@ class Images:
         return present, place
 
     def select(self, rows: Tensor | None) -> "Images":
-        """Some of the images; None: all."""
+        """Take some of the images; None: all."""
         if rows is None:
             return self
         condition = None if self.condition is None else self.condition[rows]
@@ -122,7 +119,7 @@ class Stage:
 
     @classmethod
     def empty(cls, classes: int, channels: int, sample: int, *, by_class: bool) -> "Stage":
-        """A stage that has seen nothing; `by_class`: it keeps `class_within`."""
+        """Make a stage that has seen nothing; `by_class`: it keeps `class_within`."""
         joint = len(joint_channels(channels))
         zeros = torch.zeros(classes, dtype=torch.float64)
         labels = torch.zeros(0, dtype=torch.int64)
@@ -182,7 +179,7 @@ class Stage:
         self.scaled_spread.index_add_(0, labels, scaled)
 
     def mapped(self, centre: Tensor, scale: Tensor) -> "Stage":
-        """The stage of (x - centre) * scale, exactly: an affine map per channel."""
+        """Map it to the stage of (x - centre) * scale, exactly."""
         seen = (self.count > 0).unsqueeze(1)
         joint = _joint(scale)
         features = ((self.sample.features.double() - _joint(centre)) * joint).float()
@@ -254,13 +251,43 @@ class TrackedLayer:
     input_activation: str | None = None
     stages: dict[str, Stage] = field(default_factory=dict)
 
+    @classmethod
+    def empty(
+        cls,
+        norm: str,
+        part: CallSlice,
+        before: Tensor,
+        classes: int,
+        histograms: int,
+        sample: int,
+    ) -> "TrackedLayer":
+        """Make one that has seen nothing; `before` is what its first input looks like."""
+        channels = before.shape[part.axis]
+        positions = before[0].numel() // channels
+        kept = nested_channels(channels, histograms)
+        return cls(
+            norm,
+            part.maps,
+            part.shown.cpu(),
+            part.used.gamma.dim() == 1,
+            positions,
+            min(POSITIONS, positions),
+            max(torch.finfo(before.dtype).eps, 1e-12),
+            sample,
+            kept,
+            torch.zeros(classes, len(kept), BINS, dtype=torch.int32),
+            torch.zeros(classes, len(kept), dtype=torch.float64),
+            torch.zeros(classes, channels, dtype=torch.int32),
+            torch.zeros(channels, dtype=torch.float64),
+        )
+
     @property
     def scale(self) -> Tensor:
         """(C,), by which z is made of the stage that it derives from."""
         return self.map.rstd if self.maps != "per_sample" else self.map.inverse_gamma
 
     def stage(self, name: StageName | Literal["pre_activation"]) -> Stage:
-        """The statistics of a stage, empty ones at first."""
+        """Return the statistics of a stage, empty ones at first."""
         if name not in self.stages:
             classes, channels = self.active.shape
             self.stages[name] = Stage.empty(
@@ -326,7 +353,7 @@ class TrackedLayer:
 
 
 def joint_channels(channels: int) -> Tensor:
-    """The channels that the joint measures use: all, or evenly spaced ones of more than JOINT.
+    """Choose the channels of the joint measures: all, or evenly spaced ones of more than JOINT.
 
     A choice of channels and not a mixture: it is the same after scale and shift, so J stays equal.
     """
@@ -337,9 +364,10 @@ def joint_channels(channels: int) -> Tensor:
 
 
 def nested_channels(channels: int, most: int) -> Tensor:
-    """At most so many channels, nearly evenly spaced, ascending; a smaller choice is part of it.
+    """Choose at most so many channels, nearly evenly spaced, in ascending order.
 
-    The order is that of the reversed bits of their numbers (van der Corput 1935).
+    A smaller choice is part of a larger one: the order is that of the reversed bits of their
+    numbers (van der Corput 1935).
     """
     if most >= channels:
         return torch.arange(channels)
@@ -348,29 +376,15 @@ def nested_channels(channels: int, most: int) -> Tensor:
     return torch.tensor(sorted([c for c in order if c < channels][:most]))
 
 
-def sample_size(channels: list[int]) -> int:
-    """How many images may be sampled in layers of so many channels, at three stages each."""
-    each = sum(len(joint_channels(c)) for c in channels) * len(MEASURED) * 4
-    return max(16, min(SAMPLE, SAMPLE_BYTES // max(1, each)))
-
-
-def bytes_needed(channels: list[int], classes: int, histograms: list[int]) -> int:
-    """What layers of so many channels take at most, where so many of them have histograms."""
-    tables = sum(channels) * ((len(MEASURED) + 1) * 8 + 4) + sum(histograms) * (BINS * 4 + 8)
-    joint = [len(joint_channels(c)) for c in channels]
-    sampled = sum(joint) * len(MEASURED) * 4 * sample_size(channels)
-    return classes * tables + sum(j * j for j in joint) * len(MEASURED) * 8 + sampled
-
-
 def resized(table: Tensor, rows: int) -> Tensor:
-    """The table with zeros up to so many rows, or without the rows beyond."""
+    """Add rows of zeros up to so many, or drop the rows beyond."""
     if rows <= len(table):
         return table if rows == len(table) else table[:rows].clone()
     return F.pad(table, [0, 0] * (table.dim() - 1) + [0, rows - table.shape[0]])
 
 
 def _joint(table: Tensor) -> Tensor:
-    """The columns (..., C) that the joint measures use; without a copy where it is all."""
+    """Take the columns (..., C) that the joint measures use; without a copy where it is all."""
     channels = table.shape[-1]
     return table if channels <= JOINT else table[..., joint_channels(channels)]
 

@@ -61,11 +61,11 @@ class Sweep:
         return cls(mean, m2, fired, rows.shape[2], taken if take else None)
 
     def normalised(self, mean: Tensor, rstd: Tensor) -> "Sweep":
-        """The sweep of z = (x - mean) * rstd; mean and rstd (C,) or (N, C). `fired` is x's."""
+        """Map it to z = (x - mean) * rstd; mean and rstd (C,) or (N, C). `fired` stays x's."""
         return Sweep((self.mean - mean) * rstd, self.m2 * rstd**2, self.fired, self.positions)
 
     def of_rows(self, rows: Tensor | None) -> "Sweep":
-        """That of some of the images; None: of all."""
+        """Take some of the images; None: all."""
         if rows is None:
             return self
         taken = None if self.taken is None else self.taken[rows]

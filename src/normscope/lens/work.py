@@ -16,7 +16,7 @@ STEPS: dict[str, WorkName] = {
 
 
 def work(layers: Iterable[Layer]) -> Iterator[Work]:
-    """The change of each measure at every step, in the order in which the layers ran.
+    """Yield the change of each measure at every step, in the order in which the layers ran.
 
     From the last stage of one layer to the input of the next it is the weights between them (and
     whatever else runs there); then standardising, gamma and beta, and the non-linearity. Where an

@@ -38,7 +38,7 @@ class Norm:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, DataParallel and torch.compile, if it is in any.
+    """Unwrap a model from DistributedDataParallel, DataParallel and torch.compile.
 
     Its forward is the same, and neither exchanges buffers with other ranks nor hides its layers.
     """
@@ -92,7 +92,7 @@ def find_norms(model: nn.Module, *, per_sample: bool = False) -> list[Norm]:
 
 
 def culprit(model: nn.Module, problem: BaseException) -> str:
-    """The innermost module of `model` that was running when `problem` was raised, as a phrase."""
+    """Name the innermost module of `model` that was running when `problem` was raised."""
     model = bare(model)
     names = {id(module): name for name, module in named_layers(model)}
     running = [

@@ -55,7 +55,7 @@ class Record:
 
 
 def plain(value: Any) -> Any:
-    """A record as dicts, lists and numbers that JSON can hold; not-finite floats become None."""
+    """Turn a record into what JSON can hold; not-finite floats become None."""
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict):
@@ -97,7 +97,7 @@ def _build(kind: Any, value: Any) -> Any:
 
 
 def _array(value: Any) -> Array:
-    """A table of floats, in which None is NaN, or one of counts, which has three axes."""
+    """Read a table of floats, in which None is NaN, or one of counts, which has three axes."""
     array = np.array(value, dtype=float)
     if not array.size:
         array = array.reshape(0, 0)

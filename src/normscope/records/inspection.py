@@ -90,7 +90,7 @@ class Layer:
     __hash__ = None  # type: ignore[assignment]
 
     def counts(self, k: int, channel: int) -> list[int]:
-        """The histogram of one class at one of `histogram_channels`."""
+        """Return the histogram of one class at one of `histogram_channels`."""
         found: list[int] = self.histogram[k, self.histogram_channels.index(channel)].tolist()
         return found
 

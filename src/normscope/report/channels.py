@@ -20,7 +20,7 @@ class Chosen:
 
 
 def choose(layer: Layer) -> list[Chosen]:
-    """The channels whose gate tells most about the class, and those whose gate tells least.
+    """Choose the channels whose gate tells most about the class, and those that tell least.
 
     Where no activation follows, the between-class share of the variance ranks instead.
     """
@@ -38,7 +38,7 @@ def choose(layer: Layer) -> list[Chosen]:
 
 
 def shown_classes(inspection: Inspection) -> list[int]:
-    """The classes that get a lane: all, or of many the least and the most separated ones.
+    """Choose the classes that get a lane: all, or of many the least and the most separated ones.
 
     The separation is that at the last layer; where it is not known, evenly spread classes.
     """
@@ -54,7 +54,7 @@ def shown_classes(inspection: Inspection) -> list[int]:
 
 
 def drawing(layer: Layer, chosen: Chosen, inspection: Inspection) -> dict[str, Any]:
-    """What the page needs to draw one channel and to move its gate."""
+    """Collect what the page needs to draw one channel and to move its gate."""
     c, classes = chosen.channel, shown_classes(inspection)
     return {
         "gamma": layer.gamma[c],

@@ -23,7 +23,7 @@ ABOVE_CHANCE = 2  # times the spread of firing rates that chance gives, to be to
 
 
 def verdict(inspection: Inspection) -> list[Text]:
-    """The answer: what the layers kept, what the non-linearity and the gates made of it.
+    """Answer what the layers kept, and what the non-linearity and the gates made of it.
 
     What chance explains is no answer: where the images are too few, that comes first.
     """
@@ -36,7 +36,7 @@ def verdict(inspection: Inspection) -> list[Text]:
 
 
 def too_few(layers: list[Layer]) -> list[Text]:
-    """That chance alone separates the classes at every layer, where it does."""
+    """Say so where chance alone would separate the classes at every layer."""
     chances = [(chance(layer, stage), layer) for layer in layers for stage in layer.every_stage]
     known = [(c, layer) for c, layer in chances if math.isfinite(c)]
     if not known or min(c for c, _ in known) < CHANCE:
@@ -48,12 +48,12 @@ def too_few(layers: list[Layer]) -> list[Text]:
 
 
 def chance(layer: Layer, stage: StageMeasures) -> float:
-    """J that labels drawn at random would have: rank / (N - 1); NaN where N is not known."""
+    """Compute J of labels drawn at random, rank / (N - 1); NaN where N is not known."""
     return min(1.0, stage.rank / (layer.images - 1)) if layer.images > 1 else math.nan
 
 
 def gain(layer: Layer, before: StageMeasures, after: StageMeasures, classes: int) -> float:
-    """By how much J rose above chance, in [0, 1]; 0 where chance explains the rise or J.
+    """Compute by how much J rose above chance, in [0, 1]; 0 where chance explains the rise or J.
 
     Each J is corrected as (J - c) / (1 - c) with c of `chance`. Under labels drawn at random it
     is the mean of rank (K - 1) squared correlations, of deviation about sqrt(2) / (N - 1) each.
@@ -70,7 +70,7 @@ def gain(layer: Layer, before: StageMeasures, after: StageMeasures, classes: int
 
 
 def per_sample(inspection: Inspection) -> Text | None:
-    """By how much layers that normalise each sample by itself changed eta2 and J."""
+    """Say by how much layers that normalise each sample by itself changed eta2 and J."""
     layers = [layer for layer in inspection.layers if layer.maps == "per_sample"]
     known = [layer for layer in layers if math.isfinite(layer.eta2_change + layer.lda_change)]
     if not known:
@@ -90,14 +90,14 @@ def per_sample(inspection: Inspection) -> Text | None:
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """A change with its sign; "-" where it is not known."""
+    """Write a change with its sign; "-" where it is not known."""
     if math.isnan(value):
         return "-"
     return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
 
 
 def _broken(inspection: Inspection) -> Text | None:
-    """The layer where eta2 and J differ by more than rounding, though it is one map."""
+    """Name the layer where eta2 and J differ by more than rounding, though it is one map."""
     layers = [layer for layer in inspection.layers if layer.invariance > tolerance(layer)]
     if not layers:
         return None
@@ -107,7 +107,7 @@ def _broken(inspection: Inspection) -> Text | None:
 
 
 def _kept(inspection: Inspection) -> list[Text]:
-    """What is known of the invariance of eta2 and J."""
+    """Say what is known of the invariance of eta2 and J."""
     layers = [layer for layer in inspection.layers if not math.isnan(layer.invariance)]
     by_sample = per_sample(inspection)
     others = [] if by_sample is None else [by_sample]
@@ -126,14 +126,14 @@ def tolerance(layer: Layer) -> float:
 
 
 def self_test(inspection: Inspection) -> Text:
-    """The line that says how far eta2 and J differ where they must be equal."""
+    """Say how far eta2 and J differ where they must be equal."""
     if math.isnan(inspection.invariance):
         return said("lens.selftest.none")
     return said("lens.selftest", difference=f"{inspection.invariance:.1g}")
 
 
 def composition(inspection: Inspection) -> Text | None:
-    """What the loader's batches would do in training, predicted from labels and measured."""
+    """Say what the loader's batches would do in training, predicted and measured."""
     facts = inspection.batches
     measured = [v for v in (layer.signal for layer in inspection.layers) if math.isfinite(v)]
     if facts is None or not measured or not math.isfinite(facts.predicted):
@@ -149,7 +149,7 @@ def composition(inspection: Inspection) -> Text | None:
 
 
 def collapsed(inspection: Inspection) -> Text | None:
-    """The neural-collapse set at the last layer."""
+    """Say how far the last layer's features have collapsed."""
     found = inspection.collapse
     if found is None:
         return None
@@ -165,7 +165,7 @@ def collapsed(inspection: Inspection) -> Text | None:
 
 
 def work(inspection: Inspection) -> dict[WorkName, Work]:
-    """What each kind of step changed, summed over the layers; NaN where nothing is known."""
+    """Sum what each kind of step changed over the layers; NaN where nothing is known."""
     kinds: tuple[WorkName, ...] = ("weights", "normalisation", "gamma_beta", "activation")
     measures = ("eta2", "lda", "nearest_mean", "separation", "condition")
     sums = {}
@@ -179,13 +179,13 @@ def work(inspection: Inspection) -> dict[WorkName, Work]:
 
 
 def mean_known(values: Iterable[float]) -> float:
-    """The mean of the finite ones; NaN where there is none."""
+    """Average the finite ones; NaN where there is none."""
     known = [value for value in values if math.isfinite(value)]
     return fmean(known) if known else math.nan
 
 
 def remarks(inspection: Inspection) -> list[Text]:
-    """What to know about some layers, and why others were not followed; once per reason."""
+    """Say what to know about some layers, and why others were not followed."""
     about = [(key, layer.name) for layer in inspection.layers for key in layer.notes]
     about += [(key, name) for name, key in inspection.skipped.items()]
     names: dict[str, list[str]] = {}
@@ -195,12 +195,12 @@ def remarks(inspection: Inspection) -> list[Text]:
 
 
 def stage(layer: Layer, name: str) -> StageMeasures | None:
-    """The stage of that name, where the layer has it."""
+    """Find the stage of that name, where the layer has it."""
     return next((s for s in layer.every_stage if s.name == name), None)
 
 
 def follows(layer: Layer) -> Text | str:
-    """The activation after a layer, or that before it where it comes behind one."""
+    """Name the activation after a layer, or that before it where it comes behind one."""
     if layer.input_activation is None:
         return layer.activation or "-"
     behind = said("lens.behind", activation=layer.input_activation)
@@ -247,7 +247,7 @@ def _changed(layers: list[Layer], classes: int) -> Iterable[Text]:
 
 
 def _activations(layer: Layer) -> Iterable[tuple[StageMeasures, StageMeasures]]:
-    """The stages before and after each activation at the layer."""
+    """Yield the stages before and after each activation at the layer."""
     if layer.pre_activation is not None:
         yield layer.pre_activation, layer.stages[0]
     activated = stage(layer, "activated")

@@ -33,7 +33,7 @@ def worst_first(inspection: Inspection) -> list[int]:
 
 
 def pictured(inspection: Inspection, most: int) -> list[int]:
-    """The layers that get pictures, in the order of the network: all, or both ends of the rank."""
+    """Choose the layers that get pictures, in their order: all, or both ends of the rank."""
     order = worst_first(inspection)
     if len(order) <= most:
         return sorted(order)
