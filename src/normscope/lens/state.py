@@ -145,7 +145,12 @@ class InspectionState:
             FileError: the file cannot be written.
         """
         self.check_whole()
-        return write_whole(path, lambda part: torch.save(self, part))
+
+        def write(part: Path) -> None:
+            with part.open("wb") as file:  # by a path, its name would be a part of the content
+                torch.save(self, file)
+
+        return write_whole(path, write)
 
     @classmethod
     def load(cls, path: Path) -> "InspectionState":
