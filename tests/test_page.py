@@ -436,6 +436,7 @@ def test_a_stopped_run_says_so() -> None:
 def test_one_seed_is_no_evidence() -> None:
     first = verdict.of_run(made_up_run(None, ("batch", "none"), seeds=1))[0]
     assert "from a single seed" in first.detail.en
+    assert first.headline.en.startswith("One seed decides nothing: ")
     assert first.style == "note"
 
 

@@ -181,11 +181,7 @@ def nearest_mean_accuracy(scatter: ImageScatter, sample: Sample) -> float:
 
     Source: Papyan, Han, Donoho 2020, "Prevalence of neural collapse", NC4.
     """
-    centre = scatter.class_mean.mean(0)  # distances near the origin round less
-    features = sample.features.double() - centre
-    nearest = torch.cdist(
-        features, scatter.class_mean - centre, compute_mode="donot_use_mm_for_euclid_dist"
-    ).argmin(1)
+    nearest = _square_distances(sample.features.double(), scatter.class_mean).argmin(1)
     own = (scatter.present.cumsum(0) - 1)[sample.labels]
     return float((nearest == own).double().mean())
 
@@ -256,9 +252,9 @@ def paired_classes(classes: int) -> Tensor:
 def _square_distances(a: Tensor, b: Tensor) -> Tensor:
     """Compute (A, B) distances; centred, so that the products cancel few digits."""
     centre = b.mean(0)
-    mode = "use_mm_for_euclid_dist"
-    distance: Tensor = torch.cdist(a - centre, b - centre, compute_mode=mode) ** 2
-    return distance
+    a, b = a - centre, b - centre
+    product = torch.addmm(b.square().sum(1), a, b.T, alpha=-2)
+    return (product + a.square().sum(1, keepdim=True)).clamp(min=0)
 
 
 def class_information(histogram: Tensor) -> Tensor:

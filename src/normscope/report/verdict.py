@@ -89,6 +89,8 @@ def _winner(run: Run) -> Finding:
     found = {r.norm: difference(run, best.norm, r.norm) for r in ranked[1:]}
     level = [n for n, d in found.items() if d is None or not d.clear]
     sentences = [_spread(best)] + [_against(n, d) for n, d in found.items() if d is not None]
+    if any(d is not None and math.isnan(d.margin) for d in found.values()):
+        return Finding("note", said("page.verdict.undecided", **accuracy), several(sentences))
     if level:
         names = {"others": Text(", ".join(level), "、".join(level))}
         headline = said("page.verdict.level", **accuracy, **names)
