@@ -104,6 +104,17 @@ def equal(one: Inspection, two: Inspection) -> None:
         assert s.nearest_mean_accuracy == t.nearest_mean_accuracy
 
 
+def test_the_memory_is_told_before_the_pass(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = "Loader.classes = tuple(map(str, range(3_000_000)))"
+    (folder / "mine.py").write_text(FILE + many)
+    with pytest.raises(NormscopeError, match=r"need \d[\d,]* MiB, the limit is 16 MiB"):
+        raise passed("whole", "a.json", "--memory-limit", "16").exception
+    monkeypatch.setattr(sys.modules["normscope.cli.inspect"], "WORTH_TELLING", -1)
+    (folder / "mine.py").write_text(FILE)
+    told = passed("whole", "a.json").stderr
+    assert "the statistics of 3 classes need up to 0 MiB above the forward pass" in told
+
+
 def test_parts_are_merged(folder: Path) -> None:
     for data in ("whole", "first", "rest"):
         done = passed(data, f"{data}.json")

@@ -391,6 +391,8 @@ def test_where_chance_separates_the_classes_that_is_the_headline() -> None:
     first, *others = (text.en for text in findings.verdict(record))
     assert first.startswith("28 images are too few")
     assert "random J would already be 1.00" in first
+    assert "more than 65 images" in first
+    assert not findings.too_few([random_labels(66)[1]])
     assert not any("raises J" in text for text in others)
     assert not any("nearest class mean" in text for text in others)
     assert not any("firing" in text for text in others)

@@ -54,6 +54,9 @@ def inspect(
     merge: Annotated[
         bool, typer.Option("--merge", help="Put passes over parts of the data together.")
     ] = False,
+    memory_limit: Annotated[
+        int, typer.Option(min=1, help="MiB that the statistics may take.")
+    ] = 4096,
     compare: Annotated[
         bool, typer.Option("--compare", help="Show what differs between two passes.")
     ] = False,
@@ -89,7 +92,14 @@ def inspect(
         else:
             assert model is not None, "one of the three was given"
             seen, stopped = _passed(
-                model, weights, data, batch_size, save if resume else None, as_json, language
+                model,
+                weights,
+                data,
+                batch_size,
+                save if resume else None,
+                as_json,
+                language,
+                memory_limit,
             )
             if ranks.size() > 1:
                 seen.all_reduce()
@@ -132,6 +142,7 @@ def _passed(
     resume: Path | None,
     quiet: bool,
     language: Lang,
+    memory_limit: int,
 ) -> tuple["InspectionState", bool]:
     """What passed, and whether Ctrl-C came before the end."""
     from normscope.lens import InspectionState, accumulate, memory_needed
@@ -167,7 +178,13 @@ def _passed(
 
         show(int(seen.counts.sum()))
         try:
-            accumulate(given.model, given.batches, into=seen, on_progress=show)
+            accumulate(
+                given.model,
+                given.batches,
+                into=seen,
+                on_progress=show,
+                memory_limit=memory_limit << 20,
+            )
         except KeyboardInterrupt:
             if int((seen.counts > 0).sum()) < 2 or seen.incomplete:
                 raise

@@ -179,7 +179,8 @@ class Recorder:
             raise ModelError(
                 f"{classes:,} classes in {sum(self._channels.values()):,} channels of "
                 f"{len(self._channels)} layers need {needed >> 20:,} MiB, the limit is "
-                f"{self._limit >> 20:,} MiB; inspect fewer classes, or raise memory_limit"
+                f"{self._limit >> 20:,} MiB; inspect fewer classes, or raise memory_limit "
+                "(--memory-limit)"
             )
         most = {name: self._histograms[_layer_of(name)] for name in self._state.layers}
         self._state.resize(classes, most)

@@ -16,6 +16,7 @@ NAMED = 3  # layers that a remark names; the others are counted
 RAISED = 1e-6
 
 
+THINNED = 256  # channels that J uses of a layer that has more than it can use
 # J may be judged where labels drawn at random would leave it below this
 CHANCE = 0.5
 SIGMAS = 3  # by so many deviations of chance a change must exceed it
@@ -42,9 +43,14 @@ def too_few(layers: list[Layer]) -> list[Text]:
     if not known or min(c for c, _ in known) < CHANCE:
         return []
     worst, layer = max(known, key=lambda pair: pair[0])
-    needed = 1 + round(max(s.rank for la in layers for s in la.every_stage) / CHANCE)
+    needed = 1 + round(max(map(_width, layers)) / CHANCE)
     facts = {"images": layer.images, "layer": layer.name, "needed": f"{needed:,}"}
     return [said("lens.verdict.too_few", chance=f"{worst:.2f}", **facts)]
+
+
+def _width(layer: Layer) -> int:
+    """Count the channels that J uses."""
+    return THINNED if "lens.note.joint_channels" in layer.notes else layer.channels
 
 
 def chance(layer: Layer, stage: StageMeasures) -> float:
