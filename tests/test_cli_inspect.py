@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from normscope.cli import app
 from normscope.errors import NormscopeError
-from normscope.lens import Accumulation
+from normscope.lens import InspectionState
 from normscope.records import Inspection
 
 ROOT = Path(__file__).parents[1]
@@ -96,11 +97,22 @@ def equal(one: Inspection, two: Inspection) -> None:
     assert one.counts == two.counts
     assert one.batches == two.batches
     (a,), (b,) = one.layers, two.layers
-    assert a.histogram == b.histogram
+    np.testing.assert_array_equal(a.histogram, b.histogram)
     for s, t in zip(a.stages, b.stages, strict=True):
         assert s.eta2 == pytest.approx(t.eta2, abs=1e-10)
         assert s.lda_fraction == pytest.approx(t.lda_fraction, abs=1e-10)
         assert s.nearest_mean_accuracy == t.nearest_mean_accuracy
+
+
+def test_the_memory_is_told_before_the_pass(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = "Loader.classes = tuple(map(str, range(3_000_000)))"
+    (folder / "mine.py").write_text(FILE + many)
+    with pytest.raises(NormscopeError, match=r"need \d[\d,]* MiB, the limit is 16 MiB"):
+        raise passed("whole", "a.json", "--memory-limit", "16").exception
+    monkeypatch.setattr(sys.modules["normscope.cli.inspect"], "WORTH_TELLING", -1)
+    (folder / "mine.py").write_text(FILE)
+    told = passed("whole", "a.json").stderr
+    assert "the statistics of 3 classes need up to 0 MiB above the forward pass" in told
 
 
 def test_parts_are_merged(folder: Path) -> None:
@@ -111,7 +123,7 @@ def test_parts_are_merged(folder: Path) -> None:
     assert merged.exit_code == 0, merged.output
     equal(record(folder / "both.json"), record(folder / "whole.json"))
     assert json.loads(merged.stdout.splitlines()[0])["classes"] == ["a", "b", "c"]
-    assert (folder / "both.safetensors").is_file()
+    assert (folder / "both.pt").is_file()
 
 
 def test_what_is_split_says_how_much_is_inspected(folder: Path) -> None:
@@ -161,10 +173,10 @@ def test_ctrl_c_keeps_what_is_done_and_resume_continues(
         (("--merge",), "give --model, or --merge"),
         (("--model", "mine.py:make", "a.json"), "give --model, or --merge"),
         (("--compare", "a.json"), "--compare needs two files"),
-        (("--compare", "a.safetensors", "b.json"), "reads the .json records"),
-        (("--merge", "nowhere.json"), "nowhere.safetensors cannot be read"),
+        (("--compare", "a.pt", "b.json"), "reads the .json records"),
+        (("--merge", "nowhere.json"), "nowhere.pt cannot be read"),
         (("--model", "mine.py:make", "--resume"), "--resume needs --save"),
-        (("--model", "mine.py:make", "--save", "x.safetensors"), "name a .json file"),
+        (("--model", "mine.py:make", "--save", "x.pt"), "name a .json file"),
         (("--model", "mine.py:make", "--data", "mine.py:fails"), "fails() failed: OSError: disk"),
     ],
 )
@@ -191,5 +203,5 @@ def test_ranks_together_are_one_process(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("self-test") == 1
     equal(record(folder / "two.json"), record(folder / "one.json"))
-    seen = Accumulation.load(folder / "two.safetensors")
-    assert seen.mates.batches == 8
+    seen = InspectionState.load(folder / "two.pt")
+    assert seen.composition.batches == 8

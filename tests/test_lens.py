@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import normscope
 from normscope import layers, lens
 from normscope.errors import InputError, ModelError
-from normscope.lens import layer_record, sweep, tally
+from normscope.lens import layer_record, memory, statistics, sweep
 from normscope.records import Inspection, Layer, StageMeasures
 from normscope.report import findings
 from normscope.report.messages import LANGUAGES, catalogue
@@ -186,7 +186,7 @@ def test_two_passes_over_stored_activations(
             counts = np.histogram(z[rows, c], edges)[0]
             np.testing.assert_array_equal(layer.histogram[k][c], counts)
             assert sum(layer.histogram[k][c]) == rows.sum() * positions
-            assert layer.firing[k][c] == pytest.approx(fired[rows, c].mean(), abs=1e-12)
+            assert layer.firing[k][c] == pytest.approx(fired[rows, c].mean(), abs=1e-7)
 
 
 def test_scikit_learn_agrees(digits: tuple[Tensor, Tensor]) -> None:
@@ -223,10 +223,10 @@ def test_batch_size_and_order_do_not_matter(
 
 def same(one: Inspection, two: Inspection) -> None:
     for a, b in zip(one.layers, two.layers, strict=True):
-        assert a.histogram == b.histogram
-        assert a.firing == b.firing
-        np.testing.assert_allclose(a.class_mean, b.class_mean, rtol=1e-10, atol=1e-12)
-        np.testing.assert_allclose(a.class_var, b.class_var, rtol=1e-9)
+        np.testing.assert_array_equal(a.histogram, b.histogram)
+        np.testing.assert_array_equal(a.firing, b.firing)
+        np.testing.assert_allclose(a.class_mean, b.class_mean, rtol=3e-7, atol=1e-9)
+        np.testing.assert_allclose(a.class_var, b.class_var, rtol=3e-7, atol=1e-9)
         for s, t in zip(a.stages, b.stages, strict=True):
             np.testing.assert_allclose(s.eta2, t.eta2, atol=1e-12)
             assert s.lda_fraction == pytest.approx(t.lda_fraction, abs=1e-10)
@@ -239,7 +239,7 @@ def same(one: Inspection, two: Inspection) -> None:
 def test_a_sample_does_not_depend_on_batches_either(
     digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tally, "SAMPLE", 50)
+    monkeypatch.setattr(memory, "SAMPLE", 50)
     model = nn.Sequential(nn.BatchNorm1d(64), nn.ReLU()).double()
     x, y = digits[0][:400].double(), digits[1][:400]
     seen = lens.inspect(model, split(x, y, 33, seed=5))
@@ -348,7 +348,7 @@ def test_labels_with_gaps(digits: tuple[Tensor, Tensor]) -> None:
     for a, b in zip(one.stages, two.stages, strict=True):
         assert a.nearest_mean_accuracy == b.nearest_mean_accuracy
         assert a.lda_fraction == pytest.approx(b.lda_fraction, abs=1e-12)
-    assert one.histogram[4] == two.histogram[1]
+    np.testing.assert_array_equal(one.histogram[4], two.histogram[1])
 
 
 def test_outer_bins_hold_what_lies_beyond() -> None:
@@ -363,7 +363,7 @@ def test_outer_bins_hold_what_lies_beyond() -> None:
 def test_many_channels_are_thinned(
     digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tally, "JOINT", 9)
+    monkeypatch.setattr(statistics, "JOINT", 9)
     monkeypatch.setattr(layer_record, "JOINT", 9)
     model = nn.Sequential(nn.Linear(64, 33), nn.BatchNorm1d(33))
     seen = lens.inspect(model, split(*digits, 300))
@@ -372,7 +372,7 @@ def test_many_channels_are_thinned(
     assert len(layer.stages[0].eta2) == 33
     assert layer.invariance < 1e-6
     assert layer.notes == ("lens.note.joint_channels",)
-    kept = tally.joint_channels(33).tolist()
+    kept = statistics.joint_channels(33).tolist()
     assert kept == [0, 4, 8, 12, 16, 20, 24, 28, 32]
     chosen = nn.Sequential(nn.Linear(64, 9), nn.BatchNorm1d(9))
     chosen[0].load_state_dict({"weight": model[0].weight[kept], "bias": model[0].bias[kept]})
@@ -470,12 +470,19 @@ def test_reused_layer_is_followed_per_call(digits: tuple[Tensor, Tensor]) -> Non
     assert len(second.stages) == 3
 
 
+class Odd(nn.LayerNorm):
+    """Is called a layer norm and is none."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).abs()
+
+
 def test_what_cannot_be_followed_is_named_with_its_reason(digits: tuple[Tensor, Tensor]) -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.bn, self.never = nn.BatchNorm1d(64), nn.BatchNorm1d(64)
-            self.layer, self.batch = nn.LayerNorm(64), nn.BatchNorm1d(64, track_running_stats=False)
+            self.layer, self.batch = Odd(64), nn.BatchNorm1d(64, track_running_stats=False)
             self.folded, self.late = nn.BatchNorm1d(32), nn.BatchNorm1d(32)
 
         def forward(self, x: Tensor) -> Tensor:
@@ -487,7 +494,7 @@ def test_what_cannot_be_followed_is_named_with_its_reason(digits: tuple[Tensor, 
     assert [layer.name for layer in seen.layers] == ["bn"]
     assert seen.skipped == {
         "never": "lens.skip.not_called",
-        "layer": "lens.skip.per_sample",
+        "layer": "lens.skip.unknown_map",
         "batch": "lens.skip.no_statistics",
         "folded": "lens.skip.other_batch",
         "late": "lens.skip.other_batch",
@@ -587,7 +594,12 @@ def bn(**state: float) -> nn.BatchNorm1d:
         (bn(), [(X[:0], Y[:0])], InputError, "the loader gave no images"),
         (bn(), [(X / 0, Y)], InputError, "the inputs of batch 0 hold NaN or infinity"),
         (nn.Linear(3, 3), [(X, Y)], ModelError, r"\(Linear\) has no normalisation layer"),
-        (nn.LayerNorm(3), [(X, Y)], ModelError, r"keeps running statistics .*it has LayerNorm"),
+        (
+            nn.BatchNorm1d(3, track_running_stats=False),
+            [(X, Y)],
+            ModelError,
+            r"no normalisation layer of the model can be followed \(it has BatchNorm1d\)",
+        ),
         (
             nn.Sequential(bn(), nn.Linear(4, 1)),
             [(X, Y)],
@@ -619,7 +631,9 @@ def test_bad_input_is_one_sentence(
 
 
 def test_too_many_classes_are_refused_before_memory_is_taken() -> None:
-    with pytest.raises(ModelError, match=r"1000000001 classes in 3 channels need .* MiB"):
+    with pytest.raises(
+        ModelError, match=r"1,000,000,001 classes in 3 channels of 1 layers need .* MiB"
+    ):
         lens.inspect(bn(), [(X, torch.tensor([0, 1, 2, 3, 4, 10**9]))])
 
 
@@ -635,7 +649,7 @@ def test_text(lang: Any, width: int, digits: tuple[Tensor, Tensor], mlp: nn.Modu
     assert max(map(len, text.splitlines())) <= width
     assert f"{seen.invariance:.1g}" in text
     assert f"{seen.layers[1].stages[3].lda_fraction:.3f}" in text
-    assert f"{100 * findings.firing_spread(seen.layers[0]):.1f}%" in text
+    assert f"{100 * seen.layers[0].firing_spread:.1f}%" in text
     assert "[red]mixed" in text
     for key in ("lens.note.mixed", "lens.skip.per_sample"):
         start = catalogue()[key][lang][:8]

@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ def json_text(value: Any, indent: int | None = None) -> str:
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
-def write_whole(path: Path, content: str | bytes) -> Path:
+def write_whole(path: Path, content: str | bytes | Callable[[Path], None]) -> Path:
     """Write `content` so that `path` afterwards holds all of it, or what it held before.
+
+    A function as content is called with the temporary file, which it writes.
 
     A temporary file in the same folder is written, flushed to disk and renamed over `path`;
     a symbolic link keeps pointing and its target is replaced. Folders are made as needed.
@@ -34,19 +37,23 @@ def write_whole(path: Path, content: str | bytes) -> Path:
         FileError: the folder cannot be written, the disk is full, or `path` is no plain file.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
+    size = 0 if callable(data) else len(data)
     target = path.resolve() if path.is_symlink() else path
     if target.exists() and not target.is_file():
         raise FileError(f"{shown(path)} is not a plain file; name another one to write to")
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
+        if callable(data):
+            data(temporary)
+            size = temporary.stat().st_size
+        with temporary.open("ab") as file:
+            file.write(b"" if callable(data) else data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
     except OSError as problem:
-        raise _unwritable(path, problem, len(data)) from problem
+        raise _unwritable(path, problem, size) from problem
     finally:
         # a missing parent, or one that is a file, must not hide the first error
         if temporary.parent.is_dir():

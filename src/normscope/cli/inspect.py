@@ -27,8 +27,10 @@ from normscope.report.messages import Lang
 if TYPE_CHECKING:
     from torch import nn
 
-    from normscope.lens import Accumulation
+    from normscope.lens import InspectionState
     from normscope.records import Inspection
+
+WORTH_TELLING = 256  # MiB of statistics
 
 
 def inspect(
@@ -54,6 +56,9 @@ def inspect(
     merge: Annotated[
         bool, typer.Option("--merge", help="Put passes over parts of the data together.")
     ] = False,
+    memory_limit: Annotated[
+        int, typer.Option(min=1, help="MiB that the statistics may take.")
+    ] = 4096,
     compare: Annotated[
         bool, typer.Option("--compare", help="Show what differs between two passes.")
     ] = False,
@@ -78,7 +83,8 @@ def inspect(
         raise InputError(f"--save is {shown(save)}; name a .json file")
     if resume and save is None:
         raise InputError("--resume needs --save, the file that the pass was begun with")
-    from normscope.lens import inspection, storage
+    from normscope.lens import inspection
+    from normscope.lens.state import SUFFIX
     from normscope.train import ranks
 
     stopped = False
@@ -88,19 +94,25 @@ def inspect(
         else:
             assert model is not None, "one of the three was given"
             seen, stopped = _passed(
-                model, weights, key, data, batch_size, save if resume else None, as_json, language
+                model,
+                weights,
+                key,
+                data,
+                batch_size,
+                save if resume else None,
+                as_json,
+                language,
+                memory_limit,
             )
             if ranks.size() > 1:
                 seen.all_reduce()
     if rank > 0:  # rank 0 writes and tells
         raise typer.Exit(130 if stopped else 0)
     if save is not None:
-        seen.save(save.with_suffix(storage.SUFFIX))
-    found = inspection(seen)
+        seen.save(save.with_suffix(SUFFIX))
+    found = inspection(seen, release=True)
     if save is not None:
-        from normscope.files import write_whole
-
-        write_whole(save, found.to_json())
+        found.save(save)
     _show(found, html, as_json, language)
     if save is not None:
         tell(language, "cli.saved", path=save)
@@ -134,13 +146,14 @@ def _passed(
     resume: Path | None,
     quiet: bool,
     language: Lang,
-) -> tuple["Accumulation", bool]:
+    memory_limit: int,
+) -> tuple["InspectionState", bool]:
     """What passed, and whether Ctrl-C came before the end."""
-    from normscope.lens import Accumulation, accumulate
+    from normscope.lens import InspectionState, accumulate, memory_needed
     from normscope.train import ranks
 
     given = _sources(model, weights, key, data, batch_size)
-    seen = Accumulation(*given.names, given.classes)
+    seen = InspectionState(*given.names, given.classes)
     if resume is not None:
         seen = _loaded(resume)
         if (seen.model, seen.data, seen.classes) != (*given.names, given.classes):
@@ -152,6 +165,14 @@ def _passed(
         raise InputError("--resume continues a pass of one process; start it without torchrun")
     if given.batches == []:
         return seen, False
+    needed = memory_needed(given.model, len(given.classes or ())) >> 20
+    if needed > WORTH_TELLING:
+        tell(
+            language,
+            "cli.inspect.memory",
+            mebibytes=f"{needed:,}",
+            classes=len(given.classes or ()),
+        )
     with progress_bar(quiet) as progress:
 
         def show(images: int) -> None:
@@ -161,9 +182,15 @@ def _passed(
 
         show(int(seen.counts.sum()))
         try:
-            accumulate(given.model, given.batches, into=seen, on_progress=show)
+            accumulate(
+                given.model,
+                given.batches,
+                into=seen,
+                on_progress=show,
+                memory_limit=memory_limit << 20,
+            )
         except KeyboardInterrupt:
-            if int((seen.counts > 0).sum()) < 2 or seen.torn:
+            if int((seen.counts > 0).sum()) < 2 or seen.incomplete:
                 raise
             return seen, True
     if given.part is not None and ranks.rank() == 0:
@@ -244,14 +271,14 @@ def _own(batches: Iterable[Any]) -> list[Any] | Iterable[Any]:
     return [] if first is None else chain([first], mine)
 
 
-def _loaded(path: Path) -> "Accumulation":
-    from normscope.lens import Accumulation
-    from normscope.lens.storage import beside
+def _loaded(path: Path) -> "InspectionState":
+    from normscope.lens import InspectionState
+    from normscope.lens.state import beside
 
-    return Accumulation.load(beside(path))
+    return InspectionState.load(beside(path))
 
 
-def _merged(files: list[Path]) -> "Accumulation":
+def _merged(files: list[Path]) -> "InspectionState":
     first, *rest = map(_loaded, files)
     for other in rest:
         first.merge(other)
@@ -259,7 +286,6 @@ def _merged(files: list[Path]) -> "Accumulation":
 
 
 def _difference(files: list[Path]) -> Any:
-    from normscope.files import read_text
     from normscope.lens import compare
     from normscope.records import Inspection
 
@@ -267,4 +293,4 @@ def _difference(files: list[Path]) -> Any:
         raise InputError(f"--compare needs two files, not {len(files)}")
     if any(file.suffix != ".json" for file in files):
         raise FileError("--compare reads the .json records that --save wrote")
-    return compare(*(Inspection.from_json(read_text(file, "inspection")) for file in files))
+    return compare(*map(Inspection.load, files))

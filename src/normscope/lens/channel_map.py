@@ -1,4 +1,4 @@
-"""What a layer does to each channel in eval mode: one affine map, or one per condition."""
+"""What a layer does to each channel in eval mode: one affine map, one per condition or sample."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,11 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from normscope.probe import Call
+from normscope.records import MapKind
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelMap:
-    """z = (x - mean) / sqrt(var + eps),  y = gamma z + beta; float64, (C,) or (N, C) per sample."""
+    """z = (x - mean) / sqrt(var + eps),  y = gamma z + beta; float64, (C,) or (N, C) per sample.
+
+    Where every sample has statistics of its own, mean and var are NaN.
+    """
 
     mean: Tensor
     var: Tensor
@@ -20,7 +24,7 @@ class ChannelMap:
     eps: float
 
     def cpu(self) -> "ChannelMap":
-        """The same on the CPU."""
+        """Move it to the CPU."""
         return ChannelMap(
             self.mean.cpu(), self.var.cpu(), self.gamma.cpu(), self.beta.cpu(), self.eps
         )
@@ -31,61 +35,60 @@ class ChannelMap:
         # a checkpoint may hold a variance below zero; the layer itself takes it for zero
         return (self.var.clamp(min=0) + self.eps).rsqrt()
 
+    @property
+    def inverse_gamma(self) -> Tensor:
+        """1 / gamma, by which z is made of y - beta; 0 where gamma is 0 and z is not known."""
+        return torch.where(self.gamma == 0, 0.0, 1 / self.gamma)
+
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class CallSlice:
     """The images of one call that are reported together.
 
     Attributes:
         name: the call's name; with "[condition 0]" for the images of one condition.
-        norm: the layer's class name.
         rows: which images; None for all.
         used: the map that each image went through.
         shown: the one to report, (C,).
-        mixed: whether images of different maps come together, so that nothing is invariant.
+        maps: whether the images met one map per channel.
+        axis: of the channels.
     """
 
     name: str
-    norm: str
     rows: Tensor | None
     used: ChannelMap
     shown: ChannelMap
-    mixed: bool
-
-    @property
-    def gated(self) -> bool:
-        """Whether all images meet the same gate."""
-        return not (self.mixed and self.used.gamma.dim() == 2)
+    maps: MapKind = "one"
+    axis: int = 1
 
 
-def parts(call: Call) -> Iterator[Part]:
-    """The whole call; for a conditional layer also each condition by itself.
+def slices(call: Call) -> Iterator[CallSlice]:
+    """Yield the whole call; for a conditional layer also each condition by itself.
 
     Within one condition the layer is one affine map per channel and the invariance holds. Over
     all conditions together it need not: aligning the conditions is what such a layer is for. That
-    part reports the pooled statistics and the mean gamma and beta of `pooled()`.
+    slice reports the pooled statistics and the mean gamma and beta of `pooled()`.
     """
-    state, norm = _tables(call.module), type(call.module).__name__
+    state = _tables(call.module)
     if all(t.dim() == 1 for t in state.values()):
         own = _map(call.module, state)
-        yield Part(call.name, norm, None, own, own, mixed=False)
+        yield CallSlice(call.name, None, own, own)
         return
     if call.condition is None and isinstance(call.module.missing, int):
         own = _map(call.module, _row(state, call.module.missing))
-        yield Part(call.name, norm, None, own, own, mixed=False)
+        yield CallSlice(call.name, None, own, own)
         return
     pooled = {name: t.double() for name, t in call.module.pooled().items()}  # type: ignore[operator]
     shown = _map(call.module, pooled)
     if call.condition is None:  # missing="pooled": the layer used just that map
-        yield Part(call.name, norm, None, shown, shown, mixed=False)
+        yield CallSlice(call.name, None, shown, shown)
         return
     ids = call.condition.to(shown.mean.device)
     used = _map(call.module, _row(state, ids))
-    yield Part(call.name, norm, None, used, shown, mixed=True)
+    yield CallSlice(call.name, None, used, shown, "per_condition")
     for condition in ids.unique().tolist():
         own = _map(call.module, _row(state, condition))
-        name = f"{call.name}[condition {condition}]"
-        yield Part(name, norm, ids == condition, own, own, mixed=False)
+        yield CallSlice(f"{call.name}[condition {condition}]", ids == condition, own, own)
 
 
 def _tables(module: nn.Module) -> dict[str, Tensor]:
@@ -95,7 +98,7 @@ def _tables(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _row(state: dict[str, Tensor], condition: int | Tensor) -> dict[str, Tensor]:
-    """The rows of one condition, or of each sample's, where a table has them."""
+    """Take the rows of one condition, or of each sample's, where a table has them."""
     return {name: t[condition] if t.dim() == 2 else t for name, t in state.items()}
 
 

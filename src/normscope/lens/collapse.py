@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from normscope.lens import measures
-from normscope.lens.tally import Sample, Scatter
+from normscope.lens.measures import ImageScatter
+from normscope.lens.statistics import Sample
 from normscope.records import Collapse
 
 
 def collapse(
-    layer: str, scatter: Scatter, sample: Sample, head: tuple[Tensor, Tensor] | None
+    layer: str, scatter: ImageScatter, sample: Sample, head: tuple[Tensor, Tensor] | None
 ) -> Collapse | None:
     """How far the last layer's features have collapsed; None with fewer than two classes.
 
@@ -25,34 +26,33 @@ def collapse(
         NC3  the same distance for W M^T
         NC4  share of images whose highest logit is their nearest class mean
 
-    NC3 and NC4 are NaN without a linear head W, b of K rows over these features.
+    NC3 and NC4 are NaN without a linear head W, b of K rows over these features. Of more classes
+    than `measures.PAIRED`, NC2 and NC3 take evenly spaced ones.
     """
-    present = scatter.count > 0
-    classes = int(present.sum())
+    mean = scatter.class_mean
+    classes = len(mean)
     if classes < 2:
         return None
-    images = scatter.count.sum()
-    mean = scatter.mean[present]
     offsets = mean - mean.mean(0)
-    lengths = offsets.norm(dim=1)
-    unit = offsets / lengths.clamp(min=1e-300).unsqueeze(1)
-    a, b = torch.triu_indices(classes, classes, 1)
-    cosines = (unit @ unit.T)[a, b]
+    chosen = measures.paired_classes(classes)
+    few, count = offsets[chosen], len(chosen)
+    lengths = few.norm(dim=1)
+    unit = few / lengths.clamp(min=1e-300).unsqueeze(1)
+    apart = (unit @ unit.T + 1 / (count - 1)).abs()
     duality = agreement = float("nan")
-    if head is not None and head[0].shape == scatter.mean.shape and bool(present.all()):
+    if head is not None and head[0].shape == mean.shape and bool(scatter.present.all()):
         weight, bias = (t.double() for t in head)
-        duality = _from_simplex(weight @ offsets.T)
+        duality = _from_simplex(weight[chosen] @ few.T)
         features = sample.features.double()
         nearest = torch.cdist(features, mean).argmin(1)
         agreement = float(((features @ weight.T + bias).argmax(1) == nearest).double().mean())
-    within = scatter.within / images
     return Collapse(
         layer=layer,
         within=measures.data_separation(scatter) / classes,
-        within_unweighted=measures.trace_quotient(within, offsets / classes**0.5) / classes,
+        within_unweighted=measures.trace_quotient(scatter.within, offsets / classes**0.5) / classes,
         norms=float(lengths.std(correction=0) / lengths.mean()),
-        angles=float((cosines + 1 / (classes - 1)).abs().mean()),
-        simplex=_from_simplex(offsets @ offsets.T),
+        angles=float((apart.sum() - apart.trace()) / (count * (count - 1))),
+        simplex=_from_simplex(few @ few.T),
         duality=duality,
         agreement=agreement,
     )

@@ -12,7 +12,7 @@ Array = NDArray[np.float64]
 
 
 def compare(first: Inspection, second: Inspection) -> Difference:
-    """What differs between two inspections, for every layer that both have.
+    """List what differs between two inspections, for every layer that both have.
 
     How far a layer's input moved is, per channel, the Wasserstein-2 distance of two Gaussians in
     standard deviations of the first, averaged over the channels that vary:
@@ -34,6 +34,11 @@ def compare(first: Inspection, second: Inspection) -> Difference:
             "their names differ; compare inspections over the same classes"
         )
     one, two = ({layer.name: layer for layer in i.layers} for i in (first, second))
+    if any(not len(layer.firing) for layer in (*first.layers, *second.layers)):
+        raise InputError(
+            "one of the records was read without its tables by class; "
+            "keep the .tables.safetensors file beside it"
+        )
     shared = [name for name in one if name in two]
     if not shared:
         raise InputError("no layer is in both inspections; compare one architecture with itself")
@@ -58,7 +63,7 @@ def compare(first: Inspection, second: Inspection) -> Difference:
 
 
 def _layer(a: Layer, b: Layer, counts: Array, others: Array) -> LayerDifference:
-    change = np.abs(np.array(b.firing) - np.array(a.firing))
+    change = np.abs(b.firing - a.firing)
     largest = int(np.nan_to_num(change, nan=-1).argmax())
     gamma = np.array([a.gamma, b.gamma])
     stages = {stage.name: stage for stage in b.stages}

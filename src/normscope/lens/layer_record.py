@@ -1,22 +1,21 @@
-"""From what was accumulated of a layer to its record."""
+"""From the statistics of a layer to its record."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from normscope.lens import measures
-from normscope.lens.accumulation import Followed
-from normscope.lens.measures import Directions
+from normscope.lens.measures import Directions, ImageScatter
+from normscope.lens.statistics import JOINT, Stage, TrackedLayer, joint_channels
 from normscope.lens.sweep import BINS, REACH
-from normscope.lens.tally import JOINT, Stage, Tally, joint_channels
-from normscope.moments import Moments
-from normscope.records import Layer, Numbers, StageMeasures, StageName
+from normscope.records import Array, Layer, Numbers, StageMeasures, StageName
 
 AFFINE: tuple[StageName, ...] = ("input", "normalised", "scaled_shifted")
 HALF = 1e-4  # values that round by more than this are of half precision
-HELD = 64  # up to so many channels a record holds every histogram
+KEPT = 64  # up to so many histograms a record keeps them all
 ENDS = 16  # of more, those of so many channels at either end of the ranking
 
 
@@ -24,49 +23,56 @@ class _Reading:
     """One stage, with what several measures of it need.
 
     Attributes:
-        stage: what was accumulated.
+        stage: its statistics.
         eta2: (C,), NaN for channels that do not vary.
         pixel: (C,) bool, channels that vary from value to value.
         image: bool, channels of the joint measures that vary from image to image.
+        scatter: of the image features.
         directions: of those channels.
         rounding: see `measures.rounding_share`.
         noise: rounding of a value over the deviation of its channel, in the worst channel.
+        var: (C,), of all values.
     """
 
     def __init__(self, stage: Stage, precision: float, like: "_Reading | None" = None) -> None:
-        values = stage.moments.pool()
-        mean, s_t, _ = measures.total(stage.scatter)
-        var = s_t.diagonal()
-        self.stage = stage
-        self.pixel = measures.live_channels(values.mean, values.var(correction=0), precision)
-        self.image = measures.live_channels(mean, var, precision)
-        self.eta2 = measures.eta2(stage.moments).masked_fill(~self.pixel, torch.nan)
+        eta2, values = measures.correlation_ratio(stage.count, stage.mean, stage.within)
+        self.stage, self.scatter, self.var = stage, ImageScatter.of(stage), values.var(correction=0)
+        image_var = self.scatter.total.diagonal()
+        self.pixel = measures.live_channels(values.mean, self.var, precision)
+        joint = joint_channels(len(values.mean))
+        size = (self.var + values.mean**2).sqrt()  # each value of an image is rounded by its own
+        self.image = measures.live_channels(size[joint], image_var, precision)
+        self.eta2 = eta2.masked_fill(~self.pixel, torch.nan)
         # a scaled copy has the same: its channels are brought to variance 1 anyway
         same = like is not None and torch.equal(like.image, self.image)
         self.directions: Directions = (
-            like.directions if like and same else Directions.of(stage.scatter, self.image)
+            like.directions if like and same else Directions.of(self.scatter, self.image)
         )
-        used = joint_channels(len(values.mean))[self.image.cpu()]
-        joint = Moments(values.count, values.mean[used], values.m2[used])
-        deviation = values.var(correction=0)[self.pixel].sqrt()
-        size = (deviation**2 + values.mean[self.pixel] ** 2).sqrt()
-        self.noise = precision * float((size / deviation).max()) if len(deviation) else 0.0
-        self.rounding = measures.rounding_share(joint, var[self.image], precision)
+        used = joint[self.image]
+        deviation = self.var[self.pixel].sqrt()
+        self.noise = (
+            precision * float((size[self.pixel] / deviation).max()) if len(deviation) else 0.0
+        )
+        self.rounding = measures.rounding_share(
+            values.mean[used], self.var[used], image_var[self.image], precision
+        )
 
     def measured(self, name: StageName, cut: float) -> StageMeasures:
-        """The record of this stage."""
+        """Take all measures; none of image features where those are all the same."""
         rank = self.directions.rank(cut)
-        scatter = self.stage.scatter
+        seen = bool(self.image.any())
         return StageMeasures(
             name=name,
             eta2=_numbers(self.eta2),
             eta2_mean=float(self.eta2.nanmean()),
             lda_fraction=self.directions.lda_fraction(cut),
-            nearest_mean_accuracy=measures.nearest_mean_accuracy(scatter, self.stage.sample),
-            condition=measures.condition_number(scatter, self.image, rank),
+            nearest_mean_accuracy=measures.nearest_mean_accuracy(self.scatter, self.stage.sample)
+            if seen
+            else math.nan,
+            condition=measures.condition_number(self.scatter, self.image, rank),
             rank=rank,
-            separation=measures.data_separation(scatter),
-            cdnv=measures.cdnv(scatter),
+            separation=measures.data_separation(self.scatter) if seen else math.nan,
+            cdnv=measures.cdnv(self.scatter) if seen else math.nan,
             condition_eta2=self._condition_eta2(),
         )
 
@@ -79,96 +85,145 @@ class _Reading:
         return float(shares.nanmean())
 
     def of_channels(self, image: Tensor) -> Directions:
-        """The directions of some of the channels; made anew only where they are not all."""
+        """Compute the directions of some channels only."""
         if torch.equal(image, self.image):
             return self.directions
-        return Directions.of(self.stage.scatter, image)
+        return Directions.of(self.scatter, image)
 
 
-def stages_of(layer: Followed) -> dict[StageName, Stage]:
-    """All stages in order. z of one map per channel is that map of the input, exactly."""
-    measured, shown = layer.tally.stages, layer.shown
-    stages = {"input": measured["input"]}
-    stages["normalised"] = measured.get("normalised") or measured["input"].mapped(
-        shown.mean, shown.rstd
-    )
-    return {**stages, **{n: s for n, s in measured.items() if n not in stages}}  # type: ignore[dict-item]
+def stages_of(layer: TrackedLayer) -> dict[StageName, Stage]:
+    """All stages in order.
+
+    z of one map per channel is that map of the input, exactly; z of a map per sample is y without
+    gamma and beta.
+    """
+    measured, own = layer.stages, layer.map
+    z = measured.get("normalised")
+    if z is None and layer.maps == "per_sample":
+        z = measured["scaled_shifted"].mapped(own.beta, own.inverse_gamma)
+    elif z is None:
+        z = measured["input"].mapped(own.mean, own.rstd)
+    stages: dict[StageName, Stage] = {"input": measured["input"], "normalised": z}
+    stages["scaled_shifted"] = measured["scaled_shifted"]
+    if "activated" in measured:
+        stages["activated"] = measured["activated"]
+    return stages
 
 
-def layer_record(name: str, layer: Followed) -> Layer:
+def layer_record(name: str, layer: TrackedLayer) -> Layer:
     """Every measure of one layer.
 
-    The three affine stages share one rank cut, that of the one which rounds most, so that a
-    direction counts at all of them or at none.
+    The three stages of one affine map share one rank cut, that of the one which rounds most, so
+    that a direction counts at all of them or at none.
     """
-    tally, shown = layer.tally, layer.shown
     readings: dict[StageName, _Reading] = {}
     for stage_name, stage in stages_of(layer).items():
-        derived = stage_name not in tally.stages
+        derived = stage_name == "normalised" and layer.maps == "one"
         like = readings["input"] if derived else None
-        readings[stage_name] = _Reading(stage, tally.precision, like)
+        readings[stage_name] = _Reading(stage, layer.precision, like)
     affine = measures.rank_cut(max(readings[n].rounding for n in AFFINE))
     cuts = {
-        n: affine if n in AFFINE else measures.rank_cut(r.rounding) for n, r in readings.items()
+        n: affine if n in AFFINE and layer.maps != "per_sample" else measures.rank_cut(r.rounding)
+        for n, r in readings.items()
     }
-    source = tally.stages["input"].moments
-    absent = (source.count == 0).unsqueeze(1)
-    tau = measures.gate(shown.gamma, shown.beta)
-    if not layer.gated:
+    stages = tuple(r.measured(n, cuts[n]) for n, r in readings.items())
+    own, source = layer.map, layer.stages["input"]
+    assert source.class_within is not None, "kept of the input"
+    count = source.count.unsqueeze(1)
+    active = layer.active / count  # NaN without images
+    tau = measures.gate(own.gamma, own.beta)
+    if not layer.one_threshold:
         tau = torch.full_like(tau, torch.nan)
-    bits = measures.gate_information(tally.fired, source.count)
-    best, edge = measures.best_cut(tally.histogram)
-    edges = torch.linspace(-REACH, REACH, BINS + 1, dtype=torch.float64)
-    # a gate between two edges may be better than either
-    better = (bits > best) & ~tau.isnan()
-    scores = bits if tally.activation is not None else readings["input"].eta2
-    held = _held(scores)
+    bits = _by_channels(measures.gate_information, layer.active, source.count)
+    scores = bits if layer.activation is not None else readings["input"].eta2
+    kept = _kept(scores[layer.channels])
+    seen = source.count > 0
+    images = round(float(source.count.sum()) / layer.positions)
     return Layer(
         name=name,
         norm=layer.norm,
-        activation=tally.activation,
-        channels=len(shown.mean),
-        positions=tally.positions,
-        eps=shown.eps,
-        gamma=_numbers(shown.gamma),
-        beta=_numbers(shown.beta),
-        running_mean=_numbers(shown.mean),
-        running_var=_numbers(shown.var),
-        stages=tuple(r.measured(n, cuts[n]) for n, r in readings.items()),
-        class_mean=_table(source.mean.masked_fill(absent, torch.nan)),
-        class_var=_table(source.var(correction=0)),
-        bin_edges=_numbers(edges),
-        histogram=tuple(tuple(map(tuple, rows)) for rows in tally.histogram[:, held].tolist()),
-        histogram_channels=tuple(held.tolist()),
+        activation=layer.activation,
+        channels=len(own.gamma),
+        positions=layer.positions,
+        eps=own.eps,
+        gamma=_numbers(own.gamma),
+        beta=_numbers(own.beta),
+        running_mean=_numbers(own.mean),
+        running_var=_numbers(own.var),
+        stages=stages,
+        class_mean=_table(source.mean.masked_fill(~seen.unsqueeze(1), torch.nan)),
+        class_var=_table(source.class_within / count),
+        bin_edges=_numbers(EDGES),
+        histogram=layer.histogram[:, kept].numpy(),
+        histogram_channels=tuple(layer.channels[kept].tolist()),
         gate=_numbers(tau),
-        firing=_table(tally.fired / source.count.unsqueeze(1)),
-        invariance=math.nan if layer.mixed else _invariance(readings, affine),
-        information=_numbers(measures.class_information(tally.histogram)),
-        gate_information=_numbers(bits),
-        best_information=_numbers(torch.maximum(bits, best)),
-        best_gate=_numbers(torch.where(better, tau, edges[edge])),
-        signal=_signal(tally),
+        firing=_table(active),
+        invariance=_invariance(readings, affine) if layer.maps == "one" else math.nan,
+        **_information(layer, bits, tau),
+        signal=measures.measured_signal(
+            layer.centred,
+            source.count,
+            source.mean[:, layer.channels],
+            readings["input"].var[layer.channels],
+        )
+        if bool(layer.centred.any())
+        else math.nan,
         rounding=max(readings[n].noise for n in AFFINE),
-        notes=_notes(layer, readings["input"]),
+        notes=_notes(layer, readings, images),
+        images=images,
+        maps=layer.maps,
+        eta2_change=stages[2].eta2_mean - stages[0].eta2_mean,
+        lda_change=stages[2].lda_fraction - stages[0].lda_fraction,
+        firing_spread=float((active[seen].max(0).values - active[seen].min(0).values).mean()),
+        firing_chance=measures.chance_spread(
+            layer.active[seen], layer.rate_square, source.count[seen], layer.positions
+        ),
+        sampled=len(source.sample.labels),
+        pre_activation=_pre_activation(layer),
+        input_activation=layer.input_activation,
     )
 
 
-def _held(scores: Tensor) -> Tensor:
-    """The channels whose histograms are worth keeping, in their order: all, or the two ends."""
-    if len(scores) <= HELD:
+EDGES = torch.linspace(-REACH, REACH, BINS + 1, dtype=torch.float64)
+
+
+def _information(layer: TrackedLayer, bits: Tensor, tau: Tensor) -> dict[str, Numbers]:
+    """Take the measures of histograms, NaN for channels that have none, and those beside them."""
+    every = torch.full((3, len(bits)), torch.nan, dtype=torch.float64)
+    at = layer.channels
+    best, edge = measures.best_cut(layer.histogram)
+    # a threshold between two edges may be better than either
+    better = (bits[at] > best) & ~tau[at].isnan()
+    every[0, at] = measures.class_information(layer.histogram)
+    every[1, at] = torch.maximum(bits[at], best)
+    every[2, at] = torch.where(better, tau[at], EDGES[edge])
+    information, best_information, best_gate = map(_numbers, every)
+    return {
+        "information": information,
+        "gate_information": _numbers(bits),
+        "best_information": best_information,
+        "best_gate": best_gate,
+    }
+
+
+def _pre_activation(layer: TrackedLayer) -> StageMeasures | None:
+    """Measure what the activation before the layer was given, if it saw as much as the layer."""
+    stage = layer.stages.get("pre_activation")
+    if stage is None or not torch.equal(stage.count, layer.stages["input"].count):
+        return None
+    reading = _Reading(stage, layer.precision)
+    return reading.measured("pre_activation", measures.rank_cut(reading.rounding))
+
+
+def _kept(scores: Tensor) -> Tensor:
+    """Choose the histograms that are worth keeping, in their order: all, or the two ends."""
+    if len(scores) <= KEPT:
         return torch.arange(len(scores))
     known = scores.nan_to_num(nan=-1.0)
     order = known.argsort(descending=True, stable=True)
     order = order[known[order] >= 0] if bool((known >= 0).any()) else order
     ends: Tensor = torch.cat([order[:ENDS], order[-ENDS:]]).unique()
     return ends
-
-
-def _signal(tally: Tally) -> float:
-    """The share of the class signal that is left when every batch is centred by itself."""
-    if not bool(tally.centred.any()):
-        return math.nan
-    return measures.measured_signal(tally.centred, tally.stages["input"].scatter.classes)
 
 
 def _invariance(readings: dict[StageName, _Reading], cut: float) -> float:
@@ -185,25 +240,37 @@ def _invariance(readings: dict[StageName, _Reading], cut: float) -> float:
     return max(d for d in differences if not math.isnan(d))
 
 
-def _notes(layer: Followed, source: _Reading) -> tuple[str, ...]:
-    images = int(source.stage.scatter.count.sum())
-    tally = layer.tally
+def _notes(
+    layer: TrackedLayer, readings: dict[StageName, _Reading], images: int
+) -> tuple[str, ...]:
+    source = readings["input"]
     conditions = {
-        "lens.note.mixed": layer.mixed,
-        "lens.note.gamma_zero": bool((layer.shown.gamma == 0).any()),
+        "lens.note.mixed": layer.maps == "per_condition",
+        "lens.note.gamma_zero": bool((layer.map.gamma == 0).any()),
         "lens.note.constant": not bool(source.pixel.all()),
+        "lens.note.same_means": bool(source.image.any())
+        and not bool(readings["normalised"].image.any()),
         "lens.note.few_images": images <= int(source.image.sum()),
-        "lens.note.sampled": images > tally.sample,
-        "lens.note.joint_channels": len(layer.shown.mean) > JOINT,
-        "lens.note.positions": tally.counted < tally.positions,
-        "lens.note.half": tally.precision > HALF,
+        "lens.note.sampled": images > layer.sample,
+        "lens.note.joint_channels": len(layer.map.gamma) > JOINT,
+        "lens.note.histograms": len(layer.channels) < len(layer.map.gamma),
+        "lens.note.positions": layer.counted < layer.positions,
+        "lens.note.half": layer.precision > HALF,
     }
     return tuple(key for key, holds in conditions.items() if holds)
+
+
+def _by_channels(
+    measure: Callable[[Tensor, Tensor], Tensor], table: Tensor, count: Tensor
+) -> Tensor:
+    """Apply a measure of (K, C) in blocks of channels, so that float64 copies stay small."""
+    step = max(1, measures.BLOCK // max(1, len(table)))
+    return torch.cat([measure(part, count) for part in table.split(step, 1)])
 
 
 def _numbers(values: Tensor) -> Numbers:
     return tuple(values.tolist())
 
 
-def _table(values: Tensor) -> tuple[Numbers, ...]:
-    return tuple(map(tuple, values.tolist()))
+def _table(values: Tensor) -> Array:
+    return values.float().numpy()

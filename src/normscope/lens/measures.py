@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normscope.lens.tally import Sample, Scatter
+from normscope.lens.statistics import Sample, Stage, joint_channels
 from normscope.moments import Moments
 
 # an eigenvalue of the correlation matrix (their mean is 1) counts from here on: the square of
@@ -23,7 +23,8 @@ RANK_CUT = 1e-8
 ABOVE_ROUNDING = 1e5  # and only this far above the variance of the rounding of the values
 
 BETWEEN_CUT = 1e-6  # singular values of the class means count from this share of the largest
-BLOCK = 1 << 21  # counts handled at once
+BLOCK = 1 << 19  # counts handled at once
+PAIRED = 2048  # classes of which all pairs are measured
 
 # a channel whose deviation is below this many roundings of its mean holds no values but rounding
 ROUNDINGS = 4
@@ -34,30 +35,68 @@ def live_channels(mean: Tensor, var: Tensor, precision: float) -> Tensor:
     return var > (ROUNDINGS * precision * mean) ** 2
 
 
-def total(scatter: Scatter) -> tuple[Tensor, Tensor, Tensor]:
-    """Grand mean (C,), S_T and the factor M with S_B = M^T M, both per image.
-
-    S_T = S_W + S_B,   S_B = sum_k p_k (mean_k - mean)(mean_k - mean)^T
-    """
-    images = scatter.count.sum().clamp(min=1)
-    share = (scatter.count / images).unsqueeze(1)
-    mean = (share * scatter.mean).sum(0)
-    factor = share.sqrt() * (scatter.mean - mean)
-    return mean, scatter.within / images + factor.T @ factor, factor
-
-
-def eta2(moments: Moments) -> Tensor:
-    """Correlation ratio per channel: the between-class share of the variance, (C,) in [0, 1].
+def correlation_ratio(count: Tensor, mean: Tensor, within: Tensor) -> tuple[Tensor, Moments]:
+    """Correlation ratio per channel, (C,) in [0, 1], and the moments over all classes.
 
         eta2 = sum_k n_k (mean_k - mean)^2 / sum (x - mean)^2
 
     NaN where a channel has no variance. ANOVA's F is eta2 / (1 - eta2) * (N - K) / (K - 1).
 
+    Args:
+        count: (K,).
+        mean: (K, C), class means.
+        within: (C,), sum of (x - mean_k)^2.
+
     Source: Pearson 1905, "On the general theory of skew correlation".
     """
-    pooled = moments.pool()
-    between = (moments.count.unsqueeze(1) * (moments.mean - pooled.mean) ** 2).sum(0)
-    return between / pooled.m2
+    total = count.sum()
+    centre = (count / total.clamp(min=1)) @ mean
+    between = count @ (mean - centre) ** 2
+    return between / (between + within), Moments(total, centre, between + within)
+
+
+def eta2(moments: Moments) -> Tensor:
+    """`correlation_ratio` of moments per class, (K,), (K, C), (K, C)."""
+    return correlation_ratio(moments.count, moments.mean, moments.m2.sum(0))[0]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageScatter:
+    """Covariances of the image features of a stage, over its joint channels; K with images.
+
+        S_T = S_W + S_B,   S_B = M^T M = sum_k p_k (mean_k - mean)(mean_k - mean)^T
+
+    Attributes:
+        mean: (J,), over all images.
+        total: (J, J), S_T.
+        within: (J, J), S_W.
+        factor: (K, J), M.
+        class_mean: (K, J).
+        spread: (K,), trace of each class's own covariance.
+        present: (all classes,) bool, which of them have images.
+    """
+
+    mean: Tensor
+    total: Tensor
+    within: Tensor
+    factor: Tensor
+    class_mean: Tensor
+    spread: Tensor
+    present: Tensor
+
+    @classmethod
+    def of(cls, stage: Stage) -> "ImageScatter":
+        """From the statistics of a stage."""
+        present = stage.count > 0
+        count = stage.count[present]
+        class_mean = stage.mean[:, joint_channels(stage.mean.shape[1])][present]
+        share = count / count.sum().clamp(min=1)
+        mean = share @ class_mean
+        factor = share.sqrt().unsqueeze(1) * (class_mean - mean)
+        within = stage.scatter / count.sum().clamp(min=1)
+        spread = stage.spread[present] / count
+        total = within + factor.T @ factor
+        return cls(mean, total, within, factor, class_mean, spread, present)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,22 +108,18 @@ class Directions:
     Attributes:
         values: (c,), ascending eigenvalues of the correlation matrix; their mean is 1.
         offsets: (K, c), class means along the directions, times the root of the class share.
-        classes: how many classes have images.
     """
 
     values: Tensor
     offsets: Tensor
-    classes: int
 
     @classmethod
-    def of(cls, scatter: Scatter, live: Tensor) -> "Directions":
-        """From the live channels, (C,) bool, of a scatter."""
-        _, s_t, factor = total(scatter)
-        scale = s_t.diagonal()[live].rsqrt()
-        correlation = s_t[live][:, live] * scale * scale.unsqueeze(1)
-        values, vectors = torch.linalg.eigh(correlation)
-        offsets = (factor[:, live] * scale) @ vectors
-        return cls(values, offsets, int((scatter.count > 0).sum()))
+    def of(cls, scatter: ImageScatter, live: Tensor) -> "Directions":
+        """From the live channels, (J,) bool, of a scatter."""
+        s_t = scatter.total[live][:, live]
+        scale = s_t.diagonal().rsqrt()
+        values, vectors = torch.linalg.eigh(s_t * scale * scale.unsqueeze(1))
+        return cls(values, (scatter.factor[:, live] * scale) @ vectors)
 
     def rank(self, cut: float) -> int:
         """How many eigenvalues lie above `cut`."""
@@ -100,71 +135,65 @@ class Directions:
         divided by its largest value.
         """
         kept = self.values > cut
-        if self.classes < 2 or not bool(kept.any()):
-            return float("nan")
+        classes = len(self.offsets)
+        if classes < 2 or not bool(kept.any()):
+            return math.nan
         whitened = self.offsets[:, kept] * self.values[kept].rsqrt()
-        return float((whitened**2).sum() / (self.classes - 1))
+        return float((whitened**2).sum() / (classes - 1))
 
 
 def rank_cut(rounding: float) -> float:
-    """The smallest eigenvalue that counts where `rounding` is the share of `rounding_share`."""
+    """Return the smallest eigenvalue that counts, given the share of `rounding_share`."""
     return max(RANK_CUT, ABOVE_ROUNDING * rounding)
 
 
-def rounding_share(pixel: Moments, var: Tensor, precision: float) -> float:
+def rounding_share(mean: Tensor, var: Tensor, image_var: Tensor, precision: float) -> float:
     """Variance of the rounding of a value over the variance between images; median of channels.
 
     About precision^2 in a trained network; large where the images hardly differ, and then small
     directions are noise that every stage rounds anew.
 
     Args:
-        pixel: moments of all values per channel, (), (C,), (C,).
-        var: (C,), variance of the image features.
+        mean: (C,), of all values.
+        var: (C,), of all values.
+        image_var: (C,), variance of the image features.
         precision: relative rounding of one value.
     """
-    square = pixel.var(correction=0) + pixel.mean**2
-    return float((precision**2 * square / var).median()) if len(var) else 0.0
+    square = precision**2 * (var + mean**2)
+    return float((square / image_var).median()) if len(var) else 0.0
 
 
-def condition_number(scatter: Scatter, live: Tensor, rank: int) -> float:
+def condition_number(scatter: ImageScatter, live: Tensor, rank: int) -> float:
     """Largest over smallest eigenvalue of S_T among its `rank` largest; NaN at rank 0.
 
     What gradient descent feels: LeCun, Kanter, Solla 1991, "Eigenvalues of covariance matrices".
     """
     if rank == 0:
-        return float("nan")
-    _, s_t, _ = total(scatter)
-    values = torch.linalg.eigvalsh(s_t[live][:, live])
+        return math.nan
+    values = torch.linalg.eigvalsh(scatter.total[live][:, live])
     return float(values[-1] / values[-rank])
 
 
-def nearest_mean_accuracy(scatter: Scatter, sample: Sample) -> float:
+def nearest_mean_accuracy(scatter: ImageScatter, sample: Sample) -> float:
     """Share of the sampled images that lie nearest (Euclidean) to the mean of their own class.
 
     The means are those of all images; exact where no more than SAMPLE images were seen.
 
     Source: Papyan, Han, Donoho 2020, "Prevalence of neural collapse", NC4.
     """
-    present = scatter.count > 0
-    centre = scatter.mean[present].mean(0)  # distances near the origin round less
-    features = sample.features.double() - centre
-    nearest = torch.cdist(
-        features, scatter.mean[present] - centre, compute_mode="donot_use_mm_for_euclid_dist"
-    ).argmin(1)
-    own = (present.cumsum(0) - 1)[sample.labels]
+    nearest = _square_distances(sample.features.double(), scatter.class_mean).argmin(1)
+    own = (scatter.present.cumsum(0) - 1)[sample.labels]
     return float((nearest == own).double().mean())
 
 
-def data_separation(scatter: Scatter) -> float:
+def data_separation(scatter: ImageScatter) -> float:
     """D = tr(S_W S_B^+), smaller where the classes stand further apart; NaN for one class.
 
     Not invariant: S_B has rank K - 1, and its pseudo-inverse follows no affine map.
 
     Source: He and Su 2023, "A law of data separation in deep learning", PNAS 120(36).
     """
-    images = scatter.count.sum().clamp(min=1)
-    _, _, factor = total(scatter)
-    return trace_quotient(scatter.within / images, factor)
+    return trace_quotient(scatter.within, scatter.factor)
 
 
 def trace_quotient(within: Tensor, factor: Tensor) -> float:
@@ -172,27 +201,60 @@ def trace_quotient(within: Tensor, factor: Tensor) -> float:
     _, lengths, directions = torch.linalg.svd(factor, full_matrices=False)
     kept = lengths > BETWEEN_CUT * lengths.max()
     if not bool(kept.any()):
-        return float("nan")
+        return math.nan
     along = directions[kept]
-    spread = torch.einsum("kc,cd,kd->k", along, within, along)
+    spread = ((along @ within) * along).sum(1)
     return float((spread / lengths[kept] ** 2).sum())
 
 
-def cdnv(scatter: Scatter) -> float:
+def cdnv(scatter: ImageScatter) -> float:
     """Class-distance normalised variance, mean over pairs of classes; NaN for one class.
 
         (v_a + v_b) / (2 distance(mean_a, mean_b)^2),   v_k = tr Sigma_k
 
+    Of more than PAIRED classes, evenly spaced ones.
+
     Source: Galanti, Gyorgy, Hutter 2022, "On the role of neural collapse in transfer learning".
     """
-    present = scatter.count > 0
-    if int(present.sum()) < 2:
-        return float("nan")
-    spread = scatter.classes.m2[present].sum(1) / scatter.count[present]
-    mean = scatter.mean[present]
-    distance = torch.cdist(mean, mean, compute_mode="donot_use_mm_for_euclid_dist") ** 2
-    a, b = torch.triu_indices(len(mean), len(mean), 1)
-    return float(((spread[a] + spread[b]) / (2 * distance[a, b])).mean())
+    chosen = paired_classes(len(scatter.spread))
+    if len(chosen) < 2:
+        return math.nan
+    near = 1 / _square_distances(scatter.class_mean[chosen], scatter.class_mean[chosen])
+    near.fill_diagonal_(0)
+    return float(scatter.spread[chosen] @ near.sum(1)) / (len(chosen) * (len(chosen) - 1))
+
+
+def class_separation(scatter: ImageScatter) -> Tensor:
+    """How far each class stands from the nearest other one, (all classes,); NaN without images.
+
+    min_b distance(mean_a, mean_b) / sqrt((v_a + v_b) / 2)
+    """
+    apart = torch.full((len(scatter.present),), torch.nan, dtype=torch.float64)
+    nearest = []
+    step = max(1, BLOCK // max(1, len(scatter.spread)))
+    for first in range(0, len(scatter.spread), step):
+        rows = slice(first, first + step)
+        distance = _square_distances(scatter.class_mean[rows], scatter.class_mean)
+        distance.diagonal(first).fill_(torch.inf)
+        spread = (scatter.spread[rows].unsqueeze(1) + scatter.spread) / 2
+        nearest.append((distance / spread).min(1).values.sqrt())
+    apart[scatter.present] = torch.cat(nearest)
+    return apart
+
+
+def paired_classes(classes: int) -> Tensor:
+    """Choose the classes of which all pairs are measured: all, or PAIRED evenly spaced ones."""
+    if classes <= PAIRED:
+        return torch.arange(classes)
+    return torch.linspace(0, classes - 1, PAIRED, dtype=torch.float64).round().long()
+
+
+def _square_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Compute (A, B) distances; centred, so that the products cancel few digits."""
+    centre = b.mean(0)
+    a, b = a - centre, b - centre
+    product = torch.addmm(b.square().sum(1), a, b.T, alpha=-2)
+    return (product + a.square().sum(1, keepdim=True)).clamp(min=0)
 
 
 def class_information(histogram: Tensor) -> Tensor:
@@ -213,24 +275,24 @@ def _information(counts: Tensor) -> Tensor:
     return entropies[1].sum(0) + entropies[2].sum(1) - entropies[0].sum((0, 2))
 
 
-def gate_information(fired: Tensor, count: Tensor) -> Tensor:
+def gate_information(active: Tensor, count: Tensor) -> Tensor:
     """Mutual information of class and [y > 0], bits per channel.
 
-        I = H(sum_k p_k f_k) - sum_k p_k H(f_k),   f_k = fired_k / n_k,   p_k = n_k / n
+        I = H(sum_k p_k f_k) - sum_k p_k H(f_k),   f_k = active_k / n_k,   p_k = n_k / n
 
     Args:
-        fired: (K, ...), values above the gate per class.
+        active: (K, ...), values above the threshold per class.
         count: (K,), values per class.
     """
-    n = count.double().reshape(-1, *[1] * (fired.dim() - 1))
-    share = fired / n.clamp(min=1)
+    n = count.double().reshape(-1, *[1] * (active.dim() - 1))
+    share = active / n.clamp(min=1)
     weight = n / n.sum().clamp(min=1)
     known = _entropy((weight * share).sum(0)) - (weight * _entropy(share)).sum(0)
     return known.clamp(min=0)  # not below, by rounding
 
 
 def best_cut(histogram: Tensor) -> tuple[Tensor, Tensor]:
-    """The best single threshold on z: its information in bits (C,), and its place as a bin edge.
+    """Find the best single threshold on z: its information in bits (C,), and its bin edge.
 
     The largest gate information over the B - 1 inner edges of the histogram (K, C, B); edge b
     lies between bins b - 1 and b. Source: Fayyad and Irani 1993, "Multi-interval discretization".
@@ -245,7 +307,7 @@ def best_cut(histogram: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _channel_blocks(histogram: Tensor) -> Iterator[Tensor]:
-    """The histogram in blocks of channels, so that float64 copies stay small."""
+    """Yield the histogram in blocks of channels, so that float64 copies stay small."""
     classes, channels, bins = histogram.shape
     step = max(1, BLOCK // (classes * bins))
     for start in range(0, channels, step):
@@ -269,7 +331,7 @@ def excess(counts: Tensor, equal: int, pairs: int) -> float:
     share = counts.double() / counts.sum().clamp(min=1)
     chance = float((share**2).sum())
     if pairs == 0 or chance >= 1:
-        return float("nan")
+        return math.nan
     return (equal / pairs - chance) / (1 - chance)
 
 
@@ -279,11 +341,11 @@ def predicted_signal(r: float, images: int, batches: int) -> float:
     Batches of several sizes: 1/m is batches / images, exactly. The class means of a channel, less
     the overall mean, keep this share in training mode; from labels alone.
     """
-    return (1 - r) * (1 - batches / images) if images else float("nan")
+    return (1 - r) * (1 - batches / images) if images else math.nan
 
 
-def measured_signal(centred: Tensor, moments: Moments) -> float:
-    """What `predicted_signal` predicts, from features of which each batch's mean was taken.
+def measured_signal(centred: Tensor, count: Tensor, mean: Tensor, var: Tensor) -> float:
+    """Measure what `predicted_signal` predicts, from features of which each batch's mean was taken.
 
         sum_ck p_k c_kc d_kc / v_c  over  sum_ck p_k d_kc^2 / v_c
 
@@ -291,17 +353,41 @@ def measured_signal(centred: Tensor, moments: Moments) -> float:
     variance; NaN where the classes have the same means.
 
     Args:
-        centred: (K, C), sums per class of the features less the mean of their batch.
-        moments: of the features, per image: (K,), (K, C), (K, C).
+        centred: (K, C), sums per class of the values less the mean of their batch.
+        count: (K,), values per class.
+        mean: (K, C), class means.
+        var: (C,), of all values.
     """
-    pooled = moments.pool()
-    share = (moments.count / moments.count.sum().clamp(min=1)).unsqueeze(1)
-    offset = moments.mean - pooled.mean
-    left = centred / moments.count.clamp(min=1).unsqueeze(1)
-    live = pooled.m2 > 0
-    inverse = torch.where(live, 1 / pooled.m2, 0.0)
-    whole = float((share * offset**2 * inverse).sum())
-    return float((share * left * offset * inverse).sum()) / whole if whole else float("nan")
+    share = count / count.sum().clamp(min=1)
+    offset = mean - share @ mean
+    left = centred / count.clamp(min=1).unsqueeze(1)
+    inverse = torch.where(var > 0, 1 / var, 0.0)
+    whole = float(share @ (offset**2 * inverse).sum(1))
+    return float(share @ (left * offset * inverse).sum(1)) / whole if whole else math.nan
+
+
+def chance_spread(active: Tensor, rate_square: Tensor, count: Tensor, positions: int) -> float:
+    """By how much activation rates of K classes would differ if all had the same; mean of channels.
+
+    The expected range of K means of n_k rates each, with the deviation of the images' rates
+    within classes: 2 Phi^-1((K - 3/8) / (K + 1/4)) sqrt(var mean(1 / n_k)). NaN where no class
+    has two images. Source: Blom 1958, "Statistical estimates and transformed beta-variables".
+
+    Args:
+        active: (K, C), values above 0; classes with images only.
+        rate_square: (C,), sum over images of the squared rate.
+        count: (K,), values.
+        positions: values per image.
+    """
+    images = count / positions
+    free = float(images.sum()) - len(images)
+    if free < 0.5:
+        return math.nan
+    between = images @ (active / count.unsqueeze(1)) ** 2
+    var = ((rate_square - between) / free).clamp(min=0)
+    top = torch.tensor((len(images) - 0.375) / (len(images) + 0.25), dtype=torch.float64)
+    ranges = 2 * torch.special.ndtri(top) * (var * (1 / images).mean()).sqrt()
+    return float(ranges.mean())
 
 
 def gate(gamma: Tensor, beta: Tensor) -> Tensor:

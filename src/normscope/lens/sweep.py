@@ -39,9 +39,9 @@ class Sweep:
     taken: Tensor | None = None
 
     @classmethod
-    def of(cls, values: Tensor, *, take: bool = False) -> "Sweep":
-        """From values (N, C, *S) of any float dtype on any device."""
-        rows = _rows(values)
+    def of(cls, values: Tensor, *, take: bool = False, axis: int = 1) -> "Sweep":
+        """From values (N, C, *S) of any float dtype on any device; `axis`: of the channels."""
+        rows = _rows(values.movedim(axis, 1))
         counted = min(POSITIONS, rows.shape[2]) if take else 0
         places = torch.arange(counted)
         if take:
@@ -61,11 +61,11 @@ class Sweep:
         return cls(mean, m2, fired, rows.shape[2], taken if take else None)
 
     def normalised(self, mean: Tensor, rstd: Tensor) -> "Sweep":
-        """The sweep of z = (x - mean) * rstd; mean and rstd (C,) or (N, C). `fired` is x's."""
+        """Map it to z = (x - mean) * rstd; mean and rstd (C,) or (N, C). `fired` stays x's."""
         return Sweep((self.mean - mean) * rstd, self.m2 * rstd**2, self.fired, self.positions)
 
     def of_rows(self, rows: Tensor | None) -> "Sweep":
-        """That of some of the images; None: of all."""
+        """Take some of the images; None: all."""
         if rows is None:
             return self
         taken = None if self.taken is None else self.taken[rows]
@@ -124,11 +124,6 @@ def absorb(moments: Moments, seen: Sweep, groups: Tensor) -> Tensor:
     rows = torch.empty_like(mean)
     loops.absorb(mean, m2, seen.positions, groups, moments, rows)
     return rows
-
-
-def counted_positions(values: Tensor) -> int:
-    """How many positions of an image the histogram counts."""
-    return min(POSITIONS, values[0, 0].numel())
 
 
 def _rows(values: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Norm:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, DataParallel and torch.compile, if it is in any.
+    """Unwrap a model from DistributedDataParallel, DataParallel and torch.compile.
 
     Its forward is the same, and neither exchanges buffers with other ranks nor hides its layers.
     """
@@ -59,13 +59,14 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield ".".join(part for part in name.split(".") if part != _COMPILED), module
 
 
-def find_norms(model: nn.Module) -> list[Norm]:
-    """Every normalisation layer, in the order of `model.named_modules()`, each module once.
+def find_norms(model: nn.Module, *, per_sample: bool = False) -> list[Norm]:
+    """List every normalisation layer, in the order of `model.named_modules()`, each module once.
 
     A layer can be followed if it keeps running_mean and running_var per channel: in eval mode it
     is then one affine map per channel, the same for every sample (of a condition). That holds
     for torch's BatchNorm and SyncBatchNorm and their subclasses, for frozen batch norm, for
-    InstanceNorm with running statistics, and for ours.
+    InstanceNorm with running statistics, and for ours. With `per_sample` those that normalise each
+    sample by itself count too, which `lens.per_sample` tells apart by what they do.
     """
     found = []
     for name, module in named_layers(model):
@@ -84,12 +85,14 @@ def find_norms(model: nn.Module) -> list[Norm]:
             skipped = "lens.skip.per_sample"
         else:
             continue
+        if per_sample and skipped == "lens.skip.per_sample":
+            skipped = None
         found.append(Norm(name or type(module).__name__, module, skipped))
     return found
 
 
 def culprit(model: nn.Module, problem: BaseException) -> str:
-    """The innermost module of `model` that was running when `problem` was raised, as a phrase."""
+    """Name the innermost module of `model` that was running when `problem` was raised."""
     model = bare(model)
     names = {id(module): name for name, module in named_layers(model)}
     running = [

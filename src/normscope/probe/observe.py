@@ -3,7 +3,7 @@
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard
@@ -28,6 +28,9 @@ ACTIVATIONS = frozenset({
     "tanhshrink", "threshold",
 })
 # fmt: on
+
+# what normalises inside a layer that also activates
+NORMALISING = frozenset({"batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"})
 
 SIGNATURE = 64  # values by which an output is known again after it was copied
 
@@ -69,8 +72,14 @@ class Watcher(Protocol):
         """The activation of that output ran; comes after `normed` of the same call, or never."""
 
 
+# a call that is about to run, the activation that made its input, and what that was given
+Preceded = Callable[[Call, str, Tensor], None]
+
+
 @contextmanager
-def observe(model: nn.Module, norms: list[Norm], watcher: Watcher) -> Iterator[None]:
+def observe(
+    model: nn.Module, norms: list[Norm], watcher: Watcher, *, preceded: Preceded | None = None
+) -> Iterator[None]:
     """Tell `watcher` of every call of `norms` (those not skipped) while the model runs inside.
 
         with preserved(model), observe(model, find_norms(model), watcher):
@@ -84,9 +93,13 @@ def observe(model: nn.Module, norms: list[Norm], watcher: Watcher) -> Iterator[N
 
     An activation module of somebody's own (x * sigmoid(x), say) is one activation, its output the
     module's. Code under torch.compile runs as it was written while it is observed.
+
+    With `preceded`, a call whose input is an activation's output (conv, ReLU, norm) is told before
+    it runs. The first forward shows which activations those are; from the second on only what they
+    are given is kept until the layer runs.
     """
     names = {norm.module: norm.name for norm in norms if norm.skipped is None}
-    observer = _Observer(names, watcher)
+    observer = _Observer(names, watcher, preceded)
     with ExitStack() as undo:
         hook = bare(model).register_forward_pre_hook(lambda module, args: observer.start(module))
         undo.callback(hook.remove)
@@ -121,8 +134,19 @@ class _Activation:
     module: nn.Module
     call: Call | None
     name: str
+    given: "_Given | None" = None
     function: str | None = None  # the last activation function in it
     result: "_Mark | None" = None  # and what that returned
+
+
+@dataclass
+class _Given:
+    """What an activation was given that no norm layer put out, and its number in the forward."""
+
+    number: int
+    values: Tensor
+    name: str = ""
+    result: "_Mark | None" = None
 
 
 @dataclass
@@ -151,10 +175,17 @@ class _Mark:
 class _Observer(TorchFunctionMode):
     """Pairs the calls of norm layers with the activations that follow, by tensor identity."""
 
-    def __init__(self, names: Mapping[nn.Module, str], watcher: Watcher) -> None:
+    def __init__(
+        self, names: Mapping[nn.Module, str], watcher: Watcher, preceded: Preceded | None
+    ) -> None:
         super().__init__()
         self._names = names
         self._watcher = watcher
+        self._preceded = preceded
+        self._forwards = 0
+        self._number = 0  # of the next activation of what no norm layer put out
+        self._feeding: set[int] = set()  # those of them whose output a norm layer took
+        self._given: _Given | None = None  # the last of them
         self._calls: Counter[nn.Module] = Counter()
         self._running: list[_Frame] = []
         self._activating: list[_Activation] = []
@@ -169,6 +200,8 @@ class _Observer(TorchFunctionMode):
             self._activating.clear()
             self._last = None
             self._waiting.clear()
+            self._forwards += 1
+            self._number, self._given = 0, None
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A norm layer's forward begins."""
@@ -182,6 +215,10 @@ class _Observer(TorchFunctionMode):
         call = Call(self._names[module], self._calls[module], module, ids, masked)
         again = self._is_running(module)  # a layer that calls itself is told of once, from outside
         self._calls[module] += not again
+        given, self._given = self._given, None
+        if self._preceded and given and given.result and given.result.stands_for(before):
+            self._feeding.add(given.number)
+            self._preceded(call, given.name, given.values)
         self._running.append(_Frame(call, before, told=again))
 
     def leave(
@@ -205,13 +242,17 @@ class _Observer(TorchFunctionMode):
     def enter_activation(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """An activation module begins; functions inside it are a part of it."""
         call = self._claim(args[0]) if args else None
-        self._activating.append(_Activation(module, call, type(module).__name__.lower()))
+        frame = _Activation(module, call, type(module).__name__.lower())
+        if call is None and args:
+            frame.given = self._keep(args[0])
+        self._activating.append(frame)
 
     def leave_activation(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """An activation module ends; its output is what the layer's output became."""
         while (frame := self._activating.pop()).module is not module:
             pass
         if frame.call is None or not isinstance(output, Tensor):
+            self._kept(frame.given, frame.name, output)
             return
         with torch._C.DisableTorchFunction():
             plain = frame.result is not None and frame.result.stands_for(output)
@@ -225,7 +266,7 @@ class _Observer(TorchFunctionMode):
         name = getattr(func, "__name__", "").strip("_")
         if name not in ACTIVATIONS:
             result = func(*args, **kwargs)
-            if name == "batch_norm" and self._running:
+            if name in NORMALISING and self._running:
                 self._running[-1].inner = _Mark(result)
             return result
         subject = args[0] if args else kwargs.get("input")
@@ -235,10 +276,29 @@ class _Observer(TorchFunctionMode):
             self._activating[-1].result = _Mark(result)
             return result
         call = self._claim(subject)
+        given = self._keep(subject) if call is None and not self._activating else None
         result = func(*args, **kwargs)
         if call is not None:
             self._watcher.activated(call, name, result)
+        self._kept(given, name, result)
         return result
+
+    def _keep(self, subject: object) -> _Given | None:
+        """Note what an activation is given, if a norm layer may take its output."""
+        self._given = None
+        if self._preceded is None or self._running or not isinstance(subject, Tensor):
+            return None
+        number, self._number = self._number, self._number + 1
+        if self._forwards > 1 and number not in self._feeding:
+            return None
+        with torch._C.DisableTorchFunction():  # an in-place form will overwrite it
+            return _Given(number, subject.detach().clone())
+
+    def _kept(self, given: _Given | None, name: str, result: object) -> None:
+        """The activation ran."""
+        if given is not None and isinstance(result, Tensor):
+            given.name, given.result = name, _Mark(result)
+            self._given = given
 
     def _is_running(self, module: nn.Module) -> bool:
         return any(frame.call.module is module for frame in self._running)

@@ -4,7 +4,7 @@ Every record has `to_json()` (a string; NaN and infinities become null) and `fro
 Axes are written in the field comments: K classes, C channels, B histogram bins, T time points.
 """
 
-from normscope.records.base import SCHEMA, Numbers, Record, Table, plain
+from normscope.records.base import SCHEMA, Array, Numbers, Record, Table, plain
 from normscope.records.bench import (
     Accuracy,
     Bench,
@@ -36,6 +36,7 @@ from normscope.records.inspection import (
     Collapse,
     Inspection,
     Layer,
+    MapKind,
     StageMeasures,
     StageName,
     Work,
@@ -48,6 +49,7 @@ __all__ = [
     "SCHEMA",
     "SEVERITIES",
     "Accuracy",
+    "Array",
     "Batches",
     "Bench",
     "Cause",
@@ -70,6 +72,7 @@ __all__ = [
     "Learning",
     "Left",
     "Lesson",
+    "MapKind",
     "Member",
     "Numbers",
     "Posterior",

@@ -7,6 +7,9 @@ import typing
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from normscope.errors import InputError
 from normscope.files import json_text
 
@@ -14,6 +17,7 @@ SCHEMA = 1  # raised when a field changes its meaning; from_json refuses what is
 
 Numbers = tuple[float, ...]
 Table = tuple[Numbers, ...]
+Array = NDArray[Any]  # a table of many numbers: float32, or counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +56,17 @@ class Record:
 
 
 def plain(value: Any) -> Any:
-    """A record as dicts, lists and numbers that JSON can hold; not-finite floats become None."""
+    """Turn a record into what JSON can hold; not-finite floats become None."""
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        if value.dtype == np.float32:  # the shortest number that reads back as the same
+            value = value.astype(str).astype(float)
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -66,6 +74,8 @@ def plain(value: Any) -> Any:
 
 def _build(kind: Any, value: Any) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is np.ndarray:
+        return _array(value)
     if is_dataclass(kind) and isinstance(kind, type):
         hints = typing.get_type_hints(kind)
         known = {f.name: f for f in fields(kind)}
@@ -85,3 +95,13 @@ def _build(kind: Any, value: Any) -> Any:
     if kind is int:
         return int(value)
     return value
+
+
+def _array(value: Any) -> Array:
+    """Read a table of floats, in which None is NaN, or one of counts, which has three axes."""
+    array = np.array(value, dtype=float)
+    if not array.size:
+        array = array.reshape(0, 0)
+    if array.ndim < 3:
+        return array.astype(np.float32)
+    return array.astype(np.int32 if array.max(initial=0) < 2**31 else np.int64)

@@ -1,12 +1,20 @@
 """What the lens saw of a model."""
 
 import math
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
-from normscope.records.base import Numbers, Record, Table
+import numpy as np
 
-StageName = Literal["input", "normalised", "scaled_shifted", "activated"]
+from normscope.errors import FileError, InputError
+from normscope.files import read_text, shown, write_whole
+from normscope.records.base import Array, Numbers, Record, plain
+
+StageName = Literal["pre_activation", "input", "normalised", "scaled_shifted", "activated"]
+MapKind = Literal["one", "per_condition", "per_sample"]
+TABLES = ("class_mean", "class_var", "firing", "histogram")  # by class, of a layer
+IN_JSON = 2_000_000  # numbers in all tables by class up to which JSON holds them
 WorkName = Literal["weights", "normalisation", "gamma_beta", "activation"]
 
 
@@ -26,9 +34,12 @@ class StageMeasures:
     condition_eta2: float = math.nan  # eta2_mean with the condition (domain) in place of the class
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Layer:
-    """One call of one normalisation layer: who came in, what was done, who left."""
+    """One call of one normalisation layer, class by class.
+
+    The tables by class are arrays; they have no rows where a record was read without them.
+    """
 
     name: str  # as in model.named_modules(); "#2" is added for a second call per forward
     norm: str  # class name
@@ -38,28 +49,50 @@ class Layer:
     eps: float
     gamma: Numbers  # C; ones where the layer has none
     beta: Numbers  # C; zeros where the layer has none
-    running_mean: Numbers  # C; what the layer normalised with
+    running_mean: Numbers  # C; what the layer normalised with; NaN where each sample has its own
     running_var: Numbers  # C
     stages: tuple[StageMeasures, ...]  # four, or three where no activation follows
-    class_mean: Table  # K x C, input stage
-    class_var: Table  # K x C, input stage, population variance
+    class_mean: Array  # K x C float32, input stage
+    class_var: Array  # K x C float32, input stage, population variance
     bin_edges: Numbers  # B + 1, z-units; the first and last bin also hold what lies beyond
-    histogram: tuple[tuple[tuple[int, ...], ...], ...]  # K x H x B counts of z per class
+    histogram: Array  # K x H x B counts of z per class
     gate: Numbers  # C: y > 0 where z > gate = -beta/gamma (below it where gamma < 0)
-    firing: Table  # K x C: share of values with y > 0, counted on y itself
-    invariance: float  # largest difference of eta2 and J between input, normalised, scaled
+    firing: Array  # K x C float32: share of values with y > 0, counted on y itself
+    invariance: float  # largest difference of eta2 and J between input, normalised, scaled; NaN
+    # where the layer is not one map per channel
     notes: tuple[str, ...] = ()  # message keys of what the reader of this layer should know
     histogram_channels: tuple[int, ...] = ()  # H: the channels that `histogram` holds
-    information: Numbers = ()  # C: bits that the bin of z tells about the class
+    information: Numbers = ()  # C: bits that the bin of z tells about the class; NaN where the
+    # pass kept no histogram of the channel, as in the two below
     gate_information: Numbers = ()  # C: bits that [y > 0] tells about the class
     best_information: Numbers = ()  # C: bits of the best single threshold on z
     best_gate: Numbers = ()  # C: that threshold, z
     signal: float = math.nan  # share of the class signal that the loader's batches would leave
     rounding: float = 0.0  # of a value, over the deviation of its channel; in the worst channel
+    maps: MapKind = "one"  # per channel: one affine map, or one per condition or per sample
+    eta2_change: float = math.nan  # mean eta2 of the output less that of the input
+    lda_change: float = math.nan  # the same of J
+    firing_spread: float = math.nan  # highest firing rate of a class less the lowest, mean over C
+    firing_chance: float = math.nan  # what that would be if all classes had the same rate
+    images: int = 0  # that the layer saw
+    sampled: int = 0  # of them, those on which nearest_mean_accuracy was counted
+    pre_activation: StageMeasures | None = None  # before the activation that made the input
+    input_activation: str | None = None  # that activation, where the layer comes behind one
 
-    def counts(self, k: int, channel: int) -> tuple[int, ...]:
-        """The histogram of one class at one of `histogram_channels`."""
-        return self.histogram[k][self.histogram_channels.index(channel)]
+    @property
+    def every_stage(self) -> tuple[StageMeasures, ...]:
+        """The stages in order, that before the activation that made the input included."""
+        return self.stages if self.pre_activation is None else (self.pre_activation, *self.stages)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Layer) and plain(self) == plain(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def counts(self, k: int, channel: int) -> list[int]:
+        """Return the histogram of one class at one of `histogram_channels`."""
+        found: list[int] = self.histogram[k, self.histogram_channels.index(channel)].tolist()
+        return found
 
     def efficiency(self, channel: int) -> float:
         """Gate information over that of the best threshold, in [0, 1]; NaN where that is 0."""
@@ -119,3 +152,78 @@ class Inspection(Record):
     work: tuple[Work, ...] = ()
     collapse: Collapse | None = None
     skipped: dict[str, str] = field(default_factory=dict)  # layer name -> message key of why
+    separation: Numbers = ()  # K: distance to the nearest other class mean at the last layer, in
+    # deviations within classes; NaN for a class without images
+
+    def to_json(self) -> str:
+        """One JSON document, without the tables by class where they hold more than IN_JSON numbers.
+
+        `save` writes those beside it.
+        """
+        if self._fits_json:
+            return super().to_json()
+        none: dict[str, Any] = {
+            name: np.zeros((0,) * (2 + (name == "histogram"))) for name in TABLES
+        }
+        layers = tuple(replace(layer, **none) for layer in self.layers)
+        return super(Inspection, replace(self, layers=layers)).to_json()
+
+    @property
+    def _fits_json(self) -> bool:
+        sizes = (getattr(layer, name).size for layer in self.layers for name in TABLES)
+        return bool(sum(sizes) <= IN_JSON)
+
+    def save(self, path: Path) -> Path:
+        """Write the record as JSON, and large tables by class beside it, as `tables_beside` says.
+
+        The tables are named by the place of the layer and the field: "0.class_mean".
+
+        Raises:
+            FileError: a file cannot be written.
+        """
+        if not self._fits_json:
+            from safetensors.numpy import save_file
+
+            tables = {
+                f"{place}.{name}": np.ascontiguousarray(getattr(layer, name))
+                for place, layer in enumerate(self.layers)
+                for name in TABLES
+            }
+            write_whole(tables_beside(path), lambda part: save_file(tables, part))
+        return write_whole(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote; without large tables by class where their file is gone.
+
+        Raises:
+            FileError: a file cannot be read.
+            InputError: one of them holds something else.
+        """
+        record = cls.from_json(read_text(path, cls.kind))
+        beside = tables_beside(path)
+        if not beside.is_file() or any(len(layer.class_mean) for layer in record.layers):
+            return record
+        from safetensors.numpy import load_file
+
+        try:
+            tables = load_file(beside)
+            layers = []
+            for place, layer in enumerate(record.layers):
+                own: dict[str, Any] = {name: tables[f"{place}.{name}"] for name in TABLES}
+                if own["class_mean"].shape != (len(record.classes), layer.channels):
+                    raise KeyError(f"{place}.class_mean")
+                layers.append(replace(layer, **own))
+        except OSError as problem:
+            raise FileError(f"{shown(beside)} cannot be read: {problem.strerror}") from problem
+        except Exception as problem:
+            raise InputError(
+                f"{shown(beside)} does not hold the tables of {shown(path)}; "
+                "remove it, or inspect again"
+            ) from problem
+        return replace(record, layers=tuple(layers))
+
+
+def tables_beside(path: Path) -> Path:
+    """Where `Inspection.save` puts large tables: a.json has a.tables.safetensors."""
+    return path.with_suffix(".tables.safetensors")

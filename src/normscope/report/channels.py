@@ -7,7 +7,7 @@ from typing import Any
 from normscope.records import Inspection, Layer
 
 EACH = 2  # channels shown at either end of the ranking
-CLASSES = 20  # lanes of one picture
+CLASSES = 20  # lanes of one picture: half for the classes hardest to tell apart, half for the rest
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class Chosen:
 
 
 def choose(layer: Layer) -> list[Chosen]:
-    """The channels whose gate tells most about the class, and those whose gate tells least.
+    """Choose the channels whose gate tells most about the class, and those that tell least.
 
     Where no activation follows, the between-class share of the variance ranks instead.
     """
     scores = layer.stages[0].eta2 if layer.activation is None else layer.gate_information
     ranked = sorted(
-        (c for c in layer.histogram_channels if math.isfinite(scores[c])),
+        (c for c in layer.histogram_channels if len(layer.histogram) and math.isfinite(scores[c])),
         key=lambda c: (-scores[c], c),
     )
     best = ranked[:EACH]
@@ -38,15 +38,23 @@ def choose(layer: Layer) -> list[Chosen]:
 
 
 def shown_classes(inspection: Inspection) -> list[int]:
-    """The classes that get a lane: all, or evenly spread ones where there are too many."""
+    """Choose the classes that get a lane: all, or of many the least and the most separated ones.
+
+    The separation is that at the last layer; where it is not known, evenly spread classes.
+    """
     present = [k for k, n in enumerate(inspection.counts) if n]
     if len(present) <= CLASSES:
         return present
-    return [present[round(i * (len(present) - 1) / (CLASSES - 1))] for i in range(CLASSES)]
+    known = [k for k in present if k < len(inspection.separation)]
+    known = [k for k in known if not math.isnan(inspection.separation[k])]
+    if len(known) < CLASSES:
+        return [present[round(i * (len(present) - 1) / (CLASSES - 1))] for i in range(CLASSES)]
+    known.sort(key=lambda k: (inspection.separation[k], k))
+    return [*known[: CLASSES // 2], *known[-(CLASSES - CLASSES // 2) :]]
 
 
 def drawing(layer: Layer, chosen: Chosen, inspection: Inspection) -> dict[str, Any]:
-    """What the page needs to draw one channel and to move its gate."""
+    """Collect what the page needs to draw one channel and to move its gate."""
     c, classes = chosen.channel, shown_classes(inspection)
     return {
         "gamma": layer.gamma[c],
@@ -57,7 +65,7 @@ def drawing(layer: Layer, chosen: Chosen, inspection: Inspection) -> dict[str, A
         "activation": layer.activation,
         "edges": layer.bin_edges,
         "counts": [layer.counts(k, c) for k in classes],
-        "firing": [layer.firing[k][c] for k in classes],
+        "firing": [float(layer.firing[k, c]) for k in classes],
         "weights": [inspection.counts[k] for k in classes],
         "classes": [inspection.classes[k] for k in classes],
     }

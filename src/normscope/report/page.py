@@ -155,7 +155,7 @@ def _layers(inspection: Inspection, drawn: _Drawn) -> dict[str, Any]:
             views.append(LayerView(place, layer, tables.layer_index([layer]), None, []))
             continue
         chosen = channels.choose(layer)
-        gated = layer.activation is not None and classes
+        gated = layer.activation is not None and classes and len(layer.firing)
         chart = layer_charts.firing(layer, inspection, classes) if gated else None
         cards = [
             (

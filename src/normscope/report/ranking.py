@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
+
 from normscope.records import Inspection, Layer
 from normscope.report import findings
 from normscope.report.bilingual import Words, said
@@ -12,8 +14,11 @@ IDLE = 1e-3  # a gate that fires less often than this, or more often than 1 - ID
 
 
 def gained(layer: Layer) -> float:
-    """J behind the layer and its activation, less J before: below 0 where class signal is lost."""
-    return layer.stages[-1].lda_fraction - layer.stages[0].lda_fraction
+    """J behind the layer and its activation, less J before: below 0 where class signal is lost.
+
+    Before: also before the activation that made its input, where the layer comes behind one.
+    """
+    return layer.every_stage[-1].lda_fraction - layer.every_stage[0].lda_fraction
 
 
 def worst_first(inspection: Inspection) -> list[int]:
@@ -28,7 +33,7 @@ def worst_first(inspection: Inspection) -> list[int]:
 
 
 def pictured(inspection: Inspection, most: int) -> list[int]:
-    """The layers that get pictures, in the order of the network: all, or both ends of the rank."""
+    """Choose the layers that get pictures, in their order: all, or both ends of the rank."""
     order = worst_first(inspection)
     if len(order) <= most:
         return sorted(order)
@@ -43,7 +48,7 @@ def ranking(inspection: Inspection) -> Table:
         cells = [
             Cell(layer.name, "name", link=f"layer-{place}"),
             Cell(str(place + 1), value=place + 1),
-            Cell(layer.activation or "-"),
+            Cell(findings.follows(layer)),
         ]
         for name, show in COLUMNS.items():
             value = MEASURES[name](layer)
@@ -69,7 +74,7 @@ MEASURES: dict[str, Callable[[Layer], float]] = {
     "invariance": lambda layer: layer.invariance,
 }
 COLUMNS: dict[str, Callable[[float], Words]] = {
-    "gained": lambda v: "-" if math.isnan(v) else f"{v:+.3f}".replace("-", "−"),
+    "gained": findings.signed,
     "fraction": lambda v: figure(v, 3),
     "eta2": lambda v: figure(v, 3),
     "nearest_mean": share,
@@ -85,11 +90,10 @@ COLUMNS: dict[str, Callable[[float], Words]] = {
 
 def idle(layer: Layer) -> float:
     """Share of the channels that fire for hardly any value of any class, or for nearly all."""
-    idle_channels = 0
-    for column in zip(*layer.firing, strict=True):
-        known = [f for f in column if not math.isnan(f)]
-        idle_channels += bool(known) and (max(known) < IDLE or min(known) > 1 - IDLE)
-    return idle_channels / layer.channels
+    known = layer.firing[~np.isnan(layer.firing).all(1)]
+    if not len(known):
+        return math.nan
+    return float(np.mean((known.max(0) < IDLE) | (known.min(0) > 1 - IDLE)))
 
 
 def _or_last(value: float) -> float:

@@ -16,7 +16,14 @@ Item = TypeVar("Item")
 
 ROWS = 200  # of one table; the record holds them all
 
-STAGES: tuple[StageName, ...] = ("input", "normalised", "scaled_shifted", "activated")
+STAGES: tuple[StageName, ...] = (
+    "pre_activation",
+    "input",
+    "normalised",
+    "scaled_shifted",
+    "activated",
+)
+AFFINE = STAGES[1:4]
 
 
 @dataclass(frozen=True)
@@ -135,25 +142,27 @@ def comparison(run: Run) -> Table:
 def layer_index(layers: Sequence[Layer]) -> Table:
     """Layer by measure and stage; what an affine map cannot change stands on one locked band."""
     rows, styles = [], []
+    shown = [n for n in STAGES if n != "pre_activation" or any(la.pre_activation for la in layers)]
     for layer in layers:
-        found = {stage.name: stage for stage in layer.stages}
+        found = {stage.name: stage for stage in layer.every_stage}
         for place, (name, locked) in enumerate(MEASURES):
             cells = [Cell(layer.name if place == 0 else "", "name")]
             icon = "lock" if locked else "scale"
             cells.append(Cell(said(f"page.measure.{name}"), "measure", icon=icon))
             before: Words = ""
-            for stage_name in STAGES:
+            for stage_name in shown:
                 stage = found.get(stage_name)
                 value = "-" if stage is None else _measure(stage, name)
-                affine = stage_name != "activated"
-                changed = bool(before) and value != before and (not affine or not locked)
-                style = "locked" if locked and affine else "changed" if changed else ""
+                fixed = locked and layer.maps == "one" and stage_name in AFFINE
+                changed = bool(before) and value not in (before, "-")
+                changed &= not fixed or stage_name == "input"
+                style = "locked" if fixed else "changed" if changed else ""
                 cells.append(Cell(value, style))
                 before = value
             rows.append(tuple(cells))
             styles.append("first" if place == 0 else "")
     head = [said("page.head.layer"), said("page.head.measure")]
-    head += [said(f"page.stage.{name}") for name in STAGES]
+    head += [said(f"page.stage.{name}") for name in shown]
     return Table(said("page.index.caption"), tuple(head), tuple(rows), tuple(styles))
 
 
@@ -251,7 +260,7 @@ def domains(run: Run) -> Table:
 def firing(layer: Layer, inspection: Inspection, classes: list[int], channels: list[int]) -> Table:
     """Share of values that pass the gate, class by channel."""
     rows: list[list[Words]] = [
-        [str(c), *(share(layer.firing[k][c]) for k in classes)] for c in channels
+        [str(c), *(share(float(layer.firing[k, c])) for k in classes)] for c in channels
     ]
     head: list[Words] = [said("page.head.channel"), *(inspection.classes[k] for k in classes)]
     return table(said("page.firing.table"), head, rows)
@@ -261,11 +270,15 @@ def channel(layer: Layer, inspection: Inspection, c: int, classes: list[int]) ->
     """Mean and deviation of every class at one channel, and the share that passes its gate."""
     rows: list[list[Words]] = []
     for k in classes:
-        mean, var = layer.class_mean[k][c], layer.class_var[k][c]
+        mean, var = float(layer.class_mean[k, c]), float(layer.class_var[k, c])
         z = (mean - layer.running_mean[c]) / root(layer.running_var[c] + layer.eps)
         cells = (mean, root(var), z * layer.gamma[c] + layer.beta[c])
         rows.append(
-            [inspection.classes[k], *(figure(v, 3) for v in cells), share(layer.firing[k][c])]
+            [
+                inspection.classes[k],
+                *(figure(v, 3) for v in cells),
+                share(float(layer.firing[k, c])),
+            ]
         )
     names = ("class", "mean_x", "deviation_x", "mean_y", "passes")
     heads = [said(f"page.head.{name}") for name in names]

@@ -50,6 +50,7 @@ def of_inspection(inspection: Inspection) -> list[Finding]:
         math.isnan(layer.invariance) or layer.invariance <= findings.tolerance(layer)
         for layer in inspection.layers
     ) and not math.isnan(inspection.invariance)
+    kept = kept and not findings.too_few(list(inspection.layers))
     return [
         Finding("good" if kept else "warn", None, first),
         *(Finding("note", None, text) for text in others),
@@ -87,6 +88,8 @@ def _winner(run: Run) -> Finding:
     found = {r.norm: difference(run, best.norm, r.norm) for r in ranked[1:]}
     level = [n for n, d in found.items() if d is None or not d.clear]
     sentences = [_spread(best)] + [_against(n, d) for n, d in found.items() if d is not None]
+    if any(d is not None and math.isnan(d.margin) for d in found.values()):
+        return Finding("note", said("page.verdict.undecided", **accuracy), several(sentences))
     if level:
         names = {"others": Text(", ".join(level), "、".join(level))}
         headline = said("page.verdict.level", **accuracy, **names)

@@ -39,7 +39,7 @@ def separability(inspection: Inspection) -> Chart:
             marks.append(str(len(marks) + 1))
             continue
         starts.append({"at": len(marks) - 0.5, "name": layer.name})
-        for stage in layer.stages:
+        for stage in layer.every_stage:
             values = (stage.lda_fraction, stage.eta2_mean, stage.nearest_mean_accuracy)
             rows += [
                 {"at": len(marks), "series": names[m], "value": v, "layer": layer.name}
@@ -92,16 +92,22 @@ def separability(inspection: Inspection) -> Chart:
     return Chart(title, note, picture, tables.layer_index(inspection.layers), across=True)
 
 
-STAGE_SIGNS = {"input": "x", "normalised": "z", "scaled_shifted": "y", "activated": "f(y)"}
+STAGE_SIGNS = {
+    "pre_activation": "p",
+    "input": "x",
+    "normalised": "z",
+    "scaled_shifted": "y",
+    "activated": "f(y)",
+}
 
 
 def firing(layer: Layer, inspection: Inspection, classes: list[int]) -> Chart:
     """Which classes pass the gate of which channel, channels in the order of their first class."""
     leader = {
-        c: max(classes, key=lambda k: _or_zero(layer.firing[k][c])) for c in range(layer.channels)
+        c: max(classes, key=lambda k: _or_zero(layer.firing[k, c])) for c in range(layer.channels)
     }
     order = sorted(
-        range(layer.channels), key=lambda c: (leader[c], -_or_zero(layer.firing[leader[c]][c]))
+        range(layer.channels), key=lambda c: (leader[c], -_or_zero(layer.firing[leader[c], c]))
     )
     order = thinned(order, CHANNELS)
     rows = [
@@ -109,11 +115,11 @@ def firing(layer: Layer, inspection: Inspection, classes: list[int]) -> Chart:
             "at": place,
             "channel": c,
             "class": inspection.classes[k],
-            "share": round(layer.firing[k][c], 4),
+            "share": round(float(layer.firing[k, c]), 4),
         }
         for place, c in enumerate(order)
         for k in classes
-        if math.isfinite(layer.firing[k][c])
+        if math.isfinite(layer.firing[k, c])
     ]
     picture = spec(
         rows,

@@ -34,7 +34,8 @@ function channelCard(card, channel) {
     const passing = shares();
     const information = gateInformation(passing, channel.weights);
     const gate = state.gamma === 0 ? NaN : -state.beta / state.gamma;
-    says.textContent = say(state.gamma === 0 ? "live.gate_flat" : "live.gate_at", {
+    const at = channel.mean === null ? "live.gate_at_z" : "live.gate_at";
+    says.textContent = say(state.gamma === 0 ? "live.gate_flat" : at, {
       gate: shown(gate, 2),
       input: shown(channel.mean + gate * deviation, 2),
       low: percent(Math.min(...passing)),
@@ -45,7 +46,7 @@ function channelCard(card, channel) {
     says.dataset.information = information;
     says.dataset.firing = JSON.stringify(passing);
     const K = channel.counts.length;
-    const axes = collapses ? 4 : 3;
+    const axes = (collapses ? 4 : 3) - (channel.mean === null);
     const height = 24 + K * LANE + 18 + axes * 34;
     canvas(host, height, card.querySelector("h4").textContent, says.textContent, (picture, width) => {
       const longest = Math.max(...channel.classes.map((name) => clipped(name).length));
@@ -101,12 +102,14 @@ function channelCard(card, channel) {
     };
     const input = (z) => channel.mean + z * deviation;
     const output = (z) => state.gamma * z + state.beta;
-    ruler(say("live.axis_input"), input, (h) => (h - channel.mean) / deviation, 0);
-    ruler("z", (z) => z, (z) => z, 1);
+    // where each sample has a mean of its own, the input has no axis
+    const own = channel.mean === null ? 0 : 1;
+    if (own) ruler(say("live.axis_input"), input, (h) => (h - channel.mean) / deviation, 0);
+    ruler("z", (z) => z, (z) => z, own);
     const back = (y) => (state.gamma === 0 ? 0 : (y - state.beta) / state.gamma);
-    ruler("y = γz + β", output, back, 2);
+    ruler("y = γz + β", output, back, own + 1);
     if (!collapses) return;
-    const y = floor + 18 + 3 * 34;
+    const y = floor + 18 + (own + 2) * 34;
     const ends = [output(low), output(high)].map((v) => Math.max(0, v));
     const [bottom, top] = [Math.min(...ends), Math.max(...ends)];
     const [closedFrom, closedTo] = state.gamma >= 0 ? [low, open] : [open, high];

@@ -1,0 +1,199 @@
+"""What passes through the layers while a model runs, added to the state of an inspection."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from normscope.errors import ModelError
+from normscope.lens import memory
+from normscope.lens.channel_map import CallSlice, slices
+from normscope.lens.per_sample import per_sample_slice
+from normscope.lens.state import InspectionState
+from normscope.lens.statistics import Images, TrackedLayer
+from normscope.lens.sweep import Sweep
+from normscope.probe import Call, Norm
+from normscope.probe.grammar import Batch
+
+
+class Recorder:
+    """The watcher of a pass: it adds what it is told to a state."""
+
+    def __init__(self, state: InspectionState, norms: list[Norm], limit: int) -> None:
+        self._state, self._limit = state, limit
+        known = {_layer_of(n): len(layer.map.gamma) for n, layer in state.layers.items()}
+        self._channels = memory.layer_channels(norms) | known
+        self._sample = memory.sample_size(self._channels)
+        self._per_sample: dict[str, CallSlice | None] = {}
+        # of the layers that ran in this forward: which images went where
+        self._running: dict[str, list[tuple[TrackedLayer, Tensor | None, Images]]] = {}
+        self._pre: tuple[str, str, Tensor] | None = None  # call, activation, what that was given
+        self._histograms: dict[str, int] = {}
+        self._make_room(1 if state.classes is None else len(state.classes))
+
+    def begin(self, batch: Batch, labels: Tensor) -> None:
+        """Prepare for a batch."""
+        self._index = batch.index
+        condition = None if batch.condition is None else batch.condition.cpu()
+        self._images = Images(labels.cpu(), batch.fingerprints(), condition)
+        self._make_room(int(self._images.labels.max()) + 1)
+        self._running.clear()
+
+    def end(self) -> None:
+        """Count the batch, which has passed."""
+        labels = self._images.labels
+        self._state.counts += torch.bincount(labels, minlength=len(self._state.counts))
+        self._state.composition.add(labels)
+        self._running.clear()
+
+    def preceded(self, call: Call, activation: str, before: Tensor) -> None:
+        """Note that an activation made the input of a layer that is about to run of `before`."""
+        self._pre = (call.name, activation, before)
+
+    def normed(self, call: Call, before: Tensor, after: Tensor) -> None:
+        """Add what a layer was given and what it put out."""
+        found = self._slices(call, before, after)
+        made, self._pre = self._pre, None
+        if not found:
+            return
+        axis = found[0].axis
+        x = Sweep.of(before, take=True, axis=axis)
+        self._check_finite(call, x, "its input")
+        pre = None
+        if made is not None and made[0] == call.name and made[2].shape == before.shape:
+            pre = Sweep.of(made[2], axis=axis)
+        running = []
+        for part in found:
+            images = self._images.select(part.rows)
+            layer = self._tracked(part, call, before)
+            part_x = x.of_rows(part.rows)
+            layer.stage("input").add(part_x, images, layer.scale)
+            if part.maps != "per_sample":
+                mean, rstd = part.used.mean.cpu(), part.used.rstd.cpu()
+                z = part_x.normalised(mean, rstd)
+                self._check_finite(call, z, "its output")
+                if part.maps == "per_condition":
+                    layer.stage("normalised").add(z, images, layer.scale)
+                assert part_x.taken is not None, "asked for"
+                layer.count_bins(part_x.taken, mean, rstd, images.labels)
+            if part.rows is None and part.maps == "one":
+                layer.add_centred(part_x, images.labels)
+            if pre is not None and made is not None:
+                layer.input_activation = made[1]
+                layer.stage("pre_activation").add(pre.of_rows(part.rows), images, layer.scale)
+            running.append((layer, part.rows, images))
+        # last, so that the activation finds it in the cache
+        y = Sweep.of(after, take=found[0].maps == "per_sample", axis=axis)
+        for layer, rows, images in running:
+            part_y = y.of_rows(rows)
+            self._check_finite(call, part_y, "its output")
+            layer.stage("scaled_shifted").add(part_y, images, layer.scale)
+            layer.count_active(part_y, images.labels)
+            if part_y.taken is not None:
+                own = layer.map
+                layer.count_bins(part_y.taken, own.beta, own.inverse_gamma, images.labels)
+        self._running[call.name] = running
+
+    def activated(self, call: Call, activation: str, after: Tensor) -> None:
+        """Add what the activation of its output put out."""
+        running = self._running.get(call.name, [])
+        if not running or len(after) != len(self._images.labels) or after.dim() < 2:
+            return
+        known = self._per_sample.get(call.name)
+        axis = 1 if known is None else known.axis
+        if axis >= after.dim() or after.shape[axis] != len(running[0][0].map.gamma):
+            return
+        seen = Sweep.of(after, axis=axis)
+        self._check_finite(call, seen, f"the {activation} behind it")
+        for layer, rows, images in running:
+            layer.stage("activated").add(seen.of_rows(rows), images, layer.scale)
+            layer.activation = activation
+
+    def trim(self) -> None:
+        """Drop the room that was made for more classes than came."""
+        seen = self._state.counts.nonzero()
+        least = 0 if self._state.classes is None else len(self._state.classes)
+        self._state.resize(max(least, int(seen[-1]) + 1 if len(seen) else 0))
+
+    def _slices(self, call: Call, before: Tensor, after: Tensor) -> list[CallSlice]:
+        """Split a call into what is reported together; nothing where it cannot be followed."""
+        if not self._fits(call, before):
+            return []
+        if not self._is_per_sample(call):
+            if before.shape == after.shape and before.shape[1] == self._channels[call.layer]:
+                return list(slices(call))
+            self._state.skip(call.name, "lens.skip.not_per_channel")
+            return []
+        if call.name not in self._per_sample:
+            self._per_sample[call.name] = per_sample_slice(call, before, after)
+        part = self._per_sample[call.name]
+        if part is None:
+            self._state.skip(call.name, "lens.skip.unknown_map")
+            return []
+        return [part]
+
+    def _fits(self, call: Call, before: Tensor) -> bool:
+        why: str | None = None
+        if call.masked:
+            why = "lens.skip.masked"
+        elif call.condition is None and getattr(call.module, "missing", None) == "infer":
+            why = "lens.skip.mixture"
+        elif before.dim() < 2 or len(before) != len(self._images.labels):
+            why = "lens.skip.other_batch"
+        if why is not None:
+            self._state.skip(call.name, why)
+        return call.name not in self._state.skipped
+
+    def _is_per_sample(self, call: Call) -> bool:
+        return not isinstance(getattr(call.module, "running_mean", None), Tensor)
+
+    def _tracked(self, part: CallSlice, call: Call, before: Tensor) -> TrackedLayer:
+        found = self._state.layers.get(part.name)
+        if found is None:
+            classes, channels = len(self._state.counts), before.shape[part.axis]
+            if self._channels[call.layer] != channels:  # without a weight only the input tells
+                self._channels[call.layer] = channels
+                self._histograms = memory.histogram_channels(self._channels, classes)
+            found = TrackedLayer.empty(
+                type(call.module).__name__,
+                part,
+                before,
+                classes,
+                self._histograms[call.layer],
+                self._sample,
+            )
+            self._state.layers[part.name] = found
+        return found
+
+    def _make_room(self, classes: int) -> None:
+        """Make room for so many classes, with some to spare where their number is not known."""
+        room = len(self._state.counts)
+        if classes <= room and self._histograms:
+            return
+        if classes > room > 1 and self._state.classes is None:
+            classes = max(classes, room + room // 4)
+        classes = max(classes, room)
+        self._histograms = memory.histogram_channels(self._channels, classes)
+        needed = memory.bytes_needed(self._channels, classes)
+        if needed > self._limit:
+            raise ModelError(
+                f"{classes:,} classes in {sum(self._channels.values()):,} channels of "
+                f"{len(self._channels)} layers need {needed >> 20:,} MiB, the limit is "
+                f"{self._limit >> 20:,} MiB; inspect fewer classes, or raise memory_limit "
+                "(--memory-limit)"
+            )
+        most = {name: self._histograms[_layer_of(name)] for name in self._state.layers}
+        self._state.resize(classes, most)
+
+    def _check_finite(self, call: Call, seen: Sweep, where: str) -> None:
+        if not math.isfinite(float(seen.m2.sum())):
+            raise ModelError(
+                f"layer {call.name} ({type(call.module).__name__}): {where} holds NaN or infinity "
+                f"in batch {self._index}, and no layer before it does; "
+                "check the weights and running statistics up to there"
+            )
+
+
+def _layer_of(name: str) -> str:
+    """Name the layer of a call or of one condition of it."""
+    return name.partition("[condition")[0].partition("#")[0]

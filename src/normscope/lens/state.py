@@ -1,0 +1,242 @@
+"""The state of an inspection: it merges, is saved and loaded, and becomes a record."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from normscope.errors import FileError, InputError
+from normscope.files import shown, write_whole
+from normscope.lens.channel_map import ChannelMap
+from normscope.lens.statistics import Sample, Stage, TrackedLayer, resized
+from normscope.moments import Moments
+
+SCHEMA = 2  # raised when what a saved state holds changes
+SUFFIX = ".pt"
+
+
+@dataclass(eq=False)
+class BatchComposition:
+    """How often two images of one batch share their class: what the composition law needs.
+
+        r = (q - sum p_k^2) / (1 - sum p_k^2),   q = share of pairs in a batch with equal labels
+
+    Attributes:
+        batches: how many.
+        pairs: sum of m (m - 1) over the batches.
+        equal: sum of n_k (n_k - 1) over batches and classes.
+    """
+
+    batches: int = 0
+    pairs: int = 0
+    equal: int = 0
+
+    def add(self, labels: Tensor) -> None:
+        """Add a batch."""
+        counts = labels.unique(return_counts=True)[1]
+        self.batches += 1
+        self.pairs += len(labels) * (len(labels) - 1)
+        self.equal += int((counts * (counts - 1)).sum())
+
+    def __add__(self, other: "BatchComposition") -> "BatchComposition":
+        return BatchComposition(
+            self.batches + other.batches, self.pairs + other.pairs, self.equal + other.equal
+        )
+
+
+@dataclass(eq=False)
+class InspectionState:
+    """All that is kept of a model and its data; its size does not depend on how much was seen.
+
+    Attributes:
+        model: shown in the record.
+        data: shown in the record.
+        classes: K names; None where classes are named by their numbers.
+        counts: (K,) int64, images per class.
+        composition: of the batches.
+        layers: those that are followed, by name, in the order of their first call.
+        skipped: layer name -> message key of why it was not followed.
+        norms: names of all normalisation layers that could be followed.
+        head: weight (K, C) and bias (K,) of a linear head, where the model ends in one.
+        incomplete: a batch was left half-way; what was kept of it cannot be taken out again.
+        schema: of a saved state.
+    """
+
+    model: str = ""
+    data: str = ""
+    classes: tuple[str, ...] | None = None
+    counts: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    composition: BatchComposition = field(default_factory=BatchComposition)
+    layers: dict[str, TrackedLayer] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    norms: tuple[str, ...] = ()
+    head: tuple[Tensor, Tensor] | None = None
+    incomplete: bool = False
+    schema: int = SCHEMA
+
+    def resize(self, classes: int, histograms: dict[str, int] | None = None) -> None:
+        """Make room for so many classes, or drop rows that hold none.
+
+        Args:
+            classes: how many.
+            histograms: how many channels of each layer keep one at most; None: as they are.
+        """
+        self.counts = resized(self.counts, classes)
+        for name, layer in self.layers.items():
+            most = len(layer.channels) if histograms is None else histograms[name]
+            layer.resize(classes, most)
+
+    def skip(self, name: str, why: str) -> None:
+        """Follow a layer no longer."""
+        self.skipped[name] = why
+        self.layers.pop(name, None)
+
+    def merge(self, other: "InspectionState") -> "InspectionState":
+        """Add what `other` has seen of the same model, of other data; returns itself.
+
+        Raises:
+            InputError: other weights, other class names, or one that was left half-way.
+        """
+        for part in (self, other):
+            part.check_whole()
+        if not other.norms:
+            return self
+        if not self.norms:
+            self.__dict__.update(other.__dict__)
+            return self
+        if self.norms != other.norms:
+            raise InputError(
+                "these are passes over different models: their normalisation layers differ; "
+                "merge passes over one model"
+            )
+        if self.classes != other.classes:
+            raise InputError(
+                f"these passes have different classes, {_named(self.classes)} and "
+                f"{_named(other.classes)}; merge passes over the same ones"
+            )
+        for name in set(self.layers) & set(other.layers):
+            _check_same_layer(name, self.layers[name], other.layers[name])
+        classes = max(len(self.counts), len(other.counts))
+        self.resize(classes)
+        other.resize(classes)
+        self.counts = self.counts + other.counts
+        self.composition = self.composition + other.composition
+        self.data = self.data or other.data
+        for name, why in other.skipped.items():
+            self.skip(name, why)
+        for name, layer in other.layers.items():
+            if name in self.skipped:
+                continue
+            own = self.layers.setdefault(name, layer)
+            if own is not layer:
+                own.merge(layer)
+        return self
+
+    def save(self, path: Path) -> Path:
+        """Write everything, exactly, as torch.save does; nothing in the file is code.
+
+        Raises:
+            InputError: it was left half-way.
+            FileError: the file cannot be written.
+        """
+        self.check_whole()
+
+        def write(part: Path) -> None:
+            with part.open("wb") as file:  # by a path, its name would be a part of the content
+                torch.save(self, file)
+
+        return write_whole(path, write)
+
+    @classmethod
+    def load(cls, path: Path) -> "InspectionState":
+        """Read what `save` wrote; raises FileError where the file is another one."""
+        return cls._read(path, shown(path))
+
+    @classmethod
+    def _read(cls, file: Path | BytesIO, where: str) -> "InspectionState":
+        try:
+            with torch.serialization.safe_globals(STORED):
+                state = torch.load(file, weights_only=True)
+            schema = state.schema if isinstance(state, cls) else None
+        except OSError as problem:
+            raise FileError(
+                f"{where} cannot be read: {problem.strerror}; "
+                "name what normscope inspect --save wrote"
+            ) from problem
+        except Exception as problem:
+            raise FileError(
+                f"{where} holds no whole inspection; name what normscope inspect --save wrote"
+            ) from problem
+        if schema != SCHEMA:
+            raise FileError(
+                f"{where} has schema {schema}, this normscope reads {SCHEMA}; "
+                "inspect again with the same version"
+            )
+        return cast("InspectionState", state)
+
+    def all_reduce(self, process_group: dist.ProcessGroup | None = None) -> "InspectionState":
+        """Merge what all ranks have seen, the same on every rank; itself changes too.
+
+        Every rank must call it, one without data too. Works on any backend.
+        """
+        self.check_whole()
+        file = BytesIO()
+        torch.save(self, file)
+        own = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+        world = dist.get_world_size(process_group)
+        device = "cuda" if dist.get_backend(process_group) == "nccl" else "cpu"
+        sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world)]
+        dist.all_gather(sizes, torch.tensor([len(own)], device=device), group=process_group)
+        padded = resized(own.to(device), max(int(size) for size in sizes))
+        ranks = [torch.empty_like(padded) for _ in range(world)]
+        dist.all_gather(ranks, padded, group=process_group)
+        together = InspectionState()
+        for rank, size in zip(ranks, sizes, strict=True):
+            together.merge(self._read(BytesIO(rank[: int(size)].cpu().numpy().tobytes()), "a rank"))
+        self.__dict__.update(together.__dict__)
+        return self
+
+    def check_whole(self) -> None:
+        """Refuse one that holds part of a batch."""
+        if self.incomplete:
+            raise InputError(
+                "a batch failed half-way through this pass, so some layers have seen more than "
+                "others; start it again"
+            )
+
+
+def beside(record: Path) -> Path:
+    """Where the state of a record lies: the same name, .pt."""
+    return record if record.suffix == SUFFIX else record.with_suffix(SUFFIX)
+
+
+# what a saved state consists of, besides tensors and plain values
+STORED: list[Any] = [
+    InspectionState,
+    BatchComposition,
+    TrackedLayer,
+    ChannelMap,
+    Stage,
+    Sample,
+    Moments,
+]
+
+
+def _check_same_layer(name: str, a: TrackedLayer, b: TrackedLayer) -> None:
+    tables = ("mean", "var", "gamma", "beta")
+    if not all(torch.equal(*(getattr(x.map, t).nan_to_num() for x in (a, b))) for t in tables):
+        raise InputError(
+            f"these are passes over different weights: layer {name} differs; "
+            "merge passes over one checkpoint, or compare them"
+        )
+
+
+def _named(classes: Sequence[str] | None) -> str:
+    return (
+        "unnamed ones" if classes is None else ", ".join(classes[:4]) + ", ..." * (len(classes) > 4)
+    )

@@ -1,0 +1,399 @@
+"""Statistics of one layer while batches pass: of a fixed size, and they merge.
+
+Nothing here grows with the number of images. Two reductions are kept apart: *pixel* statistics
+over every value that the layer normalises, and *image* features, the mean over positions that a
+classification head sees. Both have the same class means.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from normscope.lens.channel_map import CallSlice, ChannelMap
+from normscope.lens.sweep import BINS, POSITIONS, Sweep, absorb, count_bins
+from normscope.moments import Moments
+from normscope.records import MapKind, StageName
+
+JOINT = 512  # channels in the joint measures, exactly; a layer with more is thinned
+THINNED = 256  # to so many, evenly spaced
+FULL = 2**31 - 1  # what a cell of an int32 table holds
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images of one batch that are counted together.
+
+    Attributes:
+        labels: (N,) int64.
+        priority: (N,) int64, a hash of each image.
+        condition: (N,) int64, or None.
+    """
+
+    labels: Tensor
+    priority: Tensor
+    condition: Tensor | None
+
+    @cached_property
+    def classes(self) -> tuple[Tensor, Tensor]:
+        """The classes of this batch (U,), and for each image its place among them (N,)."""
+        present, place = self.labels.unique(return_inverse=True)
+        return present, place
+
+    def select(self, rows: Tensor | None) -> "Images":
+        """Take some of the images; None: all."""
+        if rows is None:
+            return self
+        condition = None if self.condition is None else self.condition[rows]
+        return Images(self.labels[rows], self.priority[rows], condition)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """The image features of at most `size` images: those of lowest priority.
+
+    The priority is a hash of the image, so the choice depends on neither batch size nor order.
+
+    Attributes:
+        size: how many are kept at most.
+        priority: (n,) int64.
+        labels: (n,).
+        features: (n, C), float32.
+    """
+
+    size: int
+    priority: Tensor
+    labels: Tensor
+    features: Tensor
+
+    def __add__(self, other: "Sample") -> "Sample":
+        if len(self.priority) == self.size:  # the usual case late in a long pass: few enter
+            enters = other.priority < self.priority.max()
+            if not bool(enters.any()):
+                return self
+            other = Sample(
+                self.size, other.priority[enters], other.labels[enters], other.features[enters]
+            )
+        priority = torch.cat([self.priority, other.priority])
+        labels = torch.cat([self.labels, other.labels])
+        features = torch.cat([self.features, other.features])
+        if len(priority) <= self.size:
+            return Sample(self.size, priority, labels, features)
+        keep = priority.argsort(stable=True)[: self.size]
+        return Sample(self.size, priority[keep], labels[keep], features[keep])
+
+
+@dataclass(eq=False)
+class Stage:
+    """Statistics of one stage of a layer, float64.
+
+        scatter = sum_k sum_{i in k} P_i (f_i - mean_k)(f_i - mean_k)^T,   spread_k its trace
+
+    Merged pairwise as Chan, Golub, LeVeque 1979, never from raw second moments. An image counts
+    as often as it has positions P.
+
+    Attributes:
+        count: (K,), values per channel.
+        mean: (K, C), class means, of values and of image features alike.
+        within: (C,), sum of (x - mean_k)^2 over all values.
+        class_within: (K, C), the same per class; None where it is not kept.
+        scatter: (J, J), within classes, of the image features of the joint channels.
+        spread: (K,), the share of each class in the trace of `scatter`.
+        scaled_spread: (K,), the same after the layer's scale per channel.
+        sample: image features of the joint channels.
+        conditions: per condition and channel over every value; no rows where there are none.
+    """
+
+    count: Tensor
+    mean: Tensor
+    within: Tensor
+    class_within: Tensor | None
+    scatter: Tensor
+    spread: Tensor
+    scaled_spread: Tensor
+    sample: Sample
+    conditions: Moments
+
+    @classmethod
+    def empty(cls, classes: int, channels: int, sample: int, *, by_class: bool) -> "Stage":
+        """Make a stage that has seen nothing; `by_class`: it keeps `class_within`."""
+        joint = len(joint_channels(channels))
+        zeros = torch.zeros(classes, dtype=torch.float64)
+        labels = torch.zeros(0, dtype=torch.int64)
+        return cls(
+            zeros,
+            zeros.new_zeros(classes, channels),
+            zeros.new_zeros(channels),
+            zeros.new_zeros(classes, channels) if by_class else None,
+            zeros.new_zeros(joint, joint),
+            zeros.clone(),
+            zeros.clone(),
+            Sample(sample, labels, labels.clone(), torch.zeros(0, joint)),
+            Moments.empty(0, channels),
+        )
+
+    def add(self, seen: Sweep, images: Images, scale: Tensor) -> None:
+        """Add a batch; `scale` (C,) or (N, C) is the layer's own."""
+        present, place = images.classes
+        own = Moments(self.count[present], self.mean[present], torch.zeros_like(self.mean[present]))
+        rows = absorb(own, seen, place)
+        self.count[present], self.mean[present] = own.count, own.mean
+        self.within += own.m2.sum(0)
+        if self.class_within is not None:
+            self.class_within[present] += own.m2
+        self._scatter(rows, images.labels, scale)
+        features = _joint(seen.mean)
+        self.sample += Sample(self.sample.size, images.priority, images.labels, features.float())
+        if images.condition is not None:
+            self.conditions = _roomy(self.conditions, int(images.condition.max()) + 1)
+            absorb(self.conditions, seen, images.condition)
+
+    def merge(self, other: "Stage", scale: Tensor) -> None:
+        """Add what another stage of as many classes has seen."""
+        count = (self.count + other.count).clamp(min=1)
+        step = other.mean - self.mean
+        rows = step * (self.count * other.count / count).sqrt().unsqueeze(1)
+        self.mean += step * (other.count / count).unsqueeze(1)
+        self.count += other.count
+        self.within += other.within + rows.square().sum(0)
+        if self.class_within is not None and other.class_within is not None:
+            self.class_within += other.class_within + rows.square()
+        self.scatter += other.scatter
+        self.spread += other.spread
+        self.scaled_spread += other.scaled_spread
+        self._scatter(rows, torch.arange(len(rows)), scale)
+        self.sample += other.sample
+        conditions = max(len(self.conditions.count), len(other.conditions.count))
+        self.conditions = _roomy(self.conditions, conditions) + _roomy(other.conditions, conditions)
+
+    def _scatter(self, rows: Tensor, labels: Tensor, scale: Tensor) -> None:
+        rows = _joint(rows)
+        self.scatter.addmm_(rows.T, rows)
+        square = rows.square()
+        self.spread.index_add_(0, labels, square.sum(1))
+        weight = _joint(scale).square()
+        scaled = square @ weight if weight.dim() == 1 else (square * weight).sum(1)
+        self.scaled_spread.index_add_(0, labels, scaled)
+
+    def mapped(self, centre: Tensor, scale: Tensor) -> "Stage":
+        """Map it to the stage of (x - centre) * scale, exactly."""
+        seen = (self.count > 0).unsqueeze(1)
+        joint = _joint(scale)
+        features = ((self.sample.features.double() - _joint(centre)) * joint).float()
+        conditions = self.conditions
+        known = (conditions.count > 0).unsqueeze(1)
+        return Stage(
+            self.count,
+            torch.where(seen, (self.mean - centre) * scale, 0.0),
+            self.within * scale**2,
+            None,
+            self.scatter * joint * joint.unsqueeze(1),
+            self.scaled_spread,
+            self.scaled_spread,
+            Sample(self.sample.size, self.sample.priority, self.sample.labels, features),
+            Moments(
+                conditions.count,
+                torch.where(known, (conditions.mean - centre) * scale, 0.0),
+                conditions.m2 * scale**2,
+            ),
+        )
+
+    def resize(self, classes: int) -> None:
+        """Make room for so many classes, or drop rows that hold none."""
+        for name in ("count", "mean", "class_within", "spread", "scaled_spread"):
+            table = getattr(self, name)
+            if table is not None:
+                setattr(self, name, resized(table, classes))
+
+
+@dataclass(eq=False)
+class TrackedLayer:
+    """One layer, or the images of one condition at it, with its statistics over the batches.
+
+    Attributes:
+        norm: the layer's class name.
+        maps: whether all images meet one map per channel.
+        map: that map, (C,); the pooled one where several maps come together; NaN mean and
+            variance where each sample has its own.
+        one_threshold: whether all images meet the same threshold -beta/gamma.
+        positions: values per image and channel.
+        counted: how many of them the histogram counts.
+        precision: relative rounding of the layer's input and of long float64 sums.
+        sample: how many images are sampled at most.
+        channels: (H,), those that have a histogram.
+        histogram: (K, H, BINS) int32 or int64, values per bin of z.
+        centred: (K, H) float64, sum over values of the input less the mean of its batch.
+        active: (K, C) int32 or int64, values with y > 0.
+        rate_square: (C,) float64, sum over images of the squared share of values with y > 0.
+        activation: the one that follows; None where none was seen.
+        input_activation: the one that made the input; None where none was seen.
+        stages: those that were measured, by name.
+        pre_activation: what that activation was given.
+    """
+
+    norm: str
+    maps: MapKind
+    map: ChannelMap
+    one_threshold: bool
+    positions: int
+    counted: int
+    precision: float
+    sample: int
+    channels: Tensor
+    histogram: Tensor
+    centred: Tensor
+    active: Tensor
+    rate_square: Tensor
+    activation: str | None = None
+    input_activation: str | None = None
+    stages: dict[str, Stage] = field(default_factory=dict)
+
+    @classmethod
+    def empty(
+        cls,
+        norm: str,
+        part: CallSlice,
+        before: Tensor,
+        classes: int,
+        histograms: int,
+        sample: int,
+    ) -> "TrackedLayer":
+        """Make one that has seen nothing; `before` is what its first input looks like."""
+        channels = before.shape[part.axis]
+        positions = before[0].numel() // channels
+        kept = nested_channels(channels, histograms)
+        return cls(
+            norm,
+            part.maps,
+            part.shown.cpu(),
+            part.used.gamma.dim() == 1,
+            positions,
+            min(POSITIONS, positions),
+            max(torch.finfo(before.dtype).eps, 1e-12),
+            sample,
+            kept,
+            torch.zeros(classes, len(kept), BINS, dtype=torch.int32),
+            torch.zeros(classes, len(kept), dtype=torch.float64),
+            torch.zeros(classes, channels, dtype=torch.int32),
+            torch.zeros(channels, dtype=torch.float64),
+        )
+
+    @property
+    def scale(self) -> Tensor:
+        """(C,), by which z is made of the stage that it derives from."""
+        return self.map.rstd if self.maps != "per_sample" else self.map.inverse_gamma
+
+    def stage(self, name: StageName | Literal["pre_activation"]) -> Stage:
+        """Return the statistics of a stage, empty ones at first."""
+        if name not in self.stages:
+            classes, channels = self.active.shape
+            self.stages[name] = Stage.empty(
+                classes, channels, self.sample, by_class=name == "input"
+            )
+        return self.stages[name]
+
+    def count_bins(self, taken: Tensor, mean: Tensor, rstd: Tensor, labels: Tensor) -> None:
+        """Add z = (x - mean) * rstd of values (N, C, P) to the histogram."""
+        most = int(self.stages["input"].count.max())
+        if self.histogram.dtype == torch.int32 and most > FULL:
+            self.histogram = self.histogram.long()
+        mean, rstd = mean[..., self.channels], rstd[..., self.channels]
+        if len(self.channels) < taken.shape[1]:
+            taken = taken[:, self.channels]
+        count_bins(self.histogram, taken, mean, rstd, labels)
+
+    def count_active(self, seen: Sweep, labels: Tensor) -> None:
+        """Count the values y > 0 of a batch."""
+        most = int(self.stages["scaled_shifted"].count.max())
+        if self.active.dtype == torch.int32 and most > FULL:
+            self.active = self.active.long()
+        self.active.index_add_(0, labels, seen.fired.to(self.active.dtype))
+        self.rate_square += (seen.fired.double() / seen.positions).square().sum(0)
+
+    def add_centred(self, seen: Sweep, labels: Tensor) -> None:
+        """Add the input less its mean over this batch, as training would."""
+        features = seen.mean[:, self.channels]
+        self.centred.index_add_(0, labels, (features - features.mean(0)) * seen.positions)
+
+    def resize(self, classes: int, histograms: int) -> None:
+        """Make room for so many classes, and keep the histograms of so many channels at most."""
+        for stage in self.stages.values():
+            stage.resize(classes)
+        self.keep_histograms(histograms)
+        for name in ("histogram", "centred", "active"):
+            setattr(self, name, resized(getattr(self, name), classes))
+
+    def keep_histograms(self, most: int) -> None:
+        """Drop the histograms of channels beyond the first `most` of `nested_channels`."""
+        if most < len(self.channels):
+            kept = nested_channels(self.active.shape[1], most)
+            places = torch.isin(self.channels, kept)
+            self.channels, self.histogram = kept, self.histogram[:, places].contiguous()
+            self.centred = self.centred[:, places].contiguous()
+
+    def merge(self, other: "TrackedLayer") -> None:
+        """Add what another has seen of the same layer, of as many classes."""
+        for name, stage in other.stages.items():
+            if name in self.stages:
+                self.stages[name].merge(stage, self.scale)
+            else:
+                self.stages[name] = stage
+        fewest = min(len(self.channels), len(other.channels))
+        for layer in (self, other):
+            layer.keep_histograms(fewest)
+        self.histogram = _narrow(self.histogram.long() + other.histogram)
+        self.active = _narrow(self.active.long() + other.active)
+        self.centred += other.centred
+        self.rate_square += other.rate_square
+        self.activation = self.activation or other.activation
+        self.input_activation = self.input_activation or other.input_activation
+
+
+def joint_channels(channels: int) -> Tensor:
+    """Choose the channels of the joint measures: all, or evenly spaced ones of more than JOINT.
+
+    A choice of channels and not a mixture: it is the same after scale and shift, so J stays equal.
+    """
+    if channels <= JOINT:
+        return torch.arange(channels)
+    kept = min(JOINT, THINNED)
+    return torch.linspace(0, channels - 1, kept, dtype=torch.float64).round().long()
+
+
+def nested_channels(channels: int, most: int) -> Tensor:
+    """Choose at most so many channels, nearly evenly spaced, in ascending order.
+
+    A smaller choice is part of a larger one: the order is that of the reversed bits of their
+    numbers (van der Corput 1935).
+    """
+    if most >= channels:
+        return torch.arange(channels)
+    bits = max(1, (channels - 1).bit_length())
+    order = [int(f"{i:0{bits}b}"[::-1], 2) for i in range(1 << bits)]
+    return torch.tensor(sorted([c for c in order if c < channels][:most]))
+
+
+def resized(table: Tensor, rows: int) -> Tensor:
+    """Add rows of zeros up to so many, or drop the rows beyond."""
+    if rows <= len(table):
+        return table if rows == len(table) else table[:rows].clone()
+    return F.pad(table, [0, 0] * (table.dim() - 1) + [0, rows - table.shape[0]])
+
+
+def _joint(table: Tensor) -> Tensor:
+    """Take the columns (..., C) that the joint measures use; without a copy where it is all."""
+    channels = table.shape[-1]
+    return table if channels <= JOINT else table[..., joint_channels(channels)]
+
+
+def _narrow(counts: Tensor) -> Tensor:
+    return counts if counts.numel() and int(counts.max()) > FULL else counts.to(torch.int32)
+
+
+def _roomy(moments: Moments, rows: int) -> Moments:
+    if len(moments.count) >= rows:
+        return moments
+    return Moments(*(resized(t, rows) for t in (moments.count, moments.mean, moments.m2)))
