@@ -24,7 +24,7 @@ MASKS = Y.view(N, 1, 1).repeat(1, 4, 4)
 MASKS[:, 0, 0], MASKS[:, 1, 1] = 255, -100  # ignored
 
 
-class Net(nn.Module):
+class Scores(nn.Module):
     """Classes of X, right to about 90 %, with running statistics that are off by one."""
 
     def __init__(self, outputs: int = 3) -> None:
@@ -52,16 +52,20 @@ class Net(nn.Module):
         y: Tensor = self.head(self.act(self.norm(self.first(x))))
         return y
 
+
+class Net(Scores):
+    """Takes one tensor."""
+
     def forward(self, x: Tensor) -> Any:
         return self.scores(x)
 
 
-class Pair(Net):
+class Pair(Scores):
     def forward(self, a: Tensor, b: Tensor) -> Any:
         return self.scores(torch.cat([a, b], 1))
 
 
-class Transformer(Net):
+class Transformer(Scores):
     """As those of Hugging Face: named inputs, labels among them, a dict with the loss first."""
 
     def forward(
@@ -72,12 +76,12 @@ class Transformer(Net):
         return {"loss": loss, "logits": logits}
 
 
-class OfObject(Net):
+class OfObject(Scores):
     def forward(self, graph: Any) -> Any:
         return self.scores(graph.x)
 
 
-class OfImages(Net):
+class OfImages(Scores):
     """As torchvision's detectors: a list of images of unlike shapes, and targets."""
 
     def forward(self, images: list[Tensor], targets: Any = None) -> Any:
