@@ -167,12 +167,15 @@ class Loader:
                 if any(t.dim() == 0 or len(t) != n for t, n in zip(tensors_, sizes, strict=True)):
                     return first
                 return torch.cat(tensors_)[order.to(tensors_[0].device)]
+            if isinstance(first, list):
+                flat = [item for value in values for item in value]
+                return [flat[i] for i in order.tolist()]
             if first is None or isinstance(first, (str, bytes, bool, int, float)):
                 return first
             raise _Whole
 
         def merged(name: str) -> Any:
-            return _walk_together([getattr(batch, name) for batch in batches], joined)
+            return _walk_together([getattr(batch, name) for batch in batches], joined, sizes)
 
         try:
             if self.forward is not None:
@@ -197,6 +200,10 @@ class Loader:
             inputs, labels, ids = grammar.parts(index, given)
         if self._labels is not None:
             labels = grammar.named(self._labels, given, index)
+            if ids is labels:  # the third entry holds the labels, not the domain
+                ids = None
+            if inputs is labels and isinstance(given, (tuple, list)) and len(given) > 1:
+                inputs = given[1]
         if self.forward is None:
             inputs = walk(grammar.formed(inputs), lambda value: self._moved(value, cast=True))
             args, kwargs = grammar.arguments(self._signature, inputs, given, labels)
@@ -206,7 +213,8 @@ class Loader:
                         f"the inputs of batch {index} hold NaN or infinity; clean them first"
                     )
         values = grammar.as_numbers(labels)
-        size = grammar.size((args, kwargs) if self.forward is None else given, values, given)
+        whole = given if self.forward is not None else (args, kwargs)
+        size = grammar.size(whole, labels if values is None else values, given)
         if values is not None:
             values = values.to(self._device)
         condition = grammar.whole_numbers(grammar.as_numbers(ids), size)
@@ -307,14 +315,17 @@ def held_out(index: int) -> bool:
     return 0.5 <= index * GOLDEN % 1 < 0.8
 
 
-def _walk_together(values: list[Any], leaf: Callable[..., Any]) -> Any:
+def _walk_together(values: list[Any], leaf: Callable[..., Any], sizes: list[int]) -> Any:
     first = values[0]
     if isinstance(first, Mapping):
-        return {key: _walk_together([v[key] for v in values], leaf) for key in first}
+        return {key: _walk_together([v[key] for v in values], leaf, sizes) for key in first}
+    pairs = list(zip(values, sizes, strict=True))
+    if isinstance(first, list) and all(grammar.by_sample(v, n) for v, n in pairs):
+        return leaf(*values)
     if isinstance(first, (tuple, list)):
         if any(len(value) != len(first) for value in values):
             raise _Whole
-        items = [_walk_together(list(group), leaf) for group in zip(*values, strict=True)]
+        items = [_walk_together(list(group), leaf, sizes) for group in zip(*values, strict=True)]
         return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
     return leaf(*values)
 

@@ -181,10 +181,10 @@ class Comparison:
         if a.shape != b.shape:
             a, b = reference.features, other.features
         if a.shape == b.shape and a.dim() == 2:
-            finite = b.isfinite().all(1)
-            step = torch.where(finite.unsqueeze(1), b - a, 0)
-            scale = float((a - a.mean()).pow(2).mean(1).sum())
-            lost = int((~finite).sum())
+            known, finite = a.isfinite().all(1), b.isfinite().all(1)
+            step = torch.where((known & finite).unsqueeze(1), b - a, 0)
+            scale = float((a[known] - a[known].mean()).pow(2).mean(1).sum()) if known.any() else 0.0
+            lost = int((known != finite).sum())
             self._squares += float(step.pow(2).mean(1).sum()) + lost * WORST * max(scale, 1e-12)
             self._spread += scale
             self.samples += len(a)

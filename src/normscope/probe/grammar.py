@@ -163,14 +163,16 @@ def walk(value: Any, leaf: Callable[[Any], Any], size: int | None = None) -> Any
         items = [walk(item, leaf, size) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     if isinstance(value, list):
-        if size is not None and len(value) == size and not all(_has(item, size) for item in value):
+        if size is not None and by_sample(value, size):
             return leaf(value)
         return [walk(item, leaf, size) for item in value]
     return leaf(value)
 
 
-def _has(value: Any, size: int) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == size
+def by_sample(value: Any, size: int) -> bool:
+    """Whether a list has one entry per sample, and is not one of columns of a batch."""
+    column = all(isinstance(v, Tensor) and v.dim() > 0 and len(v) == size for v in value)
+    return len(value) == size and not column
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -228,11 +230,20 @@ def parts(index: int, batch: Any) -> tuple[Any, Any, Any]:
             return named, found[0], found[1]
         if len(named) < len(batch):
             return next(iter(named.values())), found[0], found[1]
-    if isinstance(batch, (tuple, list)):
+    if isinstance(batch, (tuple, list)) and not of_samples(batch):
         if not len(batch):
             raise InputError(f"batch {index} is empty; {GRAMMAR}")
         return (*batch[:3], None, None)[:3]
     return batch, None, None
+
+
+def of_samples(value: Any) -> bool:
+    """Whether a list holds one tensor per sample, as detectors take images; not columns."""
+    if not isinstance(value, list) or not all(isinstance(v, Tensor) for v in value):
+        return False
+    floats = all(v.is_floating_point() for v in value)
+    alike = len({v.dim() for v in value}) == 1
+    return floats and alike and (len(value) > 3 or len({v.shape[:1] for v in value}) > 1)
 
 
 def named(labels: Labels, given: Any, index: int) -> Any:
@@ -263,18 +274,34 @@ def formed(x: Any) -> Any:
     return x
 
 
-def size(inputs: Any, labels: Tensor | None, given: Any) -> int:
-    """The length of the first tensor of the inputs, or of the labels, or of what was given.
+def size(inputs: Any, labels: Any, given: Any) -> int:
+    """The number of labels, where inputs have as many rows or are a list of as many.
 
-    Where the inputs are not interpreted, labels come before tensors.
+    Else the length of a list of samples, or of the first tensor.
     """
-    first = next((t for t in tensors(inputs) if t.dim()), labels)
-    if inputs is given and labels is not None and labels.dim():
-        first = labels
-    if first is not None and first.dim():
+    count = len(labels) if isinstance(labels, (Tensor, np.ndarray)) and labels.ndim else None
+    if isinstance(labels, (list, tuple)):
+        count = len(labels)
+    found = list(tensors(inputs))
+    if count is not None:
+        rows = any(t.dim() and len(t) == count for t in found)
+        if rows or inputs is given or any(len(v) == count for v in _lists(inputs)):
+            return count
+    listed = next((v for v in _lists(inputs) if of_samples(v)), None)
+    first = next((t for t in found if t.dim()), labels) if listed is None else listed
+    if isinstance(first, list) or (isinstance(first, Tensor) and first.dim()):
         return len(first)
     whole = given[0] if isinstance(given, (tuple, list)) else given
     return len(whole) if isinstance(whole, Sized) else 1
+
+
+def _lists(value: Any) -> Iterator[list[Any]]:
+    """Every list in tuples, lists and mappings."""
+    if isinstance(value, list):
+        yield value
+    if isinstance(value, (tuple, list, Mapping)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _lists(item)
 
 
 def finite(tensor: Tensor) -> bool:
