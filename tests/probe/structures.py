@@ -176,7 +176,7 @@ class Case:
 
 
 NO_LABELS = {"inspect": "holds no labels"}
-NOT_CLASSES = {"inspect": "labels of batch 0 are"}
+NOT_CLASSES = {"inspect": "labels of batch 0 are|batch 0 holds no labels"}
 NO_INPUTS = {"verify": "verify needs a batch"}  # `forward` runs it, nobody knows with what
 TWO = {"forward": lambda model, batch: model(batch[0])}
 OBJECTS = {"forward": lambda model, batch: model.scores(batch.x)}

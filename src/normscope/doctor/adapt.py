@@ -18,6 +18,7 @@ from normscope.errors import InputError, ModelError
 from normscope.probe.batches import Forward, Loader
 from normscope.probe.compare import leaves
 from normscope.probe.frozen import check_runnable
+from normscope.probe.grammar import Labels
 from normscope.probe.restore import ModelSnapshot
 from normscope.probe.run import tensors_of
 from normscope.probe.stream import merged
@@ -83,6 +84,7 @@ def adapt(
     lr: float = 1e-3,
     steps: int = 1,
     forward: Forward | None = None,
+    labels: Labels | None = None,
     batch_limit: int | None = None,
 ) -> Adaptation:
     """Move running statistics towards live data, as a transaction.
@@ -101,6 +103,7 @@ def adapt(
         lr: of Adam.
         steps: passes over the data while learning.
         forward: as for `recalibrate`.
+        labels: likewise.
         batch_limit: likewise.
 
     Raises:
@@ -113,7 +116,7 @@ def adapt(
     if prior < 0:
         raise InputError(f"prior is {prior}; it must be 0 or more samples")
     check_runnable(model, writes=True)
-    loader = _loader(model, batches, forward, batch_limit)
+    loader = _loader(model, batches, forward, labels, batch_limit)
     start = ModelSnapshot(model)
     try:
         before = certainty(model, loader)
@@ -170,11 +173,12 @@ def _loader(
     model: nn.Module,
     batches: Iterable[Any] | Loader,
     forward: Forward | None = None,
+    labels: Labels | None = None,
     limit: int | None = None,
 ) -> Loader:
     if isinstance(batches, Loader):
         return batches
-    return Loader(batches, model, forward=forward, limit=limit)
+    return Loader(batches, model, forward=forward, labels=labels, limit=limit)
 
 
 def _learned(

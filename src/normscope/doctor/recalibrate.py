@@ -24,6 +24,7 @@ from normscope.layers.statistics import Snapshot, snapshot
 from normscope.moments import Moments, drift
 from normscope.probe.batches import Forward, Loader, Part
 from normscope.probe.frozen import check_runnable
+from normscope.probe.grammar import Labels
 from normscope.probe.run import NormRun, dropouts, tensors_of
 from normscope.probe.stream import MomentStream, merged
 
@@ -95,6 +96,7 @@ def recalibrate(
     only: Iterable[str] = (),
     propagate: Propagate = "batch",
     forward: Forward | None = None,
+    labels: Labels | None = None,
     batch_limit: int | None = None,
     process_group: dist.ProcessGroup | Literal["world"] | None = None,
     on_progress: Callable[[int], None] | None = None,
@@ -119,6 +121,7 @@ def recalibrate(
             use; it does not depend on how batches are composed, and the result agrees with
             itself: measured again in eval(), it is the same.
         forward: forward(model, batch), for batches of another structure.
+        labels: where the labels are; with forward their number is that of the samples.
         batch_limit: read so many batches at most; None: all, or 1,000 of a loader without length.
         process_group: ranks that hold one part of the data each, "world" for all; every rank
             must call. None: this process alone.
@@ -135,7 +138,9 @@ def recalibrate(
     """
     if propagate not in ("batch", "sequential"):
         raise InputError(f'propagate is {propagate!r}; it can be "batch" or "sequential"')
-    loader = Loader(batches, model, forward=forward, limit=batch_limit, keep=propagate != "batch")
+    loader = Loader(
+        batches, model, forward=forward, labels=labels, limit=batch_limit, keep=propagate != "batch"
+    )
     check_runnable(model, writes=True)
     layers, left = chosen(model, tuple(only))
     group = dist.group.WORLD if process_group == "world" else process_group

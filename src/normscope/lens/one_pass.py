@@ -25,7 +25,6 @@ from normscope.probe.frozen import refuse_traced
 from normscope.probe.grammar import LABELS, Batch, Labels
 from normscope.records import Batches, Inspection
 
-MOST = 1_000_000  # classes; labels beyond are no numbers of classes
 LIMIT = 4 << 30  # bytes that a pass may take above the forward, unless it is told another number
 
 
@@ -280,16 +279,15 @@ def class_labels(batch: Batch, classes: int | None) -> Tensor:
     labels = batch.classes
     if labels is None:
         below = not given.is_floating_point() and given.numel() and int(given.min()) < 0
-        why = " and some are below zero" if below else ""
+        why = ", some of the labels below zero" if below else ""
         raise InputError(
             f"the labels of batch {index} are {given.dtype} {tuple(given.shape)}{why}; they must "
             f"be one whole number per image, ({batch.size},), 0, 1, 2, ..., or one-hot rows; "
             "labels= says where others are"
         )
-    most = MOST if classes is None else classes
-    if int(labels.max()) >= most:
-        what = "numbers of classes" if classes is None else f"with {classes} class names labels"
+    if classes is not None and int(labels.max()) >= classes:
         raise InputError(
-            f"batch {index} has label {int(labels.max())}; {what} must lie in 0..{most - 1}"
+            f"batch {index} has label {int(labels.max())}; with {classes} class names labels must "
+            f"lie in 0..{classes - 1}"
         )
     return labels

@@ -130,7 +130,7 @@ class Loader:
             raise
         except Exception as problem:
             raise ModelError(
-                f"{culprit(model, problem)} failed on batch {batch.index} ({batch.shapes}): "
+                f"{culprit(model, problem)} failed on batch {batch.index}, given {batch.shapes}: "
                 f"{reason(problem)}; {GRAMMAR}"
             ) from problem
 
