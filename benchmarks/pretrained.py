@@ -111,10 +111,14 @@ def frozen_by_half(network: Network, model: nn.Module) -> None:
 
 
 def one_stage(network: Network, model: nn.Module) -> None:
-    """The statistics of the second quarter of the layers are of another domain."""
+    """The statistics of the second quarter of the layers are of another domain, twice as far.
+
+    Measured again alone, with the other layers as stored, these layers are healed; where all are
+    measured on so few photographs, more is lost than the fault costs.
+    """
     every = norms(model)
     quarter = max(len(every) // 4, 1)
-    inputs = [network.domain(x) for x, _ in network.sample]
+    inputs = [network.domain(network.domain(x)) for x, _ in network.sample]
     _measured(model, every[quarter : 2 * quarter], inputs)
 
 
@@ -236,7 +240,7 @@ def row(network: Network, planted: Planted, tally: Tally) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def lines(networks: list[Network], tally: Tally) -> Iterator[str]:
+def lines(networks: list[Network], truths: tuple[str, ...], tally: Tally) -> Iterator[str]:
     """The table."""
     names = (
         "network | truth | first line | codes | named | kept | before | followed | repaired | "
@@ -245,7 +249,7 @@ def lines(networks: list[Network], tally: Tally) -> Iterator[str]:
     yield f"| {names} |"
     yield "|" + " --- |" * (names.count("|") + 1)
     for network in networks:
-        for planted in ROWS:
+        for planted in (p for p in ROWS if p.truth.startswith(truths)):
             torch.manual_seed(0)
             try:
                 yield row(network, planted, tally)
@@ -262,6 +266,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Published networks with planted faults.")
     parser.add_argument("folder", type=Path, help="where pip installed the packages (--target)")
     parser.add_argument("networks", nargs="*", help="beginnings of names; all without")
+    parser.add_argument("--truth", action="append", help="beginning of a row's truth; all without")
     asked = parser.parse_args()
     missing = [name for name in MODULES if not (asked.folder / name).is_dir()]
     if missing:
@@ -278,7 +283,8 @@ def main() -> int:
     if not chosen:
         parser.error(f"no network begins like that; there are {', '.join(NETWORKS)}")
     tally = Tally()
-    for line in lines([make(asked.folder) for make in chosen], tally):
+    networks = [make(asked.folder) for make in chosen]
+    for line in lines(networks, tuple(asked.truth or ("",)), tally):
         print(line, flush=True)
     print()
     for note in tally.notes:

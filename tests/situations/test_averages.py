@@ -219,7 +219,7 @@ def test_statistics_of_clients_are_merged_by_total_variance() -> None:
         merged["1.running_mean"].double(), inputs.mean(1), rtol=1e-4, atol=1e-5
     )
     torch.testing.assert_close(
-        merged["1.running_var"].double(), inputs.var(1), rtol=1e-3, atol=1e-6
+        merged["1.running_var"].double(), inputs.var(1), rtol=4e-3, atol=1e-6
     )
     plain = sum(
         n * m.state_dict()["1.running_var"] for n, m in zip(counts, models, strict=True)
@@ -253,4 +253,4 @@ def test_checkpoints_that_do_not_belong_together(change: Any, word: str) -> None
     other = dict(state)
     change(other)
     with pytest.raises(NormscopeError, match=word):
-        doctor.merge_statistics([state, other], [1, 1])
+        doctor.merge_statistics([state, other], [100, 100])
