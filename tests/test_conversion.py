@@ -136,6 +136,22 @@ def test_an_optimizer_hooks_and_shared_layers_go_on() -> None:
     assert shared.qconfig == "mine"
 
 
+def test_revert_gives_gradients_back_where_parameters_changed_their_shape() -> None:
+    model = network()
+    model[1].weight.requires_grad_(True)
+    model(torch.randn(8, 3, 8, 8)).square().mean().backward()
+    before = {n: (p, p.grad.clone()) for n, p in model.named_parameters()}
+    conversion = convert(model, "conditional", num_conditions=3)
+    assert model[1].weight.shape == (3, 8)
+    assert model[1].weight.grad is None, "it has another shape"
+    conversion.revert()
+    for name, parameter in model.named_parameters():
+        old, gradient = before[name]
+        assert parameter is old
+        assert parameter.grad is not None, name
+        assert torch.equal(parameter.grad, gradient), name
+
+
 def test_what_was_trained_since_stays_on_revert() -> None:
     model = network()
     for kind in ("batch", "frozen"):

@@ -105,7 +105,7 @@ def test_the_judge_reads_what_no_remedy_reads() -> None:
 
 def _numbers(loader: Any) -> tuple[Any, ...]:
     own = [g.get_state().tolist() for g in _generators(loader)]
-    numpy = np.random.get_state()[1].tolist()  # type: ignore[index,union-attr]  # noqa: NPY002
+    numpy = np.random.get_state()[1].tolist()  # noqa: NPY002
     return torch.get_rng_state().tolist(), random.getstate(), numpy, own
 
 
@@ -294,7 +294,7 @@ def test_what_a_remedy_reads_is_not_what_judges_it() -> None:
     model = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 2)).eval()
     found = diagnose(model, batches)
     repair(model, found, batches, remedies=["recalibrate"], force=True)
-    mean = float(model[0].running_mean)  # type: ignore[arg-type]
+    mean = float(model[0].running_mean)
     assert abs(mean) < 1, "samples that are held out were read by the remedy"
 
 

@@ -231,30 +231,30 @@ class Comparison:
 def advantage(before: Quality, after: Quality) -> float:
     """Mean paired gain over its standard error: of the metric, else of what says most.
 
-    With one or two batches a metric counts as sure where it changes by a hundredth.
+    With one number per batch, and one or two batches, a change by a hundredth counts as sure.
     """
     if after.metrics:
         gains = torch.tensor(after.metrics) - torch.tensor(before.metrics)
-        scale = max(abs(before.metric), 1e-12)
-        if len(gains) < 3:
-            change = float(gains.mean()) / scale
-            return math.copysign(2 * SURE, change) if abs(change) > 0.01 else 0.0
-        return _z(gains, 1e-4 * scale)
+        return _z(gains, before.metric, whole=True)
     scores = []
     if after.losses:
         gains = torch.cat(before.losses).double() - torch.cat(after.losses).double()
-        scores.append(_z(gains, 1e-4 * max(abs(before.loss), 1e-12)))
+        scores.append(_z(gains, before.loss, whole=all(len(v) == 1 for v in after.losses)))
     if after.right:
-        scores.append(_z(torch.cat(after.right).double() - torch.cat(before.right).double(), 1e-4))
+        scores.append(_z(torch.cat(after.right).double() - torch.cat(before.right).double(), 1.0))
     if not scores:
         return math.nan
     # accuracy is what people ask for; the loss speaks where accuracy does not
     return scores[-1] if abs(scores[-1]) > SURE else max(scores, key=abs)
 
 
-def _z(gains: Tensor, least: float) -> float:
-    error = float(gains.std()) / len(gains) ** 0.5 if len(gains) > 1 else math.inf
-    return float(gains.mean()) / max(error, least)
+def _z(gains: Tensor, scale: float, *, whole: bool = False) -> float:
+    """Mean over its standard error; `whole`: each number is that of a batch."""
+    mean, scale = float(gains.mean()), max(abs(scale), 1e-12)
+    if whole and len(gains) < 3:
+        return math.copysign(2 * SURE, mean) if abs(mean) > 0.01 * scale else 0.0
+    error = float(gains.std()) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
+    return mean / max(error, 1e-4 * scale)
 
 
 def _called(what: str, function: Callable[[Any, Any], Any], output: Any, batch: Batch) -> Tensor:
