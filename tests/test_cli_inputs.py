@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from safetensors.torch import load_file
 
 from normscope.cli import main
 from normscope.cli.app import progress_bar
+from normscope.records import Inspection
 
 FILE = """
 import itertools, os, signal
@@ -460,3 +464,43 @@ def test_what_cannot_be_used_is_one_sentence(line: str, sentence: str, command: 
     assert sentence in err
     assert err.strip().count("\n") == 0, err
     assert not Path("b.st").exists()
+
+
+@pytest.mark.parametrize("interrupt", [signal.default_int_handler, signal.SIG_IGN])
+def test_sigterm_is_ctrl_c(interrupt: Any, command: Command) -> None:
+    """Also in a background job of a script, which ignores Ctrl-C."""
+    usual = signal.signal(signal.SIGINT, interrupt)
+    terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        code, _, err = command(
+            "inspect", "--model", ":net", "--loader", ":stops", "--save", "a.json"
+        )
+        assert signal.getsignal(signal.SIGINT) is interrupt
+        assert signal.getsignal(signal.SIGTERM) is terminate
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    assert code == 130
+    assert "stopped after" in err
+    assert sum(Inspection.from_json(Path("a.json").read_text()).counts) == 5 * 64
+
+
+def test_sigterm_keeps_what_was_judged(command: Command, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "normscope", "repair", "--model", "own.py:stale", "--loader",
+            "own.py:scans", "--forward", "own.py:stop_at_second_remedy", "--metric", "own.py:right",
+            "--remedy", "recalibrate,own_weight", "--out", "new.safetensors", "--json",
+        ],
+        capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 130, done.stderr
+    record = json.loads(done.stdout)["repair"]
+    assert not record["complete"]
+    assert [(t["remedy"], t["kept"]) for t in record["trials"]] == [("recalibrate", True)]
+    moved = (
+        load_file("new.safetensors")["0.running_mean"]
+        - own("stale")().state_dict()["0.running_mean"]
+    )
+    assert moved.abs().max() > 8
