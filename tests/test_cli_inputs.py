@@ -466,6 +466,14 @@ def test_what_cannot_be_used_is_one_sentence(line: str, sentence: str, command: 
     assert not Path("b.st").exists()
 
 
+def test_what_an_own_weight_asks_of_a_loader_is_said(command: Command) -> None:
+    common = ("repair", "--model", ":deaf", "--loader", ":waves", "--out", "a.st")
+    _, _, err = command(*common, "--remedy", "own_weight")
+    assert "normscope.doctor.own_weight(model, [], 0)" in err
+    _, _, err = command(*common, "--remedy", "recalibrate")
+    assert "own_weight" not in err
+
+
 @pytest.mark.parametrize("interrupt", [signal.default_int_handler, signal.SIG_IGN])
 def test_sigterm_is_ctrl_c(interrupt: Any, command: Command) -> None:
     """Also in a background job of a script, which ignores Ctrl-C."""

@@ -104,8 +104,9 @@ def repair(
             notes = {"normscope.repair": record.to_json()}
             write_weights(out, merged(state, network), notes)
         tell(language, "cli.weights", path=out)
-        if "split" in record.kept:
-            tell(language, "doctor.repair.split")
+        for remedy_kept in ("split", "own_weight"):  # the file fits no model as it was
+            if remedy_kept in record.kept:
+                tell(language, f"doctor.repair.{remedy_kept}")
     else:
         tell(language, "doctor.nothing_written")
     if not record.complete:
