@@ -18,7 +18,7 @@ from normscope.cli.app import progress_bar
 from normscope.records import Inspection
 
 FILE = """
-import itertools, os, signal
+import itertools, os, signal, warnings
 import torch
 from torch import nn
 
@@ -171,6 +171,10 @@ def deaf():
         model[2].weight.copy_(WAVES.unsqueeze(1))
     return model
 
+def warns():
+    warnings.warn("mind the gap", stacklevel=1)
+    return batches()
+
 class Stops:
     def __iter__(self):
         for i, batch in enumerate(batches()):
@@ -227,6 +231,30 @@ def command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
     return Command(tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("what", ["inspect", "diagnose", "repair", "convert"])
+def test_every_command_takes_one_of_several_state_dicts(what: str, command: Command) -> None:
+    state = own("net")().state_dict()
+    torch.save({"g": own("stale")().state_dict(), "g_ema": state}, "gan.pt")
+    given = (what, "--model", ":net", "--weights", "gan.pt")
+    more: tuple[object, ...] = {
+        "repair": ("--loader", ":batches", "--out", "a.st"),
+        "convert": ("--to", "torch", "--out", "a.st"),
+    }.get(what, ("--loader", ":batches"))
+    code, _, err = command(*given, *more)
+    assert (code, "'g', 'g_ema'" in err) == (2, True)
+    code, _, err = command(*given, *more, "--key", "g_ema")
+    assert code in (0, 1), err
+    if what == "convert":
+        assert torch.equal(load_file("a.st")["0.running_mean"], state["0.running_mean"])
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line(command: Command) -> None:
+    code, _, err = command("diagnose", "--model", ":net", "--loader", ":warns")
+    assert code == 0
+    assert err == "normscope: mind the gap\n"
 
 
 class Terminal(io.StringIO):
