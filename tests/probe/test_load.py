@@ -408,3 +408,14 @@ def test_archives_with_damaged_tables(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(FileError, match="is truncated or damaged|without a checkpoint"):
             read_weights(path)
+
+
+def test_a_file_is_run_once_until_it_changes(tmp_path: Path) -> None:
+    """Two functions of one file agree on what its classes are."""
+    file = tmp_path / "own.py"
+    file.write_text("class A: pass\ndef thing(): return A()\ndef kind(): return A\n")
+    first = load.made(str(file), "thing")
+    assert isinstance(first, load.made(str(file), "kind"))
+    file.write_text("class A: pass\ndef thing(): return 5\n")
+    os.utime(file, ns=(1, 1))
+    assert load.made(str(file), "thing") == 5

@@ -1,5 +1,6 @@
 """What every command shares: the application, its options, how it reads and tells."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,13 +27,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Model = Annotated[
-    str | None,
-    typer.Option(help="pkg.module:factory, path/file.py:factory, timm:NAME, or a run folder."),
-]
-Key = Annotated[
-    str | None, typer.Option(help="Which of several state dicts in --weights, as g_ema.")
-]
 Html = Annotated[Path | None, typer.Option(help="Write the page here.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 LangOption = Annotated[
@@ -52,29 +46,34 @@ class Console(console.Console):
 
 
 @contextmanager
-def progress_bar(quiet: bool) -> Iterator["Progress"]:
-    """A bar on stderr, on a terminal only; called with what is done, of how much, and a text."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+def progress_bar(quiet: bool, batches: int | None = None) -> Iterator["Progress"]:
+    """Show a bar with the time left on stderr, on a terminal only.
+
+    It is called with how many steps are done, of how many (0: unknown), and a text. A step back
+    begins another part, whose time is measured anew.
+
+    Args:
+        quiet: show nothing.
+        batches: stands for an unknown number of steps.
+    """
+    from rich import progress
 
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(elapsed_when_finished=True),
     )
     console = Console(stderr=True)
-    quiet = quiet or not console.is_terminal
-    with Progress(*columns, console=console, disable=quiet, transient=True) as bars:
+    # FORCE_COLOR makes a terminal of a log
+    quiet = quiet or not sys.stderr.isatty() or console.is_dumb_terminal
+    with progress.Progress(*columns, console=console, disable=quiet, transient=True) as bars:
         task = bars.add_task("", total=None)
 
         def show(done: int, total: int, message: str) -> None:
-            bars.update(task, completed=done, total=total, description=message)
+            if done < bars.tasks[task].completed:
+                bars.reset(task)
+            bars.update(task, completed=done, total=total or batches, description=message)
 
         yield show
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from normscope.cli.app import LOCALE, Console, Json, Key, LangOption, known_language, tell
+from normscope.cli.app import LOCALE, Console, Json, LangOption, known_language, tell
+from normscope.cli.inputs import Key
 from normscope.errors import InputError
 
 

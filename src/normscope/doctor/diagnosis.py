@@ -85,6 +85,8 @@ def diagnose(
     goal = Goal(metric, loss)
 
     def reader(given: Iterable[Any]) -> Loader:
+        if isinstance(given, Loader):
+            return given
         assert isinstance(subject, nn.Module), "asked with a model only"
         return Loader(given, subject, forward=forward, labels=labels, limit=batch_limit)
 
@@ -93,7 +95,7 @@ def diagnose(
     if case.subject is not None:
         layers = norms_by_name(case.subject)
         if batches is not None:
-            loader = batches if isinstance(batches, Loader) else reader(batches)
+            loader = reader(batches)
             case.data = collected(
                 case.subject, loader, layers, goal, part=part, on_progress=on_progress
             )

@@ -9,6 +9,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def made(place: str, name: str, finished: type | tuple[type, ...] = ()) -> Any:
     sys.path.insert(0, folder)  # imports find what lies there, as when Python is started there
     try:
         try:
-            source = _executed(Path(place)) if is_file else importlib.import_module(place)
+            source = _file(Path(place)) if is_file else importlib.import_module(place)
         except (Exception, SystemExit) as problem:
             raise ModelError(f"{shown(place)} cannot be imported: {reason(problem)}") from problem
         value = getattr(source, name, None)
@@ -150,7 +151,13 @@ def reason(problem: BaseException) -> str:
     return shown(f"{type(problem).__name__}: {(str(problem) or 'no message').splitlines()[0]}")
 
 
-def _executed(path: Path) -> Any:
+def _file(path: Path) -> Any:
+    return _executed(path.resolve(), path.stat().st_mtime_ns)
+
+
+@cache
+def _executed(path: Path, changed: int) -> Any:
+    """The module of a file; once as long as it stays the same, so that its classes are the same."""
     found = importlib.util.spec_from_file_location(f"normscope_file_{path.stem}", path)
     assert found is not None and found.loader is not None, "a .py file has a loader"  # noqa: PT018
     module = importlib.util.module_from_spec(found)
