@@ -119,6 +119,9 @@ def accumulate(
                     state.incomplete = True
                     lens.begin(batch)
                     _run(model, batch)
+                    if lens.misses:  # the first forward shows which activations make inputs
+                        lens.again()
+                        _run(model, batch)
                     lens.end()
                     state.incomplete = False
                     if on_progress is not None:
