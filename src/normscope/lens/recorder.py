@@ -9,9 +9,10 @@ from normscope.batches import Batch
 from normscope.errors import ModelError
 from normscope.lens import memory
 from normscope.lens.channel_map import CallSlice, slices
+from normscope.lens.images import Images
 from normscope.lens.per_sample import per_sample_slice
 from normscope.lens.state import InspectionState
-from normscope.lens.statistics import Images, TrackedLayer
+from normscope.lens.statistics import TrackedLayer
 from normscope.lens.sweep import Sweep
 from normscope.probe import Call, Norm
 
