@@ -220,3 +220,19 @@ def test_diagnose_and_repair_from_a_checkpoint_and_with_data(tmp_path: Path) -> 
         run("repair", "--weights", weights, "--live", "iris", "--out", out, "--force"),
     ):
         assert (missing.returncode, "--model" in missing.stderr) == (2, True)
+
+
+def test_key_chooses_one_of_several_state_dicts(tmp_path: Path) -> None:
+    import torch
+
+    good, bad = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
+    bad.running_var.fill_(-1)
+    path, model = tmp_path / "gan.pt", "torch.nn:Identity"
+    torch.save({"g": good.state_dict(), "g_ema": bad.state_dict(), "step": 5}, path)
+    done = run("diagnose", "--weights", path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "several state dicts: 'g', 'g_ema'" in done.stderr
+    done = run("inspect", "--model", model, "--weights", path, "--key", "step")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no state dict 'step'; it has 'g', 'g_ema'" in done.stderr
+    assert run("diagnose", "--weights", path, "--key", "g_ema").returncode == 1

@@ -136,6 +136,22 @@ def test_an_optimizer_hooks_and_shared_layers_go_on() -> None:
     assert shared.qconfig == "mine"
 
 
+def test_revert_gives_gradients_back_where_parameters_changed_their_shape() -> None:
+    model = network()
+    model[1].weight.requires_grad_(True)
+    model(torch.randn(8, 3, 8, 8)).square().mean().backward()
+    before = {n: (p, p.grad.clone()) for n, p in model.named_parameters()}
+    conversion = convert(model, "conditional", num_conditions=3)
+    assert model[1].weight.shape == (3, 8)
+    assert model[1].weight.grad is None, "it has another shape"
+    conversion.revert()
+    for name, parameter in model.named_parameters():
+        old, gradient = before[name]
+        assert parameter is old
+        assert parameter.grad is not None, name
+        assert torch.equal(parameter.grad, gradient), name
+
+
 def test_what_was_trained_since_stays_on_revert() -> None:
     model = network()
     for kind in ("batch", "frozen"):
@@ -195,6 +211,24 @@ def test_instance_norm_with_statistics_is_frozen_exactly() -> None:
     torch.testing.assert_close(norm.train()(x), expected)
     with pytest.raises(ModelError, match="each sample has its own"):
         convert(nn.InstanceNorm2d(3), "frozen")
+
+
+def test_instance_norms_are_kept_unless_they_are_named() -> None:
+    model = nn.Sequential(
+        nn.InstanceNorm2d(3, track_running_stats=True), nn.BatchNorm2d(3), nn.InstanceNorm2d(3)
+    )
+    twin, x = copy.deepcopy(model), torch.randn(4, 3, 5, 5) + 2
+    conversion = convert(model, "batch")
+    assert [change.name for change in conversion.changed] == ["1"]
+    assert [left.name for left in conversion.kept] == ["0", "2"]
+    assert all("name it in only=" in left.reason for left in conversion.kept)
+    for _ in range(3):
+        torch.testing.assert_close(model(x), twin(x))
+    torch.testing.assert_close(model.state_dict(), twin.state_dict())
+    asked = convert(model, "batch", only=["0"])
+    assert [(change.name, change.equal) for change in asked.changed] == [("0", "eval")]
+    with pytest.raises(ModelError, match="each sample has its own"):
+        convert(model, "batch", only=["2"])
 
 
 class Named(nn.BatchNorm2d):

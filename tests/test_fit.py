@@ -1,6 +1,7 @@
 """A run from start to end: what it records, what survives an interrupt, what it refuses."""
 
 import errno
+import io
 import json
 import math
 import os
@@ -18,16 +19,15 @@ import safetensors.torch
 import torch
 
 from normscope.errors import FileError, InputError, MissingExtraError
-from normscope.functional import moments
+from normscope.lens import sinks
 from normscope.records import Epoch, Member, Run, RunConfig, Sweep
 from normscope.train import fit
-from normscope.train.comparison import epochs_to_95, rows
+from normscope.train.comparison import epochs_to_95, judged, rows
 from normscope.train.data import load
 from normscope.train.folder import RunFolder
-from normscope.train.loop import Network
-from normscope.train.nets import blueprint
-from normscope.train.sweep import judged
-from normscope.train.telemetry import Recorder, drift, keep_lines, read_lines, traces
+from normscope.train.loop import Trainer
+from normscope.train.nets import ModelConfig, norm_layers
+from normscope.train.telemetry import Telemetry, keep_lines, read_lines, traces
 
 # 105 training samples: 6 steps an epoch, so 18 a network, 108 in all, and 72 of the sweep
 SMALL = RunConfig(
@@ -289,28 +289,38 @@ def torch_bomb(good: bytes, marker: Path) -> bytes:
 
 
 def other_tensors(good: bytes, marker: Path) -> bytes:
-    return safetensors.torch.save({"weight": torch.zeros(2)})
+    return saved({"weight": torch.zeros(2)})
 
 
 def wrong_shape(good: bytes, marker: Path) -> bytes:
-    tensors = safetensors.torch.load(good)
-    tensors["optimizer.0.momentum_buffer"] = torch.zeros(3, 3)
-    length = int.from_bytes(good[:8], "little")
-    return safetensors.torch.save(tensors, json.loads(good[8 : 8 + length])["__metadata__"])
+    content = torch.load(io.BytesIO(good), weights_only=True)
+    content["trainer"]["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(3, 3)
+    return saved(content)
+
+
+def wrong_kind(good: bytes, marker: Path) -> bytes:
+    return saved(torch.load(io.BytesIO(good), weights_only=True) | {"telemetry": {"norm1/in": 3}})
+
+
+def saved(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (bomb, "bare pickle"),
-        (torch_bomb, "could run code; nothing was run"),
-        (lambda good, _: good[:-100], "truncated or damaged"),
-        (lambda good, _: good[:5], "no checkpoint|is text"),
-        (lambda good, _: b"", "is empty"),
+        (bomb, "no whole checkpoint of a run; nothing in it was run, start again"),
+        (torch_bomb, "no whole checkpoint"),
+        (lambda good, _: good[:-100], "no whole checkpoint"),
+        (lambda good, _: good[:5], "no whole checkpoint"),
+        (lambda good, _: b"", "no whole checkpoint"),
         (other_tensors, "no whole checkpoint"),
         (wrong_shape, "does not fit this network"),
+        (wrong_kind, "does not fit this network"),
     ],
-    ids=["pickle", "torch", "cut", "stub", "empty", "other", "shape"],
+    ids=["pickle", "torch", "cut", "stub", "empty", "other", "shape", "kind"],
 )
 def test_a_checkpoint_that_is_no_checkpoint_runs_nothing(
     broken: Callable[[bytes, Path], bytes], message: str, tmp_path: Path
@@ -333,7 +343,8 @@ def test_a_model_that_is_no_model_is_one_sentence(whole: tuple[Run, Path], tmp_p
     out = tmp_path / "run"
     shutil.copytree(whole[1], out)
     model, marker = out / "model.safetensors", tmp_path / "ran"
-    for content in (bomb(b"", marker), model.read_bytes()[:-9], other_tensors(b"", marker)):
+    other = safetensors.torch.save({"weight": torch.zeros(2)})
+    for content in (bomb(b"", marker), model.read_bytes()[:-9], other, other_tensors(b"", marker)):
         model.write_bytes(content)
         with pytest.raises(FileError) as caught:
             fit.load_run(out)
@@ -450,65 +461,58 @@ def check_whole(out: Path) -> None:
 def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "telemetry.jsonl"
     assert read_lines(path) == []
-    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    one, two = (f'{{"norm": "batch", "seed": 0, "step": {i}, "layers": {{}}}}' for i in (1, 2))
+    path.write_text(f'{one}\n{two}\n{{"st')
     assert [line["step"] for line in read_lines(path)] == [1, 2]
     keep_lines(path, lambda line: line["step"] > 1)
-    assert path.read_text() == '{"step": 2}\n'
-    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(FileError, match="line 2 is broken"):
-        read_lines(path)
-    path.write_text('{"step": 1}\n')
-    with pytest.raises(FileError, match="holds other lines than a run writes"):
-        traces(path)
+    assert path.read_text() == f"{two}\n"
+    for broken in ('{"st', '{"step": 1}', "[]", "3"):
+        path.write_text(f"{one}\n{broken}\n{two}\n")
+        with pytest.raises(FileError, match="line 2 is none that a run writes; start again"):
+            traces(path)
 
 
-def test_drift_is_the_gaussian_wasserstein_distance_in_standard_deviations() -> None:
-    x = torch.randn(500, 3, dtype=torch.float64)
-    x[:, 2] = 4.0  # a constant channel has no standard deviation to measure by
-    m, s = x.mean(0), x.std(0, correction=0)
-    y = x * torch.tensor([1.5, 1.0, 1.0]) + torch.tensor([0.0, 2.0, 1.0])
-    moved = [
-        math.hypot(0.5 * float(m[0]), 0.5 * float(s[0])) / float(s[0]),
-        2 / float(s[1]),
-    ]
-    assert drift(moments(x), moments(y)) == pytest.approx(sum(moved) / 2)
-    assert drift(moments(x), moments(x)) == 0
-    assert math.isnan(drift(moments(x[:, 2:]), moments(y[:, 2:])))
+def measured(trainer: Trainer, path: Path) -> Telemetry:
+    sink = sinks.jsonl(path, norm_layers(trainer.model), norm=trainer.config.norm, seed=0)
+    return Telemetry(trainer, [sink])
 
 
 def test_recording_leaves_the_network_as_it_was(tmp_path: Path) -> None:
     data = load("iris")
-    design = blueprint("mlp", "batch", data)
-    network = Network(data, design, 0, lr=0.1, epochs=1, batch_size=16)
-    recorder = Recorder(network, tmp_path / "lines")
-    first = recorder.record(None)
-    network.train_epoch(1, lambda _: None)
-    before = {name: t.clone() for name, t in network.model.state_dict().items()}
+    config = ModelConfig.of("mlp", "batch", data)
+    trainer = Trainer(data, config, 0, lr=0.1, epochs=1, batch_size=16)
+    telemetry = measured(trainer, tmp_path / "lines")
+    telemetry.record()
+    trainer.train_epoch(1, lambda _: None)
+    before = {name: t.clone() for name, t in trainer.model.state_dict().items()}
     random = torch.get_rng_state()
-    second = recorder.record(0.5)
-    assert all(torch.equal(t, before[n]) for n, t in network.model.state_dict().items())
+    telemetry.record(0.5)
+    assert all(torch.equal(t, before[n]) for n, t in trainer.model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
-    assert not any(m._forward_hooks for m in network.model.modules())
-    assert read_lines(tmp_path / "lines") == [first, second]
+    assert not any(m._forward_hooks for m in trainer.model.modules())
+    first, second = read_lines(tmp_path / "lines")
+    assert "loss" not in first
+    assert second["loss"] == 0.5
     for name in ("norm1", "norm2", "norm3"):
-        line, module = second["layers"][name], getattr(network.model, name)
+        line, module = second["layers"][name], getattr(trainer.model, name)
         assert line["gamma"] == pytest.approx(module.weight.tolist(), rel=1e-4)
-        norm = torch.cat([module.weight.grad, module.bias.grad]).norm().item()
-        assert line["gradient"] == pytest.approx(norm, rel=1e-4)
-        # the probe leaves the layer with mean beta and std gamma, by its own statistics
+        assert line["gamma_grad"] == pytest.approx(module.weight.grad.norm().item(), rel=1e-4)
+        # the samples leave the layer with mean beta and std gamma, by their own statistics
         step = torch.hypot(module.weight - 1, module.bias).mean().item()
-        assert line["drift_after"] == pytest.approx(step, rel=2e-3)
+        assert line["shift_out"] == pytest.approx(step, rel=2e-3)
 
 
-def test_drift_goes_on_after_a_resume(tmp_path: Path) -> None:
+def test_the_shift_goes_on_after_a_resume(tmp_path: Path) -> None:
     data = load("iris")
-    design = blueprint("mlp", "none", data)
-    network = Network(data, design, 0, lr=0.1, epochs=1, batch_size=16)
-    recorder, fresh = (Recorder(network, tmp_path / name) for name in "ab")
-    recorder.record(None)
-    network.train_epoch(1, lambda _: None)
-    fresh.load_state(recorder.state())
-    assert fresh.record(0.1) == recorder.record(0.1)
+    config = ModelConfig.of("mlp", "none", data)
+    trainer = Trainer(data, config, 0, lr=0.1, epochs=1, batch_size=16)
+    telemetry, fresh = (measured(trainer, tmp_path / name) for name in "ab")
+    telemetry.record()
+    trainer.train_epoch(1, lambda _: None)
+    fresh.monitor.load_state_dict(telemetry.monitor.state_dict())
+    for each in (fresh, telemetry):
+        each.record(0.1)
+    assert read_lines(tmp_path / "b") == read_lines(tmp_path / "a")[1:]
 
 
 # --- the comparison ---------------------------------------------------------------------------
@@ -612,9 +616,26 @@ def test_tensorboard_shows_curves_and_histograms_once(tmp_path: Path) -> None:
     assert [point.step for point in points] == [6, 12, 18]
     curve = run.members[0].curve
     assert [point.value for point in points] == pytest.approx([e.test_accuracy for e in curve])
-    assert [h.step for h in events.Histograms("gamma/norm1")] == [0, 4, 8, 12, 16]
-    assert "beta/norm3" in events.Tags()["histograms"]
-    assert {"loss/train", "loss/test", "drift/norm2"} <= set(events.Tags()["scalars"])
+    assert [h.step for h in events.Histograms("norms/norm1/gamma")] == [0, 4, 8, 12, 16]
+    assert "norms/norm3/beta" in events.Tags()["histograms"]
+    names = {"loss/train", "loss/test", "norms/loss", "norms/norm2/shift_in"}
+    assert names <= set(events.Tags()["scalars"])
+
+
+def test_events_that_cannot_be_written_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    config = replace(SMALL, norms=("batch",), seeds=1, sweep=())
+    out = tmp_path / "run"
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
+    with pytest.raises(FileError, match="events cannot be written to .*batch-5: No space left"):
+        fit.train(config, out, tensorboard=True)
+    monkeypatch.undo()
+    check_whole(out)
+    assert fit.train(config, out, tensorboard=True, resume=True).complete
 
 
 def test_tensorboard_that_is_not_there_is_named_at_once(

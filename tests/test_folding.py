@@ -2,9 +2,11 @@
 
 import copy
 import io
+import random
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -297,6 +299,35 @@ def test_saved_and_loaded_exported_and_scripted() -> None:
     exported = torch.export.export(folding.model, (x,)).module()
     torch.testing.assert_close(exported(x), expected)
     assert torch.equal(copy.deepcopy(folding.model)(x), expected)
+
+
+class Draws(nn.Module):
+    """Takes a path at random, as stochastic depth does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = random.random() + np.random.rand() + torch.rand(())  # noqa: NPY002
+        return self.body(x) * scale if random.random() < 2 else x
+
+
+def test_no_generator_moves() -> None:
+    def states() -> Any:
+        name, keys, *place = np.random.get_state()  # noqa: NPY002
+        return random.getstate(), name, keys.tolist(), place, torch.get_rng_state().tolist()
+
+    model, x = Draws(), torch.randn(5, 3)
+    before = states()
+    folding = fold(model)
+    assert folding.folded == (("body.1", "body.0"),)
+    assert states() == before
+    folding.verify(x)
+    assert states() == before
+    conversion = normscope.convert(model, "batch")
+    assert conversion.verify(x).ok  # both sides draw the same numbers
+    assert states() == before
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 import normscope
 from normscope.errors import InputError
 from normscope.train.data import Data, load
-from normscope.train.loop import Network, steps_per_epoch
-from normscope.train.nets import NETS, NORMS, blueprint, build, norm_layers
+from normscope.train.loop import Trainer, steps_per_epoch
+from normscope.train.nets import NETS, NORMS, ModelConfig, build, norm_layers
 
 DOMAINS = ("clean", "invert", "noise")
 
@@ -100,8 +100,10 @@ def test_separate_sends_each_sample_through_its_own_network(digits: Data) -> Non
         model(x)
 
 
-def network(data: Data, norm: str, seed: int = 0, *, epochs: int = 2, lr: float = 0.1) -> Network:
-    return Network(data, blueprint("mlp", norm, data), seed, lr=lr, epochs=epochs, batch_size=32)
+def network(data: Data, norm: str, seed: int = 0, *, epochs: int = 2, lr: float = 0.1) -> Trainer:
+    return Trainer(
+        data, ModelConfig.of("mlp", norm, data), seed, lr=lr, epochs=epochs, batch_size=32
+    )
 
 
 def test_the_order_of_samples_is_that_of_the_seed_under_every_norm(digits: Data) -> None:
@@ -125,8 +127,8 @@ def test_the_order_of_samples_is_that_of_the_seed_under_every_norm(digits: Data)
 def test_no_batch_is_a_leftover(size: int) -> None:
     data = load("iris", domains=("clean", "noise"))
     for norm in ("batch", "separate"):
-        design = blueprint("mlp", norm, data)
-        trained = Network(data, design, 0, lr=0.1, epochs=3, batch_size=size)
+        config = ModelConfig.of("mlp", norm, data)
+        trained = Trainer(data, config, 0, lr=0.1, epochs=3, batch_size=size)
         sizes = [len(b) for b in trained.batches(1)]
         parts = 2 if norm == "separate" else 1
         assert min(sizes) >= min(size, len(data.train_x) // parts)

@@ -409,10 +409,17 @@ def test_the_paired_difference_and_its_interval() -> None:
     assert verdict.difference(run, "batch", "noaffine") is None
 
 
-def test_t_quantiles_are_those_of_scipy() -> None:
-    special = pytest.importorskip("scipy.special")
-    for degrees, t in enumerate(verdict.T, 1):
-        assert t == pytest.approx(float(special.stdtrit(degrees, 0.975)), abs=6e-3)
+# quantiles of Student's t at 97.5 %, from printed tables
+@pytest.mark.parametrize(("seeds", "t"), [(2, 12.706), (17, 2.1199), (41, 2.0211)])
+def test_the_interval_is_as_wide_as_the_number_of_seeds_asks(seeds: int, t: float) -> None:
+    scores = [0.9 + 0.01 * (seed % 2) for seed in range(seeds)]
+    run = made_up_run(None, ("batch", "none"), seeds=seeds)
+    found = verdict.difference(
+        with_accuracies(run, {"batch": scores, "none": [0.9] * seeds}), "batch", "none"
+    )
+    assert found is not None
+    deviation = np.std(np.array(scores) - 0.9, ddof=1)
+    assert found.margin == pytest.approx(t * deviation / math.sqrt(seeds), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ _FAMILY = {
     "conditional": ("ConditionalBatchNorm",),
     "frozen": ("FrozenBatchNorm",),
     "mode": ("ModeNorm",),
+    "own": ("EvalNorm",),
     "renorm": ("BatchRenorm",),
 }
 _WHERE = {
@@ -23,8 +24,8 @@ _WHERE = {
         for rank in (1, 2, 3)
     },
     "condition": "layers.conditional",
-    "guard": "layers.statistics",
-    "commit": "layers.statistics",
+    "guard": "layers.guarding",
+    "commit": "layers.guarding",
     "merge_ranks": "layers.statistics",
     "snapshot": "layers.statistics",
     "Policy": "layers.statistics",

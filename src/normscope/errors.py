@@ -1,11 +1,33 @@
 """Every error says what came, what is allowed and what to do; `slug` names it in the docs."""
 
+import os
+
+
+def shown(path: str | os.PathLike[str], keep: str = "") -> str:
+    """A path or name as clean text: control characters and undecodable bytes are spelled out.
+
+    Names in files of others may hold what a terminal obeys, or what turns the order of letters.
+
+    Args:
+        path: any text.
+        keep: characters that stay, as the ends of lines.
+    """
+    text = os.fspath(path)
+    if text.isprintable():
+        return text
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
 
 class NormscopeError(Exception):
     """Base of all errors that a user can cause and mend; the command line exits with 2."""
 
     slug = "normscope"
     told = False  # by another rank of the same run
+
+    def __str__(self) -> str:
+        """The message; names in it cannot give a terminal orders."""
+        return shown(super().__str__(), keep="\n")
 
 
 class InputError(NormscopeError, ValueError):

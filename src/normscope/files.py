@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from normscope.errors import FileError
+from normscope.errors import shown as shown
 
 
-def shown(path: str | os.PathLike[str]) -> str:
-    """A path as one clean line: control characters and undecodable bytes are escaped."""
-    text = os.fspath(path).encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+def json_text(value: Any, indent: int | None = None) -> str:
+    """One JSON document that is safe to print: what `shown` spells out is escaped, and reads back.
+
+    Raises:
+        ValueError: a number that is not finite.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def write_whole(path: Path, content: str | bytes | Callable[[Path], None]) -> Path:
@@ -74,22 +81,37 @@ def writable_folder(folder: Path) -> Path:
     return folder
 
 
+def read_bytes(path: Path, what: str = "file") -> bytes:
+    """All of a file.
+
+    Raises:
+        FileError: missing, a folder or a pipe, unreadable, or empty.
+    """
+    try:
+        if path.is_dir():
+            raise FileError(f"{shown(path)} is a folder, not a {what}; name the {what} in it")
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise FileError(f"{shown(path)} is no plain file; copy the {what} to one")
+        data = path.read_bytes()
+    except FileNotFoundError as problem:
+        raise FileError(f"there is no {what} {shown(path)}; check the path") from problem
+    except OSError as problem:
+        raise FileError(f"{shown(path)} cannot be read: {problem.strerror}") from problem
+    if not data:
+        raise FileError(f"{shown(path)} is empty; a {what} with content is needed")
+    return data
+
+
 def read_text(path: Path, what: str = "file") -> str:
     """The text of a UTF-8 file.
 
     Raises:
-        FileError: missing, a folder, unreadable, empty, or not text.
+        FileError: as `read_bytes`, or where it is not text or blank.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as problem:
-        raise FileError(f"there is no {what} {shown(path)}; check the path") from problem
-    except IsADirectoryError as problem:
-        raise FileError(f"{shown(path)} is a folder, not a {what}") from problem
+        text = read_bytes(path, what).decode("utf-8")
     except UnicodeDecodeError as problem:
         raise FileError(f"{shown(path)} is not text; a UTF-8 {what} is needed") from problem
-    except OSError as problem:
-        raise FileError(f"{shown(path)} cannot be read: {problem.strerror}") from problem
     if not text.strip():
         raise FileError(f"{shown(path)} is empty; a {what} with content is needed")
     return text
@@ -103,6 +125,8 @@ def read_json(path: Path, what: str = "record") -> Any:
         raise FileError(
             f"{shown(path)} is not a whole {what}: line {problem.lineno}: {problem.msg}"
         ) from problem
+    except RecursionError as problem:
+        raise FileError(f"{shown(path)} is no {what}: it is nested too deeply") from problem
 
 
 def _unwritable(path: Path, problem: OSError, size: int) -> FileError:

@@ -84,3 +84,16 @@ class Moments:
             merged = part if merged is None else merged + part
         assert merged is not None, "a process group has at least one rank"
         return merged
+
+
+def drift(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor) -> Tensor:
+    """How far two sets of statistics lie apart, in standard deviations of the second.
+
+        sqrt((mean - mean')^2 + (std - std')^2) / std'
+
+    The 2-Wasserstein distance of two Gaussians over the standard deviation. Infinite where the
+    first are not finite or the variance is negative; a constant channel counts as std 1e-6.
+    """
+    std, other = var.clamp(min=0).sqrt(), other_var.clamp(min=0).sqrt()
+    away = ((mean - other_mean) ** 2 + (std - other) ** 2).sqrt() / other.clamp(min=1e-6)
+    return torch.where(away.isfinite() & (var >= 0), away, torch.inf)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from normscope import InputError, ModelError
 from normscope.doctor import diagnose, repair, split
-from normscope.weights import read_weights
+from normscope.probe.load import read_weights
 
 
 class Twice(nn.Module):

@@ -244,16 +244,16 @@ def test_standard_errors_tell_whether_the_data_are_enough() -> None:
     assert not recalibrate(nn.BatchNorm2d(1), still.split(4)).enough
 
 
-def test_the_tally_keeps_no_more_blocks_than_it_may() -> None:
-    from normscope.doctor.tally import BLOCKS, Tally
+def test_a_stream_keeps_no_more_blocks_than_it_may() -> None:
     from normscope.functional import moments
     from normscope.moments import Moments
+    from normscope.probe.stream import BLOCKS, MomentStream
 
-    tally, x = Tally(), torch.randn(3001, 2).double()
+    stream, x = MomentStream(), torch.randn(3001, 2).double()
     for part in x.split(2):
         m = moments(part)
-        tally.add(Moments(m.count[0], m.mean[0], m.m2[0]), 2)
-    assert len(tally.blocks) <= 2 * BLOCKS
-    total = tally.total()
+        stream.add(Moments(m.count[0], m.mean[0], m.m2[0]), 2)
+    assert len(stream.blocks) <= 2 * BLOCKS
+    total = stream.total()
     np.testing.assert_allclose(total.mean, x.numpy().mean(0), rtol=1e-12)
     np.testing.assert_allclose(total.var(1), x.numpy().var(0, ddof=1), rtol=1e-12)

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from normscope import FileError, InputError, ModelError
 from normscope.doctor import diagnose, repair
-from normscope.doctor.remedies import REMEDIES, Patient
+from normscope.doctor.checks import CHECKS
+from normscope.doctor.held_out import Evaluation, HeldOut
+from normscope.doctor.remedies import REMEDIES, RepairContext
+from normscope.probe.load import read_weights
 from normscope.records import Diagnosis, Repaired
 from normscope.train.data import load
 from normscope.train.nets import build
-from normscope.weights import read_weights
 from tests.doctor.patients import (
     accuracy,
     healthy,
@@ -196,13 +198,13 @@ class Broken:
 def test_what_did_not_help_is_tried_again_after_what_did(monkeypatch: pytest.MonkeyPatch) -> None:
     done = []
 
-    def half(patient: Patient, layers: tuple[str, ...]) -> tuple[str, ...]:
+    def half(patient: RepairContext, layers: tuple[str, ...]) -> tuple[str, ...]:
         done.append(1)
         for norm in norms(patient.model):
             norm.running_var /= 3
         return ()
 
-    def rest(patient: Patient, layers: tuple[str, ...]) -> tuple[str, ...]:
+    def rest(patient: RepairContext, layers: tuple[str, ...]) -> tuple[str, ...]:
         for norm in norms(patient.model):
             norm.running_var /= 2 if done else 1
         return ()
@@ -219,7 +221,7 @@ def test_what_did_not_help_is_tried_again_after_what_did(monkeypatch: pytest.Mon
 
 
 def test_a_layer_left_in_train_is_mended_unless_that_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def worse(patient: Patient, layers: tuple[str, ...]) -> tuple[str, ...]:
+    def worse(patient: RepairContext, layers: tuple[str, ...]) -> tuple[str, ...]:
         norms(patient.model)[0].running_var *= 20
         return ()
 
@@ -262,24 +264,24 @@ def test_ctrl_c_keeps_what_was_judged_and_the_rest_can_be_tried_later() -> None:
     assert repair(model, found, in_training(), held_out=judges()).record.complete
 
 
-def test_ctrl_c_after_a_remedy_was_applied_takes_it_back() -> None:
-    class Judges(list[Any]):
-        read = 0
-
-        def __iter__(self) -> Iterator[Any]:
-            self.read += 1
-            if self.read == 2:  # what adapting costs on data as in training
-                raise KeyboardInterrupt
-            return super().__iter__()
-
-    model, held_out = stale(), Judges(judges())
+def test_ctrl_c_after_a_remedy_was_applied_takes_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, judged = stale(), []
     before, found = state(model), diagnose(model, in_training())
+    evaluate = HeldOut.evaluate
+
+    def interrupted(self: HeldOut, model: nn.Module) -> Evaluation:
+        judged.append(state(model) != before)
+        if len(judged) == 4:  # what adapting costs on data as in training
+            raise KeyboardInterrupt
+        return evaluate(self, model)
+
+    monkeypatch.setattr(HeldOut, "evaluate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         repair(
-            model, found, in_training(), live=in_training(), held_out=held_out,
+            model, found, in_training(), live=in_training(), held_out=judges(),
             remedies=["adapt"], force=True,
         )  # fmt: skip
-    assert held_out.read == 2
+    assert judged == [False, False, True, True]
     assert state(model) == before
 
 
@@ -301,7 +303,7 @@ def test_empty_single_and_one_class_loaders() -> None:
     assert "doctor.skip.one_batch" in {s.reason for s in one.skipped}
     assert one.codes[0] == "NS003"
     x, y = in_training(2000)[0]
-    same = [(part, torch.zeros(len(part), dtype=torch.long)) for part in x[y == 0].split(32)]
+    same = [(part, torch.zeros(len(part), dtype=torch.long)) for part in x[y == 0].split(64)]
     record = diagnose(stale(), same)
     assert "doctor.skip.one_class" in {s.reason for s in record.skipped}
 
@@ -364,10 +366,10 @@ def test_sarif_and_junit_hold_every_check(tmp_path: Path) -> None:
     model = stale()
     record = diagnose(model, in_training(), model_name="<&>")
     document = json.loads(machine.sarif(record, "en"))["runs"][0]
-    assert len(document["tool"]["driver"]["rules"]) == 27
+    assert len(document["tool"]["driver"]["rules"]) == len(CHECKS)
     assert {r["ruleId"] for r in document["results"]} == set(record.codes)
     suite = ET.fromstring(machine.junit(record, "zh"))
-    assert len(suite) == 27
+    assert len(suite) == len(CHECKS)
     failed = [case.get("name", "")[:5] for case in suite if case.find("failure") is not None]
     assert "NS003" in failed
     assert "NS012" not in failed

@@ -1,14 +1,17 @@
 """What every command shares: the application, its options, how it reads and tells."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich import console
+from rich.segment import Segment
 
 from normscope.errors import InputError
+from normscope.files import shown
 from normscope.report.messages import LANGUAGES, Lang, locale_language, say
 
 if TYPE_CHECKING:
@@ -24,10 +27,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Model = Annotated[
-    str | None,
-    typer.Option(help="pkg.module:factory, path/file.py:factory, timm:NAME, or a run folder."),
-]
 Html = Annotated[Path | None, typer.Option(help="Write the page here.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 LangOption = Annotated[
@@ -36,30 +35,45 @@ LangOption = Annotated[
 LOCALE = locale_language()
 
 
+class Console(console.Console):
+    """Rich's console; names that come out of files cannot give the terminal orders."""
+
+    def render(self, *args: Any, **kwargs: Any) -> Iterator[Segment]:
+        """As rich, with every text in printable characters."""
+        for segment in super().render(*args, **kwargs):
+            text = segment.text if segment.control else shown(segment.text, keep="\n")
+            yield segment if text == segment.text else Segment(text, segment.style)
+
+
 @contextmanager
-def progress_bar(quiet: bool) -> Iterator["Progress"]:
-    """A bar on stderr, on a terminal only; called with what is done, of how much, and a text."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+def progress_bar(quiet: bool, batches: int | None = None) -> Iterator["Progress"]:
+    """Show a bar with the time left on stderr, on a terminal only.
+
+    It is called with how many steps are done, of how many (0: unknown), and a text. A step back
+    begins another part, whose time is measured anew.
+
+    Args:
+        quiet: show nothing.
+        batches: stands for an unknown number of steps.
+    """
+    from rich import progress
 
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(elapsed_when_finished=True),
     )
     console = Console(stderr=True)
-    quiet = quiet or not console.is_terminal
-    with Progress(*columns, console=console, disable=quiet, transient=True) as bars:
+    # FORCE_COLOR makes a terminal of a log
+    quiet = quiet or not sys.stderr.isatty() or console.is_dumb_terminal
+    with progress.Progress(*columns, console=console, disable=quiet, transient=True) as bars:
         task = bars.add_task("", total=None)
 
         def show(done: int, total: int, message: str) -> None:
-            bars.update(task, completed=done, total=total, description=message)
+            if done < bars.tasks[task].completed:
+                bars.reset(task)
+            bars.update(task, completed=done, total=total or batches, description=message)
 
         yield show
 

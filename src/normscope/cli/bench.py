@@ -4,10 +4,10 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from normscope.cli.app import (
     LOCALE,
+    Console,
     Html,
     Json,
     LangOption,

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from normscope.cli.app import LOCALE, Json, LangOption, known_language, tell
+from normscope.cli.app import LOCALE, Console, Json, LangOption, known_language, tell
+from normscope.cli.inputs import Key
 from normscope.errors import InputError
 
 
@@ -19,13 +19,14 @@ def convert(
     to: Annotated[
         str,
         typer.Option(
-            help="torch, sync, batch, ghost, renorm, frozen, conditional, mode, or group."
+            help="torch, sync, batch, ghost, renorm, evalnorm, frozen, conditional, mode, or group."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Write the converted weights here, as safetensors.")],
     weights: Annotated[
         Path | None, typer.Option(help="safetensors or a weights-only file.")
     ] = None,
+    key: Key = None,
     option: Annotated[
         list[str] | None, typer.Option(help="Of the new layers, as ghost_size=16; repeatable.")
     ] = None,
@@ -47,11 +48,11 @@ def convert(
     """Make a model's batch norms another member of the family, without loss, and prove it."""
     language = known_language(lang)
     from normscope import conversion
+    from normscope.probe.load import load_model, write_weights
     from normscope.records import Converted
-    from normscope.weights import load_model, write_weights
 
     options, batch = _options(option or []), _batch(shape) if verify else None
-    network = load_model(model, weights)
+    network = load_model(model, weights, key)
     done = conversion.convert(network, to, only=only or [], partial=partial, **options)
     record = Converted(
         model=model,

@@ -5,46 +5,28 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from normscope.cli.app import (
     LOCALE,
+    Console,
     Html,
     Json,
     LangOption,
-    Model,
     known_language,
     names,
     progress_bar,
     tell,
 )
-from normscope.cli.patient import (
-    BatchSize,
-    Momentum,
-    check_named,
-    in_training,
-    in_use,
-    known_severity,
-    model_and_data,
-    write_reports,
-)
+from normscope.cli.inputs import Checkup
+from normscope.cli.options import with_options
+from normscope.errors import InputError
+from normscope.files import write_whole
+from normscope.records import SEVERITIES, Severity
 
 
+@with_options(Checkup)
 def diagnose(
-    model: Model = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(help="safetensors or a weights-only file; alone, without --model, it serves."),
-    ] = None,
-    data: Annotated[str | None, typer.Option(help="As for train; its training part.")] = None,
-    loader: Annotated[
-        str | None, typer.Option(help="Batches as in training: path/file.py:factory.")
-    ] = None,
-    live: Annotated[
-        str | None, typer.Option(help="Data as in use, to look for drift; as --data.")
-    ] = None,
-    batch_size: BatchSize = 64,
-    momentum: Momentum = 0.1,
+    given: Checkup,
     select: Annotated[str, typer.Option(help="Beginnings of codes, with commas.")] = "",
     fail_on: Annotated[
         str, typer.Option("--fail-on", help="error, warning or info: exit code 1 from there on.")
@@ -56,33 +38,37 @@ def diagnose(
     lang: LangOption = LOCALE,
 ) -> None:
     """Why a model is worse in eval() than in training: checks, causes, and what to do."""
-    language, grave = known_language(lang), known_severity(fail_on)
-    check_named(model, weights, data, loader, live)
+    language, grave = known_language(lang), _known_severity(fail_on)
+    given.check()
     from normscope.doctor import diagnose as look
+    from normscope.probe.load import read_weights
 
-    with progress_bar(as_json) as show:
-        if model is None:
-            assert weights is not None, "asked before"
-            record = look(
-                weights,
-                select=names(select),
-                momentum=momentum,
-                model_name=str(weights),
-                on_progress=show,
-            )
-        else:
-            network, source, name = model_and_data(model, weights, data)
-            batches = in_training(source, loader, batch_size)
-            record = look(
-                network,
-                batches,
-                live=in_use(live, batch_size),
-                select=names(select),
-                model_name=name,
-                data_name=loader or (source.name if source is not None else ""),
-                on_progress=show,
-            )
-    write_reports(record, None, language, html, sarif, junit)
+    network = data = None
+    if given.model is None:
+        assert given.weights is not None, "checked before"
+        content, name = read_weights(given.weights, given.key), str(given.weights)
+    else:
+        network, name, data = given.loaded(given.batch_size)
+    with progress_bar(as_json, given.expected(data)) as show:
+        record = look(
+            content if network is None else network,
+            select=names(select),
+            model_name=name,
+            data_name=data.name if data else "",
+            on_progress=show,
+            **given.arguments(network, data),
+        )
+    if html is not None:
+        from normscope.report.page import render_diagnosis
+
+        write_whole(html, render_diagnosis(record, language))
+    if sarif is not None or junit is not None:
+        from normscope.report import machine
+
+        if sarif is not None:
+            write_whole(sarif, machine.sarif(record, language))
+        if junit is not None:
+            write_whole(junit, machine.junit(record, language))
     if as_json:
         sys.stdout.write(record.to_json() + "\n")
     else:
@@ -93,3 +79,10 @@ def diagnose(
         tell(language, "cli.page", path=html)
     if record.fails(grave):
         raise typer.Exit(1)
+
+
+def _known_severity(text: str) -> Severity:
+    for severity in SEVERITIES:
+        if text == severity:
+            return severity
+    raise InputError(f"--fail-on is {text!r}; it can be {', '.join(reversed(SEVERITIES))}")

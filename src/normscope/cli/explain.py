@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from normscope.cli.app import LOCALE, Json, LangOption, known_language, numbers, tell
+from normscope.cli.app import LOCALE, Console, Json, LangOption, known_language, numbers, tell
 from normscope.errors import InputError
 from normscope.report.messages import Lang
 

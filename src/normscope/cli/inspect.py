@@ -2,48 +2,44 @@
 
 import sys
 from collections.abc import Iterable, Sized
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from normscope.cli.app import (
     LOCALE,
+    Console,
     Html,
     Json,
     LangOption,
-    Model,
     known_language,
     progress_bar,
     tell,
 )
+from normscope.cli.inputs import Inputs
+from normscope.cli.options import with_options
 from normscope.errors import FileError, InputError
 from normscope.files import shown
 from normscope.report.messages import Lang
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from normscope.lens import InspectionState
     from normscope.records import Inspection
+
 
 WORTH_TELLING = 256  # MiB of statistics
 
 
+@with_options(Inputs)
 def inspect(
+    given: Inputs,
     files: Annotated[
         list[Path] | None, typer.Argument(help="For --merge and --compare: what --save wrote.")
     ] = None,
-    model: Model = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="safetensors or a weights-only file.")
-    ] = None,
-    data: Annotated[
-        str, typer.Option(help="As for train; a factory may also return a loader of batches.")
-    ] = "digits",
-    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Of --data; a loader has its own.")] = 256,
     save: Annotated[
         Path | None,
         typer.Option(help="Write the record here, and all that was counted beside it."),
@@ -54,20 +50,23 @@ def inspect(
     merge: Annotated[
         bool, typer.Option("--merge", help="Put passes over parts of the data together.")
     ] = False,
-    memory_limit: Annotated[
-        int, typer.Option(min=1, help="MiB that the statistics may take.")
-    ] = 4096,
     compare: Annotated[
         bool, typer.Option("--compare", help="Show what differs between two passes.")
     ] = False,
+    memory_limit: Annotated[
+        int, typer.Option(min=1, help="MiB that the statistics may take.")
+    ] = 4096,
     html: Html = None,
     as_json: Json = False,
     lang: LangOption = LOCALE,
 ) -> None:
     """What each normalisation layer of a model does to each class of a data set, in one pass."""
     language = known_language(lang)
-    if bool(model) + merge + compare != 1 or bool(files) != (merge or compare):
+    if bool(given.model) + merge + compare != 1 or bool(files) != (merge or compare):
         raise InputError("give --model, or --merge with files, or --compare with two files")
+    if given.model is not None and not given.has_data:
+        given = replace(given, data="digits")
+    given.check()
     if compare:
         from normscope.report.text import print_difference
 
@@ -90,16 +89,8 @@ def inspect(
         if merge:
             seen = _merged(files or [])
         else:
-            assert model is not None, "one of the three was given"
             seen, stopped = _passed(
-                model,
-                weights,
-                data,
-                batch_size,
-                save if resume else None,
-                as_json,
-                language,
-                memory_limit,
+                given, batch_size, save if resume else None, as_json, language, memory_limit
             )
             if ranks.size() > 1:
                 seen.all_reduce()
@@ -135,9 +126,7 @@ def _show(record: "Inspection", html: Path | None, as_json: bool, language: Any)
 
 
 def _passed(
-    model: str,
-    weights: Path | None,
-    data: str,
+    given: Inputs,
     batch_size: int,
     resume: Path | None,
     quiet: bool,
@@ -148,110 +137,49 @@ def _passed(
     from normscope.lens import InspectionState, accumulate, memory_needed
     from normscope.train import ranks
 
-    given = _sources(model, weights, data, batch_size)
-    seen = InspectionState(*given.names, given.classes)
+    model, model_name, data = given.loaded(batch_size, batch_size)
+    assert data is not None, "checked before"
+    names = (model_name, data.name)
+    seen = InspectionState(*names, data.classes)
     if resume is not None:
         seen = _loaded(resume)
-        if (seen.model, seen.data, seen.classes) != (*given.names, given.classes):
+        if (seen.model, seen.data, seen.classes) != (*names, data.classes):
             raise InputError(
                 f"{shown(resume)} was begun with {seen.model} on {seen.data}; give the same, "
                 "or another --save"
             )
     if resume is not None and ranks.size() > 1:
         raise InputError("--resume continues a pass of one process; start it without torchrun")
-    if given.batches == []:
+    batches = _own(data.batches)
+    if batches == []:
         return seen, False
-    needed = memory_needed(given.model, len(given.classes or ())) >> 20
+    needed = memory_needed(model, len(data.classes or ())) >> 20
     if needed > WORTH_TELLING:
-        tell(
-            language,
-            "cli.inspect.memory",
-            mebibytes=f"{needed:,}",
-            classes=len(given.classes or ()),
-        )
+        classes = len(data.classes or ())
+        tell(language, "cli.inspect.memory", mebibytes=f"{needed:,}", classes=classes)
+    how = given.reading()
+    if ranks.size() > 1 and isinstance(data.batches, Sized):
+        how["batch_limit"] = given.batches or len(data.batches)  # a rank's turns have no length
     with progress_bar(quiet) as progress:
 
         def show(images: int) -> None:
-            progress(images, given.images, given.names[0])
+            progress(images, data.samples or 0, model_name)
             if ranks.asked_to_stop():
                 raise KeyboardInterrupt
 
         show(int(seen.counts.sum()))
         try:
             accumulate(
-                given.model,
-                given.batches,
-                into=seen,
-                on_progress=show,
-                memory_limit=memory_limit << 20,
-            )
+                model, batches, into=seen, on_progress=show, memory_limit=memory_limit << 20,
+                **how,
+            )  # fmt: skip
         except KeyboardInterrupt:
             if int((seen.counts > 0).sum()) < 2 or seen.incomplete:
                 raise
             return seen, True
-    if given.part is not None and ranks.rank() == 0:
-        tell(language, "cli.inspect.part", **given.part)
+    if data.total is not None and ranks.rank() == 0:
+        tell(language, "cli.inspect.part", data=data.name, images=data.samples, total=data.total)
     return seen, False
-
-
-class Sources(NamedTuple):
-    """What is inspected, on what.
-
-    Attributes:
-        model: the network.
-        batches: of this rank.
-        classes: their names, where the data has some.
-        names: what model and data are called.
-        images: how many there are, where the data can say.
-        part: for the message on which part of the data they are; None: all of it.
-    """
-
-    model: "nn.Module"
-    batches: Iterable[Any]
-    classes: tuple[str, ...] | None
-    names: tuple[str, str]
-    images: Any
-    part: dict[str, object] | None = None
-
-
-def _sources(model: str, weights: Path | None, data: str, batch_size: int) -> Sources:
-    from normscope.train.data import Data, batches, load
-
-    if Path(model).is_dir():
-        from normscope.train import fit
-
-        run, network, source = fit.load_run(Path(model))
-        name = f"{run.config.net}, {run.config.norms[0]}"
-    else:
-        from normscope.weights import load_model
-
-        network, name = load_model(model, weights), model
-        made = _loader(data)
-        if made is not None and not isinstance(made, (Data, tuple)):
-            held = getattr(made, "dataset", None)
-            labels = getattr(made, "classes", None) or getattr(held, "classes", None)
-            classes = tuple(map(str, labels)) if labels else None
-            images = len(held) if isinstance(held, Sized) else None
-            return Sources(network, _own(made), classes, (name, data), images)
-        source = load(data)
-    found = batches(source, batch_size)
-    total = len(source.test_x)
-    images = total // max(1, len(source.domains))  # each is shown in every domain
-    part = {"data": source.name, "images": images, "total": images + len(source.train_x)}
-    return Sources(network, _own(found), source.classes, (name, source.name), total, part)
-
-
-def _loader(data: str) -> Any:
-    """What a factory of data makes, if it is one and gives batches; None for all else."""
-    from normscope.factories import made
-    from normscope.train.data import Data
-    from normscope.train.sources import is_factory
-
-    if not is_factory(data):
-        return None
-    place, _, name = data.rpartition(":")
-    value = made(place, name, finished=(Data,))
-    return value if hasattr(value, "__iter__") and not isinstance(value, (tuple, list)) else None
 
 
 def _own(batches: Iterable[Any]) -> list[Any] | Iterable[Any]:

@@ -1,61 +1,39 @@
 """normscope repair."""
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from normscope.cli.app import (
     LOCALE,
+    Console,
     Html,
     Json,
     LangOption,
-    Model,
     known_language,
     names,
     progress_bar,
     tell,
 )
-from normscope.cli.patient import (
-    BatchSize,
-    Momentum,
-    check_named,
-    in_training,
-    in_use,
-    model_and_data,
-    write_reports,
-)
+from normscope.cli.inputs import Checkup
+from normscope.cli.options import with_options
 from normscope.errors import InputError
+from normscope.files import json_text, write_whole
 from normscope.records import plain
 
 
+@with_options(Checkup)
 def repair(
+    given: Checkup,
     out: Annotated[Path, typer.Option(help="Write the repaired weights here, as safetensors.")],
-    model: Model = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(help="safetensors or a weights-only file; alone, with --force, it serves."),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="As for train: the training part measures, the test part judges."),
-    ] = None,
-    loader: Annotated[
-        str | None,
-        typer.Option(help="Batches as in training: path/file.py:factory; 30 % of it judge."),
-    ] = None,
-    live: Annotated[
-        str | None, typer.Option(help="Data as in use, for the remedy adapt; as --data.")
-    ] = None,
-    batch_size: BatchSize = 64,
-    momentum: Momentum = 0.1,
     remedy: Annotated[
         str, typer.Option(help="Names with commas, instead of those that findings name.")
     ] = "",
-    force: Annotated[bool, typer.Option("--force", help="Keep what does not help.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Keep what does not help, or what no data can judge.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Report only.")] = False,
     html: Html = None,
     as_json: Json = False,
@@ -63,58 +41,55 @@ def repair(
 ) -> None:
     """Try the remedies that fit, let held-out samples decide, and write a new checkpoint."""
     language = known_language(lang)
-    check_named(model, weights, data, loader, live)
-    if weights is not None and out.resolve() == weights.resolve():
-        raise InputError(f"--out is the checkpoint itself ({weights}); name another file")
-    if not data and not loader and not force and not (model and Path(model).is_dir()):
+    given.check()
+    if given.weights is not None and out.resolve() == given.weights.resolve():
+        raise InputError(f"--out is the checkpoint itself ({given.weights}); name another file")
+    if not given.has_data and not force:
         raise InputError(
             "nothing can judge a repair without data; give --data or --loader, or --force "
             "remedies that need none"
         )
     from normscope import doctor
     from normscope.doctor.checkpoint import merged, skeleton
-    from normscope.weights import read_weights, write_weights
+    from normscope.probe.load import read_weights, write_weights
 
-    state = None
-    if model is None:
-        assert weights is not None, "asked before"
-        state = read_weights(weights)
-        network, source, name = skeleton(state, momentum), None, str(weights)
+    state = data = None
+    if given.model is None:
+        assert given.weights is not None, "checked before"
+        state = read_weights(given.weights, given.key)
+        network, name = skeleton(state, **given.of_training()), str(given.weights)
     else:
-        network, source, name = model_and_data(model, weights, data)
-    batches = in_training(source, loader, batch_size)
-    held_out = None
-    if source is not None and loader is None:
-        from normscope.train.data import batches as test_batches
-
-        held_out = list(test_batches(source, 256))
-    data_name = loader or (source.name if source is not None else "")
-    used = in_use(live, batch_size)
-    with progress_bar(as_json) as show:
+        network, name, data = given.loaded(given.batch_size)
+    arguments = given.arguments(network, data)
+    held_out: Any = None  # else part of the batches
+    if data is not None and data.test is not None:
+        held_out = given.reader(network)(data.test)
+    with progress_bar(as_json, given.expected(data)) as show:
         found = doctor.diagnose(
             network,
-            batches,
-            live=used,
             model_name=name,
-            data_name=data_name,
+            data_name=data.name if data else "",
             on_progress=show,
+            **arguments,
         )
         done = doctor.repair(
             network,
             found,
-            batches,
             held_out=held_out,
-            live=used,
             remedies=names(remedy),
             force=force,
             dry_run=dry_run,
             on_progress=show,
+            **arguments,
         )
     record = done.record
-    write_reports(found, record, language, html)
+    if html is not None:
+        from normscope.report.page import render_diagnosis
+
+        write_whole(html, render_diagnosis(found, language, record))
     if as_json:
         both = {"kind": "checkup", "diagnosis": plain(found), "repair": plain(record)}
-        sys.stdout.write(json.dumps(both, ensure_ascii=False) + "\n")
+        sys.stdout.write(json_text(both) + "\n")
     else:
         from normscope.report.text import print_diagnosis, print_repair
 
@@ -129,8 +104,9 @@ def repair(
             notes = {"normscope.repair": record.to_json()}
             write_weights(out, merged(state, network), notes)
         tell(language, "cli.weights", path=out)
-        if "split" in record.kept:
-            tell(language, "doctor.repair.split")
+        for remedy_kept in ("split", "own_weight"):  # the file fits no model as it was
+            if remedy_kept in record.kept:
+                tell(language, f"doctor.repair.{remedy_kept}")
     else:
         tell(language, "doctor.nothing_written")
     if not record.complete:

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from normscope.cli.app import LOCALE, Html, Json, LangOption, known_language, tell
+from normscope.cli.app import LOCALE, Console, Html, Json, LangOption, known_language, tell
 from normscope.records import Lesson, Run
 from normscope.report.messages import Lang
 

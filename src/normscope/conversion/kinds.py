@@ -15,10 +15,20 @@ from normscope.arguments import Activation, listed
 from normscope.conversion.blend import Behind
 from normscope.errors import InputError
 from normscope.layers.batch import Ranks
+from normscope.layers.guarding import policy_of
 from normscope.layers.statistics import AS_TORCH, RunningStatistics, pooled
 
 Kind = Literal[
-    "torch", "sync", "batch", "ghost", "renorm", "frozen", "conditional", "mode", "group"
+    "torch",
+    "sync",
+    "batch",
+    "ghost",
+    "renorm",
+    "evalnorm",
+    "frozen",
+    "conditional",
+    "mode",
+    "group",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PLAIN = ("torch", "sync", "batch")  # the same function of one batch, in training too
@@ -29,6 +39,7 @@ CLASSES: dict[Kind, tuple[type[nn.Module], ...]] = {
     "batch": (layers.BatchNorm1d, layers.BatchNorm2d, layers.BatchNorm3d),
     "ghost": (layers.GhostBatchNorm1d, layers.GhostBatchNorm2d, layers.GhostBatchNorm3d),
     "renorm": (layers.BatchRenorm1d, layers.BatchRenorm2d, layers.BatchRenorm3d),
+    "evalnorm": (layers.EvalNorm1d, layers.EvalNorm2d, layers.EvalNorm3d),
     "frozen": (layers.FrozenBatchNorm1d, layers.FrozenBatchNorm2d, layers.FrozenBatchNorm3d),
     "conditional": (
         layers.ConditionalBatchNorm1d,
@@ -44,6 +55,7 @@ OPTIONS: dict[Kind, tuple[str, ...]] = {
     "batch": ("process_group",),
     "ghost": ("ghost_size",),
     "renorm": ("r_max", "d_max", "warm_up", "ramp", "process_group"),
+    "evalnorm": ("own_weight",),
     "frozen": (),
     "conditional": (
         *("num_conditions", "stats", "affine", "missing", "min_count", "process_group"),
@@ -110,8 +122,8 @@ def read(layer: nn.Module) -> Plain | None:
         return None
     if isinstance(layer, torch.jit.ScriptModule):
         raise Refusal("it is TorchScript, which cannot change")
-    if isinstance(layer, RunningStatistics) and layer.policy != AS_TORCH:
-        raise Refusal(f"it follows {layer.policy}; end the guard, or set_policy(Policy()), before")
+    if (policy := policy_of(layer)) != AS_TORCH:
+        raise Refusal(f"it follows {policy}; end the guard, or set_policy(Policy()), before")
     tensors = {name: getattr(layer, name, None) for name in NAMES}
     if kind == "instance" and tensors["running_mean"] is None:
         raise Refusal("it keeps no running statistics: each sample has its own, in eval too")
@@ -178,14 +190,15 @@ def made(plain: Plain, kind: Kind, dims: int | None, options: dict[str, Any]) ->
             raise Refusal("it has weight and bias, which affine='none' would lose")
         return target(plain.features, **common, track_running_stats=tracks, **options)
     common |= {"affine": affine, "track_running_stats": tracks}
-    if kind in ("batch", "renorm", "ghost"):
+    if kind in ("batch", "renorm", "ghost", "evalnorm"):
         common["act"] = plain.act
     return target(plain.features, **common, **options)
 
 
 def equality(plain: Plain, kind: Kind, layer: nn.Module) -> Literal["always", "eval", "never"]:
     """Where a layer of `kind` computes what the plain one did: in training too, in eval, never."""
-    if kind == "group" or not plain.exact:
+    own = (plain.options.get("own_weight", 0.0), getattr(layer, "own_weight", 0.0))
+    if kind == "group" or not plain.exact or own[0] != own[1]:
         return "never"
     new_ranks = getattr(layer, "process_group", None) or ("world" if kind == "sync" else None)
     if plain.kind in PLAIN and kind in PLAIN and plain.ranks == new_ranks:

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, TypeGuard
 
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normscope.conversion.blend import Blend, blended
 from normscope.conversion.kinds import (
@@ -22,8 +23,10 @@ from normscope.conversion.kinds import (
 from normscope.conversion.verification import LEVELS, Level, Verification, verified
 from normscope.errors import InputError, ModelError
 from normscope.layers.batch import Normalizer
+from normscope.probe.frozen import refuse_traced
 from normscope.records import Change, Left
 
+OWN = "it normalises within each sample in training; name it in only= to convert it all the same"
 TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
@@ -101,32 +104,41 @@ def convert(
     Args:
         model: any module; a normalisation layer itself serves too.
         to: "torch" (`torch.nn.BatchNorm*d`, or the class that a layer was derived from), "sync"
-            (`torch.nn.SyncBatchNorm`), "batch", "ghost", "renorm", "frozen", "conditional",
-            "mode" (normscope's), or "group" (`torch.nn.GroupNorm`: another function).
+            (`torch.nn.SyncBatchNorm`), "batch", "ghost", "renorm", "evalnorm", "frozen",
+            "conditional", "mode" (normscope's), or "group" (`torch.nn.GroupNorm`: another
+            function).
         only: patterns of layer names, as "encoder.*"; empty: all layers.
         partial: convert what can be, and leave the rest; see `Conversion.refused`.
         dims: 1, 2 or 3, for layers that do not say it (`SyncBatchNorm`).
         options: of the layers: ghost_size=16; num_conditions=4 with stats, affine, missing,
-            min_count; num_modes=2; r_max, d_max, warm_up, ramp; num_groups=8; process_group.
+            min_count; num_modes=2; own_weight=0.1; r_max, d_max, warm_up, ramp; num_groups=8;
+            process_group.
 
     One row of statistics becomes K equal rows, and K rows become one by the law of total
     variance. Where a parameter changes its shape it stays the same object, without a gradient;
     an optimizer that has state for it must be made anew. Freezing makes parameters buffers, in
-    the same memory. GroupNorm, LayerNorm and InstanceNorm without statistics are kept: no batch
-    norm equals them.
+    the same memory. GroupNorm, LayerNorm and InstanceNorm are kept: no batch norm equals them in
+    training. An InstanceNorm with running statistics, which one does equal in eval(), is converted
+    where `only` names it, or where it is the model itself.
 
     Raises:
         InputError: an unknown kind or option, a pattern that fits nothing.
-        ModelError: a layer would lose something (unless partial), or no layer is there.
+        ModelError: a layer would lose something (unless partial), no layer is there, or the
+            model is a program of TorchScript or torch.export.
     """
+    refuse_traced(model, parts=False)
     kind = check_options(to, options)
-    chosen = _chosen(model, tuple(only))
+    patterns = tuple(only)
+    chosen = _chosen(model, patterns)
     plans: list[_Plan] = []
     kept: list[Left] = []
     refused: list[Left] = []
     for name, layer in chosen:
         here = type(layer).__name__
         try:
+            if isinstance(layer, _InstanceNorm) and layer is not model and not patterns:
+                kept.append(Left(name, here, OWN))
+                continue
             plain = read(layer)
             if plain is None:
                 reason = "it normalises within each sample; no batch norm equals it"

@@ -2,8 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from normscope.errors import InputError, ModelError
-from normscope.factories import reason
 from normscope.layers.conditional import condition
+from normscope.probe.load import reason
+from normscope.probe.random import kept_generators
 from normscope.records import Comparison
 
 Level = Literal["always", "eval", "never"]  # where before and after compute the same
@@ -59,7 +59,9 @@ def verified(
     dtype = next((p.dtype for p in before.parameters()), torch.float32)
     eps = torch.finfo(dtype).eps
     # how far rounding alone drives the model from itself: some amplify it step by step
-    nudged = _runs(copy.deepcopy(before), tree_map(partial(_nudged, eps=eps), inputs), steps)
+    with kept_generators(0):
+        moved = tree_map(partial(_nudged, eps=eps), inputs)
+    nudged = _runs(copy.deepcopy(before), moved, steps)
     old, new = _runs(before, inputs, steps), _runs(after, inputs, steps)
     comparisons = []
     for mode, what in old:
@@ -75,7 +77,7 @@ Run = dict[tuple[Literal["eval", "train"], str], Mapping[str, Tensor]]
 
 
 def _runs(model: nn.Module, inputs: tuple[Any, ...], steps: int) -> Run:
-    with _same_numbers():
+    with kept_generators(0):
         model.eval()
         model.zero_grad()
         run: Run = {("eval", "outputs"): _backward(model, inputs)}
@@ -158,12 +160,3 @@ def _nudged(x: Any, eps: float) -> Any:
 
 def _floats(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point()
-
-
-@contextmanager
-def _same_numbers() -> Iterator[None]:
-    """The same random numbers each time; the generators return to where they were."""
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(gpus):
-        torch.manual_seed(0)
-        yield

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from normscope import probe
-from normscope.doctor.loader import Forward, Loader, device_of
-from normscope.doctor.memory import Memory
-from normscope.doctor.outputs import scores_of
-from normscope.doctor.passage import tensors_of
 from normscope.doctor.recalibrate import chosen, measured
-from normscope.doctor.tally import merged
 from normscope.errors import InputError, ModelError
+from normscope.probe.batches import Forward, Loader
+from normscope.probe.compare import leaves
+from normscope.probe.frozen import check_runnable
+from normscope.probe.grammar import Labels
+from normscope.probe.restore import ModelSnapshot
+from normscope.probe.run import tensors_of
+from normscope.probe.stream import merged
 
 COLLAPSE = 0.7  # of the diversity of predictions before learning; below, it has collapsed
 CONFIDENT = 2.0  # times the uncertainty on the source data; above, classes look too different
@@ -54,11 +56,11 @@ class Adaptation:
     before: Certainty
     after: Certainty
     collapsed: bool
-    _memory: Memory = field(repr=False)
+    _before: ModelSnapshot = field(repr=False)
 
     def undo(self) -> nn.Module:
         """The model as it was, to the byte; returns it."""
-        self._memory.rollback()
+        self._before.rollback()
         return self.model
 
     def promising(self, source: Certainty) -> bool:
@@ -82,6 +84,8 @@ def adapt(
     lr: float = 1e-3,
     steps: int = 1,
     forward: Forward | None = None,
+    labels: Labels | None = None,
+    batch_limit: int | None = None,
 ) -> Adaptation:
     """Move running statistics towards live data, as a transaction.
 
@@ -99,6 +103,8 @@ def adapt(
         lr: of Adam.
         steps: passes over the data while learning.
         forward: as for `recalibrate`.
+        labels: likewise.
+        batch_limit: likewise.
 
     Raises:
         InputError: a negative prior, a loader that fails or is empty.
@@ -109,17 +115,18 @@ def adapt(
     """
     if prior < 0:
         raise InputError(f"prior is {prior}; it must be 0 or more samples")
-    loader = _loader(model, batches, forward)
-    memory = Memory(model)
+    check_runnable(model, writes=True)
+    loader = _loader(model, batches, forward, labels, batch_limit)
+    start = ModelSnapshot(model)
     try:
         before = certainty(model, loader)
         layers, _ = chosen(model)
-        tallies, order = measured(model, loader, layers, "batch", "all")
+        streams, order = measured(model, loader, layers, "batch", "all")
         samples = 0
         with torch.no_grad():
             for name in order:
-                samples = tallies[name][0].samples
-                total = merged([tally.total() for tally in tallies[name]])
+                samples = streams[name][0].samples
+                total = merged([stream.total() for stream in streams[name]])
                 share = samples / (prior + samples)
                 live = (total.mean, total.var(correction=1))
                 for old, new in zip(tensors_of(layers[name]), live, strict=True):
@@ -128,18 +135,25 @@ def adapt(
         collapsed = learn and _learned(model, loader, layers, lr, steps)
         after = certainty(model, loader)
     except BaseException:
-        memory.rollback()
+        start.rollback()
         raise
-    return Adaptation(model, samples, before, after, collapsed, memory)
+    return Adaptation(model, samples, before, after, collapsed, start)
 
 
 def certainty(model: nn.Module, batches: Iterable[Any] | Loader) -> Certainty:
-    """Of a model in eval() on some data; it is not changed."""
-    loader = _loader(model, batches, None)
+    """Of a model in eval() on some data; it is not changed.
+
+    NaN where no output is (N, K, ...) with K > 1 scores. Positions of dense outputs count as
+    samples.
+    """
+    loader = _loader(model, batches)
     total, entropy, samples = None, 0.0, 0
-    with probe.untouched(model):
+    with probe.preserved(model):
         for batch in loader.read():
-            p = scores_of(loader.run(model, batch), batch.size).softmax(1)
+            scores = _scores(loader.run(model, batch), batch.size)
+            if scores is None:
+                return Certainty(math.nan, math.nan)
+            p = scores.double().softmax(1)
             entropy += float(_entropy(p).sum())
             total = p.sum(0) if total is None else total + p.sum(0)
             samples += len(p)
@@ -147,8 +161,24 @@ def certainty(model: nn.Module, batches: Iterable[Any] | Loader) -> Certainty:
     return Certainty(entropy / samples, float(_entropy(total / samples)))
 
 
-def _loader(model: nn.Module, batches: Iterable[Any] | Loader, forward: Forward | None) -> Loader:
-    return batches if isinstance(batches, Loader) else Loader(batches, forward, device_of(model))
+def _scores(output: Any, size: int) -> Tensor | None:
+    """(M, K) of the first output that can be scores of classes over dimension 1."""
+    for value in leaves(output):
+        if value.is_floating_point() and value.dim() > 1 and len(value) == size:
+            return value.movedim(1, -1).reshape(-1, value.shape[1]) if value.shape[1] > 1 else None
+    return None
+
+
+def _loader(
+    model: nn.Module,
+    batches: Iterable[Any] | Loader,
+    forward: Forward | None = None,
+    labels: Labels | None = None,
+    limit: int | None = None,
+) -> Loader:
+    if isinstance(batches, Loader):
+        return batches
+    return Loader(batches, model, forward=forward, labels=labels, limit=limit)
 
 
 def _learned(
@@ -158,7 +188,7 @@ def _learned(
     own = [p for layer in layers.values() for p in layer.parameters(recurse=False)]
     if not own:
         raise ModelError("no layer has a scale and shift to learn; leave learn out")
-    start = Memory(model)
+    start = ModelSnapshot(model)
     floor = COLLAPSE * certainty(model, loader).diversity
     everything = list(model.parameters())
     wanted = [(p, p.requires_grad, p.grad) for p in everything]
@@ -173,8 +203,13 @@ def _learned(
         for _ in range(steps):
             for batch in loader.read():
                 optimizer.zero_grad()
-                output = loader.run(model, batch)
-                _entropy(output.softmax(1)).mean().backward()
+                scores = _scores(loader.run(model, batch), batch.size)
+                if scores is None:
+                    raise ModelError(
+                        "the model's output is no score of classes (N, K): there is no entropy "
+                        "to learn from; leave learn out"
+                    )
+                _entropy(scores.softmax(1)).mean().backward()
                 optimizer.step()
             reached = certainty(model, loader).diversity
             if not math.isfinite(reached) or reached < floor:

@@ -4,17 +4,20 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from normscope.doctor.state import MOMENTUM, of_checkpoint
+from normscope.doctor.state import EPS, MOMENTUM, of_checkpoint
 
 
-def skeleton(state: Mapping[str, Tensor], momentum: float = MOMENTUM) -> nn.Module:
+def skeleton(
+    state: Mapping[str, Tensor], momentum: float = MOMENTUM, eps: float = EPS
+) -> nn.Module:
     """Modules that hold nothing but the batch norms of a checkpoint, under the same names.
 
-    eps is torch's default. Statistics by condition are left out.
+    Statistics by condition are left out.
 
     Args:
         state: named tensors.
         momentum: of training, which a checkpoint does not say.
+        eps: likewise.
 
     Raises:
         ModelError: as `state.of_checkpoint`.
@@ -24,7 +27,7 @@ def skeleton(state: Mapping[str, Tensor], momentum: float = MOMENTUM) -> nn.Modu
         if layer.mean.dim() != 1:
             continue
         prefix = next(p for p in (f"{layer.name}.", "") if f"{p}running_mean" in state)
-        norm = nn.BatchNorm1d(len(layer.mean), affine=False, momentum=momentum)
+        norm = nn.BatchNorm1d(len(layer.mean), eps, momentum, affine=False)
         norm.running_mean = state[f"{prefix}running_mean"].clone()
         norm.running_var = state[f"{prefix}running_var"].clone()
         tracked = state.get(f"{prefix}num_batches_tracked")

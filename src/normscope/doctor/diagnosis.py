@@ -1,6 +1,6 @@
-"""`diagnose`: every check, then the causes, the likeliest explanation first."""
+"""`diagnose`: every check, then the causes, the one that explains most first."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from normscope.doctor import state
-from normscope.doctor.cause import explained
-from normscope.doctor.checks import CHECKS, Case, Check, Skip
-from normscope.doctor.evidence import Evidence, gathered, norms_by_name
-from normscope.doctor.loader import Forward, Loader, Part, device_of
+from normscope.doctor.attribution import Attribution
+from normscope.doctor.checks import CHECKS, Check, CheckContext, Skip
+from normscope.doctor.evidence import Evidence, Progress, collected, norms_by_name
+from normscope.doctor.verdict import ranked, verdict
 from normscope.errors import InputError, ModelError
-from normscope.records import SEVERITIES, Cause, Diagnosis, Finding, Gap, LayerGap, Skipped
-from normscope.weights import read_weights
+from normscope.probe.batches import Forward, Loader, Part
+from normscope.probe.compare import Answer, Goal, Loss, Metric
+from normscope.probe.frozen import check_runnable, refuse_traced
+from normscope.probe.grammar import Labels
+from normscope.probe.load import read_weights
+from normscope.records import Cause, Diagnosis, Finding, Gap, Skipped
 
 Subject = nn.Module | Mapping[str, Tensor] | str | Path
-Progress = Callable[[int, int, str], None]  # done, in all, what is next
 
 
 def diagnose(
@@ -26,11 +29,17 @@ def diagnose(
     *,
     live: Iterable[Any] | None = None,
     forward: Forward | None = None,
+    labels: Labels | None = None,
+    metric: Metric | None = None,
+    loss: Loss | None = None,
+    reference: nn.Module | None = None,
     select: Iterable[str] = (),
     thresholds: Mapping[str, tuple[float, float]] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     accumulate: int | None = None,
     momentum: float = state.MOMENTUM,
+    eps: float = state.EPS,
+    batch_limit: int | None = None,
     model_name: str = "",
     data_name: str = "",
     part: Part = "all",
@@ -39,25 +48,33 @@ def diagnose(
     """Ask every check of a model, or of a checkpoint alone, and rank the causes of its gap.
 
     The data are read once. With them, what differs between train() and eval() is taken apart on
-    up to 768 samples: each cause is mended alone and the remaining difference measured. The
+    up to 768 samples: each cause is overridden alone and the remaining difference measured. The
     model comes back as it was, also after an exception.
 
     Args:
         subject: a model; or the path of a checkpoint, or a state_dict: then checks that need a
-            model are skipped, and momentum and eps are taken as torch's defaults.
-        batches: as in training (its data, size and order), in a structure as for `recalibrate`.
-            A third entry of a tuple is the domain of each sample. None: no check that needs data.
+            model are skipped.
+        batches: as in training (its data, size and order); see `probe.grammar` for what a batch
+            may be. A third entry of a tuple is the domain of each sample. None: no check that
+            needs data.
         live: batches as in use, to look for drift.
         forward: forward(model, batch), for batches of another structure.
+        labels: a key or position in the batch, or labels(batch). Labels count where they fit
+            the output (as classes, masks, yes or no, values) and are predicted beyond chance.
+        metric: metric(output, batch), higher is better, the mean over batches.
+        loss: loss(output, batch), lower is better, one number or one per sample.
+        reference: the model that this one is an average or a copy of.
         select: beginnings of codes, as "NS00"; empty: all.
         thresholds: code -> (warning, error), instead of the check's own.
         optimizer: that trains the model.
         accumulate: batches per step of the optimizer.
         momentum: of training, for a checkpoint alone, which does not say.
+        eps: likewise.
+        batch_limit: read so many batches at most; None: all, or 1,000 of a loader without length.
         model_name: shown in the record.
         data_name: shown in the record.
-        part: "first" leaves out the samples that `repair` holds out.
-        on_progress: called before each check: how many are done, how many there are, its code.
+        part: "first" leaves out the batches that `repair` holds out.
+        on_progress: called before each step: how many are done, how many there are, its name.
 
     Raises:
         InputError: an unknown code, a loader that fails or is empty.
@@ -65,42 +82,41 @@ def diagnose(
         FileError: a checkpoint that cannot be read.
     """
     checks = _checks(tuple(select), thresholds or {})
-    case, loader = _case(subject, batches, live, forward, part, momentum)
-    case.optimizer, case.accumulate = optimizer, accumulate
-    findings: list[Finding] = []
-    skipped: list[Skipped] = []
-    passed: list[str] = []
-    for done, (code, check) in enumerate(checks.items()):
-        if on_progress is not None:
-            on_progress(done, len(checks), code)
-        why = check.missing(case)
-        found: list[Finding] = []
-        if why is None:
-            try:
-                found = list(check.find(case))
-            except Skip as skip:
-                why = str(skip)
-        if why is not None:
-            skipped.append(Skipped(code=code, reason=why))
-        elif found:
-            findings += found
-        else:
-            passed.append(code)
-    gap: Gap | None = None
-    causes: tuple[Cause, ...] = ()
-    by_layer: tuple[LayerGap, ...] = ()
-    if case.model is not None and loader is not None:
-        gap, causes, by_layer = explained(case.model, loader, case, findings)
+    goal = Goal(metric, loss)
+
+    def reader(given: Iterable[Any]) -> Loader:
+        if isinstance(given, Loader):
+            return given
+        assert isinstance(subject, nn.Module), "asked with a model only"
+        return Loader(given, subject, forward=forward, labels=labels, limit=batch_limit)
+
+    case = _context(subject, batches, live, momentum, eps)
+    case.optimizer, case.accumulate, case.reference = optimizer, accumulate, reference
+    if case.subject is not None:
+        layers = norms_by_name(case.subject)
+        if batches is not None:
+            loader = reader(batches)
+            case.data = collected(
+                case.subject, loader, layers, goal, part=part, on_progress=on_progress
+            )
+            if case.data.gap.samples:
+                case.attribution = Attribution(case.subject, loader, case.data, case.layers)
+        if live is not None:
+            case.live = collected(case.subject, reader(live), layers, goal, domains=False)
+    findings, skipped, passed = _asked(case, checks, on_progress)
+    causes = _causes(case, checks, findings, on_progress)
+    ordered = ranked(findings, causes)
     return Diagnosis(
         model=model_name or (str(subject) if isinstance(subject, (str, Path)) else _kind(subject)),
         data=data_name,
         layers=len(case.layers),
-        findings=tuple(_ranked(findings, causes)),
+        findings=tuple(ordered),
         skipped=tuple(skipped),
         passed=tuple(passed),
-        gap=gap,
+        gap=None if case.data is None or not case.data.gap.samples else _gap(case.data),
         causes=causes,
-        by_layer=by_layer,
+        by_layer=() if case.attribution is None else case.attribution.by_layer(),
+        verdict=verdict(ordered, causes),
     )
 
 
@@ -125,62 +141,99 @@ def _checks(
     return made
 
 
-def _case(
+def _context(
     subject: Subject,
     batches: Iterable[Any] | None,
     live: Iterable[Any] | None,
-    forward: Forward | None,
-    part: Part,
     momentum: float,
-) -> tuple[Case, Loader | None]:
-    if not isinstance(subject, nn.Module):
-        if batches is not None or live is not None:
-            raise InputError("data need a model to run them through; give the model, not a file")
-        content = read_weights(Path(subject)) if isinstance(subject, (str, Path)) else subject
-        return Case(state.of_checkpoint(content, momentum), names=frozenset(content)), None
-    layers = state.of_model(subject)
-    if not layers:
-        raise ModelError(
-            f"the model ({type(subject).__name__}) has no layer with running statistics; "
-            "the doctor looks at batch norms"
-        )
-    case = Case(layers, subject)
-    loader = None
-    names = norms_by_name(subject)
-    if batches is not None:
-        loader = Loader(batches, forward, device_of(subject))
-        case.data = gathered(subject, loader, names, part=part)
-    if live is not None:
-        case.live = _looked(subject, Loader(live, forward, device_of(subject)), names)
-    return case, loader
+    eps: float,
+) -> CheckContext:
+    refuse_traced(subject)
+    if isinstance(subject, nn.Module):
+        check_runnable(subject)
+        layers = state.of_model(subject)
+        if not layers:
+            raise ModelError(state.without_statistics(subject))
+        return CheckContext(layers, subject)
+    if batches is not None or live is not None:
+        raise InputError("data need a model to run them through; give the model, not a file")
+    content = read_weights(Path(subject)) if isinstance(subject, (str, Path)) else subject
+    return CheckContext(state.of_checkpoint(content, momentum, eps), names=frozenset(content))
 
 
-def _looked(model: nn.Module, loader: Loader, names: Mapping[str, nn.Module]) -> Evidence:
-    return gathered(model, loader, names, domains=False)
+def _asked(
+    case: CheckContext, checks: Mapping[str, Check], on_progress: Progress | None
+) -> tuple[list[Finding], list[Skipped], list[str]]:
+    findings: list[Finding] = []
+    skipped: list[Skipped] = []
+    passed: list[str] = []
+    for done, (code, check) in enumerate(checks.items()):
+        if on_progress is not None:
+            on_progress(done, len(checks), code)
+        why = check.missing(case)
+        found: list[Finding] = []
+        if why is None:
+            try:
+                found = list(check.find(case))
+            except Skip as skip:
+                why = str(skip)
+        if why is not None:
+            skipped.append(Skipped(code=code, reason=why))
+        elif found:
+            findings += found
+        else:
+            passed.append(code)
+    return findings, skipped, passed
 
 
-def _ranked(findings: list[Finding], causes: tuple[Cause, ...]) -> list[Finding]:
-    """The likeliest explanation first: what closes more of the gap, then the more particular.
+def _causes(
+    case: CheckContext,
+    checks: Mapping[str, Check],
+    findings: Sequence[Finding],
+    on_progress: Progress | None,
+) -> tuple[Cause, ...]:
+    """The causes of the gap by how much of it goes when each alone is mended."""
+    attribution, data = case.attribution, case.data
+    if attribution is None or data is None:
+        return ()
+    causes: list[Cause] = []
 
-    A general cause, as stale statistics, counts for what it closes beyond the particular ones
-    that are found beside it: theirs are stale statistics too.
-    """
-    closes: dict[str, float] = {}
-    for cause in causes:
-        if cause.code:
-            closes[cause.code] = max(closes.get(cause.code, 0.0), min(cause.closes, 1.0))
-    particular = max(
-        (closes.get(f.code, 0.0) for f in findings if CHECKS[f.code].specific == 2), default=0.0
+    def add(name: str, code: str, layers: tuple[str, ...], answers: Sequence[Answer]) -> None:
+        closes, sure = attribution.closes(answers), attribution.advantage(answers)
+        causes.append(Cause(name=name, code=code, closes=closes, layers=layers, advantage=sure))
+
+    concerned: dict[str, list[str]] = {}
+    for finding in findings:
+        concerned.setdefault(finding.code, []).append(finding.layer)
+    for done, (code, found) in enumerate(concerned.items()):
+        if on_progress is not None:
+            on_progress(done, len(concerned), code)
+        names = tuple(n for n in dict.fromkeys(found) if n in attribution.states)
+        names = names or tuple(attribution.states)
+        mended = checks[code].mended(case, names)
+        if mended is not None:
+            add(mended[0], code, names, mended[1])
+    for name, override in attribution.parts().items():
+        add(name, "", tuple(attribution.states), attribution.answers(override))
+    composed = "NS008" in concerned
+    name, code = ("composition", "NS008") if composed else ("small_batch", "NS007")
+    causes.append(Cause(name=name, code=code, closes=attribution.of_batches, layers=()))
+    return tuple(sorted(causes, key=lambda cause: -cause.closes))
+
+
+def _gap(data: Evidence) -> Gap:
+    gap = data.gap
+    train, evaluated = gap.accuracies
+    counts = gap.known
+    return Gap(
+        relative=gap.relative,
+        disagreement=gap.disagreement,
+        train_accuracy=train,
+        eval_accuracy=evaluated,
+        samples=gap.samples,
+        train_loss=gap.reference.loss if counts else float("nan"),
+        eval_loss=gap.other.loss if counts else float("nan"),
+        train_metric=gap.reference.metric,
+        eval_metric=gap.other.metric,
+        advantage=gap.advantage,
     )
-    gravest = {
-        code: max(SEVERITIES.index(f.severity) for f in findings if f.code == code)
-        for code in {f.code for f in findings}
-    }
-
-    def place(finding: Finding) -> tuple[float, bool, float, float, str]:
-        code, specific = finding.code, CHECKS[finding.code].specific
-        share = closes.get(code, 0.0) - (particular if specific < 2 else 0.0)
-        explains = round(share, 1) if share >= 0.2 else 0.0
-        return (-explains, gravest[code] == 0, -specific, -gravest[code], code)
-
-    return sorted(findings, key=place)

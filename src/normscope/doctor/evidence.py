@@ -1,90 +1,153 @@
-"""The one pass over the data that all checks read."""
+"""Read the data once and collect what every check needs."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from normscope import probe
-from normscope.doctor.loader import Batch, Forward, Loader, Part, rows
-from normscope.doctor.outputs import Comparison, scores_of
-from normscope.doctor.passage import Passage, dropouts
-from normscope.doctor.tally import Tally, merged
+from normscope.errors import NormscopeError
 from normscope.functional import moments
 from normscope.moments import Moments
-from normscope.probe import Call, Norm
+from normscope.probe import Call
+from normscope.probe.batches import Loader, Part
+from normscope.probe.compare import Answer, Comparison, Goal
+from normscope.probe.grammar import Batch, tensors
+from normscope.probe.run import NormRun, dropouts
+from normscope.probe.stream import MomentStream, merged
 
 KEPT = 768  # samples that are kept to measure causes on
-CLOSE = 1024  # samples of which gates and images are looked at one by one
+CLOSE = 1024  # samples whose activations and sample means are looked at one by one
+GROUPS = 256  # domains or classes at most whose statistics are compared
+WIDE = 32  # values of a sample, from which two are equal only if one is a copy
+CLOSELY = 0.05  # of the mean squared distance of two samples
+FEW = 16  # distinct samples, on which statistics cannot be judged
+OFTEN = 4  # samples per domain at least; ids that are nearly all distinct are no domains
 
-# fmt: off
-GATES = frozenset({"relu", "relu6", "leaky_relu", "silu", "gelu", "elu", "hardswish", "mish",
-                   "prelu", "celu", "selu", "clamp_min"})
-# fmt: on
+Progress = Callable[[int, int, str], None]  # done, in all (0: unknown), what is next
 
 
 @dataclass
-class Labels:
-    """What the labels say of how batches are composed."""
+class Composition:
+    """How one kind of label is spread over batches."""
 
-    pairs: float = 0.0  # pairs of batch-mates with equal labels
-    of: float = 0.0  # pairs
+    pairs: float = 0.0  # pairs in one batch with equal labels
+    of: float = 0.0  # pairs in one batch
     counts: Counter[int] = field(default_factory=Counter)
     columns: list[Tensor] = field(default_factory=list)  # labels of whole batches, by place
 
     def add(self, labels: Tensor) -> None:
         """One batch."""
         n = len(labels)
+        values, counts = labels.cpu().unique(return_counts=True)
         if n > 1:
-            per_class = torch.bincount(labels.cpu()).double()
-            self.pairs += float((per_class * (per_class - 1)).sum())
+            self.pairs += float((counts.double() * (counts - 1)).sum())
             self.of += n * (n - 1)
-        self.counts.update(labels.tolist())
+        self.counts.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
         if len(self.columns) < 64:
             self.columns.append(labels.cpu())
 
-    def excess(self) -> float:
-        """r: how much likelier than chance a batch-mate shares the class; NaN where unknown."""
+    @property
+    def chance(self) -> float:
+        """Probability that two samples of the data share the label."""
         total = sum(self.counts.values())
-        chance = sum((n / total) ** 2 for n in self.counts.values()) if total else 1.0
-        if not self.of or chance > 1 - 1e-9 or len(self.columns) < 2:
+        return sum((n / total) ** 2 for n in self.counts.values()) if total else 1.0
+
+    def excess(self) -> float:
+        """r: how much likelier than chance samples of a batch share the label; NaN: unknown."""
+        if not self.of or self.chance > 1 - 1e-9 or len(self.columns) < 2:
             return float("nan")
-        return (self.pairs / self.of - chance) / (1 - chance)
+        return (self.pairs / self.of - self.chance) / (1 - self.chance)
 
     def fixed_places(self) -> float:
         """The same over batches at one place of the batch; NaN with fewer than four batches."""
         size = len(self.columns[0]) if self.columns else 0
         whole = [c for c in self.columns if len(c) == size]
-        total = sum(self.counts.values())
-        chance = sum((n / total) ** 2 for n in self.counts.values()) if total else 1.0
-        if len(whole) < 4 or chance > 1 - 1e-9:
+        if len(whole) < 4 or self.chance > 1 - 1e-9:
             return float("nan")
         table = torch.stack(whole)  # batches x places
         same = torch.stack([(table == row).sum(0) for row in table]).sum() - table.numel()
         q = float(same) / (table.numel() * (len(whole) - 1))
-        return (q - chance) / (1 - chance)
+        return (q - self.chance) / (1 - self.chance)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether labels come up often enough to be groups, and are not ids."""
+        return 1 < len(self.counts) <= min(GROUPS, sum(self.counts.values()) / OFTEN)
 
 
 @dataclass
-class Look:
-    """What was seen of one layer beside its moments, on the first samples."""
+class LayerSample:
+    """One layer on the first samples, while it normalises by the batch.
 
-    fired: Tensor | None = None  # (C,), values above zero after scale and shift
-    values: int = 0  # per channel
+    Attributes:
+        active: (C,) values above zero after scale and shift.
+        values: per channel.
+        means: moments of the means over positions of each sample.
+        within: (C,) their sum of squares about the means of their batches.
+        all: moments of all values.
+        sizes: of the batches.
+        positions: of one sample.
+        padded: largest share of trailing positions that repeat in every channel.
+    """
+
+    active: Tensor | int = 0
+    values: int = 0
     activation: str = ""
-    between: Tensor | None = None  # (C,), sum of squares of image means about their mean
-    within: Tensor | None = None  # (C,), all values
+    means: Moments | None = None
+    within: Tensor | float = 0.0
+    all: Moments | None = None
+    sizes: list[int] = field(default_factory=list)
     positions: int = 1
-    padded: float = 0.0  # share of trailing positions that repeat in every channel
-    seen: int = 0
+    padded: float = 0.0
+
+    def share_between(self) -> float:
+        """Share of a channel's variance that lies between samples, beyond chance; their mean."""
+        if self.means is None or self.all is None or self.positions < 2:
+            return 1.0
+        live = self.all.m2 > 1e-12 * self.all.count
+        if not bool(live.any()):
+            return 1.0
+        p = self.positions
+        raw = float((p * self.means.m2 / self.all.m2.clamp(min=1e-300))[live].mean())
+        return min(max((raw - 1 / p) / (1 - 1 / p), 0.0), 1.0)
+
+    def effective(self) -> float:
+        """N P / (1 + (P-1) ICC): independent values per channel in a usual batch of N rows.
+
+        P positions; ICC is `share_between`.
+        """
+        p, size = self.positions, sorted(self.sizes)[len(self.sizes) // 2]
+        return size * p / (1 + (p - 1) * self.share_between())
+
+    def batch_correlation(self) -> tuple[float, float]:
+        """r of samples in one batch, mean over channels, and its standard error; NaN: unknown.
+
+        Analysis of variance of sample means by batch: (MSB - MSW) / (MSB + (m-1) MSW).
+        """
+        samples, batches = sum(self.sizes), len(self.sizes)
+        if self.means is None or batches < 4 or samples <= batches:
+            return float("nan"), float("nan")
+        m = (samples - sum(n * n for n in self.sizes) / samples) / (batches - 1)
+        within = torch.as_tensor(self.within) / (samples - batches)
+        between = (self.means.m2 - self.within).clamp(min=0) / (batches - 1)
+        live = within + between > 1e-12
+        if not bool(live.any()):
+            return float("nan"), float("nan")
+        r = float(((between - within) / (between + (m - 1) * within))[live].mean())
+        error = (2 / (batches - 1)) ** 0.5 * (1 - r) * (1 + (m - 1) * r) / m
+        return r, error
 
 
 @dataclass
 class Evidence:
-    """What the data told. Tallies are layer -> one per call, of the layer's input.
+    """What the data say. Streams are layer -> one per call, of the layer's input.
 
     Attributes:
         stored: while layers normalised with what they have, as in eval().
@@ -93,150 +156,206 @@ class Evidence:
         gap: eval() against train() on every sample.
         sizes: of the batches.
         labels, places: how classes and domains are spread over batches.
-        kept: the first batches, KEPT samples or a little more.
+        kept: the first batches, KEPT samples or a little more; train, eval: their answers.
+        layers: the first samples, layer by layer.
         by_domain, by_class: (K,) moments per layer, where the data have domains.
-        leak: largest relative change of a sample's output when its batch-mates go; NaN unknown.
+        leak: largest relative change of a sample's output in other company; NaN unknown.
+        noise: relative difference of two runs that should be equal.
+        reader: that the data came from.
     """
 
-    stored: dict[str, list[Tally]] = field(default_factory=dict)
-    by_batch: dict[str, list[Tally]] = field(default_factory=dict)
-    dropped: dict[str, list[Tally]] = field(default_factory=dict)
+    stored: dict[str, list[MomentStream]] = field(default_factory=dict)
+    by_batch: dict[str, list[MomentStream]] = field(default_factory=dict)
+    dropped: dict[str, list[MomentStream]] = field(default_factory=dict)
     gap: Comparison = field(default_factory=Comparison)
     sizes: list[int] = field(default_factory=list)
-    labels: Labels = field(default_factory=Labels)
-    places: Labels = field(default_factory=Labels)
+    labels: Composition = field(default_factory=Composition)
+    places: Composition = field(default_factory=Composition)
     kept: list[Batch] = field(default_factory=list)
-    looks: dict[str, Look] = field(default_factory=dict)
+    train: list[Answer] = field(default_factory=list)
+    eval: list[Answer] = field(default_factory=list)
+    layers: dict[str, LayerSample] = field(default_factory=dict)
     by_domain: dict[str, Moments] = field(default_factory=dict)
     by_class: dict[str, Moments] = field(default_factory=dict)
-    domains: int = 0
     leak: float = float("nan")
-    forward: Forward | None = None
+    noise: float = 0.0
+    goal: Goal = field(default_factory=Goal)
+    reader: Loader | None = None
 
-    def again(self) -> Loader:
+    @property
+    def loader(self) -> Loader:
         """The batches that were kept, to be read once more."""
-        return Loader([batch.given for batch in self.kept], self.forward)
+        assert self.reader is not None, "set where the data are read"
+        return self.reader.of(self.kept)
+
+    @property
+    def usual(self) -> int:
+        """The median size of the batches."""
+        return sorted(self.sizes)[len(self.sizes) // 2]
+
+    @cached_property
+    def distinct(self) -> int:
+        """How many of the kept samples are not nearly copies of another; 0: not known.
+
+        Inputs of WIDE values at least; two are copies where they lie within CLOSELY of the mean
+        distance, squared.
+        """
+        rows = [
+            x.flatten(1)[:, :: max(1, x[0].numel() // 256)].double().cpu()
+            for batch in self.kept
+            for x in [next(tensors((batch.args, batch.kwargs)), None)]
+            if x is not None and x.is_floating_point() and x.dim() > 1 and len(x) == batch.size
+        ]
+        if not rows or len({r.shape[1] for r in rows}) > 1 or rows[0].shape[1] < WIDE:
+            return 0
+        samples = torch.cat(rows)[:KEPT]
+        apart = torch.cdist(samples, samples).square()
+        near = (apart < CLOSELY * apart.mean()).numpy()
+        return int(connected_components(csr_array(near), directed=False)[0])
+
+    @property
+    def few(self) -> bool:
+        """Whether the samples are a few ones over and over."""
+        many = sum(batch.size for batch in self.kept)
+        return 0 < self.distinct < FEW and many >= 8 * self.distinct
 
     def population(self, name: str) -> Moments:
         """Of a layer's input over the whole data, as in train()."""
-        return merged([tally.total() for tally in self.by_batch[name]])
+        return merged([stream.total() for stream in self.by_batch[name]])
 
 
-def gathered(
+def collected(
     model: nn.Module,
     loader: Loader,
     layers: Mapping[str, nn.Module],
+    goal: Goal,
     *,
     part: Part = "all",
     domains: bool = True,
+    on_progress: Progress | None = None,
 ) -> Evidence:
     """Read the data once; three forwards a batch at most. The model comes back as it was.
 
     Raises:
         InputError, ModelError: as `Loader`.
     """
-    found = Evidence(forward=loader.forward)
+    found = Evidence(gap=Comparison(given=goal.given), goal=goal, reader=loader)
     dropping = dropouts(model)
-    stored = Passage(layers)
-    by_batch = Passage(layers, by_batch=set(layers))
-    dropped = Passage(layers, by_batch=set(layers))
+    stored = NormRun(layers)
+    by_batch = NormRun(layers, by_batch=set(layers))
+    dropped = NormRun(layers, by_batch=set(layers))
     norms = [n for n in probe.find_norms(model) if n.name in layers]
+    rows: tuple[dict[int, int], dict[int, int]] = ({}, {})
     for batch in loader.read(part):
-        close = sum(found.sizes) < CLOSE
-        watcher = _Watcher(found, batch if domains else None, batch)
-        with probe.untouched(model):
-            with stored.watching():
-                evaluated = scores_of(stored.run(loader, model, batch), batch.size)
+        if on_progress is not None:
+            on_progress(len(found.sizes), 0, "data")
+        watcher = _Watcher(found, batch, rows if domains else None)
+        with probe.preserved(model):
+            with stored.active():
+                evaluated = goal.answer(stored.run(loader, model, batch), batch, stored.features)
             if not found.sizes:
-                found.leak = _leak(model, loader, batch, evaluated)
-            looks = close or (domains and batch.condition is not None)
-            # gates are looked at as in training, where no stored statistics mislead them
+                found.noise, found.leak = _leak(model, loader, batch, layers, evaluated, goal)
+                found.gap.noise = found.noise
+            looks = sum(found.sizes) < CLOSE or (domains and batch.condition is not None)
+            # activations are looked at as in training, where no stored statistics mislead them
             with ExitStack() as inside:
-                inside.enter_context(by_batch.watching())
+                inside.enter_context(by_batch.active())
                 if looks:
                     inside.enter_context(probe.observe(model, norms, watcher))
-                trained = scores_of(by_batch.run(loader, model, batch), batch.size)
+                output = by_batch.run(loader, model, batch)
+                trained = goal.answer(output, batch, by_batch.features)
         if dropping:
-            with probe.untouched(model), dropped.watching():
+            with probe.preserved(model), dropped.active():
                 for module in dropping:
                     module.training = True
                 dropped.run(loader, model, batch)
-        if evaluated.shape == trained.shape:
-            found.gap.add(trained, evaluated, batch.labels)
+        found.gap.add(trained, evaluated)
         if sum(b.size for b in found.kept) < KEPT:
             found.kept.append(batch)
-        if batch.labels is not None:
-            found.labels.add(batch.labels)
+            found.train.append(trained)
+            found.eval.append(evaluated)
+        if batch.classes is not None:
+            found.labels.add(batch.classes)
         if batch.condition is not None and domains:
             found.places.add(batch.condition)
         found.sizes.append(batch.size)
-    found.stored, found.by_batch = stored.tallies, by_batch.tallies
-    found.dropped = dropped.tallies
+    found.stored, found.by_batch = stored.streams, by_batch.streams
+    found.dropped = dropped.streams
     return found
 
 
 class _Watcher:
-    """Looks at what enters and leaves each layer while it normalises by the batch."""
+    """Records what enters and leaves each layer while it normalises by the batch."""
 
-    def __init__(self, found: Evidence, grouped: Batch | None, batch: Batch) -> None:
+    def __init__(
+        self, found: Evidence, batch: Batch, rows: tuple[dict[int, int], dict[int, int]] | None
+    ) -> None:
         self._found, self._batch = found, batch
-        self._domains = None if grouped is None else grouped.condition
+        self._groups: list[tuple[dict[str, Moments], Tensor]] = []
+        if rows is not None and batch.condition is not None:
+            ids = (batch.condition, batch.classes)
+            tables = (found.by_domain, found.by_class)
+            for table, values, seen in zip(tables, ids, rows, strict=True):
+                if values is not None and (numbers := _numbered(values, seen)) is not None:
+                    self._groups.append((table, numbers))
 
     def normed(self, call: Call, before: Tensor, after: Tensor) -> None:
-        look = self._found.looks.setdefault(call.name, Look())
         x = before.detach()
         if x.dim() < 2 or not x.is_floating_point():
             return
-        if self._domains is not None and len(x) == len(self._domains):
-            self._group(call, x)
-        if look.seen >= CLOSE:
+        for table, ids in self._groups:
+            if len(x) == len(ids):
+                new = moments(x, ids, int(ids.max()) + 1)
+                table[call.layer] = _sum(table.get(call.layer), new)
+        seen = self._found.layers.setdefault(call.name, LayerSample())
+        if sum(seen.sizes) >= CLOSE:
             return
-        look.seen += len(x)
-        look.positions = x[0, 0].numel()
-        axes = [0, *range(2, x.dim())]
-        fired = (after.detach() > 0).sum(axes)
-        look.fired = fired if look.fired is None else look.fired + fired
-        look.values += x.numel() // x.shape[1]
-        if x.dim() > 2:
-            means = x.double().flatten(2).mean(2)
-            middle = means.mean(0)
-            between = (means - middle).pow(2).sum(0) * look.positions
-            centred = (x.double().flatten(2) - middle.unsqueeze(1)).pow(2).sum((0, 2))
-            look.between = between if look.between is None else look.between + between
-            look.within = centred if look.within is None else look.within + centred
+        seen.sizes.append(len(x))
+        seen.positions = max(x[0, 0].numel(), 1) if len(x) else 1
+        seen.active = seen.active + (after.detach() > 0).sum([0, *range(2, x.dim())])
+        seen.values += x.numel() // x.shape[1]
+        means = x.double().flatten(2).mean(2) if x.dim() > 2 else x.double()
+        of_batch = _moments_of(means)
+        seen.within = seen.within + of_batch.m2
+        whole = moments(x)
+        whole = Moments(whole.count[0].double(), whole.mean[0].double(), whole.m2[0].double())
+        seen.means = of_batch if seen.means is None else seen.means + of_batch
+        seen.all = whole if seen.all is None else seen.all + whole
         if x.dim() == 3 and x.shape[2] > 1:
-            look.padded = max(look.padded, _padded(x))
+            seen.padded = max(seen.padded, _padded(x))
 
     def activated(self, call: Call, activation: str, after: Tensor) -> None:
-        if call.name in self._found.looks:
-            self._found.looks[call.name].activation = activation
+        if call.name in self._found.layers:
+            self._found.layers[call.name].activation = activation
 
-    def _group(self, call: Call, x: Tensor) -> None:
-        assert self._domains is not None, "asked before"
-        pairs: list[tuple[dict[str, Moments], Tensor]] = [(self._found.by_domain, self._domains)]
-        if self._batch.labels is not None:
-            pairs.append((self._found.by_class, self._batch.labels))
-        self._found.domains = max(self._found.domains, int(self._domains.max()) + 1)
-        for table, ids in pairs:
-            groups = max(
-                int(ids.max()) + 1, len(table[call.layer].count) if call.layer in table else 1
-            )
-            new = moments(x, ids, groups)
-            table[call.layer] = _sum(table.get(call.layer), new)
+
+def _moments_of(values: Tensor) -> Moments:
+    """Of (N, C) values in float64."""
+    mean = values.mean(0)
+    count = torch.tensor(float(len(values)), dtype=torch.float64, device=values.device)
+    return Moments(count, mean, (values - mean).square().sum(0))
+
+
+def _numbered(ids: Tensor, rows: dict[int, int]) -> Tensor | None:
+    """Row numbers of ids, in the order in which they came up; None beyond GROUPS."""
+    for value in ids.unique().tolist():
+        rows.setdefault(value, len(rows))
+    if len(rows) > GROUPS:
+        return None
+    return torch.tensor([rows[value] for value in ids.tolist()], device=ids.device)
 
 
 def _sum(old: Moments | None, new: Moments) -> Moments:
     if old is None:
         return new
-    more = len(new.count) - len(old.count)
-    if more > 0:
-        empty = Moments.empty(more, new.mean.shape[1], device=new.mean.device)
-        old = Moments(
-            torch.cat([old.count, empty.count]),
-            torch.cat([old.mean, empty.mean]),
-            torch.cat([old.m2, empty.m2]),
-        )
-    return old + new
+    size = max(len(old.count), len(new.count))
+    return _widened(old, size) + _widened(new, size)
+
+
+def _widened(old: Moments, size: int) -> Moments:
+    empty = Moments.empty(size - len(old.count), old.mean.shape[1], device=old.mean.device)
+    parts = zip((old.count, old.mean, old.m2), (empty.count, empty.mean, empty.m2), strict=True)
+    return Moments(*(torch.cat(pair) for pair in parts))
 
 
 def _padded(x: Tensor) -> float:
@@ -246,24 +365,40 @@ def _padded(x: Tensor) -> float:
     return float((run - 1).clamp(min=0).sum()) / (x.shape[0] * x.shape[2])
 
 
-def _leak(model: nn.Module, loader: Loader, batch: Batch, whole: Tensor) -> float:
-    """Largest change of the first half's outputs when the second half is left out."""
+def _leak(
+    model: nn.Module,
+    loader: Loader,
+    batch: Batch,
+    layers: Mapping[str, nn.Module],
+    whole: Answer,
+    goal: Goal,
+) -> tuple[float, float]:
+    """Noise between equal runs, and the largest change of the first half in other company.
+
+    The first half stands in the place of the second too, so shapes and random numbers are equal.
+    """
+    run = NormRun(layers, measured=set())
     half = batch.size // 2
-    if half < 1:
-        return float("nan")
-    keep = torch.arange(batch.size) < half
-    part = loader.batch(batch.index, rows(batch.given, keep, batch.size))
-    alone = scores_of(loader.run(model, part), half)
-    if alone.shape != whole[:half].shape or not bool(whole.isfinite().all()):
-        return float("nan")
-    scale = whole.abs().max().clamp(min=1e-12)
-    return float((alone - whole[:half]).abs().max() / scale)
+    company = torch.arange(batch.size) % max(half, 1)
+    other = loader.rows(batch, company) if half else None
+    with run.active():
+        same = goal.answer(run.run(loader, model, batch), batch, run.features)
+        try:
+            beside = None if other is None else goal.answer(run.run(loader, model, other), other)
+        except NormscopeError:  # such a batch cannot be divided
+            beside = None
+    compared = Comparison()
+    compared.add(whole, same)
+    a = whole.values
+    comparable = beside is not None and a.shape == beside.values.shape == same.values.shape
+    if beside is None or not comparable or len(a) != batch.size or not bool(a.isfinite().all()):
+        return compared.relative, float("nan")
+    scale = a.abs().max().clamp(min=1e-12)
+    noise = float((same.values - a).abs().max() / scale)
+    change = float((beside.values - a)[:half].abs().max() / scale)
+    return compared.relative, change if change > 5 * noise else 0.0
 
 
 def norms_by_name(model: nn.Module) -> dict[str, nn.Module]:
     """The layers whose inputs are measured: with statistics per channel or per condition."""
-    return {n.name: n.module for n in _followed(model)}
-
-
-def _followed(model: nn.Module) -> list[Norm]:
-    return [n for n in probe.find_norms(model) if n.skipped is None]
+    return {n.name: n.module for n in probe.find_norms(model) if n.skipped is None}

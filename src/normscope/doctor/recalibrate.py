@@ -10,9 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from normscope import probe
-from normscope.doctor.loader import Forward, Loader, Part, device_of
-from normscope.doctor.passage import Passage, dropouts, tensors_of
-from normscope.doctor.tally import Tally, distance, merged
+from normscope.doctor.state import without_statistics
 from normscope.errors import InputError, ModelError
 from normscope.layers import (
     FrozenBatchNorm1d,
@@ -23,7 +21,12 @@ from normscope.layers import (
     ModeNorm3d,
 )
 from normscope.layers.statistics import Snapshot, snapshot
-from normscope.moments import Moments
+from normscope.moments import Moments, drift
+from normscope.probe.batches import Forward, Loader, Part
+from normscope.probe.frozen import check_runnable
+from normscope.probe.grammar import Labels
+from normscope.probe.run import NormRun, dropouts, tensors_of
+from normscope.probe.stream import MomentStream, merged
 
 Propagate = Literal["batch", "sequential"]
 ENOUGH = 0.1  # standard deviations; where the doctor begins to call statistics stale
@@ -93,6 +96,8 @@ def recalibrate(
     only: Iterable[str] = (),
     propagate: Propagate = "batch",
     forward: Forward | None = None,
+    labels: Labels | None = None,
+    batch_limit: int | None = None,
     process_group: dist.ProcessGroup | Literal["world"] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Recalibration:
@@ -108,8 +113,7 @@ def recalibrate(
 
     Args:
         model: any module with batch norms.
-        batches: of x, (x, ...), (x, labels, condition) or mappings of arguments. Read once,
-            with propagate="sequential" once per layer.
+        batches: as `diagnose`. Read once, with propagate="sequential" once per layer.
         only: patterns of layer names, as "encoder.*"; empty: all but frozen ones. The others
             normalise with what they have.
         propagate: what a layer sees of those before it. "batch": they normalise with the batch
@@ -117,6 +121,8 @@ def recalibrate(
             use; it does not depend on how batches are composed, and the result agrees with
             itself: measured again in eval(), it is the same.
         forward: forward(model, batch), for batches of another structure.
+        labels: where the labels are; with forward their number is that of the samples.
+        batch_limit: read so many batches at most; None: all, or 1,000 of a loader without length.
         process_group: ranks that hold one part of the data each, "world" for all; every rank
             must call. None: this process alone.
         on_progress: called after every batch with the number of batches so far.
@@ -132,20 +138,23 @@ def recalibrate(
     """
     if propagate not in ("batch", "sequential"):
         raise InputError(f'propagate is {propagate!r}; it can be "batch" or "sequential"')
-    layers, left = chosen(model, tuple(only))
-    loader = Loader(batches, forward, device_of(model))
-    group = dist.group.WORLD if process_group == "world" else process_group
-    tallies, order = measured(model, loader, layers, propagate, "all", group, on_progress)
-    left |= {name: "no forward runs it" for name in layers if name not in tallies}
-    new = {name: _population(name, tallies[name]) for name in order}
-    done = tuple(
-        _told(name, layers[name], tallies[name], new[name], group is not None) for name in order
+    loader = Loader(
+        batches, model, forward=forward, labels=labels, limit=batch_limit, keep=propagate != "batch"
     )
-    seen = max((tally.batches for calls in tallies.values() for tally in calls), default=0)
+    check_runnable(model, writes=True)
+    layers, left = chosen(model, tuple(only))
+    group = dist.group.WORLD if process_group == "world" else process_group
+    streams, order = measured(model, loader, layers, propagate, "all", group, on_progress)
+    left |= {name: "no forward runs it" for name in layers if name not in streams}
+    new = {name: _population(name, streams[name]) for name in order}
+    done = tuple(
+        _told(name, layers[name], streams[name], new[name], group is not None) for name in order
+    )
+    seen = max((stream.batches for calls in streams.values() for stream in calls), default=0)
     before = snapshot(model)
     with before, torch.no_grad():
         for name, total in new.items():
-            _write(layers[name], total, tallies[name][0].batches)
+            _write(layers[name], total, streams[name][0].batches)
     return Recalibration(model, done, left, seen, before)
 
 
@@ -174,10 +183,7 @@ def chosen(
         else:
             left[norm.name] = why
     if not any(norm.skipped is None for norm in norms):
-        raise ModelError(
-            f"the model ({type(model).__name__}) has no layer with running statistics; "
-            "there is nothing to recalibrate"
-        )
+        raise ModelError(without_statistics(model))
     return layers, left
 
 
@@ -191,49 +197,49 @@ def measured(
     on_progress: Callable[[int], None] | None = None,
     *,
     dropout: bool = False,
-) -> tuple[dict[str, list[Tally]], list[str]]:
-    """The moments at every layer's entry, one tally per call, and the order of first calls.
+) -> tuple[dict[str, list[MomentStream]], list[str]]:
+    """The moments at every layer's entry, one stream per call, and the order of first calls.
 
     With dropout, it drops as in training.
     """
     read = 0
 
-    def one_pass(passage: Passage) -> Passage:
+    def one_pass(run: NormRun) -> NormRun:
         nonlocal read
         problem: BaseException | None = None
         try:
-            with probe.untouched(model), passage.watching():
+            with probe.preserved(model), run.active():
                 for module in dropouts(model) if dropout else ():
                     module.training = True
                 for batch in loader.read(part):
-                    passage.run(loader, model, batch)
+                    run.run(loader, model, batch)
                     read += 1
                     if on_progress is not None:
                         on_progress(read)
         except InputError as empty:
             problem = empty if group is None or read else None  # a rank may have no data
             if problem is None:
-                return passage
+                return run
         except Exception as other:
             problem = other
         if problem is not None:
             _agree(group, ok=False)
             raise problem
-        return passage
+        return run
 
     if propagate == "batch":
-        passage = one_pass(Passage(layers, by_batch=set(layers)))
-        names = _shared_order(passage.order, group)
-        return _joined(layers, passage.tallies, names, group), names
-    first = one_pass(Passage(layers, by_batch=set(layers), measured=set()))
+        run = one_pass(NormRun(layers, by_batch=set(layers)))
+        names = _shared_order(run.order, group)
+        return _joined(layers, run.streams, names, group), names
+    first = one_pass(NormRun(layers, by_batch=set(layers), measured=set()))
     names = _shared_order(first.order, group)
-    tallies: dict[str, list[Tally]] = {}
+    streams: dict[str, list[MomentStream]] = {}
     stored: dict[str, tuple[Tensor, Tensor]] = {}
     for name in names:
         # a layer that runs again later sees its own first call by the batch
         again = first.most_calls[name] > 1
-        passage = one_pass(
-            Passage(
+        run = one_pass(
+            NormRun(
                 layers,
                 by_batch={name} if again else set(),
                 stored=stored,
@@ -241,15 +247,15 @@ def measured(
                 last=None if again else name,
             )
         )
-        tallies |= _joined(layers, passage.tallies, [name], group)
-        total = _population(name, tallies[name])
+        streams |= _joined(layers, run.streams, [name], group)
+        total = _population(name, streams[name])
         mean, var = tensors_of(layers[name])
         known = (total.count > 1).unsqueeze(-1)
         stored[name] = (
             torch.where(known, total.mean, mean.to(total.mean.dtype)),
             torch.where(known, total.var(correction=1), var.to(total.mean.dtype)),
         )
-    return tallies, names
+    return streams, names
 
 
 def _reason(norm: probe.Norm, deliberate: bool) -> str | None:
@@ -268,8 +274,8 @@ def _reason(norm: probe.Norm, deliberate: bool) -> str | None:
     return None
 
 
-def _population(name: str, calls: list[Tally]) -> Moments:
-    total = merged([tally.total() for tally in calls])
+def _population(name: str, calls: list[MomentStream]) -> Moments:
+    total = merged([stream.total() for stream in calls])
     if not bool(total.m2.isfinite().all()) or not bool(total.mean.isfinite().all()):
         raise ModelError(
             f"the input of layer {name} holds NaN or infinity; "
@@ -283,15 +289,15 @@ def _population(name: str, calls: list[Tally]) -> Moments:
 
 
 def _told(
-    name: str, layer: nn.Module, calls: list[Tally], total: Moments, of_ranks: bool
+    name: str, layer: nn.Module, calls: list[MomentStream], total: Moments, of_ranks: bool
 ) -> Recalibrated:
     known = total.count > 1
     mean, var = (t.detach().to(total.mean.device, torch.float64) for t in tensors_of(layer))
-    moved = distance(mean, var, total.mean, total.var(correction=1))
+    moved = drift(mean, var, total.mean, total.var(correction=1))
     var = total.var(correction=0)
-    one = Tally()
-    one.blocks = [block for tally in calls for block in tally.blocks]
-    one.samples = sum(tally.samples for tally in calls)
+    one = MomentStream()
+    one.blocks = [block for stream in calls for block in stream.blocks]
+    one.samples = sum(stream.samples for stream in calls)
     mean_error, var_error = one.errors()
     std = var.sqrt().clamp(min=1e-6)
     error = 2 * (mean_error**2 + (var_error / (2 * std)) ** 2).sqrt() / std
@@ -346,26 +352,26 @@ def _shared_order(order: list[str], group: dist.ProcessGroup | None) -> list[str
 
 def _joined(
     layers: Mapping[str, nn.Module],
-    tallies: dict[str, list[Tally]],
+    streams: dict[str, list[MomentStream]],
     names: list[str],
     group: dist.ProcessGroup | None,
-) -> dict[str, list[Tally]]:
-    """The tallies, or of all ranks together: one tally whose blocks are those of every rank."""
+) -> dict[str, list[MomentStream]]:
+    """The streams, or of all ranks together: one stream whose blocks are those of every rank."""
     if group is None:
-        return {name: tallies[name] for name in names if name in tallies}
+        return {name: streams[name] for name in names if name in streams}
     _agree(group, ok=True)
     joined = {}
     for name in names:
         mean, _ = tensors_of(layers[name])
-        calls = tallies.get(name, [])
+        calls = streams.get(name, [])
         own = Moments.empty(*mean.shape, device=mean.device)
         if calls:
-            own = merged([tally.total() for tally in calls])
-        tally = Tally()
+            own = merged([stream.total() for stream in calls])
+        stream = MomentStream()
         facts: list[Any] = [None] * dist.get_world_size(group)
         mine = (sum(t.samples for t in calls), sum(t.batches for t in calls), len(calls))
         dist.all_gather_object(facts, mine, group=group)
-        tally.blocks = [own.all_reduce(group)]
-        tally.samples, tally.batches = sum(f[0] for f in facts), sum(f[1] for f in facts)
-        joined[name] = [tally]
+        stream.blocks = [own.all_reduce(group)]
+        stream.samples, stream.batches = sum(f[0] for f in facts), sum(f[1] for f in facts)
+        joined[name] = [stream]
     return joined

@@ -1,34 +1,32 @@
-"""`repair`: each remedy tried, judged on held-out samples, kept or taken back."""
+"""`repair`: each remedy tried, judged on held-out batches, kept or taken back."""
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from normscope import probe
-from normscope.doctor.diagnosis import Progress
-from normscope.doctor.evidence import norms_by_name
-from normscope.doctor.loader import Forward, Loader, Part, device_of, rows
-from normscope.doctor.memory import Memory
-from normscope.doctor.outputs import Comparison, scores_of
-from normscope.doctor.passage import Passage
-from normscope.doctor.remedies import REMEDIES, Patient, Remedy, Unfit
+from normscope.doctor.evidence import Progress
+from normscope.doctor.held_out import Evaluation, HeldOut, harms, helps, same
+from normscope.doctor.remedies import REMEDIES, Remedy, RepairContext, Unfit
 from normscope.errors import InputError, ModelError, NormscopeError
-from normscope.records import Diagnosis, Finding, Repaired, Score, Trial
-from normscope.weights import write_weights
+from normscope.probe.batches import Forward, Loader
+from normscope.probe.compare import Goal, Loss, Metric
+from normscope.probe.frozen import check_runnable
+from normscope.probe.grammar import Labels
+from normscope.probe.load import write_weights
+from normscope.probe.restore import ModelSnapshot
+from normscope.records import Diagnosis, Finding, Repaired, Trial
 
 # right by themselves: kept where nothing that can be seen changes
-NEUTRAL = frozenset({"fold_bias", "widen", "momentum", "freeze"})
-# right by itself: kept where no held-out sample is lost and no loss rises by more than chance
-RIGHT = frozenset({"eval_mode"})
+NO_OP_SAFE = frozenset({"fold_bias", "widen", "momentum", "freeze"})
+# right by itself: kept unless held-out batches are served worse
+CORRECTNESS = frozenset({"eval_mode"})
+# these change what the inputs of later layers are in train(), which was measured
+RESHAPES = frozenset({"choose_eps", "split", "domains", "freeze", "fold_bias"})
+TRIED = "own_weight"  # where it does not help, advice is left
 SYMPTOM = "NS004"  # goes with its cause
-ALONE = 4  # samples at a time, where a model normalises by the batch although in eval()
-SURE = 2.0  # standard errors
-NOTHING = Score(accuracy=math.nan, loss=math.nan, gap=math.nan, samples=0)
 
 
 class Repair:
@@ -36,10 +34,10 @@ class Repair:
 
     Attributes:
         model: the same object, changed by what was kept.
-        record: what was tried, what held-out samples said, what was kept.
+        record: what was tried, what held-out batches said, what was kept.
     """
 
-    def __init__(self, model: nn.Module, record: Repaired, before: Memory) -> None:
+    def __init__(self, model: nn.Module, record: Repaired, before: ModelSnapshot) -> None:
         self.model, self.record, self._before = model, record, before
 
     def undo(self) -> nn.Module:
@@ -67,66 +65,68 @@ def repair(
     force: bool = False,
     dry_run: bool = False,
     forward: Forward | None = None,
+    labels: Labels | None = None,
+    metric: Metric | None = None,
+    loss: Loss | None = None,
+    reference: nn.Module | None = None,
+    batch_limit: int | None = None,
     on_progress: Progress | None = None,
 ) -> Repair:
-    """Try the remedies that findings name, the likeliest explanation first; keep what helps.
+    """Try the remedies that findings name, the one that explains most first; keep what helps.
 
-    Each is applied whole, judged in eval() on samples that no remedy saw, and taken back unless
-    it helps; see `helps`. What did not help is tried once more after another one did. An exception
-    leaves the model as it was; Ctrl-C takes back the remedy that is being tried and returns what
-    was found until then.
+    Each is applied whole, judged in eval() on batches that no remedy saw, and taken back unless
+    it helps; see `held_out.helps`. What did not help is tried once more after another one did. An
+    exception leaves the model as it was; Ctrl-C takes back the remedy that is being tried and
+    returns what was found until then.
 
     Args:
         model: changed in place.
         diagnosis: of this model; see `diagnose`.
         batches: as in training; None: only remedies without data, which force must allow, since
             nothing can judge them.
-        held_out: judge on these; None: on 30 % of the samples of batches, which remedies do not
-            read then.
-        live: data as in use, for the remedy "adapt"; 30 % of the samples judge it.
+        held_out: judge on these; None: on 30 % of the batches, which remedies do not read then.
+        live: data as in use, for the remedy "adapt"; 30 % of the batches judge it.
         remedies: names, instead of those of the findings that are warnings or errors.
         force: keep what does not help.
         dry_run: report, and take everything back.
-        forward: as for `recalibrate`.
+        forward: as for `diagnose`, as are labels, metric, loss, reference and batch_limit.
+        labels: where the labels are.
+        metric: decides, where it is given.
+        loss: decides, where it is given and no metric is.
+        reference: the model whose buffers the remedy "copy_buffers" takes.
+        batch_limit: read so many batches at most.
         on_progress: called before each remedy: how many are done, how many there are, its name.
 
     Raises:
         InputError: an unknown remedy, a loader that fails or is empty.
         ModelError: a forward that fails.
     """
+    check_runnable(model, writes=True)
     plan = _plan(diagnosis, tuple(remedies))
-    judge = _Judge(model, batches, held_out, forward)
-    start = latest = Memory(model)
-    trials: list[Trial] = []
-    complete, todo = False, list(plan)
+    goal = Goal(metric, loss)
+
+    def reader(given: Iterable[Any] | None) -> Loader | None:
+        if given is None or isinstance(given, Loader):
+            return given
+        return Loader(given, model, forward=forward, labels=labels, limit=batch_limit)
+
+    judge = HeldOut.of(model, reader(batches), reader(held_out), goal)
+    session = _Session(model, judge, RepairContext(model, judge.loader, judge, reference=reference))
+    session.force, session.on_progress = force, on_progress
+    if live is not None and "adapt" in plan:
+        in_use = reader(live)
+        session.in_use = HeldOut.of(model, in_use, None, goal)
+        session.context.live = in_use
+    start = ModelSnapshot(model)
     try:
-        before = now = judge.verdict(model)
-        while todo:
-            name, findings = todo[0], plan[todo[0]]
-            latest = Memory(model)
-            if on_progress is not None:
-                on_progress(len(trials), len(trials) + len(todo), name)
-            if name == "adapt" and live is not None:
-                in_use = _Judge(model, live, None, forward, in_use=True)
-                as_is = in_use.verdict(model)
-                trial, _ = _tried(in_use, model, name, findings, as_is, force=force)
-                now = judge.verdict(model)  # what it costs on data as in training
-            else:
-                trial, now = _tried(judge, model, name, findings, now, force=force)
-            trials.append(trial)
-            del todo[0]
-            if trial.kept:  # what did not help before it may help on top of it, once more
-                todo += [n for n in plan if n not in todo and _refused_once(trials, n)]
-        complete = True
-    except KeyboardInterrupt:
-        latest.rollback()
-        if not trials:
-            raise
+        before = session.now = judge.evaluate(model)
+        complete = session.run(plan)
     except BaseException:
         start.rollback()
         raise
     if dry_run:
         start.rollback()
+    trials = session.trials
     answered = {code for trial in trials if trial.kept for code in trial.codes}
     record = Repaired(
         model=diagnosis.model,
@@ -134,24 +134,18 @@ def repair(
         dry_run=dry_run,
         complete=complete,
         before=before.score,
-        after=now.score,
+        after=session.now.score,
         trials=tuple(trials),
         advice=tuple(
             dict.fromkeys(
                 f.code
                 for f in diagnosis.findings
                 if f.code not in answered and f.severity != "info"
-                if f.code != SYMPTOM and (not f.repair or f.repair not in REMEDIES)
+                if f.code != SYMPTOM and (f.repair in ("", TRIED) or f.repair not in REMEDIES)
             )
         ),
     )
     return Repair(model, record, start)
-
-
-def _refused_once(trials: list[Trial], name: str) -> bool:
-    """Whether a remedy was tried once, could be carried out, and did not help."""
-    own = [trial for trial in trials if trial.remedy == name]
-    return len(own) == 1 and not own[0].kept and not own[0].note
 
 
 def _plan(diagnosis: Diagnosis, names: tuple[str, ...]) -> dict[str, list[Finding]]:
@@ -165,172 +159,101 @@ def _plan(diagnosis: Diagnosis, names: tuple[str, ...]) -> dict[str, list[Findin
     return {name: found for name, found in plan.items() if found or names}
 
 
-@dataclass(frozen=True, eq=False)
-class Verdict:
-    """How well a model does on the held-out samples.
+@dataclass
+class _Session:
+    """Remedies tried one after the other."""
 
-    Attributes:
-        score: of all together.
-        losses: (N,) sample by sample; empty without labels.
-        right: (N,) bool, likewise.
-    """
+    model: nn.Module
+    judge: HeldOut
+    context: RepairContext
+    in_use: HeldOut | None = None
+    force: bool = False
+    on_progress: Progress | None = None
+    now: Evaluation = field(default_factory=Evaluation)
+    trials: list[Trial] = field(default_factory=list)
 
-    score: Score
-    losses: Tensor
-    right: Tensor
+    def run(self, plan: dict[str, list[Finding]]) -> bool:
+        """Try all of them; False where Ctrl-C came before the end, and something was tried."""
+        todo = list(plan)
+        while todo:
+            name = todo[0]
+            latest = ModelSnapshot(self.model)
+            try:
+                if self.on_progress is not None:
+                    self.on_progress(len(self.trials), len(self.trials) + len(todo), name)
+                trial, now = self._tried(name, plan[name])
+            except KeyboardInterrupt:
+                latest.rollback()
+                if not self.trials:
+                    raise
+                return False
+            self.trials.append(trial)
+            self.now = now
+            del todo[0]
+            if trial.kept:  # what did not help before it may help on top of it, once more
+                todo += [n for n in plan if n not in todo and self._refused_once(n)]
+        return True
 
+    def _refused_once(self, name: str) -> bool:
+        """Whether a remedy was tried once, could be carried out, and did not help."""
+        own = [trial for trial in self.trials if trial.remedy == name]
+        return len(own) == 1 and not own[0].kept and not own[0].note
 
-class _Judge:
-    """Who reads the held-out samples."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        batches: Iterable[Any] | None,
-        held_out: Iterable[Any] | None,
-        forward: Forward | None,
-        *,
-        in_use: bool = False,
-    ) -> None:
-        self.in_use = in_use  # the batches are not as in training
-        device = device_of(model)
-        self.loader = None if batches is None else Loader(batches, forward, device)
-        self._apart = None if held_out is None else Loader(held_out, forward, device)
-        self.open: Part = "first" if held_out is None else "all"
-
-    def verdict(self, model: nn.Module, part: Part = "held_out") -> Verdict:
-        """In eval(), beside train(): the gap needs both."""
-        loader = self._apart if self._apart is not None and part == "held_out" else self.loader
-        if loader is None:
-            return Verdict(NOTHING, torch.zeros(0), torch.zeros(0, dtype=torch.bool))
-        if loader is self._apart:
-            part = "all"
-        layers = norms_by_name(model)
-        compared = Comparison()
-        training = Passage(layers, by_batch=set(layers), measured=set())
-        left = [m for m in layers.values() if m.training and not model.training]
-        for batch in loader.read(part):
-            with probe.untouched(model):
-                # a layer that was left in train() is part of what is judged: as in use, where
-                # samples do not come in large batches
-                for layer in left:
-                    layer.training = True
-                parts = torch.arange(batch.size).split(ALONE if left else batch.size)
-                outputs = []
-                for part_of in parts:
-                    keep = torch.zeros(batch.size, dtype=torch.bool)
-                    keep[part_of] = True
-                    some = loader.batch(0, rows(batch.given, keep, batch.size)) if left else batch
-                    outputs.append(scores_of(loader.run(model, some), some.size))
-                evaluated = torch.cat(outputs)
-            with probe.untouched(model), training.watching():
-                trained = scores_of(training.run(loader, model, batch), batch.size)
-            compared.add(trained, evaluated, batch.labels)
-        return Verdict(compared.score(), *compared.by_sample())
-
-
-def _tried(
-    judge: _Judge,
-    model: nn.Module,
-    name: str,
-    findings: list[Finding],
-    now: Verdict,
-    *,
-    force: bool,
-) -> tuple[Trial, Verdict]:
-    """Every variant of a remedy; the best is kept where it helps."""
-    layers = tuple(dict.fromkeys(f.layer for f in findings if f.layer))
-    memory = Memory(model)
-    tried: list[tuple[Verdict, Remedy]] = []
-    note = ""
-    for remedy in REMEDIES[name]:
-        try:
-            _applied(judge, model, remedy, layers)
-            tried.append((judge.verdict(model), remedy))
-        except (Unfit, ModelError) as problem:
-            note = str(problem)
-        finally:
-            memory.rollback()
-    codes = tuple(dict.fromkeys(f.code for f in findings))
-    if not tried:
-        score = now.score
+    def _tried(self, name: str, findings: Sequence[Finding]) -> tuple[Trial, Evaluation]:
+        """Every variant of a remedy; the best is kept where it helps."""
+        judge, now = self.judge, self.now
+        if name == "adapt" and self.in_use is not None:
+            judge = self.in_use
+            now = judge.evaluate(self.model)
+        layers = tuple(dict.fromkeys(f.layer for f in findings if f.layer))
+        memory = ModelSnapshot(self.model)
+        tried: list[tuple[Evaluation, Remedy]] = []
+        note = ""
+        for remedy in REMEDIES[name]:
+            try:
+                self._applied(remedy, layers)
+                tried.append((judge.evaluate(self.model), remedy))
+            except (Unfit, ModelError) as problem:
+                note = str(problem)
+            finally:
+                memory.rollback()
+        codes = tuple(dict.fromkeys(f.code for f in findings))
+        if not tried:
+            score = now.score
+            trial = Trial(
+                remedy=name, codes=codes, layers=(), before=score, after=score, helps=False,
+                kept=False, note=note,
+            )  # fmt: skip
+            return trial, self.now
+        after, remedy = tried[0]
+        for other, variant in tried[1:]:
+            if helps(after, other):  # the earlier ones change less
+                after, remedy = other, variant
+        helped = helps(now, after)
+        if name in CORRECTNESS and judge.loader is not None:
+            helped = helped or not harms(now, after)
+        if not helped and name in NO_OP_SAFE:
+            harmless = [pair for pair in tried if same(now, pair[0])]
+            if harmless:
+                (after, remedy), helped = harmless[0], True
+        kept = helped or self.force
+        if kept:
+            layers = self._applied(remedy, layers)
+            if name in RESHAPES:
+                self.context.forget()
         trial = Trial(
-            remedy=name, codes=codes, layers=(), before=score, after=score, helps=False,
-            kept=False, note=note,
+            remedy=name, codes=codes, layers=layers, before=now.score, after=after.score,
+            helps=helped, kept=kept,
         )  # fmt: skip
-        return trial, now
-    after, remedy = tried[0]
-    for other, variant in tried[1:]:
-        if helps(after, other):  # the earlier ones change less
-            after, remedy = other, variant
-    helped = helps(now, after)
-    if name in RIGHT and after.score.accuracy >= now.score.accuracy:
-        helped = not helps(after, now)
-    if not helped and name in NEUTRAL:
-        harmless = [pair for pair in tried if same(now, pair[0])]
-        if harmless:
-            (after, remedy), helped = harmless[0], True
-    if helped or force:
+        if not kept:
+            return trial, self.now
+        # what adapting costs on data as in training
+        return trial, after if judge is self.judge else self.judge.evaluate(self.model)
+
+    def _applied(self, remedy: Remedy, layers: tuple[str, ...]) -> tuple[str, ...]:
         try:
-            layers = _applied(judge, model, remedy, layers)
-        except BaseException:
-            memory.rollback()
+            return remedy(self.context, layers)
+        except InputError:
             raise
-    trial = Trial(
-        remedy=name, codes=codes, layers=layers, before=now.score, after=after.score,
-        helps=helped, kept=helped or force,
-    )  # fmt: skip
-    return trial, after if trial.kept else now
-
-
-def _applied(
-    judge: _Judge, model: nn.Module, remedy: Remedy, layers: tuple[str, ...]
-) -> tuple[str, ...]:
-    scored = None if judge.loader is None else lambda: judge.verdict(model, judge.open).score
-    try:
-        live = judge.loader if judge.in_use else None
-        return remedy(Patient(model, judge.loader, scored, judge.open, live), layers)
-    except InputError:
-        raise
-    except NormscopeError as problem:
-        raise Unfit(str(problem)) from problem
-
-
-def helps(before: Verdict, after: Verdict) -> bool:
-    """Whether held-out samples are served better, by more than chance would.
-
-    With labels, one of three, compared sample by sample:
-    - more samples turn right than wrong, by SURE standard errors (McNemar);
-    - accuracy is not lower and the mean loss falls by SURE standard errors, or by one where the
-      gap between train() and eval() falls by 5 % too;
-    - accuracy rises by more than one sample and half a point, and the loss does not rise by one
-      standard error, or the gap falls by half.
-    Without: the gap falls by 5 %.
-    """
-    old, new = before.score, after.score
-    if not old.samples:
-        return False
-    closes = new.gap < 0.95 * old.gap
-    if len(before.losses) < 2 or len(before.losses) != len(after.losses):
-        return closes
-    turned = after.right.double() - before.right.double()
-    if float(turned.sum()) > SURE * max(float(turned.abs().sum()), 1.0) ** 0.5:
-        return True
-    gain = before.losses - after.losses
-    mean, error = float(gain.mean()), max(float(gain.std() / len(gain) ** 0.5), 1e-4)
-    if new.accuracy >= old.accuracy and mean > (1 if closes else SURE) * error:
-        return True
-    rises = new.accuracy > old.accuracy + max(0.005, 1.5 / len(gain))
-    return rises and (mean > -error or new.gap < old.gap / 2)
-
-
-def same(before: Verdict, after: Verdict) -> bool:
-    """Whether nothing that held-out samples show has changed, up to rounding."""
-    old, new = before.score, after.score
-    if not old.samples or abs(new.gap - old.gap) > 1e-3 * max(old.gap, 1e-3):
-        return False
-    if not len(before.losses):
-        return True
-    return new.accuracy == old.accuracy and torch.allclose(
-        before.losses, after.losses, rtol=1e-3, atol=1e-4
-    )
+        except NormscopeError as problem:
+            raise Unfit(str(problem)) from problem

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from normscope import probe
-from normscope.doctor.passage import tensors_of
 from normscope.errors import ModelError
+from normscope.probe.run import tensors_of
 
 MOMENTUM, EPS = 0.1, 1e-5  # torch's defaults, assumed where a checkpoint does not say
 
@@ -27,6 +27,7 @@ class LayerState:
         eps: added to the variance.
         dtype: of the statistics.
         module: the layer; None from a checkpoint, where momentum and eps are torch's defaults.
+        unseen: rows of a (K, C) layer that were never updated.
     """
 
     name: str
@@ -39,6 +40,7 @@ class LayerState:
     eps: float
     dtype: torch.dtype
     module: nn.Module | None = None
+    unseen: tuple[int, ...] = ()
 
     @property
     def fresh(self) -> bool:
@@ -86,17 +88,33 @@ def of_model(model: nn.Module) -> list[LayerState]:
                 eps=float(getattr(layer, "eps", EPS)),
                 dtype=mean.dtype,
                 module=layer,
+                unseen=_unseen(mean, var, tracked),
             )
         )
     return found
 
 
-def of_checkpoint(state: Mapping[str, Tensor], momentum: float = MOMENTUM) -> list[LayerState]:
+def without_statistics(model: nn.Module) -> str:
+    """Why a model has nothing for the doctor, in a sentence."""
+    others = [type(n.module).__name__ for n in probe.find_norms(model)]
+    kinds = ", ".join(sorted(set(others)))
+    has = f" (it normalises with {kinds}, which do the same in both modes)" if others else ""
+    return (
+        f"the model ({type(model).__name__}) has no layer with running statistics{has}: no norm "
+        "makes train() and eval() differ; where they do, look at dropout, drop path or layers of "
+        "your own"
+    )
+
+
+def of_checkpoint(
+    state: Mapping[str, Tensor], momentum: float = MOMENTUM, eps: float = EPS
+) -> list[LayerState]:
     """Every layer that a checkpoint's names tell of: prefixes with running_mean and running_var.
 
     Args:
         state: named tensors.
         momentum: of training, which a checkpoint does not say.
+        eps: likewise.
 
     Raises:
         ModelError: there is none, or a pair does not fit.
@@ -123,8 +141,9 @@ def of_checkpoint(state: Mapping[str, Tensor], momentum: float = MOMENTUM) -> li
                 bias=_fitting(state.get(prefix + "bias"), mean),
                 tracked=_count(state.get(prefix + "num_batches_tracked")),
                 momentum=momentum,
-                eps=EPS,
+                eps=eps,
                 dtype=mean.dtype,
+                unseen=_unseen(mean, var, state.get(prefix + "num_batches_tracked")),
             )
         )
     if not found:
@@ -133,6 +152,14 @@ def of_checkpoint(state: Mapping[str, Tensor], momentum: float = MOMENTUM) -> li
             "it is of a model without batch norm, or was saved without buffers"
         )
     return found
+
+
+def _unseen(mean: Tensor, var: Tensor, tracked: object) -> tuple[int, ...]:
+    """Rows of statistics by group that hold their start, and whose counter is 0."""
+    if mean.dim() != 2 or not isinstance(tracked, Tensor) or tracked.shape != mean.shape[:1]:
+        return ()
+    start = (mean == 0).all(1) & (var == 1).all(1) & (tracked == 0)
+    return tuple(start.nonzero().flatten().tolist())
 
 
 def _wide(value: Any) -> Any:

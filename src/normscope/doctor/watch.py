@@ -1,4 +1,4 @@
-"""Health while training: the cheap checks each epoch, and an assertion for tests."""
+"""Check health while training: the cheap checks each epoch, and an assertion for tests."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -12,20 +12,20 @@ from normscope.records import SEVERITIES, Diagnosis, Finding, Severity
 
 
 class Watch:
-    """A callback for training loops: the checks that need no data, at the end of each epoch.
+    """Runs the checks that need no data at the end of each epoch of a training loop.
 
     >>> watch = normscope.doctor.Watch(model)
     >>> for epoch in range(epochs):
     ...     train_one(epoch)
     ...     watch()
 
-    Each finding is told once, when it comes up first. It reads a few numbers per channel, so it
-    costs far less than a batch. From Lightning or a Trainer, call it in on_train_epoch_end.
+    Each finding is reported once. A call reads a few numbers per channel, so it costs far less than
+    a batch. `normscope.callbacks` calls it from Lightning and from transformers' Trainer.
 
     Args:
         model: not changed.
         on_finding: called with each new `Finding`; None: a Python warning.
-        least: the mildest severity that is told.
+        least: the mildest severity that is reported.
         optimizer: to look at weight decay.
     """
 
@@ -38,19 +38,19 @@ class Watch:
         optimizer: Any = None,
     ) -> None:
         self._model = model
-        self._tell = _warn if on_finding is None else on_finding
+        self._report = _warn if on_finding is None else on_finding
         self._least = SEVERITIES.index(least)
         self._optimizer = optimizer
-        self._told: set[tuple[str, str]] = set()
+        self._reported: set[tuple[str, str]] = set()
 
     def __call__(self) -> Diagnosis:
-        """Ask the cheap checks now; returns all that they found."""
+        """Run the cheap checks now and return all that they found."""
         record = diagnose(self._model, optimizer=self._optimizer)
         for finding in record.findings:
             key = (finding.code, finding.layer)
-            if SEVERITIES.index(finding.severity) >= self._least and key not in self._told:
-                self._told.add(key)
-                self._tell(finding)
+            if SEVERITIES.index(finding.severity) >= self._least and key not in self._reported:
+                self._reported.add(key)
+                self._report(finding)
         return record
 
 
@@ -61,7 +61,7 @@ def assert_healthy(
     fail_on: Severity = "error",
     **options: Any,
 ) -> Diagnosis:
-    """Raise AssertionError, with one line per finding, where a model is ill.
+    """Raise AssertionError, with one line per finding, where a model has faults.
 
     Args:
         model: not changed.
@@ -73,14 +73,14 @@ def assert_healthy(
         raise InputError(f"fail_on is {fail_on!r}; it can be {', '.join(reversed(SEVERITIES))}")
     record = diagnose(model, batches, **options)
     least = SEVERITIES.index(fail_on)
-    grave = [f for f in record.findings if SEVERITIES.index(f.severity) >= least]
-    if grave:
-        raise AssertionError("\n".join(["the model is not healthy:", *map(line, grave)]))
+    severe = [f for f in record.findings if SEVERITIES.index(f.severity) >= least]
+    if severe:
+        raise AssertionError("\n".join(["the model is not healthy:", *map(line, severe)]))
     return record
 
 
 def line(finding: Finding) -> str:
-    """A finding in one line; `normscope explain CODE` says more."""
+    """Write a finding in one line; `normscope explain CODE` says more."""
     where = finding.layer or "the model"
     facts = ", ".join(f"{k} {v}" for k, v in finding.facts.items() if k != "kind")
     text = f"{finding.code} {finding.severity} in {where}: {finding.measured:.3g}"

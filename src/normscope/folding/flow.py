@@ -11,8 +11,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from normscope.conversion.kinds import Refusal, read
 from normscope.errors import ModelError
-from normscope.factories import reason
 from normscope.folding.pair import HOOKS, LINEAR, Folded, Side, without_hooks
+from normscope.probe.load import reason
 
 # exactly these classes change nothing in eval()
 PASSING: tuple[type[nn.Module], ...] = (nn.Identity, Folded, *_DropoutNd.__subclasses__())

@@ -9,9 +9,11 @@ from torch.utils._pytree import tree_leaves
 
 from normscope.conversion.kinds import Refusal, read
 from normscope.errors import InputError, ModelError
-from normscope.factories import reason
 from normscope.folding.flow import Flow, copied, is_norm
 from normscope.folding.pair import Side, difference, fold_into
+from normscope.probe.frozen import refuse_traced, refuse_unready
+from normscope.probe.load import reason
+from normscope.probe.random import kept_generators
 from normscope.records import Comparison
 
 KINDS = ("torch", "sync", "batch", "ghost", "renorm", "frozen")  # one affine map in eval()
@@ -54,6 +56,7 @@ class Folding:
         return Comparison("outputs", "eval", difference(before, after), tolerance)
 
 
+@kept_generators()  # tracing runs the forward
 @torch.no_grad()
 def fold(model: nn.Module) -> Folding:
     """A copy of a model for inference, with batch norms folded into their linear neighbours.
@@ -79,12 +82,15 @@ def fold(model: nn.Module) -> Folding:
         model: any module; it is not changed.
 
     Raises:
-        ModelError: the model cannot be copied or, as a whole, not be traced by torch.fx; a norm
-            or the result of its folding is not finite, or a running_var is below 0.
+        ModelError: the model cannot be copied or, as a whole, not be traced by torch.fx, is a
+            program of TorchScript or torch.export, lazy, or on the meta device; a norm or the
+            result of its folding is not finite, or a running_var is below 0.
 
     Source: Jacob et al. 2018, "Quantization and training of neural networks for efficient
     integer-arithmetic-only inference", section 3.2.
     """
+    refuse_traced(model, parts=False)
+    refuse_unready(model)
     folded = copied(model).eval()
     names = [name for name, module in folded.named_modules() if is_norm(module)]
     if names in ([], [""]):
@@ -123,9 +129,7 @@ def _fold(flow: Flow, name: str) -> str:
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     """The floating point tensors that a copy of a model gives in eval()."""
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(gpus), torch.no_grad():
-        torch.manual_seed(0)
+    with kept_generators(0), torch.no_grad():
         try:
             leaves = tree_leaves(copied(model).eval()(*inputs))
         except Exception as problem:

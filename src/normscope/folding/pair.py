@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from normscope.conversion.kinds import Plain, Refusal
 from normscope.errors import ModelError
-from normscope.factories import reason
+from normscope.probe.load import reason
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)

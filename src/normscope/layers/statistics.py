@@ -1,8 +1,6 @@
 """Who updates the running statistics, when, and how to take it back."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
@@ -103,75 +101,6 @@ class RunningStatistics(nn.Module):
         )
         if hasattr(self, "skipped_updates"):
             self.skipped_updates.add_(skipped)
-
-
-def layers_of(model: nn.Module) -> list[RunningStatistics]:
-    """normscope's layers with running statistics in a model.
-
-    Raises:
-        InputError: there is none.
-    """
-    found = [m for m in model.modules() if isinstance(m, RunningStatistics)]
-    if not found:
-        raise InputError(
-            "the model has no normscope layer to guard; "
-            'convert it first: normscope.convert(model, "batch")'
-        )
-    return found
-
-
-@contextmanager
-def guard(
-    model: nn.Module,
-    *,
-    use: Literal["mode", "batch", "stored"] | None = None,
-    update: Literal["always", "never", "step"] | None = None,
-    skip_nonfinite: bool | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
-) -> Iterator[None]:
-    """Change how all layers of a model use and update their statistics, inside a `with`.
-
-    >>> with normscope.guard(model, update="step", optimizer=optimizer):
-    ...     for micro_batch in batch:
-    ...         loss(model(micro_batch)).backward()
-    ...     optimizer.step()  # one update, from all micro-batches together
-
-    Args:
-        model: its normscope layers are guarded; other layers are not touched.
-        use: see `Policy`; None leaves the switch as it is.
-        update: as use.
-        skip_nonfinite: as use.
-        optimizer: with update="step", whose steps commit; None: call `commit(model)` yourself.
-
-    The former policies come back at the end, also after an exception; what was collected and
-    not committed is dropped.
-
-    Raises:
-        InputError: an unknown value, or no normscope layer in the model.
-    """
-    wanted = {"use": use, "update": update, "skip_nonfinite": skip_nonfinite}
-    changes = {name: value for name, value in wanted.items() if value is not None}
-    layers = layers_of(model)
-    before = [(layer, layer.policy) for layer in layers]
-    policies = [replace(policy, **changes) for _, policy in before]  # type: ignore[arg-type]
-    handle = None
-    try:
-        for layer, policy in zip(layers, policies, strict=True):
-            layer.set_policy(policy)
-        if optimizer is not None:
-            handle = optimizer.register_step_post_hook(lambda *_: commit(model))
-        yield
-    finally:
-        if handle is not None:
-            handle.remove()
-        for layer, policy in before:
-            layer.set_policy(policy)
-
-
-def commit(model: nn.Module) -> None:
-    """Update the running statistics of all layers from what they collected (update="step")."""
-    for layer in layers_of(model):
-        layer.commit()
 
 
 @torch.no_grad()

@@ -1,10 +1,12 @@
 """One pass over a model and its data: what every normalisation layer did to every class."""
 
 from normscope.lens.compare import compare as compare
+from normscope.lens.monitor import Monitor as Monitor
+from normscope.lens.monitor import monitor as monitor
 from normscope.lens.one_pass import accumulate as accumulate
 from normscope.lens.one_pass import inspect as inspect
 from normscope.lens.one_pass import inspection as inspection
 from normscope.lens.one_pass import memory_needed as memory_needed
 from normscope.lens.state import InspectionState as InspectionState
-from normscope.lens.watch import Watch as Watch
-from normscope.lens.watch import watch as watch
+
+Accumulation, Watch, watch = InspectionState, Monitor, monitor  # their names before

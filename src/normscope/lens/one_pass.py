@@ -8,13 +8,10 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normscope import probe
-from normscope.batches import Batch, checked
-from normscope.errors import InputError, ModelError, NormscopeError
-from normscope.layers import condition
+from normscope.errors import InputError, ModelError
 from normscope.lens import measures, memory
 from normscope.lens.collapse import collapse, find_head
 from normscope.lens.layer_record import layer_record, stages_of
@@ -23,6 +20,9 @@ from normscope.lens.recorder import Recorder
 from normscope.lens.state import InspectionState
 from normscope.lens.work import work
 from normscope.probe import Norm
+from normscope.probe.batches import Forward, Loader
+from normscope.probe.frozen import refuse_traced
+from normscope.probe.grammar import LABELS, Batch, Labels
 from normscope.records import Batches, Inspection
 
 LIMIT = 4 << 30  # bytes that a pass may take above the forward, unless it is told another number
@@ -35,6 +35,9 @@ def inspect(
     classes: Sequence[str] | None = None,
     model_name: str = "",
     data_name: str = "",
+    forward: Forward | None = None,
+    labels: Labels | None = None,
+    batch_limit: int | None = None,
     on_progress: Callable[[int], None] | None = None,
     memory_limit: int = LIMIT,
 ) -> Inspection:
@@ -55,12 +58,14 @@ def inspect(
 
     Args:
         model: any model; what wraps it (DDP, torch.compile) is left out.
-        batches: yields (x, y) or (x, y, condition): x a tensor (N, ...), or a tuple or dict of
-            what the model takes; y and condition (N,) integers; see `batches.checked`. With a
-            condition the model runs inside `normscope.condition`.
+        batches: with labels; see `probe.grammar` for what a batch may be. With a condition
+            the model runs inside `normscope.condition`.
         classes: K names; None: as many classes as the labels say, named by their numbers.
         model_name: shown in the record.
         data_name: shown in the record.
+        forward: forward(model, batch), for batches of another structure.
+        labels: a key or position in the batch, or labels(batch), where the classes are.
+        batch_limit: read so many batches at most; None: all, or 1,000 of a loader without length.
         on_progress: called after every batch with the number of images so far.
         memory_limit: bytes that the statistics may take.
 
@@ -71,7 +76,10 @@ def inspect(
             too many classes and channels for memory.
     """
     state = InspectionState(model_name, data_name, None if classes is None else tuple(classes))
-    accumulate(model, batches, into=state, on_progress=on_progress, memory_limit=memory_limit)
+    accumulate(
+        model, batches, into=state, forward=forward, labels=labels, batch_limit=batch_limit,
+        on_progress=on_progress, memory_limit=memory_limit,
+    )  # fmt: skip
     return inspection(state, release=True)
 
 
@@ -80,6 +88,9 @@ def accumulate(
     batches: Iterable[Any],
     *,
     into: InspectionState | None = None,
+    forward: Forward | None = None,
+    labels: Labels | None = None,
+    batch_limit: int | None = None,
     on_progress: Callable[[int], None] | None = None,
     memory_limit: int = LIMIT,
 ) -> InspectionState:
@@ -96,6 +107,9 @@ def accumulate(
         batches: as `inspect`; batches that `into` has seen already are passed over.
         into: what was seen before, which is added to; it also holds what there is when this is
             interrupted. None: nothing yet.
+        forward: as `inspect`.
+        labels: as `inspect`.
+        batch_limit: as `inspect`.
         on_progress: as `inspect`.
         memory_limit: as `inspect`.
 
@@ -103,6 +117,7 @@ def accumulate(
         InputError: as `inspect`, except that one class is enough.
         ModelError: as `inspect`.
     """
+    refuse_traced(model)
     model = probe.bare(model)
     norms = _norms(model)
     state = InspectionState() if into is None else into
@@ -111,17 +126,20 @@ def accumulate(
     if state.norms and state.norms != names:
         raise InputError("this pass was begun with another model; its layers differ")
     state.norms = names
-    with probe.untouched(model), _whole_batches() as stop:
+    known = None if state.classes is None else len(state.classes)
+    loader = Loader(batches, model, forward=forward, labels=labels, limit=batch_limit, keep=False)
+    with probe.preserved(model), _whole_batches() as stop:
         lens = Recorder(state, norms, memory_limit)
         try:
             with probe.observe(model, norms, lens, preceded=lens.preceded):
-                for batch in _read(model, batches, state):
+                for batch in islice(loader.read(), state.composition.batches, None):
+                    ids = class_labels(batch, known)
                     state.incomplete = True
-                    lens.begin(batch)
-                    _run(model, batch)
+                    lens.begin(batch, ids)
+                    loader.run(model, batch)
                     if lens.misses:  # the first forward shows which activations make inputs
                         lens.again()
-                        _run(model, batch)
+                        loader.run(model, batch)
                     lens.end()
                     state.incomplete = False
                     if on_progress is not None:
@@ -249,34 +267,30 @@ def _whole_batches() -> Iterator[Callable[[], None]]:
             stop()
 
 
-def _read(model: nn.Module, batches: Iterable[Any], state: InspectionState) -> Iterator[Batch]:
-    """Read the batches that the state has not seen, on the model's device."""
-    classes = None if state.classes is None else len(state.classes)
-    device, dtype = _place(model)
-    return checked(islice(batches, state.composition.batches, None), classes, device, dtype)
+def class_labels(batch: Batch, classes: int | None) -> Tensor:
+    """The labels of a batch as classes, (N,) int64.
 
-
-def _run(model: nn.Module, batch: Batch) -> None:
-    try:
-        if batch.condition is None:
-            batch.call(model)
-        else:
-            with condition(batch.condition):
-                batch.call(model)
-    except NormscopeError:
-        raise
-    except Exception as problem:
-        reason = (str(problem) or "no message").splitlines()[0]
-        raise ModelError(
-            f"{probe.culprit(model, problem)} failed on batch {batch.index}, inputs "
-            f"{batch.shapes}: {type(problem).__name__}: {reason}"
-        ) from problem
-
-
-def _place(model: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
-    """Where the model lies, and its dtype where that is a half one."""
-    tensors = [*model.parameters(), *model.buffers()]
-    kinds = {t.dtype for t in tensors if t.is_floating_point()}
-    half = [kind for kind in (torch.float16, torch.bfloat16) if kind in kinds]
-    whole_model = half and next(t for t in tensors if t.is_floating_point()).dtype == half[0]
-    return next((t.device for t in tensors), None), half[0] if whole_model else None
+    Raises:
+        InputError: none, of another shape or kind, or out of range.
+    """
+    index, given = batch.index, batch.labels
+    if given is None:
+        raise InputError(
+            f"batch {index} holds no labels that are numbers; the lens needs the class of every "
+            f"image: (inputs, labels), a dict with one of {', '.join(LABELS)}, or labels="
+        )
+    labels = batch.classes
+    if labels is None:
+        below = not given.is_floating_point() and given.numel() and int(given.min()) < 0
+        why = ", some of the labels below zero" if below else ""
+        raise InputError(
+            f"the labels of batch {index} are {given.dtype} {tuple(given.shape)}{why}; they must "
+            f"be one whole number per image, ({batch.size},), 0, 1, 2, ..., or one-hot rows; "
+            "labels= says where others are"
+        )
+    if classes is not None and int(labels.max()) >= classes:
+        raise InputError(
+            f"batch {index} has label {int(labels.max())}; with {classes} class names labels must "
+            f"lie in 0..{classes - 1}"
+        )
+    return labels

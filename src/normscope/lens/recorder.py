@@ -5,7 +5,6 @@ import math
 import torch
 from torch import Tensor
 
-from normscope.batches import Batch
 from normscope.errors import ModelError
 from normscope.lens import memory
 from normscope.lens.channel_map import CallSlice, slices
@@ -15,6 +14,7 @@ from normscope.lens.state import InspectionState
 from normscope.lens.statistics import TrackedLayer
 from normscope.lens.sweep import Sweep
 from normscope.probe import Call, Norm
+from normscope.probe.grammar import Batch
 
 
 class Recorder:
@@ -34,11 +34,11 @@ class Recorder:
         self._histograms: dict[str, int] = {}
         self._make_room(1 if state.classes is None else len(state.classes))
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, batch: Batch, labels: Tensor) -> None:
         """Prepare for a batch."""
         self._index = batch.index
         condition = None if batch.condition is None else batch.condition.cpu()
-        self._images = Images(batch.labels.cpu(), batch.priority.cpu(), condition)
+        self._images = Images(labels.cpu(), batch.fingerprints(), condition)
         self._make_room(int(self._images.labels.max()) + 1)
         self._running.clear()
 

@@ -2,7 +2,9 @@
 
 from normscope.probe.layers import Norm, bare, culprit, find_norms, named_layers
 from normscope.probe.observe import ACTIVATIONS, Call, Watcher, observe
-from normscope.probe.untouched import untouched
+from normscope.probe.restore import preserved
+
+untouched = preserved  # its name until 0.1
 
 __all__ = [
     "ACTIVATIONS",
@@ -14,5 +16,6 @@ __all__ = [
     "find_norms",
     "named_layers",
     "observe",
+    "preserved",
     "untouched",
 ]

@@ -82,7 +82,7 @@ def observe(
 ) -> Iterator[None]:
     """Tell `watcher` of every call of `norms` (those not skipped) while the model runs inside.
 
-        with untouched(model), observe(model, find_norms(model), watcher):
+        with preserved(model), observe(model, find_norms(model), watcher):
             model(x)
 
     An activation belongs to a layer's call if its input *is* that call's output: the same tensor

@@ -28,6 +28,7 @@ from normscope.records.diagnosis import (
     Severity,
     Skipped,
     Trial,
+    Verdict,
 )
 from normscope.records.difference import Difference, LayerDifference, StageDifference
 from normscope.records.inspection import (
@@ -96,6 +97,7 @@ __all__ = [
     "Timing",
     "Trace",
     "Trial",
+    "Verdict",
     "Work",
     "WorkName",
     "plain",

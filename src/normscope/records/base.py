@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normscope.errors import InputError
+from normscope.files import json_text
 
 SCHEMA = 1  # raised when a field changes its meaning; from_json refuses what is newer
 
@@ -28,7 +29,7 @@ class Record:
     def to_json(self) -> str:
         """One JSON document; not-finite numbers are null, so that any parser reads it."""
         head = {"kind": self.kind, "schema": SCHEMA}
-        return json.dumps({**head, **plain(self)}, ensure_ascii=False, allow_nan=False)
+        return json_text({**head, **plain(self)})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -39,7 +40,7 @@ class Record:
         """
         try:
             value = json.loads(text)
-        except json.JSONDecodeError as problem:
+        except (json.JSONDecodeError, RecursionError) as problem:
             raise InputError(f"this is no {cls.kind} record: {problem}") from problem
         if not isinstance(value, dict) or value.get("kind") != cls.kind:
             raise InputError(f"this is no {cls.kind} record; its kind must be {cls.kind!r}")

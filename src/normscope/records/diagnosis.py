@@ -1,5 +1,6 @@
 """What the doctor found in a model, why, and what became of its repairs."""
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -42,6 +43,7 @@ class Cause:
     code: str  # of the check that it belongs to; empty: none
     closes: float  # share of the gap; negative: mending it alone makes it wider
     layers: tuple[str, ...]
+    advantage: float = math.nan  # standard errors by which the model then does better
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +64,24 @@ class Gap:
 
     relative: float  # rms difference of outputs over their standard deviation in train()
     disagreement: float  # share of samples with another argmax; NaN where outputs are no scores
-    train_accuracy: float  # normalised by the batch, dropout off; NaN without labels
+    train_accuracy: float  # normalised by the batch, dropout off; NaN where labels do not count
     eval_accuracy: float
     samples: int
+    train_loss: float = math.nan
+    eval_loss: float = math.nan
+    train_metric: float = math.nan  # of `metric=`
+    eval_metric: float = math.nan
+    advantage: float = math.nan  # standard errors by which eval() does better; NaN: not known
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What is at fault: the model's statistics or settings, the data at hand, or nothing."""
+
+    kind: Literal["statistics", "data", "nothing"]
+    code: str = ""  # of the finding that explains most
+    closes: float = math.nan  # share of the gap that goes when it is mended
+    warns: str = ""  # what not to do, as `doctor.not.*`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +98,7 @@ class Diagnosis(Record):
     gap: Gap | None = None
     causes: tuple[Cause, ...] = ()  # those that close most first
     by_layer: tuple[LayerGap, ...] = ()
+    verdict: Verdict | None = None
 
     @property
     def worst(self) -> Severity | None:
@@ -103,9 +121,10 @@ class Score:
     """How well a model does on held-out samples, in eval()."""
 
     accuracy: float  # NaN without labels
-    loss: float  # cross-entropy in nats; NaN without labels
+    loss: float  # of `loss=`, or cross-entropy in nats or squared error; NaN without labels
     gap: float  # as `Gap.relative`
     samples: int
+    metric: float = math.nan  # of `metric=`
 
 
 @dataclass(frozen=True, kw_only=True)

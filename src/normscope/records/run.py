@@ -1,6 +1,6 @@
 """A comparison of normalisations, trained."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from normscope.records.base import Numbers, Record, Table
@@ -43,9 +43,9 @@ class Member:
     status: Literal["done", "diverged", "stopped"]
     accuracy: float  # on the test set after the last epoch
     leaks: bool  # the accuracy was reached with the test labels given to the network
-    accuracy_without_label: float | None  # the same network where no label is given
-    accuracy_by_domain: dict[str, float]
-    epochs_to_95: int | None  # first epoch at 95 % of this member's best test accuracy
+    accuracy_without_label: float | None = None  # the same network where no label is given
+    accuracy_by_domain: dict[str, float] = field(default_factory=dict)
+    epochs_to_95: int | None = None  # first epoch at 95 % of this member's best test accuracy
     parameters: int
     seconds: float
     curve: tuple[Epoch, ...]
@@ -108,8 +108,8 @@ class Run(Record):
     train_size: int
     test_size: int
     environment: dict[str, str]  # versions and threads
-    rows: tuple[Row, ...]
-    members: tuple[Member, ...]
-    traces: tuple[Trace, ...]
-    sweeps: tuple[Sweep, ...]
-    inspection: Inspection | None
+    rows: tuple[Row, ...] = ()
+    members: tuple[Member, ...] = ()
+    traces: tuple[Trace, ...] = ()
+    sweeps: tuple[Sweep, ...] = ()
+    inspection: Inspection | None = None

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from normscope.records import Diagnosis, Finding, Repaired, Score, Trial
+from normscope.records import Diagnosis, Finding, Gap, Repaired, Score, Trial
 from normscope.report.bilingual import Text, said
 from normscope.report.messages import catalogue
 from normscope.report.story import number, percent
@@ -40,9 +40,10 @@ def title(code: str) -> Text:
     return said(f"doctor.{code}.title")
 
 
-def advice(code: str) -> Text:
+def advice(code: str, kind: str = "") -> Text:
     """What to do about it."""
-    return said(f"doctor.{code}.do")
+    key = f"doctor.{code}.do.{kind}"
+    return said(key if kind and key in catalogue() else f"doctor.{code}.do")
 
 
 def place(group: list[Finding]) -> Text | str:
@@ -58,22 +59,39 @@ def place(group: list[Finding]) -> Text | str:
 
 
 def verdict(record: Diagnosis) -> list[Text]:
-    """The answer in a sentence or two."""
-    made = len(record.passed) + len(record.codes)
-    if not record.findings:
-        said_so = [said("doctor.verdict.healthy", passed=made)]
-    elif record.worst == "info":
-        said_so = [said("doctor.verdict.notes", passed=len(record.passed))]
+    """The answer in a few sentences: what explains most, what not to do, what was measured."""
+    passed, skipped = len(record.passed), len(record.skipped)
+    found = record.verdict
+    if found is None or found.kind == "nothing":
+        kind = "partial" if skipped > passed else "notes" if record.findings else "healthy"
+        texts = [said(f"doctor.verdict.{kind}", passed=passed, skipped=skipped)]
+    elif found.code == "NS029":
+        better = record.gap is not None and record.gap.advantage > 2
+        texts = [said("doctor.verdict.better")] if better else []
+        texts.append(said("doctor.verdict.kept"))
     else:
-        first = next(f for f in record.findings if f.severity != "info").code
-        said_so = [said("doctor.verdict.sick", title=title(first), code=first)]
-    gap = record.gap
-    if gap is not None and not math.isnan(gap.disagreement):
+        kind = "batches" if found.kind == "data" else "sick"
+        texts = [said(f"doctor.verdict.{kind}", title=title(found.code), code=found.code)]
+        if found.closes > 0.2:
+            texts.append(said("doctor.verdict.closes", share=percent(min(found.closes, 1.0))))
+    if found is not None and found.warns:
+        texts.append(said(f"doctor.not.{found.warns}"))
+    return texts + ([] if record.gap is None else _gap(record.gap))
+
+
+def _gap(gap: Gap) -> list[Text]:
+    texts = []
+    for name, show in (("metric", number), ("accuracy", percent), ("loss", number)):
+        train, evaluated = getattr(gap, f"train_{name}"), getattr(gap, f"eval_{name}")
+        if not math.isnan(evaluated):
+            values = {"train": show(train), "eval": show(evaluated)}
+            what = said(f"doctor.quality.{name}")
+            texts.append(said("doctor.verdict.quality", name=what, **values))
+            break
+    if not math.isnan(gap.disagreement):
         share = percent(gap.disagreement)
-        said_so.append(said("doctor.verdict.gap", samples=gap.samples, share=share))
-    elif gap is not None:
-        said_so.append(said("doctor.verdict.relative", share=percent(gap.relative)))
-    return said_so
+        return [*texts, said("doctor.verdict.gap", samples=gap.samples, share=share)]
+    return [*texts, said("doctor.verdict.relative", share=percent(gap.relative))]
 
 
 def conclusions(record: Diagnosis) -> list[Conclusion]:
@@ -90,7 +108,7 @@ def conclusions(record: Diagnosis) -> list[Conclusion]:
             f"{first.code} {grade.en}: {head.en} ({name.en})",
             f"{first.code} {grade.zh}：{head.zh}（{name.zh}）",
         )
-        what, do = evidence(first), advice(first.code)
+        what, do = evidence(first), advice(first.code, first.facts.get("kind", ""))
         detail = Text(f"{_sentence(what.en)}. {do.en}", f"{what.zh}。{do.zh}")
         found.append(Conclusion("note" if first.severity == "info" else "warn", headline, detail))
     return found
@@ -117,11 +135,17 @@ def findings(record: Diagnosis) -> Table:
 def causes(record: Diagnosis) -> Table:
     """How much of the gap goes when each cause alone is mended."""
     rows: Rows = [
-        [said(f"doctor.cause.{c.name}"), c.code or "-", _closes(c.closes), _few(c.layers)]
+        [
+            said(f"doctor.cause.{c.name}"),
+            c.code or "-",
+            _closes(c.closes),
+            "-" if math.isnan(c.advantage) else f"{c.advantage:+.1f}",
+            _few(c.layers),
+        ]
         for c in record.causes
     ]
     caption = said("doctor.causes.caption")
-    return _worded(caption, ("cause", "code", "closes", "layers"), rows)
+    return _worded(caption, ("cause", "code", "closes", "sure", "layers"), rows)
 
 
 def layers(record: Diagnosis) -> Table:
@@ -164,8 +188,12 @@ def trials(record: Repaired) -> Table:
         ]
         for t in record.trials
     ]
-    names = ("remedy", "code", "layers", "accuracy", "loss", "gap", "verdict")
-    return _worded(said("doctor.section.trials"), names, rows)
+    names = ["remedy", "code", "layers", "accuracy", "loss", "gap", "verdict"]
+    if not math.isnan(record.before.metric):
+        names.insert(3, "metric")
+        for row, t in zip(rows, record.trials, strict=True):
+            row.insert(3, _change(t.before.metric, t.after.metric))
+    return _worded(said("doctor.section.trials"), tuple(names), rows)
 
 
 def judged(trial: Trial) -> Text:
@@ -195,12 +223,16 @@ def outcome(record: Repaired) -> list[Text]:
 def _outcome(before: Score, after: Score, names: Text) -> Text:
     if not before.samples:
         return said("doctor.repair.verdict.unjudged", remedies=names)
-    if math.isnan(after.accuracy):
+    for name in ("metric", "accuracy", "loss"):
+        if not math.isnan(getattr(after, name)):
+            break
+    else:
+        name = "gap"
+    if name != "accuracy":
+        key = "unlabelled" if name == "gap" else name
+        values = [number(getattr(score, name), digits=3) for score in (before, after)]
         return said(
-            "doctor.repair.verdict.unlabelled",
-            remedies=names,
-            before=number(before.gap, digits=3),
-            after=number(after.gap, digits=3),
+            f"doctor.repair.verdict.{key}", remedies=names, before=values[0], after=values[1]
         )
     return said(
         "doctor.repair.verdict.kept",

@@ -1,11 +1,10 @@
 """A diagnosis for other programs: SARIF for code scanning, JUnit XML for test reports."""
 
-import json
 from typing import Any
 from xml.etree import ElementTree as ET
 
 from normscope import __version__
-from normscope.files import shown
+from normscope.files import json_text, shown
 from normscope.records import Diagnosis, Finding
 from normscope.report import checkup
 from normscope.report.messages import Lang, say
@@ -32,7 +31,7 @@ def sarif(record: Diagnosis, lang: Lang) -> str:
     driver = {"name": "normscope", "version": __version__, "rules": rules}
     run = {"tool": {"driver": driver}, "results": results}
     document = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
-    return json.dumps(document, ensure_ascii=False, indent=1)
+    return json_text(document, indent=1)
 
 
 def _result(record: Diagnosis, finding: Finding, rule: int, lang: Lang) -> dict[str, Any]:
@@ -76,4 +75,5 @@ def junit(record: Diagnosis, lang: Lang) -> str:
             failure.text = "\n".join([*lines, checkup.advice(code).read(lang)])
         elif lines:
             ET.SubElement(case, "system-out").text = "\n".join(lines)
-    return ET.tostring(suite, encoding="unicode", xml_declaration=True)
+    # XML knows no escape for control characters
+    return shown(ET.tostring(suite, encoding="unicode", xml_declaration=True), keep="\n")

@@ -11,9 +11,6 @@ from normscope.report.bilingual import Text, said, several
 from normscope.report.story import number, percent
 from normscope.report.tables import deviation
 
-# 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; 1.96 in the limit
-T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -73,7 +70,9 @@ def difference(run: Run, norm: str, other: str) -> Difference | None:
     pairs = [scores[norm, s] - scores[other, s] for s in seeds]
     if len(pairs) == 1:
         return Difference(pairs[0], math.nan, 1)
-    t = T[len(pairs) - 2] if len(pairs) - 2 < len(T) else 1.96
+    from scipy.special import stdtrit  # takes a fifth of a second to import
+
+    t = float(stdtrit(len(pairs) - 1, 0.975))  # Student's t, both tails 5 % together
     return Difference(fmean(pairs), t * deviation(pairs) / math.sqrt(len(pairs)), len(pairs))
 
 

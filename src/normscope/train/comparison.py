@@ -1,45 +1,46 @@
-"""From single networks to the rows of the comparison."""
+"""From single networks to the rows of the comparison, and to the rates that train."""
 
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 
 from normscope.records import Epoch, Member, Row, Sweep
+from normscope.train.nets import NORMS
 
 SHARE_OF_BEST = 0.95
+SHARE = 0.9  # a rate trains if it reaches this share of the best accuracy of the sweep
 
 
 def epochs_to_95(curve: Sequence[Epoch]) -> int | None:
-    """The first epoch at 95 % of the best test accuracy of this curve; None for an empty one."""
+    """Return the first epoch at 95 % of the best test accuracy of this curve; None if empty."""
     best = max((epoch.test_accuracy for epoch in curve), default=math.nan)
-    reached = (e.epoch for e in curve if e.test_accuracy >= SHARE_OF_BEST * best)
-    return next(reached, None)
+    return next((e.epoch for e in curve if e.test_accuracy >= SHARE_OF_BEST * best), None)
 
 
 def rows(
     norms: Sequence[str], members: Sequence[Member], sweeps: Sequence[Sweep]
 ) -> tuple[Row, ...]:
-    """One row per norm of which a network is finished, in the order of `norms`.
+    """Make one row per norm of which a network is finished, in the order of `norms`.
 
     Means are over the seeds that did not diverge, NaN where all did; the spread is the sample
     standard deviation over them. Seconds are the mean of one training. Stopped ones do not count.
     """
-    ranges = {sweep.norm: sweep for sweep in sweeps}
-    table = []
-    for norm in norms:
-        ended = [m for m in members if m.norm == norm and m.status != "stopped"]
-        if ended:
-            table.append(_row(norm, ended, ranges.get(norm)))
-    return tuple(table)
+    ended = {n: [m for m in members if m.norm == n and m.status != "stopped"] for n in norms}
+    return tuple(
+        _row(found, next((s for s in sweeps if s.norm == norm), None))
+        for norm, found in ended.items()
+        if found
+    )
 
 
-def _row(norm: str, ended: Sequence[Member], sweep: Sweep | None) -> Row:
+def _row(ended: Sequence[Member], sweep: Sweep | None) -> Row:
     done = [m for m in ended if m.status == "done"]
     accuracy = [m.accuracy for m in done]
     unlabelled = [m.accuracy_without_label for m in done if m.accuracy_without_label is not None]
-    names = list(done[0].accuracy_by_domain) if done else []
+    names = done[0].accuracy_by_domain if done else ()
     return Row(
-        norm=norm,
+        norm=ended[0].norm,
         seeds=len(ended),
         diverged=len(ended) - len(done),
         mean=_mean(accuracy),
@@ -53,6 +54,23 @@ def _row(norm: str, ended: Sequence[Member], sweep: Sweep | None) -> Row:
         parameters=ended[0].parameters,
         seconds=_mean([m.seconds for m in ended]),
     )
+
+
+def judged(sweeps: tuple[Sweep, ...]) -> tuple[Sweep, ...]:
+    """Fill in the lowest and the highest rate that trains.
+
+    A rate trains if it reaches 0.9 of the best accuracy over all norms and rates; norms that are
+    given the labels do not set that mark, unless there are no others. Rates in between may fail.
+    """
+    honest = [s for s in sweeps if not NORMS[s.norm].leaks] or sweeps
+    reached = [a for s in honest for a in s.accuracy if not math.isnan(a)]
+    mark = SHARE * max(reached, default=math.inf)
+
+    def judge(s: Sweep) -> Sweep:
+        trains = [lr for lr, a in zip(s.lr, s.accuracy, strict=True) if a >= mark]
+        return replace(s, lowest=min(trains, default=None), highest=max(trains, default=None))
+
+    return tuple(map(judge, sweeps))
 
 
 def _mean(values: Sequence[float]) -> float:

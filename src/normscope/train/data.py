@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,25 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from normscope.errors import FileError, InputError
-from normscope.factories import made
 from normscope.files import shown
 from normscope.functional import moments
 from normscope.moments import Moments
+from normscope.probe.load import made
+from normscope.train import sources
 from normscope.train.domains import check_domains, shifted
 from normscope.train.images import read_folder
-from normscope.train.sources import (
-    BUNDLED,
-    KINDS,
-    Samples,
-    blocks,
-    bundled,
-    is_factory,
-    read_npz,
-    samples,
-)
 from normscope.train.tables import read_csv, read_parquet
 
-READERS = {".npz": read_npz, ".csv": read_csv, ".parquet": read_parquet}
+READERS = {".npz": sources.read_npz, ".csv": read_csv, ".parquet": read_parquet}
 TEST_SHARE = 0.3
 CONSTANT = 1e-12  # a channel whose std is below this share of its mean holds rounding only
 
@@ -40,27 +32,18 @@ Given = Literal["label", "domain"]
 class Data:
     """A training and a test part, ready for a network.
 
-    Attributes:
-        name: what the data are called in tables and pages.
-        classes: K names.
-        train_x, test_x: (N, C) or (N, C, H, W) float32.
-        train_y, test_y: (N,) int64 in 0..K-1.
-        domains: D names; empty where the data have none.
-        train_domain, test_domain: (N,) int64 in 0..D-1, where there are domains.
-
-    Raises:
-        InputError: parts that do not fit each other, labels or domains out of range, a domain
-            with fewer than two training samples.
+    Raises InputError for parts that do not fit each other, labels or domains out of range, and a
+    domain with fewer than two training samples.
     """
 
-    name: str
-    classes: tuple[str, ...]
-    train_x: Tensor
-    train_y: Tensor
+    name: str  # in tables and pages
+    classes: tuple[str, ...]  # K names
+    train_x: Tensor  # (N, C) or (N, C, H, W) float32
+    train_y: Tensor  # (N,) int64 in 0..K-1
     test_x: Tensor
     test_y: Tensor
-    domains: tuple[str, ...] = ()
-    train_domain: Tensor | None = None
+    domains: tuple[str, ...] = ()  # D names; empty where the data have none
+    train_domain: Tensor | None = None  # (N,) int64 in 0..D-1, where there are domains
     test_domain: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -83,8 +66,9 @@ class Data:
                 _check_ids(f"{self.name}: {part}_domain", domain, len(x), len(self.domains))
         if len(self.classes) < 2:
             raise InputError(f"{self.name} has {len(self.classes)} class; at least two are needed")
-        for name, count in zip(self.domains, self._domain_sizes(), strict=True):
-            if count < 2:
+        ids = torch.empty(0) if self.train_domain is None else self.train_domain
+        for d, name in enumerate(self.domains):
+            if (count := int(ids.eq(d).sum())) < 2:
                 raise InputError(
                     f"{self.name}: domain {name!r} has {count} training samples; 2 are needed"
                 )
@@ -95,25 +79,22 @@ class Data:
         return tuple(self.train_x.shape[1:])
 
     def given(self, part: Literal["train", "test"], what: Given | None) -> Tensor | None:
-        """(N,) the condition that a network is handed: labels, domains, or nothing."""
+        """Return (N,) the condition that a network is handed: labels, domains, or nothing."""
         if what is None:
             return None
-        name = f"{part}_{'y' if what == 'label' else 'domain'}"
-        ids: Tensor | None = getattr(self, name)
+        ids: Tensor | None = getattr(self, f"{part}_{'y' if what == 'label' else 'domain'}")
         return ids
 
-    def _domain_sizes(self) -> list[int]:
-        if self.train_domain is None:
-            return []
-        return torch.bincount(self.train_domain, minlength=len(self.domains)).tolist()
 
+def load(
+    spec: str, *, seed: int = 0, domains: tuple[str, ...] = (), every_class: bool = False
+) -> Data:
+    """Load the data that `spec` names, split and put on one scale.
 
-def load(spec: str, *, seed: int = 0, domains: tuple[str, ...] = ()) -> Data:
-    """The data that `spec` names, split and put on one scale.
-
-    The split keeps each class's share: 30 % of its samples, at least one, are for testing. Every
-    channel (a table's column, an image's colour) is standardised by the mean and the population
-    variance of the training part; a constant one becomes zero.
+    The split keeps each class's share: 30 % of its samples, at least one, are for testing; a
+    class with one sample is in the training part only. Every channel (a table's column, an
+    image's colour) is standardised by the mean and the population variance of the training part;
+    a constant one becomes zero.
 
     With `domains`, each training sample is moved into one domain, drawn so that domains are of
     equal size, and each test sample is shown in every domain, so that domains are compared on
@@ -125,6 +106,7 @@ def load(spec: str, *, seed: int = 0, domains: tuple[str, ...] = ()) -> Data:
             (x, y, class names), or a whole `Data` that is taken as it is.
         seed: draws the split, the domains and their noise.
         domains: two or more of clean, contrast, brightness, invert, noise.
+        every_class: refuse a class that is too small to be in both parts.
 
     Raises:
         InputError: samples or labels that cannot be trained on.
@@ -140,127 +122,128 @@ def load(spec: str, *, seed: int = 0, domains: tuple[str, ...] = ()) -> Data:
             raise InputError(f"{spec} brings its own split; name no domains with it")
         return found
     draw = np.random.default_rng(seed)
-    train, test = _split(found, draw)
-    train_x, test_x = found.x[train], found.x[test]
-    train_y, test_y = found.y[train], found.y[test]
-    train_domain = test_domain = None
+    train, test = _split(found, draw, every_class)
+    train_x, test_x, test_y = found.x[train], found.x[test], found.y[test]
+    ids: dict[str, Tensor] = {}
     if domains:
-        train_domain = draw.permutation(np.arange(len(train)) % len(domains))
-        test_domain = np.repeat(np.arange(len(domains)), len(test))
+        shown_in = np.repeat(np.arange(len(domains)), len(test))
+        moved_to = draw.permutation(np.arange(len(train)) % len(domains))
+        ids = {
+            "train_domain": torch.from_numpy(moved_to),
+            "test_domain": torch.from_numpy(shown_in),
+        }
         test_x, test_y = np.concatenate([test_x] * len(domains)), np.tile(test_y, len(domains))
-        axes = (0, *range(2, train_x.ndim))
-        low, high = train_x.min(axes).astype(np.float64), train_x.max(axes).astype(np.float64)
-        train_x = shifted(train_x, train_domain, domains, low, high, draw)
-        test_x = shifted(test_x, test_domain, domains, low, high, draw)
-    mean, std = _scale(train_x, found.name)
+        train_x, test_x = (
+            shifted(x, d, domains, found.x[train], draw)
+            for x, d in ((train_x, moved_to), (test_x, shown_in))
+        )
+    train_x, test_x = _standardised(train_x, test_x, found.name)
     return Data(
         name=found.name,
         classes=found.classes,
-        train_x=_standardised(train_x, mean, std, found.name),
-        train_y=torch.from_numpy(train_y),
-        test_x=_standardised(test_x, mean, std, found.name),
+        train_x=torch.from_numpy(train_x),
+        train_y=torch.from_numpy(found.y[train]),
+        test_x=torch.from_numpy(test_x),
         test_y=torch.from_numpy(test_y),
         domains=domains,
-        train_domain=None if train_domain is None else torch.from_numpy(train_domain),
-        test_domain=None if test_domain is None else torch.from_numpy(test_domain),
+        **ids,
     )
 
 
 def batches(
     data: Data, batch_size: int = 256, *, given: Given | None = "domain"
 ) -> Iterator[tuple[Tensor, ...]]:
-    """The test part in order, as (x, y), or (x, y, condition) where there is a condition to give.
+    """Yield the test part in order, as (x, y), or (x, y, condition) where there is one to give.
 
-    Args:
-        data: its test part is read.
-        batch_size: samples per batch.
-        given: the condition, see `Norm.given`; "domain" gives none where there are no domains.
+    `given` is the condition, see `Norm.given`; "domain" gives none where there are no domains.
     """
     condition = data.given("test", given)
     columns = (data.test_x, data.test_y, *(() if condition is None else (condition,)))
-    for start in range(0, len(data.test_x), batch_size):
-        yield tuple(column[start : start + batch_size] for column in columns)
+    yield from zip(*(column.split(batch_size) for column in columns), strict=True)
 
 
-def _read(spec: str) -> Samples | Data:
+def _read(spec: str) -> sources.Samples | Data:
     path = Path(spec)
-    if spec in BUNDLED:
-        return bundled(spec)
-    if is_factory(spec):
-        return _made_samples(spec)
+    if spec in sources.BUNDLED:
+        return sources.bundled(spec)
+    if sources.is_factory(spec):
+        place, _, name = spec.rpartition(":")
+        value = made(place, name)
+        if isinstance(value, Data):
+            return value
+        if isinstance(value, (tuple, list)) and len(value) in (2, 3):
+            return sources.samples(name, *value, where=shown(spec))
+        raise InputError(
+            f"{shown(spec)} returned {type(value).__name__}; it must return (x, y), "
+            "(x, y, class names) or a Data"
+        )
     if path.is_dir():
         return read_folder(path)
     if path.suffix.lower() in READERS:
         return READERS[path.suffix.lower()](path)
     if path.exists():
-        raise InputError(f"{shown(path)} is of no kind that is read; data can be {KINDS}")
+        raise InputError(f"{shown(path)} is of no kind that is read; data can be {sources.KINDS}")
     if len(path.parts) > 1:
         raise FileError(f"there is no file or folder {shown(path)}; check the path")
-    raise InputError(f"there are no data {spec!r}; data can be {KINDS}")
+    raise InputError(f"there are no data {spec!r}; data can be {sources.KINDS}")
 
 
-def _made_samples(spec: str) -> Samples | Data:
-    place, _, name = spec.rpartition(":")
-    value = made(place, name)
-    if isinstance(value, Data):
-        return value
-    if not isinstance(value, (tuple, list)) or len(value) not in (2, 3):
-        raise InputError(
-            f"{shown(spec)} returned {type(value).__name__}; it must return (x, y), "
-            "(x, y, class names) or a Data"
-        )
-    return samples(name, *value, where=shown(spec))
-
-
-def _split(found: Samples, draw: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Indices of the training and the test part, each in the order of the source."""
-    total = len(found.y)
-    testing = np.zeros(total, dtype=bool)
-    for k, name in enumerate(found.classes):
-        members = draw.permutation(np.flatnonzero(found.y == k))
-        if len(members) == total:
+def _split(
+    found: sources.Samples, draw: np.random.Generator, every_class: bool
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Draw the indices of the training and the test part, each in the order of the source."""
+    sizes = np.bincount(found.y, minlength=len(found.classes)).tolist()
+    for name, size in zip(found.classes, sizes, strict=True):
+        count = f"{size} sample{'' if size == 1 else 's'}"
+        if size == len(found.y):
             raise InputError(
-                f"{found.name} holds {total} sample{'s' * (total > 1)} of one class, {name!r}; "
-                "at least two classes are needed"
+                f"{found.name} holds {count} of one class, {name!r}; at least two classes are "
+                "needed"
             )
-        if len(members) < 2:
+        if size < 2 and every_class:
             raise InputError(
-                f"{found.name}: class {name!r} has {len(members)} sample{'s' * (not members.size)}"
-                "; at least 2 are needed, one to train and one to test"
+                f"{found.name}: class {name!r} has {count}; at least 2 are needed, one to train "
+                "and one to test"
             )
-        testing[members[: max(1, round(TEST_SHARE * len(members)))]] = True
+    # one sort: looking for each class anew would take time with the square of their number
+    order = np.argsort(found.y, kind="stable")
+    testing = np.zeros(len(found.y), dtype=bool)
+    for size, end in zip(sizes, accumulate(sizes), strict=True):
+        members = draw.permutation(order[end - size : end])
+        testing[members[: round(TEST_SHARE * size)]] = True  # 0 of 1, 1 of 2
     return np.flatnonzero(~testing), np.flatnonzero(testing)
 
 
-def _scale(x: NDArray[Any], name: str) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Mean and population standard deviation (1 where constant) of each channel, float64."""
-    total = Moments.empty(1, x.shape[1])
-    for rows in blocks(len(x), x[0].size):
-        total += moments(torch.from_numpy(x[rows].astype(np.float64)))
+def _standardised(
+    train_x: NDArray[Any], test_x: NDArray[Any], name: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Standardise both parts by the channels' mean and variance in the training part."""
+    total = Moments.empty(1, train_x.shape[1])
+    for rows in sources.blocks(train_x):
+        total += moments(torch.from_numpy(train_x[rows].astype(np.float64)))
     mean, std = total.mean[0].numpy(), total.var(correction=0)[0].sqrt().numpy()
     for channel in np.flatnonzero(~np.isfinite(std)):
         raise InputError(
             f"{name}: the values of column {channel + 1} are too large to take their variance; "
             "rescale that column"
         )
-    return mean, np.where(std > CONSTANT * np.abs(mean), std, 1.0)
+    std = np.where(std > CONSTANT * np.abs(mean), std, 1.0)
+    shape = (1, -1, *[1] * (train_x.ndim - 2))
 
+    def scaled(x: NDArray[Any]) -> NDArray[np.float32]:
+        y = np.empty(x.shape, dtype=np.float32)
+        for rows in sources.blocks(x):
+            block = (x[rows].astype(np.float64) - mean.reshape(shape)) / std.reshape(shape)
+            if np.abs(block).max() > np.finfo(np.float32).max:
+                raise InputError(f"{name}: a test value lies too far out for float32; remove it")
+            y[rows] = block
+        return y
 
-def _standardised(x: NDArray[Any], mean: NDArray[Any], std: NDArray[Any], name: str) -> Tensor:
-    shape = (1, -1, *[1] * (x.ndim - 2))
-    scaled = np.empty(x.shape, dtype=np.float32)
-    largest = float(np.finfo(np.float32).max)
-    for rows in blocks(len(x), x[0].size):
-        block = (x[rows].astype(np.float64) - mean.reshape(shape)) / std.reshape(shape)
-        if np.abs(block).max() > largest:
-            raise InputError(f"{name}: a test value lies too far out for float32; remove it")
-        scaled[rows] = block
-    return torch.from_numpy(scaled)
+    return scaled(train_x), scaled(test_x)
 
 
 def _check_ids(what: str, ids: Tensor | None, samples: int, kinds: int) -> None:
     if ids is None or ids.dtype != torch.int64 or ids.shape != (samples,):
         raise InputError(f"{what} must be int64, one for each of {samples} samples")
-    if int(ids.min()) < 0 or int(ids.max()) >= kinds:
-        wrong = int(ids.max()) if int(ids.max()) >= kinds else int(ids.min())
+    for wrong in ids[(ids < 0) | (ids >= kinds)].tolist():
         raise InputError(f"{what} holds {wrong}, which is out of range; 0 to {kinds - 1} exist")

@@ -21,41 +21,31 @@ DOMAINS: dict[str, Callable[[Floats, np.random.Generator], Floats]] = {
 
 def check_domains(names: tuple[str, ...]) -> None:
     """Raise InputError unless `names` are two or more different known domains."""
+    known = ", ".join(DOMAINS)
     for name in names:
         if name not in DOMAINS:
-            raise InputError(f"there is no domain {name!r}; there are {', '.join(DOMAINS)}")
+            raise InputError(f"there is no domain {name!r}; there are {known}")
     if len(set(names)) != len(names) or len(names) < 2:
-        raise InputError(
-            f"domains are {', '.join(names)}; name at least two different ones of "
-            f"{', '.join(DOMAINS)}"
-        )
+        raise InputError(f"domains are {', '.join(names)}; name at least two different of {known}")
 
 
 def shifted(
     x: NDArray[np.generic],
     domain: NDArray[np.int64],
     names: tuple[str, ...],
-    low: Floats,
-    high: Floats,
+    like: NDArray[np.generic],
     draw: np.random.Generator,
 ) -> NDArray[np.float32]:
-    """Each sample moved into its domain.
+    """Move each sample of x, (N, C, *S), into its domain, (N,) indices into `names`.
 
-    Args:
-        x: (N, C, *S).
-        domain: (N,) indices into `names`.
-        names: of the domains.
-        low: (C,), the smallest value of each channel in the training part.
-        high: (C,), the largest.
-        draw: source of the noise.
-
-    Returns:
-        (N, C, *S) in units of the range high - low (1 where a channel is constant).
+    The result is in units of each channel's range in `like`, the training part (1 where that is
+    constant); `draw` is the source of the noise.
     """
-    shape = (1, -1, *[1] * (x.ndim - 2))
-    span = np.where(high > low, high - low, 1.0).reshape(shape)
+    axes = (0, *range(2, x.ndim))
+    low, high = (f(axis=axes, keepdims=True).astype(np.float64) for f in (like.min, like.max))
+    span = np.where(high > low, high - low, 1.0)
     moved = np.empty(x.shape, dtype=np.float32)
     for i, name in enumerate(names):
-        unit = (x[domain == i].astype(np.float64) - low.reshape(shape)) / span
+        unit = (x[domain == i].astype(np.float64) - low) / span
         moved[domain == i] = DOMAINS[name](unit, draw)
     return moved

@@ -4,30 +4,30 @@ import hashlib
 import math
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from normscope import __version__
-from normscope.errors import InputError
-from normscope.records import Run, RunConfig
-from normscope.train import board, ranks, telemetry
-from normscope.train.checkpoint import Checkpoint, load_model, save_model
-from normscope.train.comparison import rows
+from normscope.errors import InputError, MissingExtraError
+from normscope.lens import sinks
+from normscope.records import Run, RunConfig, Sweep
+from normscope.train import checkpoint, comparison, ranks, telemetry
 from normscope.train.data import Data, load
 from normscope.train.folder import RunFolder
-from normscope.train.loop import Network, steps_per_epoch
-from normscope.train.member import Training
-from normscope.train.nets import Blueprint, blueprint, check_names
-from normscope.train.sweep import RATES as SWEEP
-from normscope.train.sweep import judged, short_epochs, sweep
+from normscope.train.loop import Trainer, steps_per_epoch
+from normscope.train.nets import ModelConfig, check_names, norm_layers
 
 __all__ = ["SWEEP", "Progress", "environment", "load_member", "load_run", "train"]
 
 Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is being trained
+
+SWEEP = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # learning rates
+SWEEP_EPOCHS = 5  # of each rate's short training, or more where that is fewer steps than
+SWEEP_STEPS = 60
 
 
 def train(
@@ -58,8 +58,7 @@ def train(
         resume: continue the run in `out`.
         overwrite: replace the run in `out`.
         tensorboard: write events as well.
-        on_progress: called after every step with the steps done, the steps in all, and what is
-            being trained.
+        on_progress: called after every step.
 
     Returns:
         The record as it is in run.json, without an inspection.
@@ -82,25 +81,32 @@ def train(
                 return earlier
         else:
             ranks.first(lambda: folder.start(overwrite=overwrite))
-            earlier = _new_run(config, data, facts)
-        return _Session(folder, earlier, data, on_progress, tensorboard=tensorboard).run()
+            earlier = Run(
+                config=config,
+                complete=False,
+                classes=data.classes,
+                train_size=len(data.train_x),
+                test_size=len(data.test_x),
+                environment=facts,
+            )
+        return RunSession(folder, earlier, data, on_progress, tensorboard).run()
 
 
 def load_member(out: Path, norm: str, seed: int) -> nn.Module:
-    """A finished network of the run in `out`, in eval mode; raises FileError without one."""
-    return load_model(RunFolder(out).member(norm, seed))
+    """Load a finished network of the run in `out`, in eval mode; raises FileError without one."""
+    return checkpoint.load_model(RunFolder(out).member(norm, seed))
 
 
 def load_run(out: Path) -> tuple[Run, nn.Module, Data]:
-    """The record of the run in `out`, the network of its first norm and seed, and its data."""
+    """Load the run in `out`: its record, the network of its first norm and seed, its data."""
     folder = RunFolder(out)
     run = folder.read()
-    model = load_model(folder.model)
+    model = checkpoint.load_model(folder.model)
     return run, model, load(run.config.data, seed=run.config.seed, domains=run.config.domains)
 
 
 def environment() -> dict[str, str]:
-    """Versions and settings that decide speed and the last digits."""
+    """Return versions and settings that decide speed and the last digits."""
     return {
         "normscope": __version__,
         "torch": str(torch.__version__),
@@ -111,30 +117,24 @@ def environment() -> dict[str, str]:
     }
 
 
-class _Session:
+@dataclass(eq=False)
+class RunSession:
     """A run while it runs: what is finished, and the network in training."""
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        earlier: Run,
-        data: Data,
-        on_progress: Progress | None,
-        *,
-        tensorboard: bool,
-    ) -> None:
-        self.folder = folder
-        self.earlier = earlier
-        self.config = earlier.config
-        self.data = data
-        self.on_progress = on_progress
-        self.tensorboard = tensorboard
-        self.members = [member for member in earlier.members if member.status != "stopped"]
-        self.sweeps = earlier.sweeps
-        self.checkpoint = ranks.first(self._unfinished)
-        self.training: Training | None = None
+    folder: RunFolder
+    earlier: Run
+    data: Data
+    on_progress: Progress | None
+    tensorboard: bool
+    trainer: Trainer | None = None
+    steps_done: int = 0
+
+    def __post_init__(self) -> None:
+        self.config, self.sweeps = self.earlier.config, self.earlier.sweeps
+        self.done = {(m.norm, m.seed): m for m in self.earlier.members if m.status != "stopped"}
+        begun = ranks.first(lambda: checkpoint.load_checkpoint(self.folder.checkpoint))
+        self.begun = None if begun and (begun["norm"], begun["seed"]) in self.done else begun
         self.jobs = self._jobs()
-        self.steps_done = 0
 
     def run(self) -> Run:
         """Do what is left; the record is in the folder before and after."""
@@ -142,12 +142,12 @@ class _Session:
         self._write()
         try:
             for (norm, seed), steps in self.jobs.items():
-                begin = self.steps_done
+                end = self.steps_done + steps
                 if seed is None:
                     self._sweep(norm)
-                else:
+                elif (norm, seed) not in self.done:
                     self._train(norm, seed)
-                self.steps_done = begin + steps
+                self.steps_done = end
         except KeyboardInterrupt:
             return self._write()
         run = self._write(complete=True)
@@ -155,137 +155,132 @@ class _Session:
         return run
 
     def _jobs(self) -> dict[tuple[str, int | None], int]:
-        """Steps of each training (norm, seed) and each sweep (norm, None), in order."""
+        """Count the steps of each training (norm, seed) and each sweep (norm, None), in order."""
         config = self.config
+        steps = max(1, len(self.data.train_x) // config.batch_size)
+        self.short = min(config.epochs, max(SWEEP_EPOCHS, math.ceil(SWEEP_STEPS / steps)))
+        epochs: dict[tuple[str, int | None], int] = {
+            (norm, config.seed + i): config.epochs
+            for norm in config.norms
+            for i in range(config.seeds)
+        }
+        if config.sweep:
+            epochs |= {(norm, None): self.short * len(config.sweep) for norm in config.norms}
         each = {n: steps_per_epoch(self.data, n, config.batch_size) for n in config.norms}
-        jobs: dict[tuple[str, int | None], int] = {}
-        for norm in config.norms:
-            for seed in range(config.seed, config.seed + config.seeds):
-                jobs[norm, seed] = config.epochs * each[norm]
-        tries = short_epochs(config, self.data) * len(config.sweep)
-        return jobs | {(norm, None): tries * each[norm] for norm in config.norms if tries}
+        return {(norm, seed): count * each[norm] for (norm, seed), count in epochs.items()}
+
+    def _new_trainer(self, norm: str, seed: int, lr: float, epochs: int) -> Trainer:
+        model = ModelConfig.of(self.config.net, norm, self.data)
+        size = self.config.batch_size
+        return Trainer(self.data, model, seed, lr=lr, epochs=epochs, batch_size=size)
 
     def _train(self, norm: str, seed: int) -> None:
-        if self._is_finished(norm, seed):
-            return
-        config, begun = self.config, self.checkpoint
-        design = blueprint(config.net, norm, self.data)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.training = Training(
-                Network(
-                    self.data,
-                    design,
-                    seed,
-                    lr=config.lr,
-                    epochs=config.epochs,
-                    batch_size=config.batch_size,
-                ),
-                self.folder,
-                every=config.every if seed == config.seed else None,
-                tensorboard=self.tensorboard,
-                after_step=lambda: self._stepped(f"{norm}, seed {seed}"),
-            )
-            if begun and (begun.norm, begun.seed) == (norm, seed):
-                self.training.resume(begun)
-                self.steps_done += begun.step
-            member = self.training.run()
-        ranks.first(lambda: self._save(norm, seed, design))
-        self.members.append(member)
+        """Train a network to its last epoch, from its checkpoint where there is one."""
+        config, folder, begun = self.config, self.folder, self.begun
+        with ExitStack() as stack:
+            trainer = self.trainer = self._new_trainer(norm, seed, config.lr, config.epochs)
+            layers = norm_layers(trainer.model)
+            to = [sinks.jsonl(folder.telemetry, layers, norm=norm, seed=seed)]
+            recorder = telemetry.Telemetry(trainer, to)
+            parts = {"trainer": trainer, "telemetry": recorder.monitor}
+            if begun and (begun["norm"], begun["seed"]) == (norm, seed):
+                checkpoint.restore(folder.checkpoint, begun, **parts)
+                self.steps_done += trainer.step
+            writer = None
+            if self.tensorboard and ranks.rank() == 0:
+                events = telemetry.events(folder.events(norm, seed), trainer.step)
+                writer = stack.enter_context(events)
+                to.append(sinks.tensorboard(writer, layers=layers))
+
+            def record(loss: float | None) -> None:
+                if seed == config.seed and trainer.step % config.every == 0:
+                    recorder.record(loss)
+
+            def after_step(loss: float) -> None:
+                record(loss)
+                self._stepped(f"{norm}, seed {seed}")
+
+            def save() -> None:
+                checkpoint.save_checkpoint(folder.checkpoint, norm, seed, **parts)
+
+            if not trainer.curve:
+                record(None)
+            while len(trainer.curve) < config.epochs and (epoch := trainer.next_epoch(after_step)):
+                if writer:
+                    writer.add_scalar("loss/train", epoch.train_loss, trainer.step)
+                    writer.add_scalar("loss/test", epoch.test_loss, trainer.step)
+                    writer.add_scalar("accuracy/test", epoch.test_accuracy, trainer.step)
+                    writer.flush()
+                ranks.first(save)
+            finished = len(trainer.curve) == config.epochs
+            member = trainer.member("done" if finished else "diverged")
+
+        def save_weights() -> None:
+            paths = [folder.member(norm, seed)]
+            if (norm, seed) == (config.norms[0], config.seed):
+                paths.append(folder.model)
+            for path in paths:
+                checkpoint.save_model(path, trainer.model, trainer.config)
+
+        ranks.first(save_weights)
+        self.done[norm, seed] = member
         self._write()
 
-    def _save(self, norm: str, seed: int, design: Blueprint) -> None:
-        assert self.training, "just finished"
-        model = self.training.network.model
-        save_model(self.folder.member(norm, seed), model, design)
-        if (norm, seed) == (self.config.norms[0], self.config.seed):
-            save_model(self.folder.model, model, design)
-
     def _sweep(self, norm: str) -> None:
+        """Measure test accuracy of the first seed's network after short trainings over a grid.
+
+        NaN where the loss became infinite.
+        """
         if any(s.norm == norm for s in self.sweeps):
             return
-        begin, rates = self.steps_done, len(self.config.sweep)
-
-        def after_rate(done: int) -> None:
-            self.steps_done = begin + self.jobs[norm, None] * done // rates
-
-        message = f"{norm}, learning rates"
-        found = sweep(self.config, self.data, norm, lambda: self._stepped(message), after_rate)
-        self.sweeps = judged((*self.sweeps, found))
+        begin, rates, accuracy = self.steps_done, tuple(sorted(self.config.sweep)), []
+        for done, lr in enumerate(rates, start=1):
+            trainer = self._new_trainer(norm, self.config.seed, lr, self.short)
+            losses = (
+                trainer.train_epoch(e, lambda _: self._stepped(f"{norm}, learning rates"))
+                for e in range(1, self.short + 1)
+            )
+            diverged = any(map(math.isnan, losses))  # no epoch is trained after it
+            accuracy.append(math.nan if diverged else trainer.score().accuracy)
+            self.steps_done = begin + self.jobs[norm, None] * done // len(rates)
+        found = Sweep(norm=norm, lr=rates, accuracy=tuple(accuracy), lowest=None, highest=None)
+        self.sweeps = comparison.judged((*self.sweeps, found))
         self._write()
 
     def _write(self, *, complete: bool = False) -> Run:
-        return ranks.first(lambda: self._written(complete))
+        def write() -> Run:
+            members, trainer = list(self.done.values()), self.trainer
+            running = trainer and (trainer.config.norm, trainer.seed) not in self.done
+            if trainer and trainer.curve and running:
+                members.append(trainer.member("stopped"))
+            run = replace(
+                self.earlier,
+                complete=complete,
+                members=tuple(members),
+                rows=comparison.rows(self.config.norms, members, self.sweeps),
+                traces=telemetry.traces(self.folder.telemetry),
+                sweeps=self.sweeps,
+            )
+            self.folder.write(run)
+            return run
 
-    def _written(self, complete: bool) -> Run:
-        members = list(self.members)
-        stopped = self.training.so_far() if self.training else None
-        if stopped and not self._is_finished(stopped.norm, stopped.seed):
-            members.append(stopped)
-        run = replace(
-            self.earlier,
-            complete=complete,
-            members=tuple(members),
-            rows=rows(self.config.norms, members, self.sweeps),
-            traces=telemetry.traces(self.folder.telemetry),
-            sweeps=self.sweeps,
-        )
-        self.folder.write(run)
-        return run
+        return ranks.first(write)
 
     def _stepped(self, message: str) -> None:
         self.steps_done += 1
         if self.on_progress:
             self.on_progress(self.steps_done, sum(self.jobs.values()), message)
 
-    def _unfinished(self) -> Checkpoint | None:
-        """The network that an interrupted run was training."""
-        if not self.folder.checkpoint.exists():
-            return None
-        found = Checkpoint.load(self.folder.checkpoint)
-        return None if self._is_finished(found.norm, found.seed) else found
-
-    def _is_finished(self, norm: str, seed: int) -> bool:
-        return any((m.norm, m.seed) == (norm, seed) for m in self.members)
-
     def _is_settled(self, line: telemetry.Line) -> bool:
-        """Whether a telemetry line will not be written again."""
-        norm, seed, begun = line["norm"], line["seed"], self.checkpoint
-        if begun and (begun.norm, begun.seed) == (norm, seed):
-            return bool(line["step"] <= begun.step)
-        return self._is_finished(norm, seed)
-
-
-def _new_run(config: RunConfig, data: Data, facts: dict[str, str]) -> Run:
-    return Run(
-        config=config,
-        complete=False,
-        classes=data.classes,
-        train_size=len(data.train_x),
-        test_size=len(data.test_x),
-        environment=facts,
-        rows=(),
-        members=(),
-        traces=(),
-        sweeps=(),
-        inspection=None,
-    )
+        """Tell whether a telemetry line will not be written again."""
+        place, begun = (line["norm"], line["seed"]), self.begun
+        if begun and (begun["norm"], begun["seed"]) == place:
+            return bool(line["step"] <= begun["trainer"]["step"])
+        return place in self.done
 
 
 def _checked(config: RunConfig, *, tensorboard: bool) -> Data:
-    """The data, after all checks that need no folder."""
-    _check_bounds(config)
-    if tensorboard:
-        board.check_installed()
-    data = load(config.data, seed=config.seed, domains=config.domains)
-    for norm in config.norms:
-        design = blueprint(config.net, norm, data)
-        if ranks.size() > 1:
-            ranks.check_synchronises(design.build(config.seed))
-    return data
-
-
-def _check_bounds(config: RunConfig) -> None:
+    """Load the data, after all checks that need no folder."""
     least = {"epochs": 1, "batch_size": 2, "seed": 0, "seeds": 1, "every": 1}
     for name, bound in least.items():
         if getattr(config, name) < bound:
@@ -299,10 +294,23 @@ def _check_bounds(config: RunConfig) -> None:
         )
     for norm in config.norms:  # before the data are read, which takes longer
         check_names(config.net, norm)
+    if tensorboard:
+        try:
+            import tensorboard as _  # noqa: F401
+        except ImportError as problem:
+            raise MissingExtraError(
+                "--tensorboard needs the tensorboard package: pip install 'normscope[tensorboard]'"
+            ) from problem
+    data = load(config.data, seed=config.seed, domains=config.domains, every_class=True)
+    for norm in config.norms:
+        model = ModelConfig.of(config.net, norm, data)
+        if ranks.size() > 1:
+            ranks.check_synchronises(model.build(config.seed))
+    return data
 
 
 def _fingerprint(data: Data) -> str:
-    """A few signs that differ where the samples, their order or their split differ."""
+    """Return a few signs that differ where the samples, their order or their split differ."""
     digest = hashlib.sha256()
     for tensor in (data.train_x, data.train_y, data.test_x, data.test_y):
         digest.update(tensor.numpy().tobytes())
@@ -311,7 +319,7 @@ def _fingerprint(data: Data) -> str:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """The numbers do not depend on the machine's cores, and small steps never wait for a core."""
+    """Compute with one thread: the same numbers on any machine, and no small step that waits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

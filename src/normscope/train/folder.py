@@ -1,13 +1,14 @@
 """A run's folder: where each part lies, when it may be written, what it takes to continue."""
 
 import shutil
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 
 from normscope.errors import FileError, InputError
 from normscope.files import read_text, shown, writable_folder, write_whole
 from normscope.records import Run, RunConfig
 
+# the record is first: a folder is cleared from the last on, and half cleared still known as a run's
 PARTS = ("run.json", "telemetry.jsonl", "model.safetensors", "members", "progress", "tensorboard")
 
 
@@ -30,14 +31,14 @@ class RunFolder:
         self.record = root / "run.json"
         self.telemetry = root / "telemetry.jsonl"
         self.model = root / "model.safetensors"
-        self.checkpoint = root / "progress" / "state.safetensors"
+        self.checkpoint = root / "progress" / "state.pt"
 
     def member(self, norm: str, seed: int) -> Path:
-        """The weights of a finished network."""
+        """Return the file of a finished network's weights."""
         return self.root / "members" / f"{norm}-{seed}" / "model.safetensors"
 
     def events(self, norm: str, seed: int) -> Path:
-        """The folder of a network's TensorBoard events."""
+        """Return the folder of a network's TensorBoard events."""
         return self.root / "tensorboard" / f"{norm}-{seed}"
 
     def start(self, *, overwrite: bool) -> None:
@@ -50,7 +51,7 @@ class RunFolder:
         if self.root.exists() and not self.root.is_dir():
             raise FileError(f"{name} is a file; name a folder for the run")
         writable_folder(self.root)
-        held = [path for path in self.root.iterdir() if not path.name.startswith(".")]
+        held = any(not path.name.startswith(".") for path in self.root.iterdir())
         if held and not self.record.exists():
             raise FileError(f"{name} holds files that are no run's; name a new or an empty folder")
         if held and not overwrite:
@@ -59,22 +60,15 @@ class RunFolder:
                 "it or --overwrite to replace it"
             )
         try:
-            # the record goes last: a folder that is half cleared is still known as a run's
-            for part in reversed(PARTS):
-                path = self.root / part
+            for path in (self.root / part for part in reversed(PARTS)):
                 if path.is_dir():
                     shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
         except OSError as problem:
             raise FileError(f"{name} cannot be cleared: {problem.strerror}") from problem
 
     def resume(self, config: RunConfig, data: str) -> Run:
-        """The run so far.
-
-        Args:
-            config: what it is to be continued with.
-            data: fingerprint of the data.
+        """Read the run so far, if it is that of `config` and of data with this fingerprint.
 
         Raises:
             FileError: there is no run here.
@@ -82,11 +76,11 @@ class RunFolder:
         """
         writable_folder(self.root)
         run = self.read()
+        before, now = asdict(run.config), asdict(config)
         different = [
-            f"{f.name} was {_listed(getattr(run.config, f.name))} and is now "
-            f"{_listed(getattr(config, f.name))}"
-            for f in fields(config)
-            if getattr(run.config, f.name) != getattr(config, f.name)
+            f"{name} was {_listed(before[name])} and is now {_listed(now[name])}"
+            for name in now
+            if before[name] != now[name]
         ]
         if different:
             raise InputError(
@@ -101,7 +95,7 @@ class RunFolder:
         return run
 
     def read(self) -> Run:
-        """The record; raises FileError where there is none, InputError where it is not whole."""
+        """Read the record; FileError where there is none, InputError where it is not whole."""
         return Run.from_json(read_text(self.record, "run record"))
 
     def write(self, run: Run) -> None:
@@ -110,6 +104,4 @@ class RunFolder:
 
 
 def _listed(value: object) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value)) or "none"
-    return str(value)
+    return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)

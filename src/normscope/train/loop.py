@@ -1,9 +1,11 @@
-"""One network in training: batches, steps, evaluation. Everything follows from the seed."""
+"""Train and score one network: batches, steps, evaluation. Everything follows from the seed."""
 
 import math
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -11,16 +13,17 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from normscope.layers import condition
+from normscope.records import Epoch, Member
 from normscope.train import ranks
+from normscope.train.comparison import epochs_to_95
 from normscope.train.data import Data
-from normscope.train.nets import NORMS, Blueprint
+from normscope.train.nets import NORMS, ModelConfig
 
 MOMENTUM = 0.9
 EVALUATED_AT_ONCE = 1024  # samples
 
 
-@dataclass(frozen=True, kw_only=True)
-class Score:
+class Score(NamedTuple):
     """How a network does on the test part, in eval mode."""
 
     loss: float
@@ -29,22 +32,22 @@ class Score:
 
 
 def steps_per_epoch(data: Data, norm: str, batch_size: int) -> int:
-    """How many batches `Network.batches` gives."""
+    """Count the batches that `Trainer.batches` gives."""
     parts = [len(data.train_x)]
     if NORMS[norm].separate and data.train_domain is not None:
         parts = data.train_domain.bincount(minlength=len(data.domains)).tolist()
     return sum(max(1, part // batch_size) for part in parts)
 
 
-class Network:
-    """One network, its optimiser and its data, trained epoch by epoch.
+class Trainer:
+    """Trains one network epoch by epoch.
 
     Stochastic gradient descent with momentum 0.9; the rate falls from `lr` to zero along half a
     cosine over all steps. No weight decay.
 
     Args:
         data: what to train on.
-        design: the network.
+        config: the network.
         seed: decides the initial weights and the order of the samples.
         lr: learning rate of the first step.
         epochs: how many there will be.
@@ -52,34 +55,26 @@ class Network:
     """
 
     def __init__(
-        self, data: Data, design: Blueprint, seed: int, *, lr: float, epochs: int, batch_size: int
+        self, data: Data, config: ModelConfig, seed: int, *, lr: float, epochs: int, batch_size: int
     ) -> None:
-        self.data = data
-        self.design = design
-        self.norm = NORMS[design.norm]
-        self.seed = seed
-        self.lr = lr
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.model = design.build(seed)
+        self.data, self.config, self.seed = data, config, seed
+        self.lr, self.epochs, self.batch_size = lr, epochs, batch_size
+        self.norm = NORMS[config.norm]
+        self.model = config.build(seed)
         self.parallel = ranks.parallel(self.model, partly_used=self.norm.separate)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, momentum=MOMENTUM)
         self.step = 0
-        self.steps = epochs * steps_per_epoch(data, design.norm, batch_size)
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers are learned."""
-        return sum(p.numel() for p in self.model.parameters())
+        self.steps = epochs * steps_per_epoch(data, config.norm, batch_size)
+        self.curve: list[Epoch] = []
+        self.seconds = 0.0
 
     def batches(self, epoch: int, size: int | None = None) -> list[Tensor]:
-        """The sample indices of each step of an epoch, in the order that the seed gives.
+        """Draw the sample indices of each step of an epoch.
 
         All samples are used; the batches of a part are of nearly equal size, `size` or a little
         more, so that none is a leftover of one. The order is the same under every norm; where
         each domain has a network of its own, a batch holds one domain.
         """
-        size = size or self.batch_size
         draw = np.random.default_rng((self.seed, epoch))
         order = torch.from_numpy(draw.permutation(len(self.data.train_x)))
         parts = [order]
@@ -87,10 +82,11 @@ class Network:
             assert self.data.train_domain is not None, "checked when the network was built"
             domain = self.data.train_domain[order]
             parts = [order[domain == d] for d in range(len(self.data.domains))]
+        size = size or self.batch_size
         return [b for part in parts for b in part.tensor_split(max(1, len(part) // size))]
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Logits of training samples, with the condition that this norm is given."""
+        """Return the logits of training samples, with the condition that this norm is given."""
         ids = self.data.given("train", self.norm.given)
         with nullcontext() if ids is None else condition(ids[rows]):
             logits: Tensor = self.parallel(self.data.train_x[rows])
@@ -106,9 +102,8 @@ class Network:
         self.model.train()
         total = 0.0
         for rows in self.batches(epoch):
-            rate = self.lr * (1 + math.cos(math.pi * self.step / self.steps)) / 2
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = self.lr * (1 + math.cos(math.pi * self.step / self.steps)) / 2
             self.optimizer.zero_grad()
             mine = ranks.share(rows)
             summed = cross_entropy(self.forward(mine), self.data.train_y[mine], reduction="sum")
@@ -124,9 +119,22 @@ class Network:
             after_step(mean)
         return total / len(self.data.train_x)
 
+    def next_epoch(self, after_step: Callable[[float], None]) -> Epoch | None:
+        """Train, score and keep the next epoch; None where a loss is not finite."""
+        epoch, start = len(self.curve) + 1, time.perf_counter()
+        loss = self.train_epoch(epoch, after_step)
+        self.seconds += time.perf_counter() - start
+        score = self.score()
+        if not math.isfinite(loss + score.loss):
+            return None
+        self.curve.append(
+            Epoch(epoch=epoch, train_loss=loss, test_loss=score.loss, test_accuracy=score.accuracy)
+        )
+        return self.curve[-1]
+
     @torch.no_grad()
     def score(self, *, with_condition: bool = True) -> Score:
-        """Loss and accuracy on the test part, in eval mode; the mode is set back.
+        """Measure loss and accuracy on the test part, in eval mode; the mode is set back.
 
         Args:
             with_condition: hand the network what its norm is given; without it the layers do
@@ -137,19 +145,60 @@ class Network:
         data = self.data
         ids = data.given("test", self.norm.given) if with_condition else None
         logits = []
-        for start in range(0, len(data.test_x), EVALUATED_AT_ONCE):
-            rows = slice(start, start + EVALUATED_AT_ONCE)
+        for rows in torch.arange(len(data.test_x)).split(EVALUATED_AT_ONCE):
             with nullcontext() if ids is None else condition(ids[rows]):
                 logits.append(self.model(data.test_x[rows]))
         self.model.train(was_training)
         outputs = torch.cat(logits)
-        right = (outputs.argmax(1) == data.test_y).double()
-        by_domain = {}
-        if data.test_domain is not None:
-            for d, name in enumerate(data.domains):
-                by_domain[name] = right[data.test_domain == d].mean().item()
+        correct = (outputs.argmax(1) == data.test_y).double()
         return Score(
             loss=cross_entropy(outputs, data.test_y).item(),
-            accuracy=right.mean().item(),
-            by_domain=by_domain,
+            accuracy=correct.mean().item(),
+            by_domain={
+                name: correct[data.test_domain == d].mean().item()
+                for d, name in enumerate(data.domains)
+            },
         )
+
+    def member(self, status: Literal["done", "diverged", "stopped"]) -> Member:
+        """Return the record of the network as of its last whole epoch."""
+        member = Member(
+            norm=self.config.norm,
+            seed=self.seed,
+            status=status,
+            accuracy=self.curve[-1].test_accuracy if status == "stopped" else math.nan,
+            leaks=self.norm.leaks,
+            parameters=sum(p.numel() for p in self.model.parameters()),
+            seconds=self.seconds,
+            curve=tuple(self.curve),
+        )
+        if status != "done":
+            return member
+        score, leaks = self.score(), self.norm.leaks
+        return replace(
+            member,
+            accuracy=score.accuracy,
+            accuracy_without_label=self.score(with_condition=False).accuracy if leaks else None,
+            accuracy_by_domain=score.by_domain,
+            epochs_to_95=epochs_to_95(self.curve),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that further training depends on."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "curve": [asdict(epoch) for epoch in self.curve],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned; raises where it is of another network."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, moved in self.optimizer.state.items():
+            if (found := moved["momentum_buffer"].shape) != parameter.shape:
+                raise ValueError(f"a momentum is {found} for a parameter {parameter.shape}")
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.curve = [Epoch(**epoch) for epoch in state["curve"]]

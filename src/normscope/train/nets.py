@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,29 +15,20 @@ from normscope.layers.conditional import current_condition
 from normscope.train import ranks
 from normscope.train.data import Data, Given
 
+NETS = ("mlp", "cnn")
 WIDTH, DEPTH = 64, 3  # of the mlp
 CHANNELS, STRIDES = (16, 32, 64), (1, 2, 2)  # of the cnn
 
-BATCH = {1: layers.BatchNorm1d, 2: layers.BatchNorm2d}
-CONDITIONAL = {1: layers.ConditionalBatchNorm1d, 2: layers.ConditionalBatchNorm2d}
-GHOST = {1: layers.GhostBatchNorm1d, 2: layers.GhostBatchNorm2d}
-MODE = {1: layers.ModeNorm1d, 2: layers.ModeNorm2d}
-RENORM = {1: layers.BatchRenorm1d, 2: layers.BatchRenorm2d}
+
+Make = Callable[[int, int, int], nn.Module]  # rank, channels, conditions -> layer
 
 
-@dataclass(frozen=True)
-class Norm:
-    """A normalisation that a network can be built with.
+class Norm(NamedTuple):
+    """A normalisation that a network can be built with."""
 
-    Attributes:
-        make: (rank, channels, conditions) -> layer; rank 1 is (N, C), 2 is (N, C, H, W).
-        given: what each sample's condition is, where the network is handed one.
-        separate: one whole network per condition, each trained on its own samples.
-    """
-
-    make: Callable[[int, int, int], nn.Module]
-    given: Given | None = None
-    separate: bool = False
+    make: Make  # rank 1 is (N, C), 2 is (N, C, H, W)
+    given: Given | None = None  # what each sample's condition is, if the network is handed one
+    separate: bool = False  # one whole network per condition, each trained on its own samples
 
     @property
     def leaks(self) -> bool:
@@ -44,28 +36,34 @@ class Norm:
         return self.given == "label"
 
 
-NORMS: dict[str, Norm] = {
-    "batch": Norm(lambda rank, c, _: BATCH[rank](c)),
+def _layer(name: str, **options: Any) -> Make:
+    """Make layers of one family, such as BatchNorm1d and BatchNorm2d."""
+
+    def make(rank: int, channels: int, conditions: int) -> nn.Module:
+        sizes = (channels, conditions) if name == "ConditionalBatchNorm" else (channels,)
+        module: nn.Module = getattr(layers, f"{name}{rank}d")(*sizes, **options)
+        return module
+
+    return make
+
+
+NORMS = {
+    "batch": Norm(_layer("BatchNorm")),
     "none": Norm(lambda *_: nn.Identity()),
-    "noaffine": Norm(lambda rank, c, _: BATCH[rank](c, affine=False)),
-    "per_class": Norm(lambda rank, c, k: CONDITIONAL[rank](c, k, missing="pooled"), "label"),
-    "conditional": Norm(lambda rank, c, k: CONDITIONAL[rank](c, k), "domain"),
-    "shared": Norm(lambda rank, c, k: CONDITIONAL[rank](c, k, stats="shared"), "domain"),
-    "separate": Norm(lambda rank, c, _: BATCH[rank](c), "domain", separate=True),
-    "ghost": Norm(lambda rank, c, _: GHOST[rank](c, ghost_size=16)),
-    "mode": Norm(lambda rank, c, _: MODE[rank](c, num_modes=2)),
-    "renorm": Norm(lambda rank, c, _: RENORM[rank](c)),
-    "layer": Norm(lambda _, c, __: nn.GroupNorm(1, c)),
+    "noaffine": Norm(_layer("BatchNorm", affine=False)),
+    "per_class": Norm(_layer("ConditionalBatchNorm", missing="pooled"), "label"),
+    "conditional": Norm(_layer("ConditionalBatchNorm"), "domain"),
+    "shared": Norm(_layer("ConditionalBatchNorm", stats="shared"), "domain"),
+    "separate": Norm(_layer("BatchNorm"), "domain", separate=True),
+    "ghost": Norm(_layer("GhostBatchNorm", ghost_size=16)),
+    "mode": Norm(_layer("ModeNorm", num_modes=2)),
+    "renorm": Norm(_layer("BatchRenorm")),
+    "layer": Norm(lambda _, channels, __: nn.GroupNorm(1, channels)),
 }
-NETS = ("mlp", "cnn")
 
 
 def check_names(net: str, norm: str) -> None:
-    """Whether there are such a net and such a norm.
-
-    Raises:
-        InputError: one that there is not.
-    """
+    """Raise InputError unless there are such a net and such a norm."""
     if net not in NETS:
         raise InputError(f"there is no net {net!r}; there are {', '.join(NETS)}")
     if norm not in NORMS:
@@ -73,25 +71,19 @@ def check_names(net: str, norm: str) -> None:
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class ModelConfig:
     """All that decides a network's modules; enough to build it again for saved weights.
 
-    Attributes:
-        net: mlp or cnn.
-        norm: a key of NORMS.
-        shape: of one sample, (C,) or (C, H, W).
-        classes: K.
-        domains: D, 0 where the data have none.
-
-    Raises:
-        InputError: an unknown net or norm, or one that these data do not fit.
+    Every hidden layer is `linear{i}`, `norm{i}`, `relu{i}`; without normalisation `norm{i}` is an
+    identity, so that places correspond. The linear weights depend on the seed alone. Raises
+    InputError for an unknown net or norm, tables for the cnn, and domains needed but absent.
     """
 
-    net: str
-    norm: str
-    shape: tuple[int, ...]
-    classes: int
-    domains: int
+    net: str  # mlp (3 hidden layers of 64) or cnn (3 convolutions, pooled)
+    norm: str  # a key of NORMS
+    shape: tuple[int, ...]  # of one sample, (C,) or (C, H, W)
+    classes: int  # K
+    domains: int  # D, 0 where the data have none
 
     def __post_init__(self) -> None:
         check_names(self.net, self.norm)
@@ -103,35 +95,38 @@ class Blueprint:
                 "--domains clean,contrast,invert,noise"
             )
 
-    def build(self, seed: int) -> nn.Module:
-        """The network with fresh weights; the same weights for the same seed under every norm."""
-        norm = NORMS[self.norm]
-        if norm.separate:
-            return Separate([self._build_one(norm, seed) for _ in range(self.domains)])
-        return self._build_one(norm, seed)
+    @classmethod
+    def of(cls, net: str, norm: str, data: Data) -> "ModelConfig":
+        """Configure a network for `data`."""
+        return cls(net, norm, data.shape, len(data.classes), len(data.domains))
 
-    def _build_one(self, norm: Norm, seed: int) -> nn.Module:
+    def build(self, seed: int) -> nn.Module:
+        """Build the network with fresh weights; the same for the same seed under every norm."""
+        if NORMS[self.norm].separate:
+            return Separate([self._build_one(seed) for _ in range(self.domains)])
+        return self._build_one(seed)
+
+    def _build_one(self, seed: int) -> nn.Module:
+        norm = NORMS[self.norm]
         conditions = self.classes if norm.given == "label" else self.domains
         rank = 1 if self.net == "mlp" else 2
         modules: OrderedDict[str, nn.Module] = OrderedDict()
+        if rank == 1:
+            modules["flatten"] = nn.Flatten()
         # all weights are drawn before the first norm, whose own start may draw as well
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             maps, head = self._maps()
             for i, linear in enumerate(maps, start=1):
-                width = int(linear.weight.shape[0])
                 modules[f"linear{i}"] = linear
-                modules[f"norm{i}"] = norm.make(rank, width, conditions)
+                modules[f"norm{i}"] = norm.make(rank, len(linear.weight), conditions)
                 modules[f"relu{i}"] = nn.ReLU()
         if rank == 2:
-            modules["pool"] = nn.AdaptiveAvgPool2d(1)
-            modules["flatten"] = nn.Flatten()
-        else:
-            modules = OrderedDict(flatten=nn.Flatten()) | modules
+            modules |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
         return nn.Sequential(modules | {"head": head})
 
     def _maps(self) -> tuple[list[nn.Linear | nn.Conv2d], nn.Linear]:
-        """The linear maps before each norm and the last one, started for ReLU (He et al. 2015)."""
+        """Build the linear maps before each norm and the last one (He et al. 2015)."""
         maps: list[nn.Linear | nn.Conv2d]
         if self.net == "mlp":
             widths = [int(torch.Size(self.shape).numel())] + [WIDTH] * DEPTH
@@ -139,8 +134,8 @@ class Blueprint:
         else:
             widths = [self.shape[0], *CHANNELS]
             maps = [
-                nn.Conv2d(a, b, 3, stride, padding=1)
-                for a, b, stride in zip(widths, CHANNELS, STRIDES, strict=False)
+                nn.Conv2d(*pair, 3, stride, padding=1)
+                for pair, stride in zip(pairwise(widths), STRIDES, strict=True)
             ]
         head = nn.Linear(widths[-1], self.classes)
         for linear in maps:
@@ -155,13 +150,7 @@ class Blueprint:
 class Separate(nn.Module):
     """One network per condition; each sample goes through that of its own.
 
-    Args:
-        nets: D networks.
-
-    forward(x) reads the condition from `normscope.condition`.
-
-    Raises:
-        InputError: no condition is given.
+    The condition is read from `normscope.condition`; without one forward raises InputError.
     """
 
     def __init__(self, nets: list[nn.Module]) -> None:
@@ -169,7 +158,7 @@ class Separate(nn.Module):
         self.nets = nn.ModuleList(nets)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, K) logits."""
+        """Return (N, K) logits."""
         ids = current_condition()
         if ids is None:
             raise InputError("no condition: call the model inside `with normscope.condition(ids)`")
@@ -177,37 +166,22 @@ class Separate(nn.Module):
         present = belongs.any(1)
         if self.training:  # layers that normalise over ranks wait for those without samples
             present = ranks.anywhere(present)
-        y: Tensor | None = None
-        for net, is_present, mine in zip(self.nets, present.tolist(), belongs, strict=True):
-            if is_present:
-                rows = mine.nonzero()[:, 0]
-                part = net(x[rows])
-                y = part.new_zeros(len(x), part.shape[1]) if y is None else y
-                y = y.index_copy(0, rows, part)
-        if y is None:
+        if not bool(present.any()):
             raise InputError(f"no sample has a condition in 0..{len(self.nets) - 1}")
+        chosen = [i for i, is_present in enumerate(present.tolist()) if is_present]
+        rows = [belongs[i].nonzero()[:, 0] for i in chosen]
+        part = torch.cat([self.nets[i](x[mine]) for i, mine in zip(chosen, rows, strict=True)])
+        y: Tensor = part.new_zeros(len(x), part.shape[1]).index_copy(0, torch.cat(rows), part)
         return y
 
 
-def blueprint(net: str, norm: str, data: Data) -> Blueprint:
-    """The design of a network for `data`; raises InputError as `Blueprint`."""
-    return Blueprint(net, norm, data.shape, len(data.classes), len(data.domains))
-
-
 def build(net: str, norm: str, data: Data, seed: int) -> nn.Module:
-    """A network for `data`: mlp (3 hidden layers of 64) or cnn (3 convolutions, pooled).
-
-    Every hidden layer is `linear{i}`, `norm{i}`, `relu{i}`; without normalisation `norm{i}` is an
-    identity, so that places correspond. The linear weights depend on the seed alone.
-
-    Raises:
-        InputError: an unknown net or norm, tables for the cnn, domains needed but absent.
-    """
-    return blueprint(net, norm, data).build(seed)
+    """Build a network for `data`; raises InputError as `ModelConfig`."""
+    return ModelConfig.of(net, norm, data).build(seed)
 
 
 def norm_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules at the places of normalisation, identities included, by name."""
+    """Return the modules at the places of normalisation, identities included, by name."""
     return {
         name: module
         for name, module in model.named_modules()

@@ -32,12 +32,12 @@ _asked_to_stop = False
 
 
 def size() -> int:
-    """How many ranks train together; 1 outside `world`."""
+    """Count the ranks that train together; 1 outside `world`."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this process is, from 0."""
+    """Return the number of this process among them, from 0."""
     return dist.get_rank() if size() > 1 else 0
 
 
@@ -46,10 +46,8 @@ def world() -> Iterator[int]:
     """Join the ranks that torchrun started, for the time of a `with`; yields this one's number.
 
     Alone, or where a process group is there already, nothing is joined. Tensors on the CPU travel
-    by gloo, those on a GPU by NCCL. Ctrl-C on any rank stops all of them at the same step.
-
-    Raises:
-        InputError: the ranks cannot meet.
+    by gloo, those on a GPU by NCCL. Ctrl-C on any rank stops all of them at the same step. Raises
+    InputError where the ranks cannot meet.
     """
     global _asked_to_stop
     alone = not all(name in os.environ for name in STARTED_BY) or os.environ["WORLD_SIZE"] == "1"
@@ -74,17 +72,17 @@ def world() -> Iterator[int]:
 
 
 def asked_to_stop() -> bool:
-    """Whether Ctrl-C came to this rank."""
+    """Tell whether Ctrl-C came to this rank."""
     return _asked_to_stop
 
 
 def share(rows: Tensor) -> Tensor:
-    """This rank's part of a batch's rows, in order; nearly equal parts, some empty if few."""
+    """Take this rank's part of a batch's rows, in order; nearly equal parts, some empty if few."""
     return rows.tensor_split(size())[rank()]
 
 
 def average(value: float) -> float:
-    """The mean of a number over all ranks, the same on each; KeyboardInterrupt after Ctrl-C."""
+    """Average a number over all ranks, the same on each; KeyboardInterrupt after Ctrl-C."""
     if size() == 1:
         return value
     both = torch.tensor([value, float(_asked_to_stop)], dtype=torch.float64)
@@ -95,7 +93,7 @@ def average(value: float) -> float:
 
 
 def anywhere(present: Tensor) -> Tensor:
-    """Where a bool tensor is True on some rank."""
+    """Tell where a bool tensor is True on some rank."""
     if size() == 1:
         return present
     found = present.to(torch.int64)
@@ -104,51 +102,45 @@ def anywhere(present: Tensor) -> Tensor:
 
 
 def pooled(moments: Moments) -> Moments:
-    """The moments of all ranks' shares together."""
+    """Merge the moments of all ranks' shares."""
     return moments if size() == 1 else moments.all_reduce()
 
 
-def check_synchronises(model: nn.Module) -> None:
-    """Raise InputError where the ranks cannot share the statistics of one of its layers."""
-    for layer in _normalisers(model):
+def check_synchronises(model: nn.Module) -> list[RunningStatistics]:
+    """Return the normalisation layers; InputError where ranks cannot share one's statistics."""
+    layers = [m for m in model.modules() if isinstance(m, RunningStatistics)]
+    for layer in layers:
         if not hasattr(layer, "process_group") or getattr(layer, "ghost_size", None):
             raise InputError(
                 f"{type(layer).__name__} keeps its statistics within one process; leave this "
                 "norm out, or train in one process, without torchrun"
             )
+    return layers
 
 
 def parallel(model: nn.Module, *, partly_used: bool = False) -> nn.Module:
-    """The model for training: gradients are averaged over ranks, batches normalised together.
+    """Wrap a model for training: gradients are averaged over ranks, batches normalised together.
 
-    Alone, the model itself. Its own names, parameters and buffers stay as they are.
-
-    Args:
-        model: the same on every rank.
-        partly_used: a batch may leave parameters out.
+    Alone, it is the model itself. Its own names, parameters and buffers stay as they are.
+    `partly_used` says that a batch may leave parameters out.
     """
     if size() == 1:
         return model
-    check_synchronises(model)
-    for layer in _normalisers(model):
+    for layer in check_synchronises(model):
         layer.process_group = "world"  # type: ignore[assignment]
     # buffers need no broadcast: every rank computes them from the whole batch
-    option = "forward_sync_buffers"  # torch 2.13; its name before:
-    if option not in inspect.signature(DistributedDataParallel).parameters:
-        option = "broadcast_buffers"
-    options: dict[str, Any] = {option: False}
-    return DistributedDataParallel(model, find_unused_parameters=partly_used, **options)
+    known = inspect.signature(DistributedDataParallel).parameters  # renamed in torch 2.13
+    sync = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in known)
+    options: dict[str, Any] = {sync: False, "find_unused_parameters": partly_used}
+    return DistributedDataParallel(model, **options)
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Where one rank fails in this `with`, all fail with its sentence: none waits for it.
+    """Fail on all ranks with the sentence of the one that fails in this `with`: none waits for it.
 
     For what a rank does by itself; a rank that waits for others inside would wait for ever.
     """
-    if size() == 1:
-        yield
-        return
     own: NormscopeError | None = None
     try:
         yield
@@ -161,7 +153,7 @@ def together() -> Iterator[None]:
 
 
 def first(do: Callable[[], T]) -> T:
-    """What `do` returns on rank 0, on every rank; elsewhere it is not called."""
+    """Return what `do` returns on rank 0, on every rank; elsewhere it is not called."""
     if size() == 1:
         return do()
     result: list[Any] = [None]
@@ -176,24 +168,19 @@ def first(do: Callable[[], T]) -> T:
 def check_same(value: object, what: str) -> None:
     """Raise InputError on every rank where they hold different values."""
     with together():
-        different = [r for r, other in enumerate(_gathered(value)) if other != value]
-        if different:
-            raise InputError(
-                f"rank {rank()} has other {what} than rank {different[0]}; start every rank with "
-                "the same command on the same files"
-            )
+        for other, held in enumerate(_gathered(value)):
+            if held != value:
+                raise InputError(
+                    f"rank {rank()} has other {what} than rank {other}; start every rank with "
+                    "the same command on the same files"
+                )
 
 
 def _gathered(value: T) -> list[T]:
-    if size() == 1:
-        return [value]
-    values: list[Any] = [None] * size()
-    dist.all_gather_object(values, value)
+    values: list[Any] = [value] * size()
+    if size() > 1:
+        dist.all_gather_object(values, value)
     return values
-
-
-def _normalisers(model: nn.Module) -> list[RunningStatistics]:
-    return [m for m in model.modules() if isinstance(m, RunningStatistics)]
 
 
 def _stop_later(number: int, frame: FrameType | None) -> None:

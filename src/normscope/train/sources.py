@@ -1,20 +1,19 @@
-"""Where samples come from: bundled sets, arrays, tables, folders of images, the user's own code."""
+"""Samples before any split: bundled sets, arrays, NumPy archives; what they may hold."""
 
 import math
 import re
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from normscope.errors import FileError, InputError
-from normscope.factories import reason
 from normscope.files import shown
+from normscope.probe.load import reason
 
 BUNDLED = ("digits", "iris", "wine", "breast_cancer")
 KINDS = (
@@ -23,30 +22,22 @@ KINDS = (
 )
 MAX_VALUES = 2**29  # numbers in x: 2 GiB as float32, what a laptop still holds
 BLOCK_VALUES = 2**22  # numbers worked on at once, so that copies stay small
-BOMB_RATIO, BOMB_BYTES = 200, 2**26  # no honest array of this size shrinks so far
+BOMB_RATIO, BOMB_BYTES = 200, 2**26  # an archive that unpacks to more is refused
 
 
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """All samples of a source before any split.
+class Samples(NamedTuple):
+    """All samples of a source before any split."""
 
-    Attributes:
-        name: how the source is called in tables and pages.
-        x: (N, C) or (N, C, H, W), real numbers of any dtype, all finite.
-        y: (N,) int64, class numbers 0..K-1.
-        classes: K names.
-    """
-
-    name: str
-    x: NDArray[Any]
-    y: NDArray[np.int64]
-    classes: tuple[str, ...]
+    name: str  # of the source in tables and pages
+    x: NDArray[Any]  # (N, C) or (N, C, H, W), real numbers of any dtype, all finite
+    y: NDArray[np.int64]  # (N,), class numbers 0..K-1
+    classes: tuple[str, ...]  # K names
 
 
 def samples(
     name: str, x: Any, labels: Any, classes: Sequence[str] | None = None, *, where: str
 ) -> Samples:
-    """Checked samples from anything that looks like an array and its labels.
+    """Check anything that looks like an array and its labels.
 
     Args:
         name: the source's name.
@@ -68,49 +59,50 @@ def samples(
             "as numbers or names"
         )
     numbers, names = class_numbers(y, where)
-    if classes is not None:
-        numbers, names = _numbers_within(y, tuple(map(str, classes)), where), tuple(classes)
-    return Samples(name, x, numbers, names)
+    if classes is None:
+        return Samples(name, x, numbers, names)
+    if y.dtype.kind not in "iuf":
+        raise InputError(f"{where}: with class names given, labels must be the numbers of classes")
+    for row in np.flatnonzero((y < 0) | (y >= len(classes))):
+        raise InputError(
+            f"{where}: label {y[row]} of sample {row + 1} is out of range; "
+            f"{len(classes)} classes have the numbers 0 to {len(classes) - 1}"
+        )
+    return Samples(name, x, y.astype(np.int64), tuple(map(str, classes)))
 
 
 def class_numbers(labels: NDArray[Any], where: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Class numbers 0..K-1 and class names from integers, whole floats, booleans or names.
+    """Number the classes 0..K-1 and name them, from integers, whole floats, booleans or names.
 
-    Names that all read as numbers are numbers; numbers sort by value, names by alphabet.
-
-    Raises:
-        InputError: a label that is missing, or a number with a fraction.
+    Names that all read as numbers are numbers; numbers sort by value, names by alphabet. Raises
+    InputError for a label that is missing, or a number with a fraction.
     """
     if labels.dtype.kind == "S":
         labels = np.char.decode(labels, "utf-8", "replace")
     if labels.dtype.kind in "OUT":
-        text = np.array([str(label).strip() for label in labels], dtype=np.str_)
-        for row in np.flatnonzero(text == ""):
-            raise InputError(f"{where}: sample {row + 1} has no label; give every sample its class")
-        try:
-            labels = text.astype(np.float64)
-        except ValueError:
-            names, numbers = np.unique(text, return_inverse=True)
-            return numbers.astype(np.int64), tuple(map(str, names))
-    if labels.dtype.kind == "f":
-        for row in np.flatnonzero(labels != np.trunc(labels)):  # NaN differs from itself
-            raise InputError(
-                f"{where}: label {labels[row]} of sample {row + 1} is no class; "
-                "labels must be whole numbers or names"
-            )
-        if np.isinf(labels).any() or (np.abs(labels) >= 2**53).any():
-            raise InputError(f"{where}: a label is too large to be a class number; use names")
-        labels = labels.astype(np.int64)
-    if labels.dtype.kind not in "biu":
+        labels = np.array([str(label).strip() for label in labels], dtype=np.str_)
+        with suppress(ValueError):  # names
+            labels = labels.astype(np.float64)
+    if labels.dtype.kind not in "biufU":
         raise InputError(f"{where}: labels are {labels.dtype}; whole numbers or names are needed")
+    wrong = labels == "" if labels.dtype.kind == "U" else np.zeros(len(labels), bool)
+    if labels.dtype.kind == "f":  # NaN differs from itself
+        wrong = (labels != np.trunc(labels)) | (np.abs(labels) >= 2**53)
+    for row in np.flatnonzero(wrong):
+        raise InputError(
+            f"{where}: label {str(labels[row])[:40] or 'nothing'} of sample {row + 1} is no class; "
+            "every label must be a whole number below 2^53, or a name"
+        )
+    if labels.dtype.kind == "f":
+        labels = labels.astype(np.int64)
     values, numbers = np.unique(labels, return_inverse=True)
-    return numbers.astype(np.int64), tuple(str(value) for value in values)
+    return numbers.astype(np.int64), tuple(map(str, values))
 
 
-def blocks(rows: int, width: int) -> Iterator[slice]:
-    """Slices of rows that hold about BLOCK_VALUES numbers each."""
-    step = max(1, BLOCK_VALUES // max(1, width))
-    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+def blocks(x: NDArray[Any]) -> Iterator[slice]:
+    """Yield slices of the rows of x that hold about BLOCK_VALUES numbers each."""
+    step = max(1, BLOCK_VALUES // max(1, math.prod(x.shape[1:])))
+    return (slice(start, start + step) for start in range(0, len(x), step))
 
 
 def check_size(values: int, where: str) -> None:
@@ -123,28 +115,25 @@ def check_size(values: int, where: str) -> None:
 
 
 def existing_file(path: Path) -> Path:
-    """`path`, if it is a plain file with content; raises FileError otherwise."""
-    if not path.exists():
-        raise FileError(f"there is no file {shown(path)}; check the path")
+    """Return `path`, if it is a plain file with content; raises FileError otherwise."""
     if not path.is_file():
-        raise FileError(f"{shown(path)} is not a plain file; name a data file")
+        raise FileError(f"there is no file {shown(path)} that can be read; check the path")
     if path.stat().st_size == 0:
         raise FileError(f"{shown(path)} is empty; a file with samples and labels is needed")
     return path
 
 
 def bundled(name: str) -> Samples:
-    """One of scikit-learn's bundled sets; digits are (N, 1, 8, 8) images."""
+    """Load one of scikit-learn's bundled sets; digits are (N, 1, 8, 8) images."""
     import sklearn.datasets
 
     bunch = getattr(sklearn.datasets, f"load_{name}")()
     x = bunch.images if name == "digits" else bunch.data
-    classes = [str(target) for target in bunch.target_names]
-    return samples(name, x, bunch.target, classes, where=name)
+    return samples(name, x, bunch.target, bunch.target_names, where=name)
 
 
 def read_npz(path: Path) -> Samples:
-    """A NumPy archive with `x`, `y` and, if wanted, `classes` (names of the numbers in y).
+    """Read a NumPy archive with `x`, `y` and, if wanted, `classes` (names of the numbers in y).
 
     Nothing is unpickled, and sizes are checked before anything is unpacked.
     """
@@ -152,25 +141,24 @@ def read_npz(path: Path) -> Samples:
     try:
         with zipfile.ZipFile(path) as archive:
             held = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            for key in ("x", "y"):
-                if key not in held:
-                    raise InputError(
-                        f"{where} holds {', '.join(sorted(held)) or 'nothing'}; "
-                        "arrays x (samples) and y (labels) are needed"
-                    )
+            if not held.keys() >= {"x", "y"}:
+                raise InputError(
+                    f"{where} holds {', '.join(sorted(held)) or 'nothing'}; "
+                    "arrays x (samples) and y (labels) are needed"
+                )
             for key in held.keys() & {"x", "y", "classes"}:
                 _check_member(archive, held[key], f"{where}: {key}")
         with np.load(path, allow_pickle=False) as arrays:
-            names = [str(name) for name in arrays["classes"]] if "classes" in held else None
+            names = arrays["classes"].tolist() if "classes" in held else None
             return samples(path.stem, arrays["x"], arrays["y"], names, where=where)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as problem:
-        if isinstance(problem, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as problem:  # a damaged archive or header fails in NumPy in a dozen ways
         raise FileError(f"{where} is not a whole .npz file: {reason(problem)}") from problem
 
 
 def is_factory(spec: str) -> bool:
-    """Whether `spec` is written path/file.py:function."""
+    """Tell whether `spec` is written path/file.py:function."""
     return re.search(r"\.py:[A-Za-z_]\w*$", spec) is not None
 
 
@@ -196,43 +184,27 @@ def _checked_x(x: NDArray[Any], where: str) -> NDArray[Any]:
     if x.ndim == 4 and x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
         raise InputError(f"{where}: x is {x.shape}, channels last; store it as (N, C, H, W)")
     check_size(x.size, where)
-    for rows in blocks(len(x), x[0].size) if x.dtype.kind == "f" else ():
-        if not np.isfinite(x[rows]).all():
-            place = np.argwhere(~np.isfinite(x[rows]))[0] + [rows.start, *[0] * (x.ndim - 1)]
-            index = ", ".join(str(i) for i in place)
+    for rows in blocks(x):
+        for place in np.argwhere(~np.isfinite(x[rows])):
+            place[0] += rows.start
             raise InputError(
-                f"{where}: x[{index}] is {x[tuple(place)]} (row {place[0] + 1}, column "
-                f"{place[1] + 1}); every feature must be a finite number"
+                f"{where}: x[{', '.join(map(str, place))}] is {x[tuple(place)]} (row "
+                f"{place[0] + 1}, column {place[1] + 1}); every feature must be a finite number"
             )
     return x
 
 
-def _numbers_within(
-    labels: NDArray[Any], classes: tuple[str, ...], where: str
-) -> NDArray[np.int64]:
-    if labels.dtype.kind not in "iuf":
-        raise InputError(f"{where}: with class names given, labels must be the numbers of classes")
-    for row in np.flatnonzero((labels < 0) | (labels >= len(classes))):
-        raise InputError(
-            f"{where}: label {labels[row]} of sample {row + 1} is out of range; "
-            f"{len(classes)} classes have the numbers 0 to {len(classes) - 1}"
-        )
-    return labels.astype(np.int64)
-
-
 def _check_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> None:
     """Refuse pickles and bombs by what the archive says of an array, before unpacking it."""
-    if info.file_size > BOMB_BYTES and info.file_size > BOMB_RATIO * info.compress_size:
+    if info.file_size > max(BOMB_BYTES, BOMB_RATIO * info.compress_size):
         raise InputError(
             f"{where} unpacks from {info.compress_size:,} to {info.file_size:,} bytes, which looks "
             "like a zip bomb; save it with numpy.savez, uncompressed"
         )
     with archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0
-        if version != (1, 0):
-            read = np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
+        first = np.lib.format.read_magic(file) == (1, 0)
+        header = f"read_array_header_{1 if first else 2}_0"
+        shape, _, dtype = getattr(np.lib.format, header)(file)
     if dtype.hasobject:
         raise InputError(
             f"{where} holds Python objects, which are not read because they can run code; "

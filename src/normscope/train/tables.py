@@ -6,7 +6,6 @@ from array import array
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ LABEL_NAMES = ("label", "y", "target", "class")
 
 
 def read_csv(path: Path) -> Samples:
-    """Numbers and one label per line, separated by comma, semicolon or tab.
+    """Read numbers and one label per line, separated by comma, semicolon or tab.
 
     A first line without any number is the header, and so is one that names the label column
     beside counted columns (0, 1, 2, ...). The label is the column `label`, `y`, `target` or
@@ -35,11 +34,8 @@ def read_csv(path: Path) -> Samples:
             start = file.read(2**16).strip()
             file.seek(0)
             reader = csv.reader(file, delimiter=max(",;\t", key=start.partition("\n")[0].count))
-            lines = (
-                (reader.line_num, [cell.strip() for cell in row])
-                for row in reader
-                if any(cell.strip() for cell in row)
-            )
+            rows = ([cell.strip() for cell in row] for row in reader)
+            lines = ((f"{where}, line {reader.line_num}", row) for row in rows if any(row))
             return _read_lines(lines, path.stem, where)
     except UnicodeDecodeError as problem:
         raise FileError(f"{where} is not text; a UTF-8 .csv is needed") from problem
@@ -49,63 +45,53 @@ def read_csv(path: Path) -> Samples:
         raise FileError(f"{where} cannot be read: {problem.strerror}") from problem
 
 
-def _read_lines(lines: Iterator[tuple[int, list[str]]], name: str, where: str) -> Samples:
-    start = next(lines, None)
-    if start is None:
+def _read_lines(lines: Iterator[tuple[str, list[str]]], name: str, where: str) -> Samples:
+    first = next(lines, None)
+    if first is None:
         raise FileError(f"{where} is empty; a file with samples and labels is needed")
-    number, first = start
-    names = [f"{i + 1}" for i in range(len(first))]
-    if _is_header(first):
-        names = first
-        if "" in names:
-            raise InputError(
-                f"{where}: column {names.index('') + 1} has no name (an index that was saved "
-                "along?); name it or remove it"
-            )
+    names = [f"{i + 1}" for i in range(len(first[1]))]
+    if _is_header(first[1]):
+        names = first[1]
     else:
-        lines = chain([(number, first)], lines)
-    label = label_column(names, where)
+        lines = chain([first], lines)
+    label = _label_column(names, where)
+    features = names[:label] + names[label + 1 :]
     values, labels = array("d"), []
-    for number, row in lines:
+    for place, row in lines:
         if len(row) != len(names):
-            raise InputError(
-                f"{where}, line {number}: {len(row)} columns, but the first line has {len(names)}"
-            )
+            raise InputError(f"{place}: {len(row)} columns, but the first line has {len(names)}")
         labels.append(row.pop(label))
         if not labels[-1]:
-            raise InputError(f"{where}, line {number}: no label; give every sample its class")
-        values.extend(_numbers(row, names[:label] + names[label + 1 :], f"{where}, line {number}"))
+            raise InputError(f"{place}: no label; give every sample its class")
+        for column, cell in zip(features, row, strict=True):
+            number = _number(cell)
+            if number is None or not math.isfinite(number):
+                held = f"{cell[:40]!r} is not a finite number" if cell else "the value is missing"
+                raise InputError(f"{place}, column {column!r}: {held}; fill or remove it first")
+            values.append(number)
         check_size(len(values), where)
-    x = np.frombuffer(values, dtype=np.float64).reshape(len(labels), len(names) - 1)
+    x = np.frombuffer(values, dtype=np.float64).reshape(len(labels), len(features))
     return samples(name, x, np.array(labels, dtype=np.str_), where=where)
 
 
 def _is_header(cells: Sequence[str]) -> bool:
     numbers = [cell for cell in cells if _number(cell) is not None]
-    if not numbers:
-        return True
-    names_label = any(cell.lower() in LABEL_NAMES for cell in cells)
-    first = int(numbers[0]) if numbers[0].isdecimal() else 0
-    return names_label and numbers == [str(first + i) for i in range(len(numbers))]
+    first = int(numbers[0]) if numbers and numbers[0].isdecimal() else 0
+    counted = numbers == [str(first + i) for i in range(len(numbers))]
+    return not numbers or (counted and any(cell.lower() in LABEL_NAMES for cell in cells))
 
 
-def label_column(names: Sequence[str], where: str) -> int:
-    """The index of the label's column: the first of LABEL_NAMES that there is, or the last."""
+def _label_column(names: Sequence[str], where: str) -> int:
+    """Find the label's column: the first of LABEL_NAMES that there is, or the last."""
     if len(names) < 2:
         raise InputError(f"{where} has one column; features and a label are needed")
+    if "" in names:
+        raise InputError(
+            f"{where}: column {names.index('') + 1} has no name (an index that was saved "
+            "along?); name it or remove it"
+        )
     lower = [name.lower() for name in names]
     return next((lower.index(name) for name in LABEL_NAMES if name in lower), len(names) - 1)
-
-
-def _numbers(cells: Sequence[str], names: Sequence[str], where: str) -> list[float]:
-    numbers = []
-    for cell, name in zip(cells, names, strict=True):
-        number = _number(cell)
-        if number is None or not math.isfinite(number):
-            held = f"{cell[:40]!r} is not a finite number" if cell else "the value is missing"
-            raise InputError(f"{where}, column {name!r}: {held}; fill or remove it first")
-        numbers.append(number)
-    return numbers
 
 
 def _number(cell: str) -> float | None:
@@ -116,7 +102,7 @@ def _number(cell: str) -> float | None:
 
 
 def read_parquet(path: Path) -> Samples:
-    """A Parquet table of numbers; the label's column as in `read_csv`, an index is left out.
+    """Read a Parquet table of numbers; the label's column as in `read_csv`, no index.
 
     Raises:
         MissingExtraError: pyarrow is not installed.
@@ -136,32 +122,23 @@ def read_parquet(path: Path) -> Samples:
             check_size(file.metadata.num_rows * file.metadata.num_columns, where)
             table = file.read()
     except (pa.ArrowException, OSError) as problem:
-        reason = str(problem).split("\n")[0]
+        reason = shown(str(problem).partition("\n")[0])
         raise FileError(f"{where} is not a whole .parquet file: {reason}") from problem
     names = [name for name in table.column_names if not name.startswith("__index_level_")]
-    label = names[label_column(names, where)]
-    features = [name for name in names if name != label]
-    if len(features) != len(names) - 1:
-        raise InputError(f"{where} has two columns {label!r}; rename one")
-    x = np.empty((table.num_rows, len(features)))
-    for i, name in enumerate(features):
-        x[:, i] = _column(table.column(name), f"{where}, column {name!r}")
-    _refuse_gaps(table.column(label), f"{where}, column {label!r}")
-    labels = np.array(table.column(label).to_pylist(), dtype=object)
-    return samples(path.stem, x, labels, where=where)
-
-
-def _column(column: Any, where: str) -> Any:
-    kind = column.type
-    from pyarrow import types
-
-    if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
-        raise InputError(f"{where} holds {kind}; every feature must be a number")
-    _refuse_gaps(column, where)
-    return column.to_numpy()
-
-
-def _refuse_gaps(column: Any, where: str) -> None:
-    if column.null_count:
-        row = column.is_null().index(value=True).as_py() + 1
-        raise InputError(f"{where}, row {row}: the value is missing; fill or remove it first")
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{where} has two columns {name!r}; rename one")
+        if table[name].null_count:
+            row = table[name].is_null().index(value=True).as_py() + 1
+            place = f"{where}, column {name!r}, row {row}"
+            raise InputError(f"{place}: the value is missing; fill or remove it first")
+    label = names.pop(_label_column(names, where))
+    x = np.empty((table.num_rows, len(names)))
+    for i, name in enumerate(names):
+        kind = table[name].type
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or kind == pa.bool_()):
+            raise InputError(
+                f"{where}, column {name!r} holds {kind}; every feature must be a number"
+            )
+        x[:, i] = table[name].to_numpy()
+    return samples(path.stem, x, np.array(table[label].to_pylist(), dtype=object), where=where)

@@ -1,6 +1,7 @@
 """What every check is: a code, what it needs, thresholds with their source, and a question."""
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -8,63 +9,123 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from normscope.doctor.attribution import Attribution, Override
 from normscope.doctor.evidence import Evidence
 from normscope.doctor.state import LayerState
+from normscope.moments import drift
+from normscope.probe.compare import SURE, Answer
 from normscope.records import Confidence, Finding, Severity
 
 Needs = Literal["checkpoint", "model", "data"]
 SHOWN = 20  # channels that a finding lists
+APART = 0.1  # relative difference of outputs from which it matters, where nothing says what is good
+FALL = 0.005  # of accuracy, likewise
+CHECKS: dict[str, type["Check"]] = {}  # by code, filled by `register`
 
 
 @dataclass(eq=False)
-class Case:
-    """All that is known of a patient.
+class CheckContext:
+    """All that is known of a model or a checkpoint.
 
     Attributes:
         layers: with running statistics.
-        model: None where only a checkpoint is there.
+        subject: the model; None where only a checkpoint is there.
         data: None where no data were given.
         live: data as in use, beside those of training.
+        attribution: of the gap on the data; None without.
         names: of everything in a checkpoint.
         optimizer: that trains the model.
         accumulate: batches per optimizer step.
+        reference: the model that this one is an average or a copy of.
     """
 
     layers: list[LayerState]
-    model: nn.Module | None = None
+    subject: nn.Module | None = None
     data: Evidence | None = None
     live: Evidence | None = None
+    attribution: Attribution | None = None
     names: frozenset[str] = frozenset()
     optimizer: torch.optim.Optimizer | None = None
     accumulate: int | None = None
-    batch: Any = None
+    reference: nn.Module | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The model; checks that need one are not asked without."""
+        assert self.subject is not None, "needed"
+        return self.subject
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the data say; checks that need data are not asked without."""
+        assert self.data is not None, "needed"
+        return self.data
 
     @cached_property
     def damaged(self) -> set[str]:
         """Layers with statistics that are not finite or negative; others do not judge these."""
         return {s.name for s in self.layers if bool(broken(s).any())}
 
-    @property
+    @cached_property
     def gap_matters(self) -> bool:
-        """Whether train() and eval() differ enough to call it an error."""
+        """Whether eval() is worse than it could be.
+
+        Where labels, a loss or a metric say what is good: whether train(), or the statistics of
+        the data, do better beyond the standard error. Else whether outputs differ by APART.
+        """
         if self.data is None:
             return False
         gap = self.data.gap
-        apart = gap.disagreement if gap.judged else gap.relative
-        worse = gap.accuracy(0) - gap.accuracy(1) if gap.labelled else 1.0
-        return apart > 0.02 and worse > 0.01
+        if not gap.known:
+            return gap.relative > APART
+        fall = gap.reference.accuracy - gap.other.accuracy
+        worse = gap.advantage < -SURE and not fall <= FALL
+        return worse or self.restored > SURE
+
+    @cached_property
+    def restored(self) -> float:
+        """Standard errors by which the statistics of the data do better; NaN: not known."""
+        if self.attribution is None:
+            return float("nan")
+        return self.attribution.advantage(self.attribution.restored)
+
+    @property
+    def keep_stored(self) -> bool:
+        """Whether the data cannot judge the stored statistics.
+
+        With these the model does better, or the samples are a few ones over and over.
+        """
+        return self.restored < -SURE or (self.data is not None and self.data.few)
+
+    def away(self, state: LayerState, data: Evidence | None = None) -> Tensor | None:
+        """Drift of a layer's stored statistics from those of the data; None where it did not run.
+
+        Channels of which the data hold too little count as 0.
+        """
+        data = self.data if data is None else data
+        if data is None or state.name in self.damaged or state.name not in data.by_batch:
+            return None
+        total = data.population(state.name)
+        mean, var = total.mean.cpu(), total.var(correction=1).cpu()
+        return torch.where(var.isfinite(), drift(state.mean, state.var, mean, var), 0)
 
 
 class Skip(Exception):
     """A check cannot answer; its argument is the message key of the reason."""
 
 
+def register(check: type["Check"]) -> type["Check"]:
+    """Add a check to CHECKS."""
+    CHECKS[check.code] = check
+    return check
+
+
 @dataclass
 class Check:
-    """A question to a `Case`.
+    """A question to a `CheckContext`.
 
-    A class's docstring is the explanation that `normscope explain CODE` prints: its first line
-    the title, the rest what is wrong, how it is seen and what to do.
+    A class's docstring has the title in its first line, then what is wrong, how it is seen and
+    what to do.
 
     Attributes:
         warn, fail: thresholds of the two severities; may be set per run.
@@ -75,17 +136,31 @@ class Check:
     needs: ClassVar[Needs]
     source: ClassVar[str]  # of the thresholds
     repair: ClassVar[str] = ""
+    cause: ClassVar[str] = ""  # its name in the attribution of the gap; empty: not in it
     specific: ClassVar[int] = 2  # 0 a symptom, 1 a general cause, 2 a particular one
     warn: float = 0.0
     fail: float = field(default=float("inf"))
 
-    def find(self, case: Case) -> Iterator[Finding]:
+    def find(self, case: CheckContext) -> Iterator[Finding]:
         """Every layer, or the model, of which it is true."""
         raise NotImplementedError
 
-    def missing(self, case: Case) -> str | None:
+    def override(self, case: CheckContext, names: tuple[str, ...]) -> Override:
+        """What these layers would normalise with, were the fault mended."""
+        assert case.attribution is not None, "asked with data only"
+        return Override({name: case.attribution.target[name] for name in names})
+
+    def mended(
+        self, case: CheckContext, names: tuple[str, ...]
+    ) -> tuple[str, Sequence[Answer]] | None:
+        """The cause's name, and the answers where it is mended in these layers; None: no cause."""
+        if not self.cause or case.attribution is None:
+            return None
+        return self.cause, case.attribution.answers(self.override(case, names))
+
+    def missing(self, case: CheckContext) -> str | None:
         """The message key of why it cannot be asked; None where it can."""
-        if self.needs != "checkpoint" and case.model is None:
+        if self.needs != "checkpoint" and case.subject is None:
             return "doctor.skip.model"
         if self.needs == "data" and case.data is None:
             return "doctor.skip.data"
@@ -118,14 +193,19 @@ class Check:
             measured=measured,
             threshold=threshold,
             source=self.source,
-            facts={name: told(value) for name, value in facts.items()},
+            facts={name: in_digits(value) for name, value in facts.items()},
             channels=tuple(dict.fromkeys(numbers))[:SHOWN],
             repair=self.repair if repair is None else repair,
             confidence=confidence,
         )
 
 
-def told(value: object) -> str:
+def explanation(code: str) -> str:
+    """A check's docstring: the title in the first line, then what is wrong and what to do."""
+    return inspect.cleandoc(CHECKS[code].__doc__ or "")
+
+
+def in_digits(value: Any) -> str:
     """A number in few digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 

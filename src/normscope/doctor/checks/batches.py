@@ -5,72 +5,59 @@ from dataclasses import dataclass
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normscope.doctor.checks.base import Case, Check, Skip
-from normscope.doctor.evidence import Look
+from normscope.doctor.checks.base import Check, CheckContext, Skip, register
 from normscope.records import Finding
 
 
-def effective(size: float, look: Look | None) -> float:
-    """m_eff = N P / (1 + (P-1) ICC): independent values per channel in a batch of N images.
-
-    P positions; ICC is the share of a channel's variance that lies between images, the mean over
-    channels.
-    """
-    if look is None or look.positions < 2 or look.between is None or look.within is None:
-        return size
-    total = look.within.clamp(min=1e-12)
-    # the share that chance puts between images is taken out
-    raw = float((look.between / total)[look.within > 1e-12].mean())
-    p = look.positions
-    icc = max((raw - 1 / p) / (1 - 1 / p), 0.0)
-    return size * p / (1 + (p - 1) * icc)
-
-
+@register
 @dataclass
 class BatchSize(Check):
     """Batches too small to normalise with.
 
     The statistics of m values stray by 1/sqrt(m); a share 1/m of the signal between samples is
-    normalised away. Images count with their positions as far as these are independent. Weights
-    trained so have adapted to the noise: measuring the statistics again does not rescue them.
-    Use larger or synchronised batches, GroupNorm or BatchRenorm, and drop a last batch of one.
+    normalised away. Images count with their positions as far as these are independent. With one
+    sample per batch each is normalised by itself, which running statistics cannot stand for.
+    Weights trained so have adapted to it: measuring the statistics again does not rescue them.
+    Train again with larger or synchronised batches or with GroupNorm (normscope.convert(model,
+    "group")), and drop a last batch of one.
     """
 
     code = "NS007"
     family = "batches"
     needs = "data"
     source = "Wu and He 2018, 'Group normalization': errors rise below 16 per batch"
+    repair = "own_weight"
     warn: float = 16.0
-    fail: float = 1.0
+    fail: float = 4.0
 
-    def find(self, case: Case) -> Iterator[Finding]:
-        assert case.data is not None, "needed"
-        sizes = sorted(case.data.sizes)
-        usual = sizes[len(sizes) // 2]
-        looks = {s.name: case.data.looks.get(s.name) for s in case.layers}
-        if not looks:
+    def find(self, case: CheckContext) -> Iterator[Finding]:
+        sizes, usual = case.evidence.sizes, case.evidence.usual
+        layers = case.evidence.layers
+        counts = {s.name: layers[s.name].effective() for s in case.layers if s.name in layers}
+        if not counts:
             raise Skip("doctor.skip.none")
-        smallest = min(looks, key=lambda name: effective(usual, looks[name]))
-        m = effective(usual, looks[smallest])
+        smallest = min(counts, key=lambda name: counts[name])
+        m = counts[smallest]
         if m < self.warn:
-            grave = m <= self.fail + 1e-9 or m < 4
+            grave = m < self.fail and case.gap_matters
             yield self.finding(
-                smallest, "error" if grave else "warning", m, self.warn, size=usual, kind="small",
+                smallest, "error" if grave else "warning", m, self.warn, size=usual,
+                kind="alone" if usual == 1 else "small",
             )  # fmt: skip
-        elif sizes[0] == 1:
-            positions = min((k.positions for k in looks.values() if k), default=1)
-            if positions == 1:
-                yield self.finding("", "warning", 1.0, self.warn, size=1, kind="last")
+        elif min(sizes) == 1 and all(layers[name].positions == 1 for name in counts):
+            yield self.finding("", "warning", 1.0, self.warn, size=1, kind="last")
 
 
+@register
 @dataclass
 class BatchComposition(Check):
     """Batches whose samples belong together.
 
-    Where batch-mates share the class more often than chance, the batch mean holds the class, and
-    normalising takes it away: of the class signal (1-r)(1-1/m) is left. The same where a class
-    always stands at the same place of a batch, or with frames of one video. Shuffle, mix classes
-    in every batch, or synchronise ranks that see different ones.
+    Where samples of a batch share the class, or come from one recording, more often than chance,
+    the batch mean holds what they share, and normalising takes it away: of that signal
+    (1-r)(1-1/m) is left. r is read from labels, from labels at fixed places of a batch, and
+    without labels from the spread of batch means of a layer's input against that of samples.
+    Shuffle, mix classes and recordings in every batch, and train again.
     """
 
     code = "NS008"
@@ -80,26 +67,46 @@ class BatchComposition(Check):
     warn: float = 0.1
     fail: float = 0.3
 
-    def find(self, case: Case) -> Iterator[Finding]:
-        assert case.data is not None, "needed"
-        labels = case.data.labels
-        if not labels.counts:
-            raise Skip("doctor.skip.labels")
-        if len(labels.counts) < 2:
-            raise Skip("doctor.skip.one_class")
+    def find(self, case: CheckContext) -> Iterator[Finding]:
+        labels = case.evidence.labels
         r, place = labels.excess(), labels.fixed_places()
-        if r != r and place != place:
-            raise Skip("doctor.skip.one_batch")
-        for value, kind in ((r, "mates"), (place, "places")):
+        layer, spread = self._spread(case)
+        if all(value != value for value in (r, place, spread)):
+            if len(labels.counts) == 1:
+                raise Skip("doctor.skip.one_class")
+            raise Skip("doctor.skip.one_batch" if labels.counts else "doctor.skip.labels")
+        m = case.evidence.usual
+        for value, kind, name in (
+            (r, "mates", ""),
+            (place, "places", ""),
+            (spread, "means", layer),
+        ):
             grade = self.graded(value)
-            if grade is not None and not (kind == "places" and r > self.warn):
-                severity, threshold = grade
-                m = sorted(case.data.sizes)[len(case.data.sizes) // 2]
-                yield self.finding(
-                    "", severity, value, threshold, kind=kind, left=(1 - value) * (1 - 1 / m),
-                )  # fmt: skip
+            if grade is None:
+                continue
+            severity, threshold = grade
+            if severity == "error" and not case.gap_matters:
+                severity, threshold = "warning", self.warn
+            if kind == "places" and not case.gap_matters:
+                severity = "info"  # harmless where nothing depends on the place
+            yield self.finding(
+                name, severity, value, threshold, kind=kind, left=(1 - value) * (1 - 1 / m),
+            )  # fmt: skip
+            return
+
+    def _spread(self, case: CheckContext) -> tuple[str, float]:
+        """The layer whose samples correlate most within batches, and r less three errors."""
+        best = ("", float("nan"))
+        for name, sample in case.evidence.layers.items():
+            r, error = sample.batch_correlation()
+            if r - 3 * error > self.warn and not r < best[1]:
+                best = (name, r)
+            elif r == r and best[1] != best[1]:
+                best = (name, 0.0)
+        return best
 
 
+@register
 @dataclass
 class Padding(Check):
     """Padding that counts as data.
@@ -115,25 +122,25 @@ class Padding(Check):
     source = "share of positions that enter the moments"
     warn: float = 0.05
 
-    def find(self, case: Case) -> Iterator[Finding]:
-        assert case.data is not None, "needed"
-        looks = [(s.name, case.data.looks.get(s.name)) for s in case.layers]
-        for name, look in looks:
-            if look is not None and look.padded > self.warn:
+    def find(self, case: CheckContext) -> Iterator[Finding]:
+        for state in case.layers:
+            sample = case.evidence.layers.get(state.name)
+            if sample is not None and sample.padded > self.warn:
                 yield self.finding(
-                    name, "warning", look.padded, self.warn,
-                    confidence="medium",
-                )  # fmt: skip
+                    state.name, "warning", sample.padded, self.warn, confidence="medium"
+                )
                 return
 
 
+@register
 @dataclass
 class Leak(Check):
     """An output that depends on who else is in the batch.
 
-    In eval() a sample must come out the same alone and in company. Half of a batch is run again
-    without the other half; if outputs change, some layer still normalises by the batch: one
-    without running statistics, or one that ignores eval().
+    In eval() a sample must come out the same in any company. Half of a batch is run again with
+    itself in the place of the other half, under the same random numbers; if outputs change, some
+    layer still normalises by the batch: one without running statistics, or one that ignores
+    eval().
     """
 
     code = "NS026"
@@ -143,18 +150,16 @@ class Leak(Check):
     warn: float = 1e-3
     fail: float = 1e-3
 
-    def find(self, case: Case) -> Iterator[Finding]:
-        assert case.data is not None, "needed"
-        assert case.model is not None, "needed"
-        if case.data.leak != case.data.leak:
-            raise Skip("doctor.skip.outputs" if case.data.sizes[0] > 1 else "doctor.skip.single")
-        if case.data.leak > self.fail:
+    def find(self, case: CheckContext) -> Iterator[Finding]:
+        leak = case.evidence.leak
+        if leak != leak:
+            raise Skip(
+                "doctor.skip.outputs" if case.evidence.sizes[0] > 1 else "doctor.skip.single"
+            )
+        if leak > self.fail:
             without = [
                 name
                 for name, m in case.model.named_modules()
                 if isinstance(m, _BatchNorm) and m.running_mean is None
             ]
-            yield self.finding(
-                without[0] if without else "", "error", case.data.leak, self.fail,
-                change=case.data.leak,
-            )  # fmt: skip
+            yield self.finding(without[0] if without else "", "error", leak, self.fail, change=leak)

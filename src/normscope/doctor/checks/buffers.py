@@ -1,16 +1,26 @@
 """What the stored numbers of a layer say by themselves: these need a checkpoint, no model."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from normscope.doctor.checks.base import Case, Check, Skip, broken
+from normscope.doctor.attribution import Override
+from normscope.doctor.checks.base import Check, CheckContext, Skip, broken, register
 from normscope.doctor.state import LayerState
-from normscope.doctor.tally import distance
+from normscope.moments import drift
+from normscope.probe.compare import SURE, Answer
 from normscope.records import Finding
 
+FEW = 10  # steps, too few to compare with
+OFTEN = 5  # updates in a step; more are of an earlier training
+DEAD = 1000  # a variance below eps over this is that of a constant
+USUAL_EPS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # torch 1e-5, Keras 1e-3, ViTs 1e-6
 
+
+@register
 @dataclass
 class ColdStatistics(Check):
     """Statistics that still hold their start.
@@ -27,10 +37,11 @@ class ColdStatistics(Check):
     needs = "checkpoint"
     source = "(1-m)^t from the definition of the running average"
     repair = "correct_cold"
+    cause = "cold"
     warn: float = 0.01
     fail: float = 0.1
 
-    def find(self, case: Case) -> Iterator[Finding]:
+    def find(self, case: CheckContext) -> Iterator[Finding]:
         for state in case.layers:
             if state.fresh:
                 grave = bool(state.tracked) or case.gap_matters
@@ -47,24 +58,36 @@ class ColdStatistics(Check):
             known = state.module is not None
             if severity == "error" and case.data is not None and not case.gap_matters:
                 severity, threshold = "warning", self.warn
+            if case.keep_stored:
+                severity = "info"
             yield self.finding(
                 state.name, severity, share, threshold,
                 confidence="high" if case.data is not None else "medium" if known else "low",
                 tracked=state.tracked, momentum=state.momentum or 0.0, kind="cold",
             )  # fmt: skip
 
-    def _refuted(self, case: Case, state: LayerState) -> bool:
+    def mended(
+        self, case: CheckContext, names: tuple[str, ...]
+    ) -> tuple[str, Sequence[Answer]] | None:
+        if case.attribution is None:
+            return None
+        states, target = case.attribution.states, case.attribution.target
+        if all(states[n].fresh for n in names):
+            return "never_updated", case.attribution.answers(self.override(case, names))
+        stored = {n: states[n].corrected() or target[n] for n in names}
+        return self.cause, case.attribution.answers(Override(stored))
+
+    def _refuted(self, case: CheckContext, state: LayerState) -> bool:
         """Whether the data lie closer to what is stored than to what the formula makes of it."""
-        corrected = state.corrected()
-        if case.data is None or corrected is None or state.name not in case.data.by_batch:
+        corrected, now = state.corrected(), case.away(state)
+        if now is None or corrected is None:
             return False
-        total = case.data.population(state.name)
-        mean, var = total.mean.cpu(), total.var(correction=1).cpu()
-        now = distance(state.mean, state.var, mean, var)
-        then = distance(*corrected, mean, var)
-        return float(then.pow(2).mean()) >= float(now.pow(2).mean())
+        total = case.evidence.population(state.name)
+        then = drift(*corrected, total.mean.cpu(), total.var(correction=1).cpu())
+        return float(then.nan_to_num(0).pow(2).mean()) >= float(now.pow(2).mean())
 
 
+@register
 @dataclass
 class NotFinite(Check):
     """Statistics that are NaN, infinite or negative.
@@ -80,8 +103,18 @@ class NotFinite(Check):
     needs = "checkpoint"
     source = "a variance is finite and not negative"
     repair = "mend_channels"
+    cause = "not_finite"
 
-    def find(self, case: Case) -> Iterator[Finding]:
+    def override(self, case: CheckContext, names: tuple[str, ...]) -> Override:
+        assert case.attribution is not None, "asked with data only"
+        stored = {}
+        for name in names:
+            state, (mean, var) = case.attribution.states[name], case.attribution.target[name]
+            bad = broken(state)
+            stored[name] = (torch.where(bad, mean, state.mean), torch.where(bad, var, state.var))
+        return Override(stored)
+
+    def find(self, case: CheckContext) -> Iterator[Finding]:
         for state in case.layers:
             bad = broken(state)
             if bool(bad.any()):
@@ -99,14 +132,16 @@ class NotFinite(Check):
                     )  # fmt: skip
 
 
+@register
 @dataclass
 class TinyVariance(Check):
     """Variances as small as eps.
 
     The layer divides by sqrt(var + eps). Where var is not much larger than eps, eps decides the
     scale, and a port between libraries with another eps (1e-3 in Keras and EfficientNet, 1e-5 in
-    torch) changes the output. Counted are channels with var < 10 eps that are not constant. Take
-    the eps that the weights were trained with.
+    torch) changes the output. Counted are channels with var < 10 eps that are not constant. Where
+    labels, a loss or a metric say what is good, the usual values are tried: it is a fault where
+    another one does better. Take the eps that the weights were trained with.
     """
 
     code = "NS006"
@@ -114,22 +149,113 @@ class TinyVariance(Check):
     needs = "checkpoint"
     source = "eps then changes the scale by 5 % or more"
     repair = "choose_eps"
+    cause = "eps"
     warn: float = 0.05
+    _sure: dict[float, float] = field(default_factory=dict)  # by which others do better
 
-    def find(self, case: Case) -> Iterator[Finding]:
+    def find(self, case: CheckContext) -> Iterator[Finding]:
+        found = []
         for state in case.layers:
-            small = (state.var >= 0) & (state.var < 10 * state.eps)
+            small = (state.var >= state.eps / DEAD) & (state.var < 10 * state.eps)
             share = float(small.double().mean())
-            grade = self.graded(share)
-            if grade is not None:
-                severity, threshold = grade
+            if share > self.warn:
+                found.append((state, small, share))
+        if not found:
+            return
+        best, sure = self._better(case)
+        if sure is not None and sure <= SURE:
+            return  # what is set does best
+        for state, small, share in found:
+            yield self.finding(
+                state.name, "info" if sure is None else "warning", share, self.warn,
+                channels=small, eps=state.eps, smallest=float(state.var[small].min()),
+                best=best, kind="guess" if sure is None else "tried",
+                confidence="low" if sure is None else "high",
+            )  # fmt: skip
+
+    def _better(self, case: CheckContext) -> tuple[float, float | None]:
+        """The usual eps that does best, and by how many standard errors; None: not known."""
+        if case.attribution is None or case.data is None or not case.data.gap.known:
+            return math.nan, None
+        if not self._sure:
+            set_now = {s.eps for s in case.layers}
+            self._sure = {
+                eps: case.attribution.advantage(case.attribution.answers(self._with(case, eps)))
+                for eps in USUAL_EPS
+                if set_now != {eps}
+            }
+        best = max(self._sure, key=lambda eps: self._sure[eps])
+        return best, self._sure[best]
+
+    def _with(self, case: CheckContext, eps: float) -> Override:
+        """Statistics that normalise as if eps were another: var + eps stays what it is then."""
+        assert case.attribution is not None, "asked with data only"
+        states = case.attribution.states.values()
+        return Override({s.name: (s.mean, s.var + eps - s.eps) for s in states})
+
+    def mended(
+        self, case: CheckContext, names: tuple[str, ...]
+    ) -> tuple[str, Sequence[Answer]] | None:
+        best, sure = self._better(case)
+        if sure is None or case.attribution is None:
+            return None
+        return self.cause, case.attribution.answers(self._with(case, best))
+
+
+@register
+@dataclass
+class DeadChannels(Check):
+    """Channels whose input is constant.
+
+    A variance far below eps (a thousandth of it, or 0) says that the channel never changed in
+    training: the layer puts out one constant, which is not a fault. Such channels can be removed
+    exactly: their constant goes into the next layer's bias.
+    """
+
+    code = "NS028"
+    family = "buffers"
+    needs = "checkpoint"
+    source = "var < eps / 1000: the output moves by 3 % of a standard deviation at most"
+
+    def find(self, case: CheckContext) -> Iterator[Finding]:
+        dead = {s.name: (s.var >= 0) & (s.var < s.eps / DEAD) for s in case.layers}
+        count = sum(int(d.sum()) for d in dead.values())
+        if count:
+            name = max(dead, key=lambda n: int(dead[n].sum()))
+            total = sum(d.numel() for d in dead.values())
+            yield self.finding(
+                name, "info", float(count), 0.0, channels=dead[name], count=count, of=total,
+                layers=sum(bool(d.any()) for d in dead.values()),
+            )  # fmt: skip
+
+
+@register
+@dataclass
+class UnseenGroups(Check):
+    """Groups of which nothing was ever seen.
+
+    A layer with statistics by condition still holds mean 0 and variance 1 for some of them, and
+    their counters are 0: samples of these groups are not normalised at all in eval(). Train or
+    recalibrate with data of every group, or let the layer take the pooled statistics for them
+    (missing="pooled").
+    """
+
+    code = "NS031"
+    family = "buffers"
+    needs = "checkpoint"
+    source = "a group that was seen once has another mean"
+
+    def find(self, case: CheckContext) -> Iterator[Finding]:
+        for state in case.layers:
+            if state.unseen and not state.fresh:
+                shown = ", ".join(map(str, state.unseen[:5]))
                 yield self.finding(
-                    state.name, severity, share, threshold, channels=small, eps=state.eps,
-                    smallest=float(state.var.min()),
-                    confidence="medium" if state.module is not None else "low",
+                    state.name, "warning", float(len(state.unseen)), 0.0, groups=shown,
+                    count=len(state.unseen), of=len(state.mean),
                 )  # fmt: skip
 
 
+@register
 @dataclass
 class DeadScale(Check):
     """Channels whose scale is nearly zero.
@@ -145,7 +271,7 @@ class DeadScale(Check):
     source = "Frankle et al. 2021, section 5: |gamma| < 0.01"
     warn: float = 0.01
 
-    def find(self, case: Case) -> Iterator[Finding]:
+    def find(self, case: CheckContext) -> Iterator[Finding]:
         for state in case.layers:
             if state.weight is None:
                 continue
@@ -158,6 +284,7 @@ class DeadScale(Check):
                 )  # fmt: skip
 
 
+@register
 @dataclass
 class DeadGates(Check):
     """Gates that never open, or never close.
@@ -175,7 +302,7 @@ class DeadGates(Check):
     source = "share of channels; Phi(-3) = 0.13 %"
     warn: float = 0.1
 
-    def find(self, case: Case) -> Iterator[Finding]:
+    def find(self, case: CheckContext) -> Iterator[Finding]:
         for state in case.layers:
             if state.name in case.damaged:
                 continue
@@ -192,13 +319,13 @@ class DeadGates(Check):
                 )  # fmt: skip
 
     def _gates(
-        self, case: Case, state: LayerState
-    ) -> tuple[tuple[torch.Tensor, torch.Tensor] | None, bool]:
+        self, case: CheckContext, state: LayerState
+    ) -> tuple[tuple[Tensor, Tensor] | None, bool]:
         if case.data is not None:
-            look = case.data.looks.get(state.name)
-            if look is None or look.fired is None or not look.activation:
-                return None, True  # nothing gates this layer
-            share = look.fired.cpu().double() / max(look.values, 1)
+            sample = case.evidence.layers.get(state.name)
+            if sample is None or not isinstance(sample.active, Tensor) or not sample.activation:
+                return None, True  # no activation follows this layer
+            share = sample.active.cpu().double() / max(sample.values, 1)
             return (share < 0.001, share > 0.999), True
         if state.weight is None or state.bias is None:
             return None, False
@@ -206,6 +333,7 @@ class DeadGates(Check):
         return (place < -3, place > 3), False
 
 
+@register
 @dataclass
 class Precision(Check):
     """Statistics in 16 bits, or a mean that drowns the spread.
@@ -222,7 +350,7 @@ class Precision(Check):
     source = "float32 keeps 7 digits; E[x^2] - E[x]^2 needs twice those of mean/std"
     warn: float = 1e3
 
-    def find(self, case: Case) -> Iterator[Finding]:
+    def find(self, case: CheckContext) -> Iterator[Finding]:
         for state in case.layers:
             if state.dtype in (torch.float16, torch.bfloat16):
                 bits = str(state.dtype).removeprefix("torch.")
@@ -239,14 +367,16 @@ class Precision(Check):
                 )  # fmt: skip
 
 
+@register
 @dataclass
 class DoubleUpdates(Check):
-    """Layers that counted their batches twice.
+    """Layers that counted their batches more than once.
 
     Recomputing activations for gradient checkpointing, gradient accumulation and several
-    forwards per step each update the running statistics once more. Then some layers have
-    counted a multiple of the batches that others have, and remember a shorter past. Statistics
-    stay roughly right; with normscope.guard(model, update="step") each step counts once.
+    forwards per step each update the running statistics once more. Then layers have counted a
+    multiple of the steps of the optimizer, or of the batches that other layers have, and
+    remember a shorter past. Statistics stay roughly right; with normscope.guard(model,
+    update="step") each step counts once.
     """
 
     code = "NS027"
@@ -254,17 +384,36 @@ class DoubleUpdates(Check):
     needs = "checkpoint"
     source = "every layer sees every batch once"
     repair = "recalibrate"
+    cause = "double_updates"
     warn: float = 1.5
 
-    def find(self, case: Case) -> Iterator[Finding]:
+    def find(self, case: CheckContext) -> Iterator[Finding]:
         counts = [s.tracked for s in case.layers if s.tracked]
-        if len(counts) < 2:
+        steps = steps_of(case.optimizer) * (case.accumulate or 1)
+        steps = steps if steps >= FEW else 0
+        if not counts or (len(counts) < 2 and not steps):
             raise Skip("doctor.skip.counters")
-        usual = sorted(counts)[0]
-        for state in case.layers:
-            ratio = (state.tracked or 0) / usual
-            if ratio > self.warn:
-                yield self.finding(
-                    state.name, "warning", ratio, self.warn, tracked=state.tracked, usual=usual,
-                    confidence="medium",
-                )  # fmt: skip
+        usual = steps or min(counts)
+        found = [s for s in case.layers if (s.tracked or 0) / usual > self.warn]
+        # an optimizer that is new to a trained model has counted fewer steps, in no whole ratio
+        ratios = [(s.tracked or 0) / usual for s in found]
+        if steps and not all(
+            ratio < OFTEN and abs(ratio - round(ratio)) < 0.02 for ratio in ratios
+        ):
+            raise Skip("doctor.skip.steps")
+        if not found and not steps:
+            raise Skip("doctor.skip.steps")  # all may have counted twice
+        for state in found:
+            yield self.finding(
+                state.name, "warning", (state.tracked or 0) / usual, self.warn,
+                tracked=state.tracked, usual=usual, kind="steps" if steps else "layers",
+                confidence="high" if steps else "medium",
+            )  # fmt: skip
+
+
+def steps_of(optimizer: torch.optim.Optimizer | None) -> int:
+    """The steps that an optimizer has counted; 0 where it counts none."""
+    if optimizer is None:
+        return 0
+    states = optimizer.state.values()
+    return max((int(s["step"]) for s in states if "step" in s), default=0)

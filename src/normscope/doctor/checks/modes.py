@@ -1,21 +1,24 @@
 """How layers are set: modes, momentum, freezing, averaging, optimizer, ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normscope.doctor.checks.base import Case, Check, Skip
-from normscope.doctor.tally import distance
+from normscope.doctor.attribution import Override
+from normscope.doctor.checks.base import Check, CheckContext, Skip, register
+from normscope.doctor.state import of_model
 from normscope.layers.statistics import RunningStatistics
+from normscope.moments import drift
+from normscope.probe.compare import Answer
 from normscope.records import Finding
 
 CONVENTIONS = (0.9, 0.95, 0.99, 0.997, 0.999)  # what other libraries call the same 0.1 ... 0.001
 
 
+@register
 @dataclass
 class Mode(Check):
     """Layers that normalise by the batch although the model is in eval().
@@ -31,23 +34,34 @@ class Mode(Check):
     needs = "model"
     source = "eval() puts every layer into eval"
     repair = "eval_mode"
+    cause = "mode"
 
-    def find(self, case: Case) -> Iterator[Finding]:
-        assert case.model is not None, "needed"
+    def find(self, case: CheckContext) -> Iterator[Finding]:
         if case.model.training:
             raise Skip("doctor.skip.training")
         for state in case.layers:
             if state.module is not None and state.module.training:
                 yield self.finding(state.name, "error", 1.0, 0.0)
 
+    def mended(
+        self, case: CheckContext, names: tuple[str, ...]
+    ) -> tuple[str, Sequence[Answer]] | None:
+        if case.attribution is None or case.data is None:
+            return None
+        as_is = case.attribution.answers(Override(by_batch=set(names)))
+        differs = case.attribution.changes(as_is) > 1e-3
+        return self.cause, case.data.train if differs else case.data.eval
 
+
+@register
 @dataclass
 class Momentum(Check):
     """A momentum of another convention.
 
     torch's momentum is the weight of the new batch; in Keras, TensorFlow and JAX it is that of
-    the old average. 0.99 carried over unchanged keeps the last batch only, and 0 never moves.
-    Take 1 - momentum, then measure the statistics again.
+    the old average. 0.99 carried over unchanged keeps the last batch only: take 1 - momentum,
+    then measure the statistics again. With 0 new data never move the statistics: eval() is what
+    it was, but fine-tuning will keep the statistics of the old data.
     """
 
     code = "NS005"
@@ -55,21 +69,27 @@ class Momentum(Check):
     needs = "model"
     source = "torch: new = (1-m) old + m batch; ports of others' 0.9 ... 0.999"
     repair = "momentum"
+    cause = "momentum"
     warn: float = 0.5
 
-    def find(self, case: Case) -> Iterator[Finding]:
+    def find(self, case: CheckContext) -> Iterator[Finding]:
         for state in case.layers:
             m = state.momentum
-            if m is None or (isinstance(state.module, nn.Module) and not _tracks(state.module)):
+            if m is None:
                 continue
             named = any(abs(m - c) < 1e-9 for c in CONVENTIONS)
-            if m == 0 or m > self.warn or named:
+            if m == 0:
+                yield self.finding(
+                    state.name, "info", m, self.warn, momentum=m, kind="zero", repair=""
+                )
+            elif m > self.warn or named:
                 yield self.finding(
                     state.name, "warning", m, self.warn, momentum=m, other=round(1 - m, 6),
-                    confidence="high" if named or m == 0 else "medium",
+                    confidence="high" if named else "medium", kind="other",
                 )  # fmt: skip
 
 
+@register
 @dataclass
 class FakeFreeze(Check):
     """Layers that are frozen by half.
@@ -85,9 +105,9 @@ class FakeFreeze(Check):
     needs = "model"
     source = "pytorch issue 86590; a frozen layer changes nothing"
     repair = "freeze"
+    cause = "fake_freeze"
 
-    def find(self, case: Case) -> Iterator[Finding]:
-        assert case.model is not None, "needed"
+    def find(self, case: CheckContext) -> Iterator[Finding]:
         learns = any(p.requires_grad for p in case.model.parameters())
         for state in case.layers:
             layer = state.module
@@ -107,6 +127,7 @@ class FakeFreeze(Check):
                     )  # fmt: skip
 
 
+@register
 @dataclass
 class Averaged(Check):
     """Averaged weights with the statistics of others.
@@ -121,14 +142,15 @@ class Averaged(Check):
     needs = "checkpoint"
     source = "Izmailov et al. 2018, section 3.2; distance as in NS003"
     repair = "recalibrate"
+    cause = "averaged"
     warn: float = 0.1
     fail: float = 0.5
 
-    def find(self, case: Case) -> Iterator[Finding]:
+    def find(self, case: CheckContext) -> Iterator[Finding]:
         is_average = any(n.rpartition(".")[2] == "n_averaged" for n in case.names)
-        if case.model is not None:
+        if case.subject is not None:
             swa = torch.optim.swa_utils.AveragedModel
-            is_average |= any(isinstance(m, swa) for m in case.model.modules())
+            is_average |= any(isinstance(m, swa) for m in case.subject.modules())
         if not is_average:
             raise Skip("doctor.skip.average")
         if case.data is None:
@@ -136,14 +158,8 @@ class Averaged(Check):
                 "", "warning", 1.0, 0.0, confidence="low", kind="unknown", distance=0
             )
             return
-        worst = 0.0
-        for state in case.layers:
-            if state.name in case.data.by_batch:
-                total = case.data.population(state.name)
-                away = distance(
-                    state.mean, state.var, total.mean.cpu(), total.var(correction=1).cpu()
-                )
-                worst = max(worst, float(away.pow(2).mean().sqrt()))
+        found = [away for s in case.layers if (away := case.away(s)) is not None]
+        worst = max((float(away.pow(2).mean().sqrt()) for away in found), default=0.0)
         grade = self.graded(worst)
         if grade is not None:
             severity, threshold = grade
@@ -152,6 +168,7 @@ class Averaged(Check):
             yield self.finding("", severity, worst, threshold, kind="stale", distance=worst)
 
 
+@register
 @dataclass
 class WeightDecay(Check):
     """Weight decay on scale and shift.
@@ -167,7 +184,7 @@ class WeightDecay(Check):
     needs = "model"
     source = "He et al. 2019, 'Bag of tricks', section 3.1"
 
-    def find(self, case: Case) -> Iterator[Finding]:
+    def find(self, case: CheckContext) -> Iterator[Finding]:
         if case.optimizer is None:
             raise Skip("doctor.skip.optimizer")
         decayed = {
@@ -190,6 +207,7 @@ class WeightDecay(Check):
             )  # fmt: skip
 
 
+@register
 @dataclass
 class Ranks(Check):
     """Ranks with statistics of their own.
@@ -205,18 +223,19 @@ class Ranks(Check):
     source = "distance as in NS003"
     warn: float = 0.1
 
-    def find(self, case: Case) -> Iterator[Finding]:
+    def find(self, case: CheckContext) -> Iterator[Finding]:
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             raise Skip("doctor.skip.ranks")
         for state in case.layers:
             pair = torch.stack([state.mean, state.var])
             ranks = [torch.empty_like(pair) for _ in range(dist.get_world_size())]
             dist.all_gather(ranks, pair)
-            away = max(float(distance(r[0], r[1], pair[0], pair[1]).max()) for r in ranks)
+            away = max(float(drift(r[0], r[1], pair[0], pair[1]).max()) for r in ranks)
             if away > self.warn:
                 yield self.finding(state.name, "warning", away, self.warn)
 
 
+@register
 @dataclass
 class Accumulation(Check):
     """Batches smaller than a step.
@@ -233,12 +252,51 @@ class Accumulation(Check):
     source = "a norm sees one forward at a time"
     warn: float = 1.0
 
-    def find(self, case: Case) -> Iterator[Finding]:
+    def find(self, case: CheckContext) -> Iterator[Finding]:
         if case.accumulate is None:
             raise Skip("doctor.skip.accumulate")
         if case.accumulate > self.warn:
             yield self.finding("", "info", float(case.accumulate), self.warn, n=case.accumulate)
 
 
-def _tracks(layer: nn.Module) -> bool:
-    return getattr(layer, "momentum", None) is not None
+@register
+@dataclass
+class NotFollowing(Check):
+    """Buffers that do not follow the model that this one is an average or a copy of.
+
+    Averages and copies of weights (EMA, SWA, the target network of DQN, the key encoder of MoCo)
+    are often updated over parameters() only: their running statistics then stay at their start,
+    or far behind. Copy the buffers with the parameters, as torch's AveragedModel does with
+    use_buffers=True, or measure the statistics again. Compared with diagnose(model, reference=).
+    """
+
+    code = "NS030"
+    family = "modes"
+    needs = "model"
+    source = "distance from the statistics of the reference, as in NS003"
+    repair = "copy_buffers"
+    cause = "not_following"
+    warn: float = 0.1
+    fail: float = 0.5
+
+    def find(self, case: CheckContext) -> Iterator[Finding]:
+        if case.reference is None:
+            raise Skip("doctor.skip.reference")
+        followed = {s.name: s for s in of_model(case.reference)}
+        for state in case.layers:
+            other = followed.get(state.name)
+            if other is None or other.mean.shape != state.mean.shape:
+                continue
+            size = float(drift(state.mean, state.var, other.mean, other.var).pow(2).mean().sqrt())
+            grade = self.graded(size)
+            if grade is not None:
+                severity, threshold = grade
+                yield self.finding(
+                    state.name, severity, size, threshold,
+                    kind="never" if state.fresh else "behind",
+                )  # fmt: skip
+
+    def override(self, case: CheckContext, names: tuple[str, ...]) -> Override:
+        assert case.reference is not None, "found with one only"
+        followed = {s.name: s for s in of_model(case.reference)}
+        return Override({n: (followed[n].mean, followed[n].var) for n in names if n in followed})

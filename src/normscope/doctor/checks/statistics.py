@@ -1,28 +1,32 @@
 """What is stored against what the data say."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from normscope.doctor.adapt import CONFIDENT, adapt, certainty
-from normscope.doctor.checks.base import Case, Check, Skip
+from normscope.doctor.attribution import Override
+from normscope.doctor.checks.base import Check, CheckContext, Skip, register
 from normscope.doctor.evidence import Evidence
 from normscope.doctor.state import LayerState
-from normscope.doctor.tally import distance, merged
-from normscope.moments import Moments
+from normscope.moments import Moments, drift
+from normscope.probe.compare import SURE, Answer
+from normscope.probe.stream import merged
 from normscope.records import Finding
 
 
+@register
 @dataclass
 class Stale(Check):
     """Statistics that are not those of the data.
 
     Per channel, the distance between stored and measured mean and standard deviation, in
     standard deviations of the data; measured as in train(), where layers before normalise by the
-    batch. It is an error where a layer's distance (rms over channels) is above 0.5 and the
-    outputs of train() and eval() differ. Measure the statistics again from data as in training.
+    batch. It is an error where a layer's distance (rms over channels) is above 0.5 and eval() is
+    worse for it. Measure the statistics again from data as in training. Where eval() does better
+    with what is stored, the data at hand are not those of training: nothing is to be repaired.
     """
 
     code = "NS003"
@@ -30,45 +34,40 @@ class Stale(Check):
     needs = "data"
     source = "normed Wasserstein distance, 0.1 as in drift detection by Evidently"
     repair = "recalibrate"
+    cause = "stale"
     specific = 1
     warn: float = 0.1
     fail: float = 0.5
 
-    def find(self, case: Case) -> Iterator[Finding]:
-        assert case.data is not None, "needed"
-        yield from stale(self, case, case.data)
-
-
-def stale(check: Check, case: Case, data: Evidence) -> Iterator[Finding]:
-    """The layers whose stored statistics lie far from those of `data`."""
-    for state in case.layers:
-        if state.name in case.damaged or state.name not in data.by_batch:
-            continue
-        total = data.population(state.name)
-        mean, var = total.mean.cpu(), total.var(correction=1).cpu()
-        away = distance(state.mean, state.var, mean, var)
-        known = var.isfinite().expand_as(away)
-        if not bool(known.any()):
-            continue
-        away = torch.where(known, away, 0)
-        # what a running average of so many batches and this momentum strays by chance
-        usual = 3 * chance(data, state)
-        size = float(away.pow(2).mean().sqrt())
-        over = (away > check.warn) & (away > usual)
-        grade = check.graded(size)
-        few = float(over.double().mean()) <= 0.05 and not bool((away > check.fail).any())
-        if not bool(over.any()) or (grade is None and few):
-            continue
-        severity, threshold = grade or ("warning", check.warn)
-        if severity == "error" and not case.gap_matters:
-            severity, threshold = "warning", check.warn
-        std = var.clamp(min=1e-12).sqrt()
-        shift = float(((state.mean - mean) / std).pow(2).mean().sqrt())
-        ratio = float((state.var.clamp(min=1e-12) / var.clamp(min=1e-12)).log().mean().exp())
-        yield check.finding(
-            state.name, severity, size, threshold, channels=over, shift=shift, ratio=ratio,
-            worst=float(away.max()),
-        )  # fmt: skip
+    def find(self, case: CheckContext) -> Iterator[Finding]:
+        for state in case.layers:
+            away = case.away(state)
+            if away is None:
+                continue
+            # what a running average of so many batches and this momentum strays by chance
+            usual = 3 * chance(case.evidence, state)
+            size = float(away.pow(2).mean().sqrt())
+            over = (away > self.warn) & (away > usual)
+            grade = self.graded(size)
+            few = float(over.double().mean()) <= 0.05 and not bool((away > self.fail).any())
+            if not bool(over.any()) or (grade is None and few):
+                continue
+            severity, threshold = grade or ("warning", self.warn)
+            if severity == "error" and not case.gap_matters:
+                severity, threshold = "warning", self.warn
+            if case.keep_stored:
+                severity, threshold = "info", self.warn
+            total = case.evidence.population(state.name)
+            mean, var = total.mean.cpu(), total.var(correction=1).cpu().clamp(min=1e-12)
+            known = var.isfinite()
+            shift = ((state.mean - mean) / var.sqrt())[known.expand_as(mean)]
+            ratio = (state.var.clamp(min=1e-12) / var).log()[known.expand_as(mean)]
+            yield self.finding(
+                state.name, severity, size, threshold, channels=over,
+                shift=float(shift.pow(2).mean().sqrt()), ratio=float(ratio.mean().exp()),
+                worst=float(away.max()), repair="" if case.keep_stored else None,
+                kind="kept" if case.keep_stored else "",
+            )  # fmt: skip
 
 
 def chance(data: Evidence, state: LayerState) -> Tensor:
@@ -77,23 +76,66 @@ def chance(data: Evidence, state: LayerState) -> Tensor:
     sqrt(m / (2-m)) times that of one batch's statistics, which is read from between the batches.
     """
     m = 0.0 if state.momentum is None else min(max(state.momentum, 0.0), 1.0)
-    tally = data.by_batch[state.name][0]
-    mean_error, var_error = tally.errors()
-    batches = max(len(tally.blocks), 1)
-    std = tally.total().var(correction=0).clamp(min=1e-12).sqrt()
+    stream = data.by_batch[state.name][0]
+    mean_error, var_error = stream.errors()
+    batches = max(len(stream.blocks), 1)
+    std = stream.total().var(correction=0).clamp(min=1e-12).sqrt()
     one = (mean_error**2 + (var_error / (2 * std)) ** 2).sqrt() / std * batches**0.5
     stray: Tensor = one * (m / (2 - m)) ** 0.5
     return stray.nan_to_num(0).cpu()
 
 
+@register
+@dataclass
+class Unrepresentative(Check):
+    """Data at hand that cannot stand for those of training.
+
+    The statistics of these data differ from the stored ones, and with the stored ones the model
+    does better: by labels, by the loss or the metric that was given. A few photographs, one
+    class of many, crops of one scene or tiny batches do that to a healthy model. Do not measure
+    the statistics again on such data; diagnose with batches as in training.
+    """
+
+    code = "NS029"
+    family = "statistics"
+    needs = "data"
+    source = "paired comparison on the data, 2 standard errors; distance as in NS003"
+    warn: float = 0.1
+
+    def find(self, case: CheckContext) -> Iterator[Finding]:
+        gap = case.evidence.gap
+        if not gap.known and not case.evidence.few:
+            raise Skip("doctor.skip.quality")
+        found = [away for s in case.layers if (away := case.away(s)) is not None]
+        worst = max((float(a.pow(2).mean().sqrt()) for a in found), default=0.0)
+        if not case.keep_stored or worst <= self.warn or case.attribution is None:
+            return
+        if not case.restored < -SURE:
+            yield self.finding(
+                "", "info", worst, self.warn, kind="few", distinct=case.evidence.distinct,
+                samples=gap.samples,
+            )  # fmt: skip
+            return
+        before, after = gap.other, gap.reference
+        kind = "metric" if before.metrics else "accuracy" if before.right else "loss"
+        classes = len(before.truth)
+        yield self.finding(
+            "", "info", worst, self.warn, kind=kind, eval=getattr(before, kind),
+            train=getattr(after, kind), samples=gap.samples,
+            classes=int((before.truth > 0).sum()), outputs=classes,
+        )  # fmt: skip
+
+
+@register
 @dataclass
 class TrainEvalGap(Check):
     """The same samples come out differently in train() and in eval().
 
-    Weights, samples and dropout (off) are the same; only what normalises differs. Counted is the
-    share of samples with another argmax, or the difference of outputs where they are no scores.
-    It is a symptom: the causes are ranked below by how much of it goes when each alone is
-    mended. Healthy networks show a little, since batches are noisy.
+    Weights, samples, random numbers and dropout (off) are the same; only what normalises
+    differs. Counted is the share of samples with another class where labels fit the outputs,
+    else the difference of outputs. It is a symptom: the causes are ranked below by how much of
+    it goes when each alone is overridden. Healthy networks show a little, since batches are
+    noisy: what goes in large mixed batches is a note only.
     """
 
     code = "NS004"
@@ -104,25 +146,31 @@ class TrainEvalGap(Check):
     warn: float = 0.02
     fail: float = 0.1
 
-    def find(self, case: Case) -> Iterator[Finding]:
-        assert case.data is not None, "needed"
-        gap = case.data.gap
+    def find(self, case: CheckContext) -> Iterator[Finding]:
+        gap = case.evidence.gap
         if not gap.samples:
             raise Skip("doctor.skip.outputs")
-        scale = 1.0 if gap.judged else 5.0  # relative differences are larger than disagreements
-        apart = gap.disagreement if gap.judged else gap.relative
+        classes = gap.disagreement == gap.disagreement
+        scale = 1.0 if classes else 5.0  # relative differences are larger than disagreements
+        apart = gap.disagreement if classes else gap.relative
         grade = self.graded(apart / scale)
         if grade is not None:
             severity, threshold = grade
             if severity == "error" and not case.gap_matters:
                 severity, threshold = "warning", self.warn
-            kind = "argmax" if gap.judged else "relative"
+            explained = 0.0 if case.attribution is None else case.attribution.of_batches
+            left = gap.relative * max(1 - explained**2, 0.0) ** 0.5
+            noise = not gap.known and left < self.warn * 5  # of batches of this size
+            if noise or case.keep_stored or gap.advantage > SURE:
+                severity = "info"
+            train, evaluated = gap.accuracies
             yield self.finding(
-                "", severity, apart, threshold * scale, kind=kind, relative=gap.relative,
-                train=gap.accuracy(0), eval=gap.accuracy(1),
+                "", severity, apart, threshold * scale, kind="argmax" if classes else "relative",
+                relative=gap.relative, train=train, eval=evaluated,
             )  # fmt: skip
 
 
+@register
 @dataclass
 class DropoutBefore(Check):
     """Dropout changes the variance that the layer learned.
@@ -138,22 +186,22 @@ class DropoutBefore(Check):
     needs = "data"
     source = "Li et al. 2019, 'Disharmony between dropout and batch normalization'"
     repair = "recalibrate"
+    cause = "dropout"
     warn: float = 0.2
 
-    def find(self, case: Case) -> Iterator[Finding]:
-        assert case.data is not None, "needed"
-        if not case.data.dropped:
+    def find(self, case: CheckContext) -> Iterator[Finding]:
+        if not case.evidence.dropped:
             raise Skip("doctor.skip.dropout")
         for state in case.layers:
-            if state.name not in case.data.dropped or state.name in case.damaged:
+            if state.name not in case.evidence.dropped or state.name in case.damaged:
                 continue
-            on = merged([t.total() for t in case.data.dropped[state.name]])
-            off = case.data.population(state.name)
+            on = merged([t.total() for t in case.evidence.dropped[state.name]])
+            off = case.evidence.population(state.name)
             on_var, off_var = on.var(correction=1).cpu(), off.var(correction=1).cpu()
             ratio = float((off_var.clamp(min=1e-12) / on_var.clamp(min=1e-12)).log().mean().exp())
             # it is the cause only where the stored statistics are those with dropout on
-            with_on = distance(state.mean, state.var, on.mean.cpu(), on_var).pow(2).mean()
-            with_off = distance(state.mean, state.var, off.mean.cpu(), off_var).pow(2).mean()
+            with_on = drift(state.mean, state.var, on.mean.cpu(), on_var).pow(2).mean()
+            with_off = drift(state.mean, state.var, off.mean.cpu(), off_var).pow(2).mean()
             if not 1 - self.warn < ratio < 1 / (1 - self.warn) and bool(with_on < with_off):
                 yield self.finding(
                     state.name, "error" if case.gap_matters else "warning", ratio,
@@ -161,6 +209,7 @@ class DropoutBefore(Check):
                 )  # fmt: skip
 
 
+@register
 @dataclass
 class Reused(Check):
     """One layer, several places.
@@ -176,18 +225,18 @@ class Reused(Check):
     needs = "data"
     source = "distance between calls as in NS003; Wu and Johnson 2021, table 5"
     repair = "split"
+    cause = "reused"
     warn: float = 0.1
 
-    def find(self, case: Case) -> Iterator[Finding]:
-        assert case.data is not None, "needed"
+    def find(self, case: CheckContext) -> Iterator[Finding]:
         for state in case.layers:
-            calls = [t.total() for t in case.data.by_batch.get(state.name, [])]
+            calls = [t.total() for t in case.evidence.by_batch.get(state.name, [])]
             if len(calls) < 2:
                 continue
             first = calls[0]
             away = max(
                 float(
-                    distance(
+                    drift(
                         c.mean, c.var(correction=1), first.mean, first.var(correction=1)
                     ).pow(2).mean().sqrt()
                 )
@@ -200,7 +249,11 @@ class Reused(Check):
                     calls=len(calls), distance=away,
                 )  # fmt: skip
 
+    def override(self, case: CheckContext, names: tuple[str, ...]) -> Override:
+        return Override(by_batch=set(names))
 
+
+@register
 @dataclass
 class MixedDomains(Check):
     """Domains that differ more than classes do.
@@ -217,23 +270,31 @@ class MixedDomains(Check):
     needs = "data"
     source = "eta^2 of domain over eta^2 of class"
     repair = "domains"
+    cause = "domains"
     warn: float = 1.0
 
-    def find(self, case: Case) -> Iterator[Finding]:
-        assert case.data is not None, "needed"
-        if case.data.domains < 2:
+    def find(self, case: CheckContext) -> Iterator[Finding]:
+        places = case.evidence.places
+        if not places.repeats:
             raise Skip("doctor.skip.domains")
-        apart = case.data.places.excess() > 0.3  # batches of one domain, mixed statistics in eval()
+        apart = places.excess() > 0.3  # batches of one domain, mixed statistics in eval()
         for state in case.layers:
-            if state.mean.dim() > 1 or state.name not in case.data.by_domain:
+            if state.mean.dim() > 1 or state.name not in case.evidence.by_domain:
                 continue
-            domain = _eta2(case.data.by_domain[state.name])
-            kinds = case.data.by_class.get(state.name)
+            domain = _eta2(case.evidence.by_domain[state.name])
+            kinds = case.evidence.by_class.get(state.name)
             label = 0.05 if kinds is None else max(_eta2(kinds), 0.01)
             if domain > 0.05 and (domain / label > self.warn or apart):
                 yield self.finding(
-                    state.name, "warning", domain / label, self.warn, domain=domain, label=label,
+                    state.name, "warning" if case.gap_matters else "info", domain / label,
+                    self.warn, domain=domain, label=label,
                 )  # fmt: skip
+
+    def mended(
+        self, case: CheckContext, names: tuple[str, ...]
+    ) -> tuple[str, Sequence[Answer]] | None:
+        assert case.attribution is not None, "asked with data only"
+        return self.cause, case.attribution.by_domain()
 
 
 def _eta2(sets: Moments) -> float:
@@ -243,6 +304,7 @@ def _eta2(sets: Moments) -> float:
     return float(share[total > 1e-12].mean()) if bool((total > 1e-12).any()) else 0.0
 
 
+@register
 @dataclass
 class Drift(Check):
     """Data in use that are not those of training.
@@ -263,19 +325,19 @@ class Drift(Check):
     warn: float = 0.1
     fail: float = 0.5
 
-    def find(self, case: Case) -> Iterator[Finding]:
+    def find(self, case: CheckContext) -> Iterator[Finding]:
         if case.live is None:
             raise Skip("doctor.skip.live")
         for state in case.layers:
             if state.name in case.damaged or state.name not in case.live.stored:
                 continue
             total = merged([t.total() for t in case.live.stored[state.name]])
-            away = distance(state.mean, state.var, total.mean.cpu(), total.var(1).cpu())
+            away = drift(state.mean, state.var, total.mean.cpu(), total.var(1).cpu())
             size = float(away.pow(2).mean().sqrt())
             grade = self.graded(size)
             if grade is not None:
                 severity, threshold = grade
-                unsure = self._unsure(case)
+                unsure = self._unsure(case, case.live)
                 kind = (
                     "plain" if unsure != unsure else "scale" if unsure <= CONFIDENT else "classes"
                 )
@@ -285,12 +347,12 @@ class Drift(Check):
                 )  # fmt: skip
                 return  # what comes behind follows from it
 
-    def _unsure(self, case: Case) -> float:
+    def _unsure(self, case: CheckContext, live: Evidence) -> float:
         """Entropy of predictions on live data after adapting, over that on training data."""
-        assert case.live is not None, "asked before"
-        if case.model is None or case.data is None or not case.data.gap.judged:
+        scores = torch.cat([a.values for a in live.eval if a.values.dim() == 2])
+        if case.data is None or scores.shape[-1] < 2 or not bool(scores.isfinite().all()):
             return float("nan")
-        reference = certainty(case.model, case.data.again())
-        done = adapt(case.model, case.live.again())
+        reference = certainty(case.model, case.data.loader)
+        done = adapt(case.model, live.loader)
         done.undo()
         return done.unsure(reference)

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from normscope import probe
-from normscope.doctor.checks.base import Case, Check, Skip
+from normscope.doctor.checks.base import Check, CheckContext, Skip, register
 from normscope.errors import NormscopeError
 from normscope.folding import fold
 from normscope.records import Finding
@@ -32,6 +33,7 @@ def biased_before(model: nn.Module) -> list[tuple[str, nn.Linear | _ConvNd, str,
     return found
 
 
+@register
 @dataclass
 class UselessBias(Check):
     """A bias that the norm takes away again.
@@ -48,8 +50,7 @@ class UselessBias(Check):
     source = "the mean of x + b is mean + b"
     repair = "fold_bias"
 
-    def find(self, case: Case) -> Iterator[Finding]:
-        assert case.model is not None, "needed"
+    def find(self, case: CheckContext) -> Iterator[Finding]:
         pairs = biased_before(case.model)
         if pairs:
             first, _, norm, _ = pairs[0]
@@ -60,6 +61,7 @@ class UselessBias(Check):
             )  # fmt: skip
 
 
+@register
 @dataclass
 class FoldParity(Check):
     """The folded model must compute the same.
@@ -76,25 +78,27 @@ class FoldParity(Check):
     warn: float = 3.5e-4
     fail: float = 3.5e-4
 
-    def find(self, case: Case) -> Iterator[Finding]:
-        assert case.model is not None, "needed"
-        assert case.data is not None, "needed"
-        given = case.data.kept[0].given
-        x = given[0] if isinstance(given, (tuple, list)) else given
-        if not isinstance(x, Tensor) or case.damaged:
+    def find(self, case: CheckContext) -> Iterator[Finding]:
+        batch = case.evidence.kept[0]
+        alone = len(batch.args) == 1 and not batch.kwargs and isinstance(batch.args[0], Tensor)
+        alone = alone and batch.args[0].is_floating_point()
+        if not alone or case.damaged:
             raise Skip("doctor.skip.fold")
+        x = batch.args[0]
         try:
-            with probe.untouched(case.model):
+            with probe.preserved(case.model):
                 folding = fold(case.model)
-                check = folding.verify(x[:16], tolerance=self.fail)
+                allowed = max(self.fail, torch.finfo(x.dtype).eps ** 0.5)
+                check = folding.verify(x[:16], tolerance=allowed)
         except (NormscopeError, TypeError, RuntimeError) as problem:
             raise Skip("doctor.skip.fold") from problem
         if not folding.folded:
             raise Skip("doctor.skip.fold")
-        if check.difference > self.fail:
-            yield self.finding("", "error", check.difference, self.fail, count=len(folding.folded))
+        if check.difference > allowed:
+            yield self.finding("", "error", check.difference, allowed, count=len(folding.folded))
 
 
+@register
 @dataclass
 class NormAtTheEnd(Check):
     """A batch norm on the output.
@@ -109,8 +113,7 @@ class NormAtTheEnd(Check):
     needs = "model"
     source = "the last module of the model"
 
-    def find(self, case: Case) -> Iterator[Finding]:
-        assert case.model is not None, "needed"
+    def find(self, case: CheckContext) -> Iterator[Finding]:
         leaves = [
             (n, m)
             for n, m in case.model.named_modules()

@@ -1,6 +1,6 @@
 """Remedies for stored statistics."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -8,21 +8,24 @@ from torch import Tensor
 from normscope import probe
 from normscope.doctor.calls import split
 from normscope.doctor.checks.base import broken
-from normscope.doctor.outputs import scores_of
-from normscope.doctor.passage import dropouts, tensors_of
-from normscope.doctor.recalibrate import Propagate, chosen, measured
-from normscope.doctor.remedies.base import Patient, Unfit
-from normscope.doctor.state import LayerState
-from normscope.doctor.tally import merged
+from normscope.doctor.recalibrate import chosen
+from normscope.doctor.remedies.base import RepairContext, Streams, Unfit
+from normscope.doctor.state import LayerState, of_model
+from normscope.probe.compare import Goal
+from normscope.probe.run import NormRun, dropouts
+from normscope.probe.stream import MomentStream, merged
+
+Statistics = tuple[Tensor, Tensor]  # mean and unbiased variance
+SWEEPS = 2  # over the data, until layers agree with what those before them put out
 
 
-def correct_cold(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
+def correct_cold(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
     """Take what is left of the start (0, 1) out of the running statistics; no data.
 
     mean <- mean / (1 - w),   var <- (var - w) / (1 - w),   w = (1 - momentum)^tracked
     """
     done = []
-    for state in patient.states(names):
+    for state in context.states(names):
         corrected = state.corrected()
         if corrected is not None:
             write(state, *corrected)
@@ -32,69 +35,104 @@ def correct_cold(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(done)
 
 
-def by_batch(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
+def by_batch(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
     """Statistics of the data, layers before normalising by the batch, as in training."""
-    return _again(patient, names, "batch")
+    return _written(context, names, _population(context.measured()))
 
 
-def as_in_training(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
+def as_in_training(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
     """As `by_batch`, with dropout on: what a long running average would hold."""
-    if not dropouts(patient.model):
+    if not dropouts(context.model):
         raise Unfit("the model has no dropout; the statistics are those measured without")
-    return _again(patient, names, "batch", dropout=True)
+    return _written(context, names, _population(context.measured(dropout=True)))
 
 
-def sequential(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Statistics of the data, layers before normalising with their new ones, as in use."""
-    return _again(patient, names, "sequential")
+def averaged(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Means over batches of the batches' own statistics: what training normalised with."""
+
+    def of(stream: list[MomentStream]) -> Statistics:
+        return stream[0].per_batch()
+
+    calls = context.measured()
+    if any(len(streams) > 1 for streams in calls.values()):
+        raise Unfit("a layer runs more than once in a forward")
+    return _written(context, names, {name: of(streams) for name, streams in calls.items()})
 
 
-def everywhere(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
-    """As `sequential`, of all layers: those behind a sick one learned from what it put out."""
-    return _again(patient, (), "sequential")
+def sequential(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Statistics of the data, layers before normalising with their new ones, as in use.
+
+    From `by_batch` in SWEEPS passes: each layer is measured behind the last ones.
+    """
+    layers, _ = chosen(context.model, ())
+    found = _population(context.measured())
+    wanted = set(names) & set(layers) or set(layers)
+    for _ in range(SWEEPS):
+        run = NormRun(layers, stored={n: s for n, s in found.items() if n in wanted})
+        with probe.preserved(context.model), run.active():
+            for batch in context.data().read(context.part):
+                run.run(context.data(), context.model, batch)
+        found |= {n: s for n, s in _population(run.streams).items() if n in wanted}
+    return _written(context, names, found)
 
 
-def split_calls(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
+def everywhere(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
+    """As `sequential`, of all layers: those behind a faulty one learned from what it put out."""
+    if not names:
+        raise Unfit("all layers are concerned already")
+    return sequential(context, ())
+
+
+def copy_buffers(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The statistics of the reference model, layer by layer."""
+    if context.reference is None:
+        raise Unfit("it needs the model that this one follows (reference)")
+    followed = {s.name: s for s in of_model(context.reference)}
+    found = {n: (s.mean, s.var) for n, s in followed.items()}
+    return _written(context, names, found)
+
+
+def split_calls(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
     """A set of statistics for every call of a layer that runs several times in a forward."""
-    loader, model = patient.data(), patient.model
-    layers = {s.name: s.module for s in patient.states(names) if s.module is not None}
-    tallies, _ = measured(model, loader, layers, "batch", patient.part)
-    calls = {name: len(found) for name, found in tallies.items() if len(found) > 1}
-    if not calls:
+    loader, model = context.data(), context.model
+    wanted = {s.name for s in context.states(names)}
+    streams = {n: c for n, c in context.measured().items() if n in wanted and len(c) > 1}
+    if not streams:
         raise Unfit("no layer runs more than once in a forward")
-    batch = next(loader.read(patient.part))
-    with probe.untouched(model):
-        before = scores_of(loader.run(model, batch), batch.size)
+    calls = {name: len(found) for name, found in streams.items()}
+    batch = next(loader.read(context.part))
+
+    def values() -> Tensor:
+        run = NormRun({}, measured=set())
+        with probe.preserved(model):
+            return Goal().answer(run.run(loader, model, batch), batch).values
+
+    before = values()
     split(model, calls)
-    with probe.untouched(model):
-        after = scores_of(loader.run(model, batch), batch.size)
-    if not torch.equal(before, after):
+    if not torch.equal(before, values()):
         raise Unfit("the copies do not compute what the layer did; the model calls it elsewhere")
     done = tuple(f"{name}.calls.{i}" for name, number in calls.items() for i in range(number))
-    totals = [tally.total() for name in calls for tally in tallies[name]]
-    states = {s.name: s for s in patient.states(done)}
+    totals = [stream.total() for name in calls for stream in streams[name]]
+    states = {s.name: s for s in context.states(done)}
     for name, total in zip(done, totals, strict=True):
         write(states[name], total.mean, total.var(correction=1))
     return done
 
 
-def mend_channels(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
+def mend_channels(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
     """Statistics of the data, of those channels only whose stored ones are not finite."""
-    states = {s.name: s for s in patient.states(names) if bool(broken(s).any())}
-    found = _measured(patient, tuple(states), "batch")
-    for name, (mean, var) in found.items():
-        bad = broken(states[name])
-        write(
-            states[name],
-            torch.where(bad, mean, states[name].mean),
-            torch.where(bad, var, states[name].var),
-        )
-    return tuple(found)
+
+    def pick(state: LayerState, new: Statistics) -> Statistics:
+        bad = broken(state)
+        return torch.where(bad, new[0], state.mean), torch.where(bad, new[1], state.var)
+
+    sick = tuple(s.name for s in context.states(names) if bool(broken(s).any()))
+    return _written(context, sick, _population(context.measured()), pick)
 
 
-def widen(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
+def widen(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
     """Running statistics in float32."""
-    for state in patient.states(names):
+    for state in context.states(names):
         assert state.module is not None, "of a model"
         for key in ("running_mean", "running_var"):
             buffer = state.module._buffers[key]
@@ -106,44 +144,39 @@ def widen(patient: Patient, names: tuple[str, ...]) -> tuple[str, ...]:
 def write(state: LayerState, mean: Tensor, var: Tensor) -> None:
     """New statistics, in place."""
     assert state.module is not None, "of a model"
-    old_mean, old_var = tensors_of(state.module)
     with torch.no_grad():
-        old_mean.copy_(mean)
-        old_var.copy_(var)
+        for name, value in (("running_mean", mean), ("running_var", var)):
+            buffer = state.module._buffers[name]
+            assert buffer is not None, "a layer with statistics"
+            buffer.copy_(value)
 
 
-def _again(
-    patient: Patient, names: tuple[str, ...], propagate: Propagate, *, dropout: bool = False
+def _population(streams: Streams) -> dict[str, Statistics]:
+    """Mean and unbiased variance of everything that entered each layer."""
+    totals = {name: merged([s.total() for s in calls]) for name, calls in streams.items()}
+    return {name: (total.mean, total.var(correction=1)) for name, total in totals.items()}
+
+
+def _written(
+    context: RepairContext,
+    names: tuple[str, ...],
+    found: Mapping[str, Statistics],
+    pick: Callable[[LayerState, Statistics], Statistics] = lambda state, new: new,
 ) -> tuple[str, ...]:
-    found = _measured(patient, names, propagate, dropout=dropout)
-    states = {s.name: s for s in patient.states(tuple(found))}
-    for name, (mean, var) in found.items():
-        write(states[name], mean, var)
-    return tuple(found)
-
-
-def _measured(
-    patient: Patient, names: tuple[str, ...], propagate: Propagate, *, dropout: bool = False
-) -> Mapping[str, tuple[Tensor, Tensor]]:
-    loader = patient.data()
-    layers, _ = chosen(patient.model, ())
-    if names:
-        layers = {name: layer for name, layer in layers.items() if name in names}
-    tallies, order = measured(
-        patient.model, loader, layers, propagate, patient.part, dropout=dropout
-    )
-    states = {s.name: s for s in patient.states(tuple(order))}
-    found = {}
-    for name in order:
-        total = merged([tally.total() for tally in tallies[name]])
-        mean, var = total.mean.cpu(), total.var(correction=1).cpu()
+    """Write new statistics, where they are known, into these layers; into all without names."""
+    done = []
+    for state in context.states(()):
+        if state.name not in found or (names and state.name not in names):
+            continue
+        mean, var = (value.cpu() for value in found[state.name])
+        if mean.shape != state.mean.shape:
+            continue
         known = var.isfinite()
-        if not bool(mean.isfinite().all()):
-            raise Unfit(f"the input of {name} is not finite")
-        state = states[name]
-        found[name] = (
-            torch.where(known, mean, state.mean), torch.where(known, var, state.var)
-        )  # fmt: skip
-    if not found:
+        if not bool(mean[known.expand_as(mean)].isfinite().all()):
+            raise Unfit(f"the input of {state.name} is not finite")
+        new = torch.where(known, mean, state.mean), torch.where(known, var, state.var)
+        write(state, *pick(state, new))
+        done.append(state.name)
+    if not done:
         raise Unfit("no forward runs these layers")
-    return found
+    return tuple(done)

@@ -23,7 +23,8 @@ def print_diagnosis(record: Diagnosis, lang: Lang, console: Console) -> None:
         paragraph(console, head, COLOURS[first.severity] + " bold")
         where = read(checkup.place(group), lang)
         paragraph(console, f"{where}: {checkup.evidence(first).read(lang)}", mark="  ")
-        paragraph(console, checkup.advice(first.code).read(lang), mark="  ")
+        do = checkup.advice(first.code, first.facts.get("kind", ""))
+        paragraph(console, do.read(lang), mark="  ")
     if record.causes and record.worst not in (None, "info"):
         print_table(console, lang, checkup.causes(record), 2, said("doctor.section.causes"))
     if record.by_layer and record.worst not in (None, "info"):

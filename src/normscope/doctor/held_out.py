@@ -1,0 +1,177 @@
+"""Judge a model on held-out batches, before and after a repair."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from normscope import probe
+from normscope.doctor.evidence import norms_by_name
+from normscope.probe.batches import Loader, Part
+from normscope.probe.compare import SURE, Answer, Comparison, Goal, advantage
+from normscope.probe.grammar import Batch
+from normscope.probe.run import NormRun
+from normscope.records import Score
+
+SAMPLES = 2048  # that judge, at most; they stay in memory
+ALONE = 4  # samples at a time, where a layer normalises by the batch although in eval()
+NOTHING = Score(accuracy=math.nan, loss=math.nan, gap=math.nan, samples=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """How well a model does on the held-out batches, in eval().
+
+    Attributes:
+        score: of all together.
+        compared: with train(), as the model was before any repair; None without data.
+        answers: batch by batch.
+    """
+
+    score: Score = NOTHING
+    compared: Comparison | None = None
+    answers: Sequence[Answer] = ()
+
+
+@dataclass
+class HeldOut:
+    """The batches that judge, and what train() made of them before any repair.
+
+    Attributes:
+        loader: what repairs may read, in its `part`; None without data.
+        part: "first" where held-out batches come from the same loader.
+        batches: those that judge.
+    """
+
+    goal: Goal
+    loader: Loader | None = None
+    part: Part = "all"
+    batches: Sequence[Batch] = ()
+    reference: list[Answer] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, loader: Loader | None, apart: Loader | None, goal: Goal
+    ) -> "HeldOut":
+        """Batches of their own, or those that `loader` holds out; train() is run on them once.
+
+        Raises:
+            InputError, ModelError: as `Loader`.
+        """
+        judges = loader if apart is None else apart
+        if judges is None:
+            return cls(goal)
+        part: Part = "held_out" if apart is None else "all"
+        batches: list[Batch] = []
+        for batch in judges.read(part):
+            batches.append(batch)
+            if sum(b.size for b in batches) >= SAMPLES:
+                break
+        made = cls(goal, loader, "first" if apart is None else "all", batches)
+        made._reader = judges
+        layers = norms_by_name(model)
+        run = NormRun(layers, by_batch=set(layers), measured=set())
+        with probe.preserved(model), run.active():
+            for batch in batches:
+                output = run.run(judges, model, batch)
+                made.reference.append(goal.answer(output, batch, run.features))
+        return made
+
+    _reader: Loader | None = None
+
+    def evaluate(self, model: nn.Module) -> Evaluation:
+        """The model in eval(); layers that were left in train() stay so, in small batches."""
+        if self._reader is None:
+            return Evaluation()
+        layers = norms_by_name(model)
+        left = [m for m in layers.values() if m.training and not model.training]
+        run = NormRun(layers, measured=set())
+        compared = Comparison(given=self.goal.given)
+        answers = []
+        with probe.preserved(model), run.active():
+            for layer in left:
+                layer.training = True
+            for batch, trained in zip(self.batches, self.reference, strict=True):
+                found = self._answer(model, run, batch, ALONE if left else batch.size)
+                answers.append(found)
+                compared.add(trained, found)
+        counts = compared.known
+        score = Score(
+            accuracy=compared.accuracies[1],
+            loss=compared.other.loss if counts else math.nan,
+            gap=compared.relative,
+            samples=sum(batch.size for batch in self.batches),
+            metric=compared.other.metric,
+        )
+        return Evaluation(score, compared, answers)
+
+    def _answer(self, model: nn.Module, run: NormRun, batch: Batch, size: int) -> Answer:
+        assert self._reader is not None, "asked before"
+        pieces = [batch]
+        if size < batch.size:
+            rows = [self._reader.rows(batch, part) for part in torch.arange(batch.size).split(size)]
+            pieces = [piece for piece in rows if piece is not None] or [batch]
+        found = [
+            self.goal.answer(run.run(self._reader, model, piece), piece, run.features)
+            for piece in pieces
+        ]
+        return found[0] if len(found) == 1 else joined(found)
+
+
+def joined(parts: Sequence[Answer]) -> Answer:
+    """The answers to parts of one batch as one."""
+    rows = ("values", "features", "losses", "right", "choices")
+    sums = ("predicted", "truth", "targets")
+    tables: dict[str, Any] = {n: torch.cat([getattr(p, n) for p in parts]) for n in rows}
+    tables |= {n: torch.stack([getattr(p, n) for p in parts]).sum(0) for n in sums}
+    return Answer(**tables, metric=sum(p.metric for p in parts) / len(parts))
+
+
+def known(before: Evaluation, after: Evaluation) -> bool:
+    """Whether labels, a loss or a metric say what is good."""
+    return any(e.compared is not None and e.compared.known for e in (before, after))
+
+
+def gain(before: Evaluation, after: Evaluation) -> float:
+    """Standard errors by which the second is better, pair by pair; NaN where it is not known."""
+    if before.compared is None or after.compared is None or not known(before, after):
+        return math.nan
+    return advantage(before.compared.other, after.compared.other)
+
+
+def helps(before: Evaluation, after: Evaluation) -> bool:
+    """Whether held-out batches are served better.
+
+    Where labels, a loss or a metric say what is good: better by SURE standard errors; or better
+    at all, and the gap between train() and eval() falls by 5 %; or not worse by one, and it falls
+    by half. Where they do not: the gap falls by 5 %. A metric or labels veto by a fall that is
+    larger than chance.
+    """
+    old, new = before.score, after.score
+    if not old.samples:
+        return False
+    sure = gain(before, after)
+    if math.isnan(sure):
+        return new.gap < 0.95 * old.gap
+    if sure > SURE:
+        return True
+    return (sure > 0 and new.gap < 0.95 * old.gap) or (sure > -1 and new.gap < 0.5 * old.gap)
+
+
+def harms(before: Evaluation, after: Evaluation) -> bool:
+    """Whether held-out batches are served worse, beyond chance."""
+    sure = gain(before, after)
+    return after.score.gap > 1.05 * before.score.gap if math.isnan(sure) else sure < -SURE
+
+
+def same(before: Evaluation, after: Evaluation) -> bool:
+    """Whether every output is what it was, up to rounding."""
+    if not before.answers:
+        return False
+    compared = Comparison()
+    for a, b in zip(before.answers, after.answers, strict=True):
+        compared.add(a, b)
+    return compared.relative < 1e-3

@@ -1,0 +1,54 @@
+"""What explains most: findings in the order of their weight, and what is at fault."""
+
+from collections.abc import Sequence
+
+from normscope.doctor.checks import CHECKS
+from normscope.records import SEVERITIES, Cause, Finding, Verdict
+
+OF_DATA = ("NS007", "NS008", "NS020", "NS022", "NS029")  # the batches are at fault, not the model
+PARTICULAR = 0.1  # share of the gap by which a particular cause may explain less and come first
+LITTLE = 0.2  # share of the gap below which a cause explains nothing
+SURE = 2.0  # standard errors
+
+
+def ranked(findings: Sequence[Finding], causes: Sequence[Cause]) -> list[Finding]:
+    """The findings, the one that explains most first; notes last.
+
+    A cause is measured by the share of the gap that goes when it alone is mended. A general
+    cause, as stale statistics, always covers a particular one, so that comes first where it
+    explains nearly as much. Data that cannot judge the model come before all.
+    """
+    closes: dict[str, float] = {}
+    for cause in causes:
+        if cause.code and not cause.advantage < -SURE:
+            closes[cause.code] = max(closes.get(cause.code, 0.0), min(cause.closes, 1.0))
+    gravest = {
+        code: max(SEVERITIES.index(f.severity) for f in findings if f.code == code)
+        for code in {f.code for f in findings}
+    }
+
+    def place(finding: Finding) -> tuple[bool, bool, float, float, float, str]:
+        code, specific = finding.code, CHECKS[finding.code].specific
+        share = closes.get(code, 0.0)
+        explains = share + PARTICULAR * (specific == 2) if share >= LITTLE else 0.0
+        note = gravest[code] == 0
+        return (code != "NS029", note, -round(explains, 2), -specific, -gravest[code], code)
+
+    return sorted(findings, key=place)
+
+
+def verdict(findings: Sequence[Finding], causes: Sequence[Cause]) -> Verdict:
+    """The finding that explains most, whose fault it is, and what would do harm."""
+    first = next(iter(findings), None)
+    if first is None or (first.severity == "info" and first.code != "NS029"):
+        return Verdict(kind="nothing")
+    own = [cause for cause in causes if cause.code == first.code]
+    share = max((cause.closes for cause in own), default=float("nan"))
+    if first.code == "NS029":
+        return Verdict(kind="data", code=first.code, closes=share, warns="recalibrate")
+    if first.code in OF_DATA:
+        return Verdict(kind="data", code=first.code, closes=share, warns="retrain")
+    worse = [c.code for c in causes if c.advantage < -SURE]
+    cold = [c for c in causes if c.name == "cold" and c.closes < 0]
+    warns = "cold" if "NS002" in worse or cold else ""
+    return Verdict(kind="statistics", code=first.code, closes=share, warns=warns)
