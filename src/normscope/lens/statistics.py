@@ -73,7 +73,7 @@ class Stage:
         )
 
     def add(self, seen: Sweep, images: Images, scale: Tensor) -> None:
-        """Add a batch; `scale` (C,) or (N, C) is the layer's own."""
+        """Add a batch; `scale` (C,) is the layer's own."""
         present, place = images.classes
         own = Moments(self.count[present], self.mean[present], torch.zeros_like(self.mean[present]))
         rows = absorb(own, seen, place)
@@ -109,11 +109,10 @@ class Stage:
     def _scatter(self, rows: Tensor, labels: Tensor, scale: Tensor) -> None:
         rows = _joint(rows)
         self.scatter.addmm_(rows.T, rows)
-        square = rows.square()
-        self.spread.index_add_(0, labels, square.sum(1))
         weight = _joint(scale).square()
-        scaled = square @ weight if weight.dim() == 1 else (square * weight).sum(1)
-        self.scaled_spread.index_add_(0, labels, scaled)
+        both = rows.square() @ torch.stack([torch.ones_like(weight), weight], 1)
+        self.spread.index_add_(0, labels, both[:, 0])
+        self.scaled_spread.index_add_(0, labels, both[:, 1])
 
     def mapped(self, centre: Tensor, scale: Tensor) -> "Stage":
         """Map it to the stage of (x - centre) * scale, exactly."""
