@@ -202,3 +202,22 @@ def test_the_separation_does_not_depend_on_the_block(monkeypatch: pytest.MonkeyP
     np.testing.assert_allclose(
         parts.layers[0].gate_information, whole.layers[0].gate_information, atol=1e-12
     )
+
+
+def test_images_of_several_sizes_count_by_their_values() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5), nn.ReLU()).double()
+    nn.init.normal_(model[1].running_mean)
+    loader = [
+        (torch.randn(30, 2, side, side, dtype=torch.float64), torch.arange(30) % 3)
+        for side in (5, 8, 12)
+    ]
+    (layer,) = lens.inspect(model, loader).layers
+    assert layer.images == 90
+    assert layer.invariance < 1e-10
+    with torch.no_grad():
+        seen = [(model[0](x).flatten(2).numpy(), y.numpy()) for x, y in loader]
+    for k in range(3):
+        values = np.concatenate([np.moveaxis(x[y == k], 1, 0).reshape(5, -1) for x, y in seen], 1)
+        np.testing.assert_allclose(layer.class_mean[k], values.mean(1), rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(layer.class_var[k], values.var(1), rtol=1e-5)

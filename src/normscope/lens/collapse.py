@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from normscope.lens import measures
+from normscope.lens.images import Sample
 from normscope.lens.measures import ImageScatter
-from normscope.lens.statistics import Sample
 from normscope.records import Collapse
 
 

@@ -138,7 +138,6 @@ def layer_record(name: str, layer: TrackedLayer) -> Layer:
     scores = bits if layer.activation is not None else readings["input"].eta2
     kept = _kept(scores[layer.channels])
     seen = source.count > 0
-    images = round(float(source.count.sum()) / layer.positions)
     return Layer(
         name=name,
         norm=layer.norm,
@@ -169,14 +168,14 @@ def layer_record(name: str, layer: TrackedLayer) -> Layer:
         if bool(layer.centred.any())
         else math.nan,
         rounding=max(readings[n].noise for n in AFFINE),
-        notes=_notes(layer, readings, images),
-        images=images,
+        notes=_notes(layer, readings),
+        images=layer.images,
         maps=layer.maps,
         eta2_change=stages[2].eta2_mean - stages[0].eta2_mean,
         lda_change=stages[2].lda_fraction - stages[0].lda_fraction,
         firing_spread=float((active[seen].max(0).values - active[seen].min(0).values).mean()),
         firing_chance=measures.chance_spread(
-            layer.active[seen], layer.rate_square, source.count[seen], layer.positions
+            layer.active[seen], layer.rate_square, source.count[seen], layer.images
         ),
         sampled=len(source.sample.labels),
         pre_activation=_pre_activation(layer),
@@ -240,9 +239,7 @@ def _invariance(readings: dict[StageName, _Reading], cut: float) -> float:
     return max(d for d in differences if not math.isnan(d))
 
 
-def _notes(
-    layer: TrackedLayer, readings: dict[StageName, _Reading], images: int
-) -> tuple[str, ...]:
+def _notes(layer: TrackedLayer, readings: dict[StageName, _Reading]) -> tuple[str, ...]:
     source = readings["input"]
     conditions = {
         "lens.note.mixed": layer.maps == "per_condition",
@@ -250,8 +247,8 @@ def _notes(
         "lens.note.constant": not bool(source.pixel.all()),
         "lens.note.same_means": bool(source.image.any())
         and not bool(readings["normalised"].image.any()),
-        "lens.note.few_images": images <= int(source.image.sum()),
-        "lens.note.sampled": images > layer.sample,
+        "lens.note.few_images": layer.images <= int(source.image.sum()),
+        "lens.note.sampled": layer.images > layer.sample,
         "lens.note.joint_channels": len(layer.map.gamma) > JOINT,
         "lens.note.histograms": len(layer.channels) < len(layer.map.gamma),
         "lens.note.positions": layer.counted < layer.positions,

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normscope.lens.statistics import Sample, Stage, joint_channels
+from normscope.lens.images import Sample
+from normscope.lens.statistics import Stage, joint_channels
 from normscope.moments import Moments
 
 # an eigenvalue of the correlation matrix (their mean is 1) counts from here on: the square of
@@ -366,7 +367,7 @@ def measured_signal(centred: Tensor, count: Tensor, mean: Tensor, var: Tensor) -
     return float(share @ (left * offset * inverse).sum(1)) / whole if whole else math.nan
 
 
-def chance_spread(active: Tensor, rate_square: Tensor, count: Tensor, positions: int) -> float:
+def chance_spread(active: Tensor, rate_square: Tensor, count: Tensor, images: int) -> float:
     """By how much activation rates of K classes would differ if all had the same; mean of channels.
 
     The expected range of K means of n_k rates each, with the deviation of the images' rates
@@ -377,16 +378,16 @@ def chance_spread(active: Tensor, rate_square: Tensor, count: Tensor, positions:
         active: (K, C), values above 0; classes with images only.
         rate_square: (C,), sum over images of the squared rate.
         count: (K,), values.
-        positions: values per image.
+        images: how many.
     """
-    images = count / positions
-    free = float(images.sum()) - len(images)
-    if free < 0.5:
+    by_class = count * (images / count.sum())
+    free = images - len(by_class)
+    if free < 1:
         return math.nan
-    between = images @ (active / count.unsqueeze(1)) ** 2
+    between = by_class @ (active / count.unsqueeze(1)) ** 2
     var = ((rate_square - between) / free).clamp(min=0)
-    top = torch.tensor((len(images) - 0.375) / (len(images) + 0.25), dtype=torch.float64)
-    ranges = 2 * torch.special.ndtri(top) * (var * (1 / images).mean()).sqrt()
+    top = torch.tensor((len(count) - 0.375) / (len(count) + 0.25), dtype=torch.float64)
+    ranges = 2 * torch.special.ndtri(top) * (var * (1 / by_class).mean()).sqrt()
     return float(ranges.mean())
 
 

@@ -137,6 +137,9 @@ def accumulate(
                     state.incomplete = True
                     lens.begin(batch, ids)
                     loader.run(model, batch)
+                    if lens.misses:  # the first forward shows which activations make inputs
+                        lens.again()
+                        loader.run(model, batch)
                     lens.end()
                     state.incomplete = False
                     if on_progress is not None:

@@ -8,9 +8,10 @@ from torch import Tensor
 from normscope.errors import ModelError
 from normscope.lens import memory
 from normscope.lens.channel_map import CallSlice, slices
+from normscope.lens.images import Images
 from normscope.lens.per_sample import per_sample_slice
 from normscope.lens.state import InspectionState
-from normscope.lens.statistics import Images, TrackedLayer
+from normscope.lens.statistics import TrackedLayer
 from normscope.lens.sweep import Sweep
 from normscope.probe import Call, Norm
 from normscope.probe.grammar import Batch
@@ -28,6 +29,8 @@ class Recorder:
         # of the layers that ran in this forward: which images went where
         self._running: dict[str, list[tuple[TrackedLayer, Tensor | None, Images]]] = {}
         self._pre: tuple[str, str, Tensor] | None = None  # call, activation, what that was given
+        self.misses = False  # what an activation was given that made a layer's input
+        self._again = False  # the batch runs a second time, for that only
         self._histograms: dict[str, int] = {}
         self._make_room(1 if state.classes is None else len(state.classes))
 
@@ -39,29 +42,36 @@ class Recorder:
         self._make_room(int(self._images.labels.max()) + 1)
         self._running.clear()
 
+    def again(self) -> None:
+        """Prepare for the same batch again, where it `misses` something."""
+        self._again = True
+
     def end(self) -> None:
         """Count the batch, which has passed."""
         labels = self._images.labels
         self._state.counts += torch.bincount(labels, minlength=len(self._state.counts))
         self._state.composition.add(labels)
         self._running.clear()
+        self.misses = self._again = False
 
-    def preceded(self, call: Call, activation: str, before: Tensor) -> None:
+    def preceded(self, call: Call, activation: str, before: Tensor | None) -> None:
         """Note that an activation made the input of a layer that is about to run of `before`."""
-        self._pre = (call.name, activation, before)
+        if before is None:
+            self.misses = True
+        else:
+            self._pre = (call.name, activation, before)
 
     def normed(self, call: Call, before: Tensor, after: Tensor) -> None:
         """Add what a layer was given and what it put out."""
+        if self._again:
+            self._add_pre_activation(call, before)
+            return
         found = self._slices(call, before, after)
-        made, self._pre = self._pre, None
         if not found:
             return
         axis = found[0].axis
         x = Sweep.of(before, take=True, axis=axis)
         self._check_finite(call, x, "its input")
-        pre = None
-        if made is not None and made[0] == call.name and made[2].shape == before.shape:
-            pre = Sweep.of(made[2], axis=axis)
         running = []
         for part in found:
             images = self._images.select(part.rows)
@@ -78,10 +88,9 @@ class Recorder:
                 layer.count_bins(part_x.taken, mean, rstd, images.labels)
             if part.rows is None and part.maps == "one":
                 layer.add_centred(part_x, images.labels)
-            if pre is not None and made is not None:
-                layer.input_activation = made[1]
-                layer.stage("pre_activation").add(pre.of_rows(part.rows), images, layer.scale)
             running.append((layer, part.rows, images))
+        self._running[call.name] = running
+        self._add_pre_activation(call, before)
         # last, so that the activation finds it in the cache
         y = Sweep.of(after, take=found[0].maps == "per_sample", axis=axis)
         for layer, rows, images in running:
@@ -92,12 +101,11 @@ class Recorder:
             if part_y.taken is not None:
                 own = layer.map
                 layer.count_bins(part_y.taken, own.beta, own.inverse_gamma, images.labels)
-        self._running[call.name] = running
 
     def activated(self, call: Call, activation: str, after: Tensor) -> None:
         """Add what the activation of its output put out."""
         running = self._running.get(call.name, [])
-        if not running or len(after) != len(self._images.labels) or after.dim() < 2:
+        if self._again or not running or len(after) != len(self._images.labels) or after.dim() < 2:
             return
         known = self._per_sample.get(call.name)
         axis = 1 if known is None else known.axis
@@ -108,6 +116,18 @@ class Recorder:
         for layer, rows, images in running:
             layer.stage("activated").add(seen.of_rows(rows), images, layer.scale)
             layer.activation = activation
+
+    def _add_pre_activation(self, call: Call, before: Tensor) -> None:
+        """Add what the activation was given that made the input of a call."""
+        made, self._pre = self._pre, None
+        running = self._running.get(call.name, [])
+        if made is None or made[0] != call.name or made[2].shape != before.shape or not running:
+            return
+        known = self._per_sample.get(call.name)
+        seen = Sweep.of(made[2], axis=1 if known is None else known.axis)
+        for layer, rows, images in running:
+            layer.input_activation = made[1]
+            layer.stage("pre_activation").add(seen.of_rows(rows), images, layer.scale)
 
     def trim(self) -> None:
         """Drop the room that was made for more classes than came."""

@@ -13,7 +13,8 @@ from torch import Tensor
 from normscope.errors import FileError, InputError
 from normscope.files import shown, write_whole
 from normscope.lens.channel_map import ChannelMap
-from normscope.lens.statistics import Sample, Stage, TrackedLayer, resized
+from normscope.lens.images import Sample
+from normscope.lens.statistics import Stage, TrackedLayer, resized
 from normscope.moments import Moments
 
 SCHEMA = 2  # raised when what a saved state holds changes

@@ -6,7 +6,6 @@ classification head sees. Both have the same class means.
 """
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normscope.lens.channel_map import CallSlice, ChannelMap
+from normscope.lens.images import Images, Sample
 from normscope.lens.sweep import BINS, POSITIONS, Sweep, absorb, count_bins
 from normscope.moments import Moments
 from normscope.records import MapKind, StageName
@@ -21,69 +21,6 @@ from normscope.records import MapKind, StageName
 JOINT = 512  # channels in the joint measures, exactly; a layer with more is thinned
 THINNED = 256  # to so many, evenly spaced
 FULL = 2**31 - 1  # what a cell of an int32 table holds
-
-
-@dataclass(frozen=True, eq=False)
-class Images:
-    """Images of one batch that are counted together.
-
-    Attributes:
-        labels: (N,) int64.
-        priority: (N,) int64, a hash of each image.
-        condition: (N,) int64, or None.
-    """
-
-    labels: Tensor
-    priority: Tensor
-    condition: Tensor | None
-
-    @cached_property
-    def classes(self) -> tuple[Tensor, Tensor]:
-        """The classes of this batch (U,), and for each image its place among them (N,)."""
-        present, place = self.labels.unique(return_inverse=True)
-        return present, place
-
-    def select(self, rows: Tensor | None) -> "Images":
-        """Take some of the images; None: all."""
-        if rows is None:
-            return self
-        condition = None if self.condition is None else self.condition[rows]
-        return Images(self.labels[rows], self.priority[rows], condition)
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """The image features of at most `size` images: those of lowest priority.
-
-    The priority is a hash of the image, so the choice depends on neither batch size nor order.
-
-    Attributes:
-        size: how many are kept at most.
-        priority: (n,) int64.
-        labels: (n,).
-        features: (n, C), float32.
-    """
-
-    size: int
-    priority: Tensor
-    labels: Tensor
-    features: Tensor
-
-    def __add__(self, other: "Sample") -> "Sample":
-        if len(self.priority) == self.size:  # the usual case late in a long pass: few enter
-            enters = other.priority < self.priority.max()
-            if not bool(enters.any()):
-                return self
-            other = Sample(
-                self.size, other.priority[enters], other.labels[enters], other.features[enters]
-            )
-        priority = torch.cat([self.priority, other.priority])
-        labels = torch.cat([self.labels, other.labels])
-        features = torch.cat([self.features, other.features])
-        if len(priority) <= self.size:
-            return Sample(self.size, priority, labels, features)
-        keep = priority.argsort(stable=True)[: self.size]
-        return Sample(self.size, priority[keep], labels[keep], features[keep])
 
 
 @dataclass(eq=False)
@@ -136,7 +73,7 @@ class Stage:
         )
 
     def add(self, seen: Sweep, images: Images, scale: Tensor) -> None:
-        """Add a batch; `scale` (C,) or (N, C) is the layer's own."""
+        """Add a batch; `scale` (C,) is the layer's own."""
         present, place = images.classes
         own = Moments(self.count[present], self.mean[present], torch.zeros_like(self.mean[present]))
         rows = absorb(own, seen, place)
@@ -172,11 +109,10 @@ class Stage:
     def _scatter(self, rows: Tensor, labels: Tensor, scale: Tensor) -> None:
         rows = _joint(rows)
         self.scatter.addmm_(rows.T, rows)
-        square = rows.square()
-        self.spread.index_add_(0, labels, square.sum(1))
         weight = _joint(scale).square()
-        scaled = square @ weight if weight.dim() == 1 else (square * weight).sum(1)
-        self.scaled_spread.index_add_(0, labels, scaled)
+        both = rows.square() @ torch.stack([torch.ones_like(weight), weight], 1)
+        self.spread.index_add_(0, labels, both[:, 0])
+        self.scaled_spread.index_add_(0, labels, both[:, 1])
 
     def mapped(self, centre: Tensor, scale: Tensor) -> "Stage":
         """Map it to the stage of (x - centre) * scale, exactly."""
@@ -219,7 +155,7 @@ class TrackedLayer:
         map: that map, (C,); the pooled one where several maps come together; NaN mean and
             variance where each sample has its own.
         one_threshold: whether all images meet the same threshold -beta/gamma.
-        positions: values per image and channel.
+        positions: values per image and channel, of the first batch.
         counted: how many of them the histogram counts.
         precision: relative rounding of the layer's input and of long float64 sums.
         sample: how many images are sampled at most.
@@ -228,6 +164,7 @@ class TrackedLayer:
         centred: (K, H) float64, sum over values of the input less the mean of its batch.
         active: (K, C) int32 or int64, values with y > 0.
         rate_square: (C,) float64, sum over images of the squared share of values with y > 0.
+        images: how many.
         activation: the one that follows; None where none was seen.
         input_activation: the one that made the input; None where none was seen.
         stages: those that were measured, by name.
@@ -247,6 +184,7 @@ class TrackedLayer:
     centred: Tensor
     active: Tensor
     rate_square: Tensor
+    images: int = 0
     activation: str | None = None
     input_activation: str | None = None
     stages: dict[str, Stage] = field(default_factory=dict)
@@ -310,6 +248,7 @@ class TrackedLayer:
         most = int(self.stages["scaled_shifted"].count.max())
         if self.active.dtype == torch.int32 and most > FULL:
             self.active = self.active.long()
+        self.images += len(labels)
         self.active.index_add_(0, labels, seen.fired.to(self.active.dtype))
         self.rate_square += (seen.fired.double() / seen.positions).square().sum(0)
 
@@ -348,6 +287,7 @@ class TrackedLayer:
         self.active = _narrow(self.active.long() + other.active)
         self.centred += other.centred
         self.rate_square += other.rate_square
+        self.images += other.images
         self.activation = self.activation or other.activation
         self.input_activation = self.input_activation or other.input_activation
 

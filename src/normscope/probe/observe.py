@@ -73,7 +73,7 @@ class Watcher(Protocol):
 
 
 # a call that is about to run, the activation that made its input, and what that was given
-Preceded = Callable[[Call, str, Tensor], None]
+Preceded = Callable[[Call, str, Tensor | None], None]
 
 
 @contextmanager
@@ -95,8 +95,8 @@ def observe(
     module's. Code under torch.compile runs as it was written while it is observed.
 
     With `preceded`, a call whose input is an activation's output (conv, ReLU, norm) is told before
-    it runs. The first forward shows which activations those are; from the second on only what they
-    are given is kept until the layer runs.
+    it runs. The first forward shows which activations those are, without what they were given;
+    from the second on that is kept until the layer runs, and of no other activation.
     """
     names = {norm.module: norm.name for norm in norms if norm.skipped is None}
     observer = _Observer(names, watcher, preceded)
@@ -144,7 +144,7 @@ class _Given:
     """What an activation was given that no norm layer put out, and its number in the forward."""
 
     number: int
-    values: Tensor
+    values: Tensor | None
     name: str = ""
     result: "_Mark | None" = None
 
@@ -289,7 +289,9 @@ class _Observer(TorchFunctionMode):
         if self._preceded is None or self._running or not isinstance(subject, Tensor):
             return None
         number, self._number = self._number, self._number + 1
-        if self._forwards > 1 and number not in self._feeding:
+        if self._forwards == 1:
+            return _Given(number, None)
+        if number not in self._feeding:
             return None
         with torch._C.DisableTorchFunction():  # an in-place form will overwrite it
             return _Given(number, subject.detach().clone())
