@@ -100,7 +100,6 @@ def test_an_eps_is_a_guess_without_labels_and_tried_with_them() -> None:
     assert state(model) == before
 
 
-@pytest.mark.xfail(reason="variances are compared with the eps that is set", strict=True)
 def test_an_eps_that_was_ported_too_small_is_seen() -> None:
     """Keras's 1e-3 under torch's 1e-5: the variances are large against 1e-5."""
     model, batches = of_small_variances(noise=0.4)
@@ -109,7 +108,6 @@ def test_an_eps_that_was_ported_too_small_is_seen() -> None:
     assert asked("NS006", model, batches).codes[:1] == ("NS006",)
 
 
-@pytest.mark.xfail(reason="a loss on training data that is lower by little counts", strict=True)
 def test_the_eps_of_training_is_no_fault_where_another_makes_scores_larger_only() -> None:
     """A smaller eps scales the scores up, which lowers the loss on data that are fitted well."""
     model, batches = of_small_variances(noise=0.0)

@@ -194,7 +194,8 @@ def test_checkpoints_under_another_key(key: str, tmp_path: Path) -> None:
 def test_a_checkpoint_with_two_networks_in_it(tmp_path: Path) -> None:
     """Which one is meant cannot be guessed: both are named."""
     state = digits_model().state_dict()
-    torch.save({"generator": state, "discriminator": state, "epoch": 3}, tmp_path / "a.pt")
+    other = {name: value.clone() for name, value in state.items()}
+    torch.save({"generator": state, "discriminator": other, "epoch": 3}, tmp_path / "a.pt")
     assert_one_sentence(refused(lambda: diagnose(tmp_path / "a.pt")), "generator", "discriminator")
 
 

@@ -79,14 +79,16 @@ class Attribution:
         """The share of the gap that is gone with these answers."""
         return 1 - self._apart(answers) / self._gap if self._gap > 1e-9 else 0.0
 
-    def advantage(self, answers: Sequence[Answer]) -> float:
-        """By how many standard errors they are better than eval(); NaN where it is not known."""
-        if not self._data.gap.known:
-            return float("nan")
-        compared = Comparison(given=True)
+    def against_eval(self, answers: Sequence[Answer]) -> Comparison:
+        """Answers beside those of eval()."""
+        compared = Comparison(given=self._data.gap.known)
         for before, after in zip(self._data.eval, answers, strict=True):
             compared.add(before, after)
-        return compared.advantage
+        return compared
+
+    def advantage(self, answers: Sequence[Answer]) -> float:
+        """By how many standard errors they are better than eval(); NaN where it is not known."""
+        return self.against_eval(answers).advantage if self._data.gap.known else float("nan")
 
     def changes(self, answers: Sequence[Answer]) -> float:
         """Relative difference of these answers from those of eval()."""

@@ -85,7 +85,7 @@ class BatchComposition(Check):
             if grade is None:
                 continue
             severity, threshold = grade
-            if severity == "error" and not case.gap_matters:
+            if severity == "error" and (case.keep_stored or not case.gap_matters):
                 severity, threshold = "warning", self.warn
             if kind == "places" and not case.gap_matters:
                 severity = "info"  # harmless where nothing depends on the place

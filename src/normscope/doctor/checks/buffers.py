@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from normscope.doctor.attribution import Override
-from normscope.doctor.checks.base import Check, CheckContext, Skip, broken, register
+from normscope.doctor.checks.base import FALL, Check, CheckContext, Skip, broken, register
 from normscope.doctor.state import LayerState
 from normscope.moments import drift
 from normscope.probe.compare import SURE, Answer
@@ -16,6 +16,7 @@ from normscope.records import Finding
 
 FEW = 10  # steps, too few to compare with
 OFTEN = 5  # updates in a step; more are of an earlier training
+LOWER = 0.1  # share of the loss that another eps must take away
 DEAD = 1000  # a variance below eps over this is that of a constant
 USUAL_EPS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # torch 1e-5, Keras 1e-3, ViTs 1e-6
 
@@ -141,51 +142,63 @@ class TinyVariance(Check):
     scale, and a port between libraries with another eps (1e-3 in Keras and EfficientNet, 1e-5 in
     torch) changes the output. Counted are channels with var < 10 eps that are not constant. Where
     labels, a loss or a metric say what is good, the usual values are tried: it is a fault where
-    another one does better. Take the eps that the weights were trained with.
+    another one does better by half a point of accuracy, or a tenth of the loss. Take the eps that
+    the weights were trained with.
     """
 
     code = "NS006"
     family = "buffers"
     needs = "checkpoint"
-    source = "eps then changes the scale by 5 % or more"
+    source = "eps then changes the scale by 5 % or more; accuracy rises by half a point"
     repair = "choose_eps"
     cause = "eps"
     warn: float = 0.05
-    _sure: dict[float, float] = field(default_factory=dict)  # by which others do better
+    _eps: float | None = None  # that does better
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
+        tried = case.attribution is not None and case.data is not None and case.data.gap.known
         found = []
         for state in case.layers:
-            small = (state.var >= state.eps / DEAD) & (state.var < 10 * state.eps)
+            most = 10 * max(USUAL_EPS if tried else (state.eps,))
+            small = (state.var >= state.eps / DEAD) & (state.var < max(most, 10 * state.eps))
             share = float(small.double().mean())
             if share > self.warn:
                 found.append((state, small, share))
-        if not found:
-            return
-        best, sure = self._better(case)
-        if sure is not None and sure <= SURE:
+        best = self._best(case) if tried and found else None
+        if tried and best is None:
             return  # what is set does best
         for state, small, share in found:
             yield self.finding(
-                state.name, "info" if sure is None else "warning", share, self.warn,
-                channels=small, eps=state.eps, smallest=float(state.var[small].min()),
-                best=best, kind="guess" if sure is None else "tried",
-                confidence="low" if sure is None else "high",
+                state.name, "warning" if tried else "info", share, self.warn, channels=small,
+                eps=state.eps, smallest=float(state.var[small].min()), best=best or math.nan,
+                kind="tried" if tried else "guess", confidence="high" if tried else "low",
             )  # fmt: skip
 
-    def _better(self, case: CheckContext) -> tuple[float, float | None]:
-        """The usual eps that does best, and by how many standard errors; None: not known."""
-        if case.attribution is None or case.data is None or not case.data.gap.known:
-            return math.nan, None
-        if not self._sure:
-            set_now = {s.eps for s in case.layers}
-            self._sure = {
-                eps: case.attribution.advantage(case.attribution.answers(self._with(case, eps)))
-                for eps in USUAL_EPS
-                if set_now != {eps}
-            }
-        best = max(self._sure, key=lambda eps: self._sure[eps])
-        return best, self._sure[best]
+    def _best(self, case: CheckContext) -> float | None:
+        """The usual eps that does best, where it does better beyond chance and by enough.
+
+        Another eps scales scores, which moves the loss a little without being right: accuracy
+        decides where there is one, else LOWER of the loss.
+        """
+        assert case.attribution is not None, "asked before"
+        best, reached = None, 0.0
+        for eps in USUAL_EPS:
+            if {s.eps for s in case.layers} == {eps}:
+                continue
+            compared = case.attribution.against_eval(
+                case.attribution.answers(self._with(case, eps))
+            )
+            old, new = compared.reference, compared.other
+            gain = new.metric - old.metric
+            if not old.metrics:
+                rises = new.accuracy - old.accuracy
+                gain = rises if old.right else 1 - new.loss / max(old.loss, 1e-12)
+                if gain < (FALL if old.right else LOWER):
+                    continue
+            if compared.advantage > SURE and gain > reached:
+                best, reached = eps, gain
+        self._eps = best
+        return best
 
     def _with(self, case: CheckContext, eps: float) -> Override:
         """Statistics that normalise as if eps were another: var + eps stays what it is then."""
@@ -196,10 +209,9 @@ class TinyVariance(Check):
     def mended(
         self, case: CheckContext, names: tuple[str, ...]
     ) -> tuple[str, Sequence[Answer]] | None:
-        best, sure = self._better(case)
-        if sure is None or case.attribution is None:
+        if self._eps is None or case.attribution is None:
             return None
-        return self.cause, case.attribution.answers(self._with(case, best))
+        return self.cause, case.attribution.answers(self._with(case, self._eps))
 
 
 @register

@@ -21,6 +21,7 @@ REMEDIES: dict[str, tuple[Remedy, ...]] = {
         statistics.by_batch,
         statistics.as_in_training,
         statistics.averaged,
+        statistics.outliers,
         statistics.sequential,
         statistics.everywhere,
     ),

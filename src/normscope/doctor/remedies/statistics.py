@@ -11,11 +11,13 @@ from normscope.doctor.checks.base import broken
 from normscope.doctor.recalibrate import chosen
 from normscope.doctor.remedies.base import RepairContext, Streams, Unfit
 from normscope.doctor.state import LayerState, of_model
+from normscope.moments import drift
 from normscope.probe.compare import Goal
 from normscope.probe.run import NormRun, dropouts
 from normscope.probe.stream import MomentStream, merged
 
 Statistics = tuple[Tensor, Tensor]  # mean and unbiased variance
+FAR, LITTLE = 3.0, 0.1  # times the usual drift; a drift that is none, in standard deviations
 SWEEPS = 2  # over the data, until layers agree with what those before them put out
 
 
@@ -74,6 +76,24 @@ def sequential(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...
                 run.run(context.data(), context.model, batch)
         found |= {n: s for n, s in _population(run.streams).items() if n in wanted}
     return _written(context, names, found)
+
+
+def outliers(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
+    """As `sequential`, of the layers that are off far more than most; the others stay.
+
+    Where one part of a model has the statistics of other data, the rest is right as it is.
+    """
+    found = _population(context.measured())
+    away = {
+        s.name: float(drift(s.mean, s.var, *(v.cpu() for v in found[s.name])).pow(2).nanmean())
+        for s in context.states(())
+        if s.name in found and found[s.name][0].shape == s.mean.shape
+    }
+    usual = sorted(away.values())[len(away) // 2]
+    far = tuple(name for name, size in away.items() if size > FAR**2 * max(usual, LITTLE**2))
+    if not far or 2 * len(far) > len(away):
+        raise Unfit("no few layers are off far more than most")
+    return sequential(context, far)
 
 
 def everywhere(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
