@@ -11,7 +11,7 @@ from normscope.doctor.attribution import Override
 from normscope.doctor.checks.base import FALL, Check, CheckContext, Skip, broken, register
 from normscope.doctor.state import LayerState
 from normscope.moments import drift
-from normscope.probe.compare import SURE, Answer
+from normscope.probe.compare import SURE, Answer, advantage
 from normscope.records import Finding
 
 FEW = 10  # steps, too few to compare with
@@ -181,6 +181,8 @@ class TinyVariance(Check):
         decides where there is one, else LOWER of the loss.
         """
         assert case.attribution is not None, "asked before"
+        # in a model whose statistics are wrong, these come first
+        restored = case.attribution.against_eval(case.attribution.restored).other
         best, reached = None, 0.0
         for eps in USUAL_EPS:
             if {s.eps for s in case.layers} == {eps}:
@@ -195,7 +197,8 @@ class TinyVariance(Check):
                 gain = rises if old.right else 1 - new.loss / max(old.loss, 1e-12)
                 if gain < (FALL if old.right else LOWER):
                     continue
-            if compared.advantage > SURE and gain > reached:
+            beaten = advantage(restored, new) < 0
+            if compared.advantage > SURE and gain > reached and not beaten:
                 best, reached = eps, gain
         self._eps = best
         return best
