@@ -25,14 +25,13 @@ from normscope.kernels import reference
 from normscope.kernels.autograd import (
     FromBatch,
     FromRunning,
-    Partition,
     Stored,
     is_transformed,
-    rows_of,
     standardise,
     statistics,
 )
 from normscope.kernels.dispatch import explanation, kernel_for
+from normscope.kernels.problem import Affine, Epilogue, Problem, Statistics
 from normscope.moments import Moments
 
 FORMS = 4096  # how many forms of calls are remembered as checked
@@ -183,7 +182,8 @@ def batch_norm(
     if mask is not None:
         mask = checked_mask(mask, x)
 
-    partition = Partition(groups, num_groups, mask, process_group)
+    problem = Problem(x, groups, num_groups, mask)
+    epilogue = Epilogue(Affine(weight, bias), residual, act)
     differentiable = form is None or impl == "reference"
     fill = 0 if groups is None else min_count
     fused = not differentiable and hasattr(kernel, "forward")
@@ -195,18 +195,18 @@ def batch_norm(
     source: Stored | FromBatch | FromRunning
     if fused and running is not None and not use_batch:
         source = FromRunning(eps, running)
-        return standardise(x, weight, bias, residual, act, source, partition, kernel)
+        return standardise(problem, epilogue, source, process_group, kernel)
     if fused and use_batch and process_group is None:
         share = None
         if running is not None and training and on_moments is None:
             share = _shares(momentum, num_batches_tracked, num_groups)
         source = FromBatch(eps, running, share, fill, num_batches_tracked, on_moments)
-        return standardise(x, weight, bias, residual, act, source, partition, kernel)
+        return standardise(problem, epilogue, source, process_group, kernel)
     stored = _stored(running_mean, running_var, num_groups)
     updates = training and on_moments is None and stored is not None
     if use_batch:
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-            batch = statistics(x, partition, kernel)
+            batch = statistics(problem, process_group, kernel)
         if groups is None and process_group is not None:
             check_batch_size(batch.count, x)
         mean, var, inverse_count = _filled_up(batch, stored, fill)
@@ -224,10 +224,10 @@ def batch_norm(
     # a checkpoint may hold a variance below zero; for every valid one the clamp changes nothing
     rstd = torch.rsqrt(var.clamp(min=0) + eps)
     if differentiable:  # mean and rstd carry the graph
-        affine = rows_of(weight), rows_of(bias)
-        return reference.normalize(x, mean, rstd, *affine, residual, act, groups, mask)
+        epilogue = epilogue._replace(affine=epilogue.affine.as_rows())
+        return reference.normalize(problem, Statistics(mean, rstd), epilogue)
     source = Stored(mean, rstd, inverse_count)
-    return standardise(x, weight, bias, residual, act, source, partition, kernel)
+    return standardise(problem, epilogue, source, process_group, kernel)
 
 
 def why(x: Tensor, impl: str = "auto") -> str:
@@ -279,9 +279,10 @@ def moments(
     if mask is not None:
         mask = checked_mask(mask, x)
     wants_grad = torch.is_grad_enabled() and x.requires_grad
-    partition = Partition(groups, num_groups, mask, process_group)
+    problem = Problem(x, groups, num_groups, mask)
     differentiable = wants_grad or is_transformed()
-    return statistics(x, partition, reference if differentiable else kernel_for(x, "auto"))
+    kernel = reference if differentiable else kernel_for(x, "auto")
+    return statistics(problem, process_group, kernel)
 
 
 def _filled_up(

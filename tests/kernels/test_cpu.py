@@ -15,6 +15,7 @@ from torch import Tensor
 
 from normscope.kernels import cpu, reference
 from normscope.kernels.cpu import team
+from normscope.kernels.problem import Affine, Epilogue, Problem, Statistics
 
 DTYPES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 # shape and whether channels lie side by side
@@ -80,10 +81,15 @@ class Case:
         self.running = (torch.randn(self.k, c).to(table), torch.rand(self.k, c).to(table))
 
     def forward(self) -> Any:
-        return cpu.forward(
-            self.x, self.weight, self.bias, self.residual, self.act, self.groups, self.k,
-            self.mask, 1e-5, self.running, None, 4, None, None,
-        )  # fmt: skip
+        return cpu.forward(self.problem, self.epilogue, 1e-5, self.running, None, 4, None, None)
+
+    @property
+    def problem(self) -> Problem:
+        return Problem(self.x, self.groups, self.k, self.mask)
+
+    @property
+    def epilogue(self) -> Epilogue:
+        return Epilogue(Affine(self.weight, self.bias), self.residual, self.act)
 
     def expected(self) -> tuple[Tensor, ...]:
         """y and its gradients by the reference and autograd, in float64."""
@@ -92,8 +98,8 @@ class Case:
             for t in (self.x, self.weight, self.bias, self.residual)
         ]
         x, weight, bias, residual = leaves
-        own = self.groups if self.k > 1 else None
-        count, mean, m2 = reference.moments(x, own, self.k, self.mask)
+        problem = self.problem._replace(x=x)
+        count, mean, m2 = reference.moments(problem)
         missing = (4 - count).clamp(min=0).unsqueeze(1)
         filled = (count.unsqueeze(1) + missing).clamp(min=1)
         old, spread = (t.double() for t in self.running)
@@ -101,16 +107,15 @@ class Case:
         m2 = m2 + missing * spread + (old - mean) ** 2 * share * count.unsqueeze(1)
         mean = mean + (old - mean) * share
         rstd = torch.rsqrt(m2 / filled + 1e-5)
-        y = reference.normalize(
-            x, mean, rstd, weight, bias, residual, self.act, self.groups, self.mask
-        )
+        epilogue = Epilogue(Affine(weight, bias), residual, self.act)
+        y = reference.normalize(problem, Statistics(mean, rstd), epilogue)
         y.backward(self.dy.double())
         return (y, *(t.grad for t in leaves if t is not None))
 
 
 def plain_forward(x: Tensor, groups: Tensor | None, k: int) -> Any:
     """Without tables, residual and activation."""
-    return cpu.forward(x, None, None, None, None, groups, k, None, 1e-5, None, None, 0, None, None)
+    return cpu.forward(Problem(x, groups, k), Epilogue(), 1e-5, None, None, 0, None, None)
 
 
 @pytest.mark.parametrize(("dtype", "form"), CASES, ids=str)
@@ -118,9 +123,7 @@ def test_equals_the_reference(dtype: torch.dtype, form: tuple[Any, ...]) -> None
     for shape, by_rows in SHAPES:
         case = Case(shape, by_rows, dtype, form)
         y, table, kept = case.forward()
-        gradients = cpu.backward(
-            case.dy, case.x, table, case.weight, case.bias, case.residual, case.act, kept, True
-        )
+        gradients = cpu.backward(case.dy, case.problem, case.epilogue, table, kept, True)
         mine = (y, *(g for g in gradients if g is not None))
         for ours, theirs in zip(mine, case.expected(), strict=True):
             scale = max(1.0, float(theirs.detach().abs().max()))
@@ -135,18 +138,17 @@ def test_equals_the_reference(dtype: torch.dtype, form: tuple[Any, ...]) -> None
 def test_the_four_verbs(shape: tuple[int, ...], by_rows: bool, form: tuple[Any, ...]) -> None:
     """As they run where a collective stands between them."""
     case = Case(shape, by_rows, torch.float64, form)
-    x, mask, groups = case.x, case.mask, case.groups
-    rows = max(case.k, case.weight.shape[0])
-    moments = cpu.moments(x, groups, case.k, mask)
-    for ours, theirs in zip(moments, reference.moments(x, groups, case.k, mask), strict=True):
+    problem, epilogue = case.problem, case.epilogue
+    moments = cpu.moments(problem)
+    for ours, theirs in zip(moments, reference.moments(problem), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
     mean, rstd = torch.randn(case.k, 6).double(), torch.rand(case.k, 6).double()
-    mapping = (mean, rstd, case.weight, case.bias, case.residual, case.act)
     means = (torch.randn(case.k, 6).double(), torch.randn(case.k, 6).double())
+    statistics, full = Statistics(mean, rstd), Statistics(mean, rstd, *means)
     for verb, arguments in {
-        "normalize": (x, *mapping, groups, mask),
-        "backward_reduce": (case.dy, x, *mapping, groups, rows, mask),
-        "backward_input": (case.dy, x, *mapping, *means, groups, mask),
+        "normalize": (problem, statistics, epilogue),
+        "backward_reduce": (case.dy, problem, statistics, epilogue),
+        "backward_input": (case.dy, problem, full, epilogue),
     }.items():
         ours, theirs = (getattr(kernel, verb)(*arguments) for kernel in (cpu, reference))
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
@@ -164,10 +166,10 @@ def test_moments_are_exact_for_a_large_mean_and_for_any_threads(
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append(cpu.moments(x, None, 1, None))
+            found.append(cpu.moments(Problem(x)))
     finally:
         torch.set_num_threads(threads)
-    exact = reference.moments(x, None, 1, None)
+    exact = reference.moments(Problem(x))
     for ours, other, third, theirs in zip(*found, exact, strict=True):
         assert torch.equal(ours, other)
         assert torch.equal(ours, third)
@@ -178,8 +180,8 @@ def test_an_outlier_in_front_cancels_nothing() -> None:
     """The first value is what sums are centred by."""
     x = torch.randn(10, 2, 4000).double()
     x[0, :, 0] = 1e9
-    _, mean, m2 = cpu.moments(x, None, 1, None)
-    _, exact, exact_m2 = reference.moments(x, None, 1, None)
+    _, mean, m2 = cpu.moments(Problem(x))
+    _, exact, exact_m2 = reference.moments(Problem(x))
     torch.testing.assert_close(mean, exact, rtol=1e-11, atol=0)
     torch.testing.assert_close(m2, exact_m2, rtol=1e-11, atol=0)
 
@@ -205,7 +207,7 @@ def test_activations_beyond_what_exp_can_hold() -> None:
     u = torch.cat([u, torch.tensor([torch.nan, torch.inf])]).repeat(3, 1).reshape(-1, 1)
     zero, one = torch.zeros(1, 1).double(), torch.ones(1, 1).double()
     for act, function in reference.ACTIVATIONS.items():
-        y = cpu.normalize(u, zero, one, None, None, None, act, None, None)
+        y = cpu.normalize(Problem(u), Statistics(zero, one), Epilogue(act=act))
         torch.testing.assert_close(y, function(u), rtol=1e-6, atol=1e-37, equal_nan=True)
 
 
@@ -225,14 +227,12 @@ def test_a_group_that_is_masked_altogether(by_rows: bool) -> None:
     mask = (groups != 1).reshape(6, 1, 1, 1).expand(6, 1, 4, 5)
     x = torch.where(mask, torch.randn(6, 7, 4, 5), torch.nan)
     x = x.to(memory_format=torch.channels_last) if by_rows else x
-    moments = cpu.moments(x, groups, 3, mask)
-    for ours, theirs in zip(moments, reference.moments(x, groups, 3, mask), strict=True):
+    problem = Problem(x, groups, 3, mask)
+    for ours, theirs in zip(cpu.moments(problem), reference.moments(problem), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6, check_dtype=False)
         assert ours[1].eq(0).all()
-    y, table, kept = cpu.forward(
-        x, None, None, None, None, groups, 3, mask, 1e-5, None, None, 0, None, None
-    )
-    dx = cpu.backward(torch.randn_like(x), x, table, None, None, None, None, kept, True)[0]
+    y, table, kept = cpu.forward(problem, Epilogue(), 1e-5, None, None, 0, None, None)
+    dx = cpu.backward(torch.randn_like(x), problem, Epilogue(), table, kept, True)[0]
     for values in (y, dx):
         assert values[groups == 1].eq(0).all()
         assert values.isfinite().all()
@@ -242,7 +242,7 @@ def test_a_stored_variance_below_zero_counts_as_none() -> None:
     """A damaged checkpoint; the reference and the doctor read it so too."""
     x = torch.randn(4, 3, 5, 5)
     mean, variance = torch.zeros(3), torch.tensor([1.0, -2.0, 0.0])
-    y, _, rstd = cpu.evaluate(x, None, None, None, None, None, None, 1e-5, (mean, variance))
+    y, _, rstd = cpu.evaluate(Problem(x), Epilogue(), 1e-5, (mean, variance))
     expected = (variance.clamp(min=0) + 1e-5).rsqrt()
     torch.testing.assert_close(rstd[0], expected.double())
     torch.testing.assert_close(y, x * expected.reshape(3, 1, 1))
@@ -250,12 +250,12 @@ def test_a_stored_variance_below_zero_counts_as_none() -> None:
 
 def test_several_python_threads_at_once() -> None:
     x = torch.randn(32, 16, 40, 40)
-    expected = cpu.moments(x, None, 1, None)
+    expected = cpu.moments(Problem(x))
     wrong = []
 
     def work() -> None:
         for _ in range(20):
-            found = cpu.moments(x, None, 1, None)
+            found = cpu.moments(Problem(x))
             if not all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)):
                 wrong.append(found)
 
@@ -272,13 +272,13 @@ def test_several_python_threads_at_once() -> None:
 def test_a_forked_child_works_alone() -> None:
     """The threads of OpenMP do not survive a fork; asking for them would wait for ever."""
     x = torch.randn(16, 16, 40, 40)
-    expected = cpu.moments(x, None, 1, None)
+    expected = cpu.moments(Problem(x))
     if not hasattr(os, "fork"):
         pytest.skip("no fork on this system")
     queue: Any = multiprocessing.get_context("fork").SimpleQueue()
 
     def child() -> None:
-        found = cpu.moments(x, None, 1, None)
+        found = cpu.moments(Problem(x))
         same = all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
         queue.put((same, team.threads(x.numel())))
 
@@ -292,11 +292,12 @@ def test_a_forked_child_works_alone() -> None:
 LIMITED = """
 import torch
 from normscope.kernels import cpu, reference
+from normscope.kernels.problem import Problem
 
 torch.set_num_threads(4)
 x = torch.randn(32, 16, 40, 40)
 for y in (x, x.to(memory_format=torch.channels_last)):
-    ours, exact = cpu.moments(y, None, 1, None), reference.moments(y, None, 1, None)
+    ours, exact = cpu.moments(Problem(y)), reference.moments(Problem(y))
     torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
 """
 

@@ -9,27 +9,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from normscope.kernels import recomputation, reference
+from normscope.kernels.problem import Affine, Epilogue, Problem, Statistics
 from normscope.moments import Moments
 
-
-class Partition(NamedTuple):
-    """Which values share statistics, which count, and which ranks hold the others.
-
-    Attributes:
-        groups: (N,) int64, or None: one group. They choose the rows of every (K, C) table.
-        num_groups: groups with statistics of their own; 1 leaves `groups` to the affine rows.
-        mask: (N, 1, *S) bool, or None.
-        process_group: ranks whose values belong to the same groups; None: this process alone.
-    """
-
-    groups: Tensor | None = None
-    num_groups: int = 1
-    mask: Tensor | None = None
-    process_group: dist.ProcessGroup | None = None
-
-    def rows(self, num_rows: int) -> Tensor | None:
-        """The groups, where a table has a row for each."""
-        return self.groups if num_rows > 1 else None
+Ranks = dist.ProcessGroup | None  # whose values belong to the same groups; None: this process
 
 
 def is_transformed() -> bool:
@@ -46,13 +29,10 @@ def is_transformed() -> bool:
     )
 
 
-def statistics(x: Tensor, partition: Partition, kernel: Any) -> Moments:
+def statistics(problem: Problem, process_group: Ranks, kernel: Any) -> Moments:
     """Moments of each group, (K, C), over all ranks of the process group."""
-    groups = partition.rows(partition.num_groups)
-    local = Moments(*kernel.moments(x, groups, partition.num_groups, partition.mask))
-    if partition.process_group is None:
-        return local
-    return local.all_reduce(partition.process_group)
+    local = Moments(*kernel.moments(problem))
+    return local if process_group is None else local.all_reduce(process_group)
 
 
 class Stored(NamedTuple):
@@ -101,25 +81,26 @@ class FromRunning(NamedTuple):
 
 
 def standardise(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    act: str | None,
+    problem: Problem,
+    epilogue: Epilogue,
     source: Stored | FromBatch | FromRunning,
-    partition: Partition,
+    process_group: Ranks,
     kernel: Any,
 ) -> Tensor:
     """y = act((x - mean) * rstd * weight + bias + residual), differentiable twice."""
-    y: Tensor = _Standardise.apply(x, weight, bias, residual, act, source, partition, kernel)
+    x, *partition = problem
+    (weight, bias), residual, act = epilogue
+    y: Tensor = _Standardise.apply(
+        x, weight, bias, residual, act, source, partition, process_group, kernel
+    )
     outputs = recomputation.active.get()
     if outputs is not None and y.grad_fn is not None and residual is None:
         node: Any = y.grad_fn
         mean, rstd, _ = node.statistics
         if rstd is None:
             mean, rstd = mean[0], mean[1]
-        given = mean, rstd, rows_of(weight), rows_of(bias), None, act
-        outputs.add(y, kernel.normalize, x, *given, partition.groups, partition.mask)
+        rows = epilogue._replace(affine=epilogue.affine.as_rows())
+        outputs.add(y, kernel.normalize, problem, Statistics(mean, rstd), rows)
     return y
 
 
@@ -133,21 +114,22 @@ class _Standardise(torch.autograd.Function):
         residual: Tensor | None,
         act: str | None,
         source: Stored | FromBatch | FromRunning,
-        partition: Partition,
+        partition: tuple[Tensor | None, int, Tensor | None],
+        process_group: Ranks,
         kernel: Any,
     ) -> Tensor:
-        groups, num_groups, mask, process_group = partition
-        given = x, weight, bias, residual, act, groups
+        problem, epilogue = Problem(x, *partition), Epilogue(Affine(weight, bias), residual, act)
+        groups, num_groups, mask = partition
         inverse_count = ctx.fused = None
         if isinstance(source, FromBatch):
             rstd = None  # mean and rstd are one table
-            y, mean, ctx.fused = kernel.forward(*given, num_groups, mask, *source)
+            y, mean, ctx.fused = kernel.forward(problem, epilogue, *source)
         elif isinstance(source, FromRunning):
-            y, mean, rstd = kernel.evaluate(*given, mask, *source)
+            y, mean, rstd = kernel.evaluate(problem, epilogue, *source)
         else:
             mean, rstd, inverse_count = source
-            affine = rows_of(weight), rows_of(bias)
-            y = kernel.normalize(x, mean, rstd, *affine, residual, act, groups, mask)
+            rows = epilogue._replace(affine=epilogue.affine.as_rows())
+            y = kernel.normalize(problem, Statistics(mean, rstd), rows)
         ctx.rest = act, kernel, residual is not None, num_groups, process_group
         if act is None:
             residual = None  # its gradient is dy
@@ -165,88 +147,70 @@ class _Standardise(torch.autograd.Function):
         act, kernel, added, num_groups, process_group = ctx.rest
         wanted = ctx.needs_input_grad
         wants_x = wanted[0] or (wanted[3] and act is not None)
+        problem = Problem(x, groups, num_groups, mask)
+        epilogue = Epilogue(Affine(weight, bias), residual, act)
         if ctx.fused is not None and not torch.is_grad_enabled():
             dx, dweight, dbias, dresidual = kernel.backward(
-                dy, x, mean, weight, bias, residual, act, ctx.fused, wants_x
+                dy, problem, epilogue, mean, ctx.fused, wants_x
             )
         else:
             if ctx.fused is not None:
                 mean, rstd, inverse_count = ctx.fused.statistics(mean)
-            partition = Partition(groups, num_groups, mask, process_group)
             if torch.is_grad_enabled():  # somebody will differentiate this: express it through x
                 kernel = reference
                 if inverse_count is not None:
-                    mean, rstd = _as_functions_of(x, mean, rstd, inverse_count, partition)
+                    mean, rstd = _as_functions_of(problem, mean, rstd, inverse_count, process_group)
             dx, dweight, dbias, dresidual = _unfused(
                 dy,
-                x,
+                problem,
+                epilogue,
                 Stored(mean, rstd, inverse_count),
-                (weight, bias, residual, act),
-                partition,
+                process_group,
                 kernel,
                 wants_x,
                 wanted[1] or wanted[2] or inverse_count is not None,
             )
         if added and act is None:
             dresidual = dy if mask is None else torch.where(mask, dy, 0)
-        return (
-            dx if wanted[0] else None,
-            dweight if wanted[1] else None,
-            dbias if wanted[2] else None,
-            dresidual if wanted[3] else None,
-            None,
-            None,
-            None,
-            None,
-        )
+        found = dx, dweight, dbias, dresidual
+        grads = tuple(g if want else None for g, want in zip(found, wanted, strict=False))  # type: ignore[misc]
+        return (*grads, None, None, None, None, None)
 
 
 def _unfused(
     dy: Tensor,
-    x: Tensor,
+    problem: Problem,
+    epilogue: Epilogue,
     source: Stored,
-    mapping: tuple[Tensor | None, Tensor | None, Tensor | None, str | None],
-    partition: Partition,
+    process_group: Ranks,
     kernel: Any,
     wants_x: bool,
     wants_sums: bool,
 ) -> tuple[Tensor | None, ...]:
     """Gradients by the verbs one after the other, with a collective between them."""
-    given_weight, given_bias, residual, act = mapping
-    weight, bias = rows_of(given_weight), rows_of(given_bias)
-    mean, rstd, inverse_count = source.mean, source.rstd, source.inverse_count
-    groups, mask = partition.groups, partition.mask
-    # one partition serves the sums: the finer of statistics and affine
-    num_rows = max(
-        partition.num_groups, *(t.shape[0] for t in (weight, bias, mean) if t is not None)
-    )
+    given = epilogue.affine
+    epilogue = epilogue._replace(affine=given.as_rows())
+    weight = epilogue.affine.weight
+    mean, rstd, inverse_count = source
     dx = dweight = dbias = dresidual = mean_g = mean_g_xhat = None
     if wants_sums:
-        rows = partition.rows(num_rows)
-        sum_g, sum_g_xhat = kernel.backward_reduce(
-            dy, x, mean, rstd, weight, bias, residual, act, rows, num_rows, mask
-        )
-        dweight = None if given_weight is None else _affine_grad(sum_g_xhat, given_weight)
-        dbias = None if given_bias is None else _affine_grad(sum_g, given_bias)
+        # one partition serves the sums: the finer of statistics and affine
+        sum_g, sum_g_xhat = kernel.backward_reduce(dy, problem, Statistics(mean, rstd), epilogue)
+        dweight = None if given.weight is None else _affine_grad(sum_g_xhat, given.weight)
+        dbias = None if given.bias is None else _affine_grad(sum_g, given.bias)
         if inverse_count is not None:
             sums = torch.stack([sum_g, sum_g_xhat])
             if weight is not None:  # of g * weight from here on
                 sums = sums * weight
-            if partition.num_groups == 1:  # one set of statistics over several affine rows
+            if problem.num_groups == 1:  # one set of statistics over several affine rows
                 sums = sums.sum(1, keepdim=True)
-            if partition.process_group is not None:
-                sums = _SumOverRanks.apply(sums, partition.process_group)
+            if process_group is not None:
+                sums = _SumOverRanks.apply(sums, process_group)
             mean_g, mean_g_xhat = (sums * inverse_count).unbind(0)
     if wants_x:
-        dx, dresidual = kernel.backward_input(
-            dy, x, mean, rstd, weight, bias, residual, act, mean_g, mean_g_xhat, groups, mask
-        )
+        statistics = Statistics(mean, rstd, mean_g, mean_g_xhat)
+        dx, dresidual = kernel.backward_input(dy, problem, statistics, epilogue)
     return dx, dweight, dbias, dresidual
-
-
-def rows_of(table: Tensor | None) -> Tensor | None:
-    """A table (C,) as (1, C)."""
-    return table.unsqueeze(0) if table is not None and table.dim() == 1 else table
 
 
 def _affine_grad(total: Tensor, parameter: Tensor) -> Tensor:
@@ -255,26 +219,25 @@ def _affine_grad(total: Tensor, parameter: Tensor) -> Tensor:
 
 
 def _as_functions_of(
-    x: Tensor, mean: Tensor, rstd: Tensor, inverse_count: Tensor, partition: Partition
+    problem: Problem, mean: Tensor, rstd: Tensor, inverse_count: Tensor, process_group: Ranks
 ) -> tuple[Tensor, Tensor]:
     """mean and rstd with their values as they are and their derivatives in x.
 
     Pseudo-values of a prior count in n = 1 / inverse_count but not in the sums over x:
     d mean / dx_i = 1/n, d var / dx_i = 2 (x_i - mean) / n.
     """
-    groups = partition.rows(partition.num_groups)
-    local = Moments(*reference.moments(x, groups, partition.num_groups, partition.mask))
+    local = Moments(*reference.moments(problem))
     count = local.count.unsqueeze(1)
-    mean = _moved(mean, local.mean * count * inverse_count, partition)
+    mean = _moved(mean, local.mean * count * inverse_count, process_group)
     off = local.mean - mean  # zero in all, but for a prior or other ranks
     square = local.m2 + count * (off * off + 2 * off.detach() * (mean - mean.detach()))
-    return mean, _moved(rstd**-2, square * inverse_count, partition).rsqrt()
+    return mean, _moved(rstd**-2, square * inverse_count, process_group).rsqrt()
 
 
-def _moved(value: Tensor, by: Tensor, partition: Partition) -> Tensor:
+def _moved(value: Tensor, by: Tensor, process_group: Ranks) -> Tensor:
     """`value`, with the derivatives of `by` summed over all ranks."""
-    if partition.process_group is not None:
-        by = _SumOverRanks.apply(by, partition.process_group)
+    if process_group is not None:
+        by = _SumOverRanks.apply(by, process_group)
     return value + (by - by.detach())
 
 

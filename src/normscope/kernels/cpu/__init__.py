@@ -17,6 +17,7 @@ from torch.autograd.graph import increment_version
 from normscope.kernels.cpu import call, pages
 from normscope.kernels.cpu import slots as at
 from normscope.kernels.cpu.plan import Floats, Plan, plan
+from normscope.kernels.problem import Epilogue, Problem, Statistics
 from normscope.moments import Moments
 
 CODES = {dtype: at.CODES[name] for dtype, name in call.NAMES.items()}
@@ -50,14 +51,8 @@ def unsupported(x: Tensor) -> str | None:
 
 
 def forward(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    act: str | None,
-    groups: Tensor | None,
-    num_groups: int,
-    mask: Tensor | None,
+    problem: Problem,
+    epilogue: Epilogue,
     eps: float,
     running: tuple[Tensor, Tensor] | None,
     share: "array[float] | None",
@@ -71,6 +66,8 @@ def forward(
         y; a float64 table (4, K, C) of mean and rstd, which normalised, and of mean and m2 of the
         batch; and what `backward` needs besides.
     """
+    x, groups, num_groups, mask = problem
+    (weight, bias), residual, act = epilogue
     x, by_rows = _dense(x)
     work = plan(x, by_rows, groups, num_groups, _rows(weight, bias), mask)
     how = call.recipe(work, "forward", x.dtype, act, residual=residual is not None)
@@ -106,18 +103,15 @@ def forward(
 
 def backward(
     dy: Tensor,
-    x: Tensor,
+    problem: Problem,
+    epilogue: Epilogue,
     table: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    act: str | None,
     kept: Kept,
     wants_x: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight, bias and of the residual that an activation follows."""
-    work = kept.plan
-    x, by_rows = _dense(x)
+    work, (weight, bias), residual, act = kept.plan, *epilogue
+    x, by_rows = _dense(problem.x)
     dy = _as(dy, by_rows)
     verb = "backward" if wants_x else "backward_tables"
     how = call.recipe(work, verb, x.dtype, act, residual=residual is not None)
@@ -141,13 +135,8 @@ def backward(
 
 
 def evaluate(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    act: str | None,
-    groups: Tensor | None,
-    mask: Tensor | None,
+    problem: Problem,
+    epilogue: Epilogue,
     eps: float,
     running: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,6 +145,8 @@ def evaluate(
     Returns:
         y; mean and rstd that normalised, (K, C) float64.
     """
+    x, groups, _, mask = problem
+    (weight, bias), residual, act = epilogue
     x, by_rows = _dense(x)
     k = _rows(running[0])
     work = plan(x, by_rows, groups, k, _rows(weight, bias), mask)
@@ -172,12 +163,11 @@ def evaluate(
     return y, table[0], table[1]
 
 
-def moments(
-    x: Tensor, groups: Tensor | None, num_groups: int, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def moments(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     """Count (K,), mean (K, C), m2 (K, C); see `reference.moments`."""
-    x, by_rows = _dense(x)
-    work = plan(x, by_rows, groups, num_groups, 1, mask)
+    x, by_rows = _dense(problem.x)
+    groups = problem.statistics_groups
+    work = plan(x, by_rows, groups, problem.num_groups, 1, problem.mask)
     how = call.recipe(work, "moments", x.dtype, None)
     slots, table = how.slots[:], _tables(work, 2)
     slots[at.X] = x.data_ptr()
@@ -186,18 +176,11 @@ def moments(
     return torch.from_numpy(work.count.copy()), table[0], table[1]
 
 
-def normalize(
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    act: str | None,
-    groups: Tensor | None,
-    mask: Tensor | None,
-) -> Tensor:
+def normalize(problem: Problem, statistics: Statistics, epilogue: Epilogue) -> Tensor:
     """y = act((x - mean) * rstd * weight + bias + residual); see `reference.normalize`."""
+    x, groups, _, mask = problem
+    mean, rstd = statistics[:2]
+    (weight, bias), residual, act = epilogue
     x, by_rows = _dense(x)
     work = plan(x, by_rows, groups, len(mean), _rows(weight, bias), mask)
     how = call.recipe(work, "normalize", x.dtype, act, residual=residual is not None)
@@ -211,19 +194,13 @@ def normalize(
 
 
 def backward_reduce(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    act: str | None,
-    groups: Tensor | None,
-    num_rows: int,
-    mask: Tensor | None,
+    dy: Tensor, problem: Problem, statistics: Statistics, epilogue: Epilogue
 ) -> tuple[Tensor, Tensor]:
     """Sums of g and g * xhat, (R, C) each; see `reference.backward_reduce`."""
+    x, groups, _, mask = problem
+    mean, rstd = statistics[:2]
+    (weight, bias), residual, act = epilogue
+    num_rows = max(problem.num_groups, epilogue.affine.num_rows)
     x, by_rows = _dense(x)
     dy, sums = _as(dy, by_rows), pages.table(2, num_rows, x.shape[1])
     work = plan(x, by_rows, groups, len(mean), num_rows, mask)
@@ -239,20 +216,12 @@ def backward_reduce(
 
 
 def backward_input(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    act: str | None,
-    mean_g: Tensor | None,
-    mean_g_xhat: Tensor | None,
-    groups: Tensor | None,
-    mask: Tensor | None,
+    dy: Tensor, problem: Problem, statistics: Statistics, epilogue: Epilogue
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of x and of residual; see `reference.backward_input`."""
+    x, groups, _, mask = problem
+    mean, rstd, mean_g, mean_g_xhat = statistics
+    (weight, bias), residual, act = epilogue
     x, by_rows = _dense(x)
     dy = _as(dy, by_rows)
     work = plan(x, by_rows, groups, len(mean), _rows(weight, bias), mask)
