@@ -21,6 +21,7 @@ help:  ## this list
 	@touch $@
 
 demo: .venv/.core  ## train on the bundled digits, follow every class, write the report
+	$(BIN)/normscope env --warm
 	$(BIN)/normscope explain
 	$(BIN)/normscope train --data digits --net mlp --norm batch,none,noaffine,per_class --seeds 3 --out $(RUN) --overwrite
 

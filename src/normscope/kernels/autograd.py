@@ -1,6 +1,5 @@
 """The operator with its gradient: statistics over a partition, and the map that uses them."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,14 +17,15 @@ Ranks = dist.ProcessGroup | None  # whose values belong to the same groups; None
 def is_transformed() -> bool:
     """Whether something other than plain eager autograd looks at this call.
 
-    Compilers, torch.func and forward-mode AD get the differentiable definition in plain ATen:
-    compilers fuse it, and exported graphs need no normscope to run.
+    Compilers, torch.func, dispatch modes and forward-mode AD get the differentiable definition in
+    plain ATen: compilers fuse it, and exported graphs need no normscope to run.
     """
     return bool(
         torch.compiler.is_compiling()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
     )
 
 
@@ -48,44 +48,8 @@ class Stored(NamedTuple):
     inverse_count: Tensor | None
 
 
-class FromBatch(NamedTuple):
-    """Statistics that a fused kernel takes from x itself, and what it does with them.
-
-    Attributes:
-        eps: added to the variance.
-        running: mean and var, (rows, C) contiguous; None: not tracked.
-        share: (K,) float64 array, of the batch in their update; None: no update.
-        min_count: groups of fewer values are filled up with running values; 0: none is.
-        tracked: int64, () or (K,); counts the updates, in place; None: nothing does.
-        on_moments: called with the batch's Moments; None: nobody asks.
-    """
-
-    eps: float
-    running: tuple[Tensor, Tensor] | None
-    share: Any
-    min_count: int
-    tracked: Tensor | None
-    on_moments: Callable[[Moments], None] | None
-
-
-class FromRunning(NamedTuple):
-    """Running statistics that a fused kernel reads where they are; as `Stored`, constants.
-
-    Attributes:
-        eps: added to the variance.
-        running: mean and var, (rows, C) or (C,), contiguous.
-    """
-
-    eps: float
-    running: tuple[Tensor, Tensor]
-
-
 def standardise(
-    problem: Problem,
-    epilogue: Epilogue,
-    source: Stored | FromBatch | FromRunning,
-    process_group: Ranks,
-    kernel: Any,
+    problem: Problem, epilogue: Epilogue, source: Stored, process_group: Ranks, kernel: Any
 ) -> Tensor:
     """y = act((x - mean) * rstd * weight + bias + residual), differentiable twice."""
     x, *partition = problem
@@ -93,15 +57,18 @@ def standardise(
     y: Tensor = _Standardise.apply(
         x, weight, bias, residual, act, source, partition, process_group, kernel
     )
+    remember(y, problem, epilogue, source.mean, source.rstd, kernel)
+    return y
+
+
+def remember(
+    y: Tensor, problem: Problem, epilogue: Epilogue, mean: Tensor, rstd: Tensor, kernel: Any
+) -> None:
+    """Within `recompute`, let y be mapped again from x rather than kept."""
     outputs = recomputation.active.get()
-    if outputs is not None and y.grad_fn is not None and residual is None:
-        node: Any = y.grad_fn
-        mean, rstd, _ = node.statistics
-        if rstd is None:
-            mean, rstd = mean[0], mean[1]
+    if outputs is not None and y.grad_fn is not None and epilogue.residual is None:
         rows = epilogue._replace(affine=epilogue.affine.as_rows())
         outputs.add(y, kernel.normalize, problem, Statistics(mean, rstd), rows)
-    return y
 
 
 class _Standardise(torch.autograd.Function):
@@ -113,71 +80,46 @@ class _Standardise(torch.autograd.Function):
         bias: Tensor | None,
         residual: Tensor | None,
         act: str | None,
-        source: Stored | FromBatch | FromRunning,
+        source: Stored,
         partition: tuple[Tensor | None, int, Tensor | None],
         process_group: Ranks,
         kernel: Any,
     ) -> Tensor:
-        problem, epilogue = Problem(x, *partition), Epilogue(Affine(weight, bias), residual, act)
         groups, num_groups, mask = partition
-        inverse_count = ctx.fused = None
-        if isinstance(source, FromBatch):
-            rstd = None  # mean and rstd are one table
-            y, mean, ctx.fused = kernel.forward(problem, epilogue, *source)
-        elif isinstance(source, FromRunning):
-            y, mean, rstd = kernel.evaluate(problem, epilogue, *source)
-        else:
-            mean, rstd, inverse_count = source
-            rows = epilogue._replace(affine=epilogue.affine.as_rows())
-            y = kernel.normalize(problem, Statistics(mean, rstd), rows)
+        epilogue = Epilogue(Affine(weight, bias).as_rows(), residual, act)
+        statistics = Statistics(source.mean, source.rstd)
+        y: Tensor = kernel.normalize(Problem(x, *partition), statistics, epilogue)
         ctx.rest = act, kernel, residual is not None, num_groups, process_group
         if act is None:
             residual = None  # its gradient is dy
         # these are ours, never the module's buffers: those may change before backward
-        ctx.statistics = mean, rstd, inverse_count
+        ctx.source = source
         ctx.save_for_backward(x, weight, bias, residual, groups, mask)
-        result: Tensor = y
-        return result
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grads
         x, weight, bias, residual, groups, mask = ctx.saved_tensors
-        mean, rstd, inverse_count = ctx.statistics
         act, kernel, added, num_groups, process_group = ctx.rest
-        wanted = ctx.needs_input_grad
-        wants_x = wanted[0] or (wanted[3] and act is not None)
+        wanted, source = ctx.needs_input_grad, ctx.source
         problem = Problem(x, groups, num_groups, mask)
         epilogue = Epilogue(Affine(weight, bias), residual, act)
-        if ctx.fused is not None and not torch.is_grad_enabled():
-            dx, dweight, dbias, dresidual = kernel.backward(
-                dy, problem, epilogue, mean, ctx.fused, wants_x
-            )
-        else:
-            if ctx.fused is not None:
-                mean, rstd, inverse_count = ctx.fused.statistics(mean)
-            if torch.is_grad_enabled():  # somebody will differentiate this: express it through x
-                kernel = reference
-                if inverse_count is not None:
-                    mean, rstd = _as_functions_of(problem, mean, rstd, inverse_count, process_group)
-            dx, dweight, dbias, dresidual = _unfused(
-                dy,
-                problem,
-                epilogue,
-                Stored(mean, rstd, inverse_count),
-                process_group,
-                kernel,
-                wants_x,
-                wanted[1] or wanted[2] or inverse_count is not None,
-            )
+        if torch.is_grad_enabled():  # somebody will differentiate this: express it through x
+            kernel, source = reference, _as_functions_of(problem, source, process_group)
+        wants_x = wanted[0] or (wanted[3] and act is not None)
+        wants_sums = wanted[1] or wanted[2] or source.inverse_count is not None
+        *found, dresidual = _gradients(
+            dy, problem, epilogue, source, process_group, kernel, wants_x, wants_sums
+        )
         if added and act is None:
             dresidual = dy if mask is None else torch.where(mask, dy, 0)
-        found = dx, dweight, dbias, dresidual
-        grads = tuple(g if want else None for g, want in zip(found, wanted, strict=False))  # type: ignore[misc]
-        return (*grads, None, None, None, None, None)
+        found.append(dresidual)
+        kept = [g if want else None for g, want in zip(found, wanted, strict=False)]
+        return (*kept, None, None, None, None, None)
 
 
-def _unfused(
+def _gradients(
     dy: Tensor,
     problem: Problem,
     epilogue: Epilogue,
@@ -218,20 +160,22 @@ def _affine_grad(total: Tensor, parameter: Tensor) -> Tensor:
     return (total if several else total.sum(0)).to(parameter.dtype).reshape(parameter.shape)
 
 
-def _as_functions_of(
-    problem: Problem, mean: Tensor, rstd: Tensor, inverse_count: Tensor, process_group: Ranks
-) -> tuple[Tensor, Tensor]:
-    """mean and rstd with their values as they are and their derivatives in x.
+def _as_functions_of(problem: Problem, source: Stored, process_group: Ranks) -> Stored:
+    """Mean and rstd with their values as they are and their derivatives in x.
 
     Pseudo-values of a prior count in n = 1 / inverse_count but not in the sums over x:
     d mean / dx_i = 1/n, d var / dx_i = 2 (x_i - mean) / n.
     """
+    mean, rstd, inverse_count = source
+    if inverse_count is None:
+        return source
     local = Moments(*reference.moments(problem))
     count = local.count.unsqueeze(1)
     mean = _moved(mean, local.mean * count * inverse_count, process_group)
     off = local.mean - mean  # zero in all, but for a prior or other ranks
     square = local.m2 + count * (off * off + 2 * off.detach() * (mean - mean.detach()))
-    return mean, _moved(rstd**-2, square * inverse_count, process_group).rsqrt()
+    rstd = _moved(rstd**-2, square * inverse_count, process_group).rsqrt()
+    return Stored(mean, rstd, inverse_count)
 
 
 def _moved(value: Tensor, by: Tensor, process_group: Ranks) -> Tensor:
@@ -254,3 +198,42 @@ class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return _SumOverRanks.apply(grads[0], ctx.process_group), None
+
+
+_library = torch.library.Library("normscope", "FRAGMENT")
+_library.define(
+    "backward_by_reference(Tensor dy, Tensor x, Tensor? groups, int num_groups, Tensor? mask, "
+    "Tensor? weight, Tensor? bias, Tensor? residual, int act, Tensor table, "
+    "Tensor? inverse_count, bool wants_x) -> Tensor[]"
+)
+
+
+def _backward_by_reference(
+    dy: Tensor,
+    x: Tensor,
+    groups: Tensor | None,
+    num_groups: int,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    act: int,
+    table: Tensor,
+    inverse_count: Tensor | None,
+    wants_x: bool,
+) -> list[Tensor]:
+    """Gradients of x, weight, bias and residual, those that there are, as differentiable ones.
+
+    C++ calls this in backward where a graph of the gradients is asked for.
+    """
+    problem = Problem(x, groups, num_groups, mask)
+    epilogue = Epilogue(Affine(weight, bias), residual, (None, *reference.ACTIVATIONS)[act])
+    source = Stored(table[0], table[1], inverse_count)
+    if torch.is_grad_enabled():
+        source = _as_functions_of(problem, source, None)
+    found = _gradients(dy, problem, epilogue, source, None, reference, wants_x, wants_sums=True)
+    return [gradient for gradient in found if gradient is not None]
+
+
+for _key in ("CompositeImplicitAutograd", "Batched"):  # the second: many cotangents at once
+    _library.impl("backward_by_reference", _backward_by_reference, _key)

@@ -79,7 +79,8 @@ class Outputs:
         """Remember how y was made."""
         output = Output(y, map_, given)
         self._by_storage[output.storage.cdata] = output
-        y.grad_fn.output = output  # type: ignore[union-attr]
+        node: Any = y.grad_fn
+        node.metadata["output"] = output
 
     def pack(self, t: Tensor) -> "Tensor | _Part":
         """What is kept in the place of t."""

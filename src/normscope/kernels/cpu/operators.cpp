@@ -1,0 +1,578 @@
+// The operators that Python calls: `batch_norm` with its gradient, and the four verbs.
+//
+// `batch_norm` takes a call only where every tensor is plain memory of the right shape and dtype;
+// else it gives nothing back and has changed nothing: Python then says what is wrong, or makes it
+// right, or computes with the reference.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <array>
+#include <span>
+#if __has_include(<pthread.h>)
+#include <pthread.h>
+#endif
+
+#include "statistics.h"
+#include "tensors.h"
+
+namespace normscope {
+
+static bool forked = false;
+bool is_forked_child() { return forked; }
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+#if __has_include(<pthread.h>)
+const int watches_forks = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+#endif
+
+int64_t rows_of(const Tensor& table) { return table.defined() && table.dim() == 2 ? table.size(0) : 1; }
+
+// The records Problem and Epilogue of Python.
+struct Problem {
+  Tensor x, groups;
+  int64_t num_groups;
+  Tensor mask, weight, bias, residual;
+  int64_t act;
+};
+
+Tensor or_undefined(const std::optional<Tensor>& t) { return t.value_or(Tensor()); }
+
+// Whether a table is (C,), (1, C) or (rows, C) of floating point numbers.
+bool is_table(const Tensor& table, int64_t channels, int64_t rows) {
+  if (!readable(table) || !type_of(table) || table.size(-1) != channels) return false;
+  return table.dim() == 1 || (table.dim() == 2 && (table.size(0) == 1 || table.size(0) == rows));
+}
+
+bool is_like(const Tensor& t, const Tensor& x) {
+  return readable(t) && t.scalar_type() == x.scalar_type() && t.sizes() == x.sizes();
+}
+
+// Whether the loops may read all of a problem; dtypes of tables are not asked for.
+bool fits(const Problem& p) {
+  const Tensor& x = p.x;
+  if (!readable(x) || !type_of(x) || x.dim() < 2 || x.numel() == 0) return false;
+  if (p.act < 0 || p.act > 3 || p.num_groups < 1) return false;
+  const int64_t n = x.size(0), c = x.size(1);
+  const int64_t rows = std::max({p.num_groups, rows_of(p.weight), rows_of(p.bias)});
+  if (p.num_groups != 1 && p.num_groups != rows) return false;
+  for (const Tensor& table : {p.weight, p.bias}) {
+    if (table.defined() && !(table.dim() >= 1 && is_table(table, c, rows))) return false;
+  }
+  if (p.residual.defined() && !is_like(p.residual, x)) return false;
+  if (!p.groups.defined() && rows > 1) return false;
+  if (p.groups.defined()) {
+    if (!readable(p.groups) || p.groups.scalar_type() != at::kLong || p.groups.dim() != 1 ||
+        p.groups.size(0) != n) {
+      return false;
+    }
+    const Tensor ids = p.groups.contiguous();
+    const int64_t* id = ids.const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < n; ++i) {
+      if (id[i] < 0 || id[i] >= rows) return false;
+    }
+  }
+  if (!p.mask.defined()) return true;
+  if (!readable(p.mask) || p.mask.scalar_type() != at::kBool || p.mask.dim() != x.dim()) return false;
+  for (int64_t d = 0; d < x.dim(); ++d) {
+    if (p.mask.size(d) != (d == 1 ? 1 : x.size(d))) return false;
+  }
+  return true;
+}
+
+// A problem with all that its call points to.
+struct Prepared {
+  Dense x;
+  Tensor residual, dy, groups, mask;
+  std::vector<double> weight, bias, running_mean, running_var, scratch;
+  Call call;
+};
+
+// From a problem that fits.
+void prepare(const Problem& p, int64_t k, double least, Prepared& made) {
+  made.x = dense(p.x);
+  const bool last = made.x.channels_last;
+  const int64_t affine_rows = std::max(rows_of(p.weight), rows_of(p.bias));
+  if (p.groups.defined()) made.groups = p.groups.contiguous();
+  if (p.mask.defined()) made.mask = p.mask.contiguous();
+  Call& call = made.call;
+  call.plan = make_plan(made.x.x, last, made.groups, k, std::max(k, affine_rows), made.mask, least);
+  call.type = *type_of(p.x);
+  call.act = Act(p.act);
+  call.x = made.x.x.const_data_ptr();
+  if (p.residual.defined()) {
+    made.residual = ordered_as(p.residual, last);
+    call.residual = made.residual.const_data_ptr();
+  }
+  call.affine_rows = affine_rows;
+  const int64_t c = call.plan.c;
+  const auto rows = [&](const Tensor& table, std::vector<double>& into) -> const double* {
+    if (!table.defined()) return nullptr;
+    into = widened(table);
+    if (int64_t(into.size()) < affine_rows * c) {  // one row serves all
+      into.resize(affine_rows * c);
+      for (int64_t i = c; i < affine_rows * c; ++i) into[i] = into[i - c];
+    }
+    return into.data();
+  };
+  call.weight = rows(p.weight, made.weight);
+  call.bias = rows(p.bias, made.bias);
+}
+
+void forward(const Call& call) {
+  const bool columns = call.plan.channels_last || reads_blocks(call.plan);
+  columns ? forward_channels_last(call) : forward_channels_first(call);
+}
+
+void backward(const Call& call) {
+  const bool columns = call.plan.channels_last || reads_blocks(call.plan);
+  columns ? backward_channels_last(call) : backward_channels_first(call);
+}
+
+Tensor table(std::initializer_list<int64_t> sizes) {
+  return at::empty(sizes, at::TensorOptions(at::kDouble));
+}
+
+std::span<double> values(const Tensor& table) {
+  return {table.mutable_data_ptr<double>(), size_t(table.numel())};
+}
+
+// ------------------------------------------------------------------------------- the whole layer
+
+struct Layer : Problem {
+  Tensor running_mean, running_var, tracked;
+  bool from_batch, update;
+  std::optional<double> momentum;
+  double eps;
+  int64_t min_count;
+};
+
+struct Output {
+  Tensor y;
+  Tensor table;  // (2 or 4, K, C): mean and rstd that standardised, mean and m2 of the batch
+  Tensor count;  // (K,)
+};
+
+// Whether a call can be taken, and is one that torch takes.
+bool fits(const Layer& l) {
+  if (is_watched() || !fits(static_cast<const Problem&>(l))) return false;
+  const Tensor& x = l.x;
+  const bool narrow = x.element_size() == 2, running = l.running_mean.defined();
+  if (running != l.running_var.defined()) return false;
+  if (!(l.from_batch ? l.eps > 0 : l.eps >= 0 && running)) return false;
+  for (const Tensor& t : {l.weight, l.bias, l.running_mean, l.running_var}) {
+    if (!t.defined() || t.scalar_type() == x.scalar_type()) continue;
+    if (!narrow || t.scalar_type() != at::kFloat) return false;
+  }
+  if (running) {
+    for (const Tensor& t : {l.running_mean, l.running_var}) {
+      if (t.dim() < 1 || !is_table(t, x.size(1), l.num_groups) || !t.is_contiguous()) return false;
+    }
+    if (l.running_mean.dim() != l.running_var.dim() ||
+        l.running_mean.scalar_type() != l.running_var.scalar_type()) {
+      return false;
+    }
+  }
+  if (l.update && l.momentum && *l.momentum != *l.momentum) return false;
+  if (l.tracked.defined() &&
+      !(readable(l.tracked) && l.tracked.scalar_type() == at::kLong && l.tracked.is_contiguous() &&
+        (l.tracked.numel() == 1 || l.tracked.numel() == l.num_groups))) {
+    return false;
+  }
+  return !l.from_batch || l.groups.defined() || x.numel() > x.size(1);  // one value has no variance
+}
+
+void written_to(const Tensor& t) {
+  if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
+}
+
+// running = (1 - share) * running + share * batch, unbiased variance. One row of running
+// statistics for several groups takes the groups pooled.
+void update_running(const Layer& l, Prepared& made, const double* means, const double* m2s) {
+  const Plan& plan = made.call.plan;
+  const int64_t rows = rows_of(l.running_mean), c = plan.c;
+  int64_t* tracked = l.tracked.defined() ? l.tracked.mutable_data_ptr<int64_t>() : nullptr;
+  const int64_t counters = tracked ? l.tracked.numel() : 0;
+  const auto share = [&](int64_t row) {
+    if (l.momentum) return *l.momentum;
+    if (!tracked) return 0.0;  // without a counter nothing moves, as in torch
+    return 1.0 / std::max<double>(double(tracked[counters > 1 ? row : 0]) + 1, 1);
+  };
+  std::vector<double>&mean = made.running_mean, &var = made.running_var;
+  const auto move = [&](int64_t row, int64_t i, double part, const Set& batch) {
+    if (batch.n <= 1) return;  // no unbiased variance
+    mean[row * c + i] = (1 - part) * mean[row * c + i] + part * batch.mean;
+    var[row * c + i] = (1 - part) * var[row * c + i] + part * (batch.m2 / (batch.n - 1));
+  };
+  parallel(c, 4 * plan.k, [&](int64_t low, int64_t high) {
+    if (rows > 1 || plan.k == 1) {
+      for (int64_t k = 0; k < plan.k; ++k) {
+        const double part = share(k), n = plan.count[k];
+        for (int64_t i = low; i < high; ++i) move(k, i, part, {n, means[k * c + i], m2s[k * c + i]});
+      }
+      return;
+    }
+    const double part = share(0);
+    for (int64_t i = low; i < high; ++i) {
+      Set all;
+      for (int64_t k = 0; k < plan.k; ++k) all.add(plan.count[k], means[k * c + i], m2s[k * c + i]);
+      move(0, i, part, all);
+    }
+  }, TABLE_GRAIN);
+  store(mean.data(), l.running_mean);
+  store(var.data(), l.running_var);
+  written_to(l.running_mean);
+  written_to(l.running_var);
+  if (tracked == nullptr) return;
+  for (int64_t i = 0; i < counters; ++i) tracked[i] += counters == 1 || plan.count[i] > 1;
+  written_to(l.tracked);
+}
+
+double least(const Layer& l) {
+  return l.groups.defined() && l.running_mean.defined() ? double(l.min_count) : 0.0;
+}
+
+void run(const Layer& l, Output& output) {
+  Prepared made;
+  prepare(l, l.num_groups, least(l), made);
+  Call& call = made.call;
+  const int64_t k = call.plan.k, c = call.plan.c;
+  output.y = at::empty_like(made.x.x);
+  output.table = table({l.from_batch ? 4 : 2, k, c});
+  call.out = output.y.mutable_data_ptr();
+  call.mean = output.table.mutable_data_ptr<double>();
+  call.rstd = call.mean + k * c;
+  call.eps = l.eps;
+  if (l.running_mean.defined()) {
+    made.running_mean = widened(l.running_mean);
+    made.running_var = widened(l.running_var);
+    call.running_rows = rows_of(l.running_mean);
+    call.running_mean = made.running_mean.data();
+    call.running_var = made.running_var.data();
+  }
+  if (l.from_batch) {
+    call.from_batch = true;
+    call.batch_mean = call.rstd + k * c;
+    call.batch_m2 = call.batch_mean + k * c;
+  } else {
+    for (int64_t i = 0; i < k * c; ++i) call.mean[i] = call.running_mean[i];
+    for (int64_t i = 0; i < k * c; ++i) {
+      call.rstd[i] = inverse_deviation(call.running_var[i], l.eps);
+    }
+  }
+  forward(call);
+  if (l.update && l.running_mean.defined()) {
+    update_running(l, made, call.batch_mean, call.batch_m2);
+  }
+  output.count = Tensor();
+  if (l.from_batch) {
+    output.count = table({k});
+    std::copy(call.plan.count.begin(), call.plan.count.end(), output.count.mutable_data_ptr<double>());
+  }
+}
+
+// The gradient of a table as it was given, of one made with more rows or in float64.
+Tensor gradient_of(const Tensor& given, const std::vector<double>& sums, int64_t rows, int64_t c) {
+  Tensor gradient = at::empty(given.sizes(), given.options());
+  if (rows_of(given) > 1) {
+    store(sums.data(), gradient);
+    return gradient;
+  }
+  std::vector<double> total(sums.begin(), sums.begin() + c);
+  for (int64_t r = 1; r < rows; ++r) {
+    for (int64_t i = 0; i < c; ++i) total[i] += sums[r * c + i];
+  }
+  store(total.data(), gradient);
+  return gradient;
+}
+
+// Gradients that somebody will differentiate, or of a dy that is no plain tensor: by the
+// reference, in Python.
+variable_list by_reference(const Tensor& dy, const Problem& p, const Tensor& table,
+                           const Tensor& inverse_count, bool wants_x) {
+  using Signature = std::vector<Tensor>(
+      const Tensor&, const Tensor&, const std::optional<Tensor>&, int64_t,
+      const std::optional<Tensor>&, const std::optional<Tensor>&, const std::optional<Tensor>&,
+      const std::optional<Tensor>&, int64_t, const Tensor&, const std::optional<Tensor>&, bool);
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("normscope::backward_by_reference", "")
+                             .typed<Signature>();
+  const auto optional = [](const Tensor& t) {
+    return t.defined() ? std::optional<Tensor>(t) : std::nullopt;
+  };
+  const std::vector<Tensor> found =
+      op.call(dy, p.x, optional(p.groups), p.num_groups, optional(p.mask), optional(p.weight),
+              optional(p.bias), optional(p.residual), p.act, table, optional(inverse_count), wants_x);
+  variable_list grads(4);
+  size_t next = 0;
+  if (wants_x) grads[0] = found.at(next++);
+  if (p.weight.defined()) grads[1] = found.at(next++);
+  if (p.bias.defined()) grads[2] = found.at(next++);
+  if (wants_x && p.residual.defined()) grads[3] = found.at(next++);
+  return grads;
+}
+
+struct BatchNorm : torch::autograd::Function<BatchNorm> {
+  using Input = std::optional<Tensor>;
+
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Input& weight,
+                        const Input& bias, const Input& residual, const Layer* l,
+                        Output* output) {
+    run(*l, *output);
+    const Tensor beside = l->act != 0 ? l->residual : Tensor();  // else its gradient is dy
+    ctx->save_for_backward({x, l->weight, l->bias, beside, l->groups, l->mask});
+    ctx->saved_data["table"] = output->table;  // never the buffers, which may change meanwhile
+    if (l->from_batch) ctx->saved_data["count"] = output->count;
+    ctx->saved_data["how"] = std::vector<int64_t>{l->act, l->num_groups, int64_t(least(*l)),
+                                                  l->from_batch, l->residual.defined()};
+    return output->y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list given) {
+    const Tensor& dy = given[0];
+    variable_list grads(6);
+    if (!dy.defined()) return grads;
+    const auto saved = ctx->get_saved_variables();
+    const auto how = ctx->saved_data["how"].toIntVector();
+    const Tensor table = ctx->saved_data["table"].toTensor();
+    const bool from_batch = how[3], added = how[4];
+    const Problem p{saved[0], saved[4], how[1], saved[5], saved[1], saved[2], saved[3], how[0]};
+    std::array<bool, 4> wants{};  // of those inputs that there are
+    size_t edge = 0;
+    const std::array<bool, 4> there{true, p.weight.defined(), p.bias.defined(), added};
+    for (size_t i = 0; i < 4; ++i) wants[i] = there[i] && ctx->needs_input_grad(edge++);
+    const bool wants_x = wants[0] || (p.residual.defined() && wants[3]);
+    const bool wants_sums = wants[1] || wants[2] || (wants_x && from_batch);
+    Prepared made;
+    if (!at::GradMode::is_enabled() && !is_watched() && fits(p) && is_like(dy, p.x)) {
+      prepare(p, p.num_groups, double(how[2]), made);
+      compute(dy, p, made, table, from_batch, wants_x, wants_sums, grads);
+    } else {
+      Tensor inverse_count;  // (K, 1), over the values that the statistics are functions of
+      if (from_batch) {
+        inverse_count = ctx->saved_data["count"].toTensor().clone().unsqueeze_(1);
+        for (double& n : values(inverse_count)) n = 1 / std::max({n, double(how[2]), 1.0});
+      }
+      const auto found = by_reference(dy, p, table, inverse_count, wants_x);
+      std::copy(found.begin(), found.end(), grads.begin());
+    }
+    if (added && p.act == 0) grads[3] = p.mask.defined() ? at::where(p.mask, dy, 0) : dy;
+    for (size_t i = 0; i < 4; ++i) {
+      if (!wants[i]) grads[i] = Tensor();
+    }
+    return grads;
+  }
+
+  static void compute(const Tensor& dy, const Problem& p, Prepared& made, const Tensor& table,
+                      bool from_batch, bool wants_x, bool wants_sums, variable_list& grads) {
+    Call& call = made.call;
+    const int64_t k = call.plan.k, r = call.plan.r, c = call.plan.c;
+    made.dy = ordered_as(dy, made.x.channels_last);
+    call.dy = made.dy.const_data_ptr();
+    call.from_batch = from_batch;
+    call.mean = const_cast<double*>(table.const_data_ptr<double>());
+    call.rstd = call.mean + k * c;
+    std::vector<double> g, g_xhat;
+    if (wants_sums) {
+      g.resize(r * c);
+      g_xhat.resize(r * c);
+      call.sum_g = g.data();
+      call.sum_g_xhat = g_xhat.data();
+    }
+    if (from_batch && wants_x) {
+      made.scratch.resize(2 * k * c);
+      call.mean_g = call.own_mean_g = made.scratch.data();
+      call.mean_g_xhat = call.own_mean_g_xhat = made.scratch.data() + k * c;
+    }
+    if (wants_x) {
+      grads[0] = at::empty_like(made.x.x);
+      call.out = grads[0].mutable_data_ptr();
+      if (p.residual.defined()) {
+        grads[3] = at::empty_like(made.x.x);
+        call.dresidual = grads[3].mutable_data_ptr();
+      }
+    }
+    if (wants_x || wants_sums) normscope::backward(call);
+    if (!wants_sums) return;
+    if (p.weight.defined()) grads[1] = gradient_of(p.weight, g_xhat, r, c);
+    if (p.bias.defined()) grads[2] = gradient_of(p.bias, g, r, c);
+  }
+};
+
+// y and what it was made with; nothing where the call cannot be taken.
+bool layer(Layer l, Output& output) {
+  if (!fits(l)) return false;
+  if (!l.from_batch) l.num_groups = rows_of(l.running_mean);  // one row may serve all groups
+  const auto differentiates = [](const Tensor& t) { return t.defined() && t.requires_grad(); };
+  if (at::GradMode::is_enabled() && (differentiates(l.x) || differentiates(l.weight) ||
+                                     differentiates(l.bias) || differentiates(l.residual))) {
+    const auto input = [](const Tensor& t) { return t.defined() ? BatchNorm::Input(t) : std::nullopt; };
+    const Layer* all = &l;
+    output.y =
+        BatchNorm::apply(l.x, input(l.weight), input(l.bias), input(l.residual), all, &output);
+    return true;
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  run(l, output);
+  return true;
+}
+
+#define LAYER_ARGUMENTS                                                                          \
+  const Tensor &x, const std::optional<Tensor>&running_mean,                                     \
+      const std::optional<Tensor>&running_var, const std::optional<Tensor>&weight,               \
+      const std::optional<Tensor>&bias, bool from_batch, bool update,                            \
+      std::optional<double> momentum, double eps, const std::optional<Tensor>&tracked,           \
+      const std::optional<Tensor>&groups, int64_t num_groups, const std::optional<Tensor>&mask,  \
+      int64_t act, const std::optional<Tensor>&residual, int64_t min_count
+#define LAYER                                                                                    \
+  Layer {                                                                                        \
+    {x, or_undefined(groups), num_groups, or_undefined(mask), or_undefined(weight),              \
+     or_undefined(bias), or_undefined(residual), act},                                           \
+        or_undefined(running_mean), or_undefined(running_var), or_undefined(tracked),            \
+        from_batch, update, momentum, eps, min_count                                             \
+  }
+
+std::optional<Tensor> batch_norm(LAYER_ARGUMENTS) {
+  Output output;
+  if (!layer(LAYER, output)) return std::nullopt;
+  return output.y;
+}
+
+std::vector<Tensor> batch_norm_recorded(LAYER_ARGUMENTS) {
+  Output output;
+  if (!layer(LAYER, output)) return {};
+  if (!output.count.defined()) return {output.y, output.table};
+  return {output.y, output.table, output.count};
+}
+
+// ------------------------------------------------------------------------------------- the verbs
+
+constexpr const char* UNFIT = "the CPU kernels cannot take these tensors; use impl='reference'";
+
+std::tuple<Tensor, Tensor, Tensor> moments(const Tensor& x, const std::optional<Tensor>& groups,
+                                           int64_t num_groups, const std::optional<Tensor>& mask) {
+  const Problem p{x, or_undefined(groups), num_groups, or_undefined(mask)};
+  Prepared made;
+  TORCH_CHECK(fits(p), UNFIT);
+  prepare(p, num_groups, 0, made);
+  Call& call = made.call;
+  const Tensor found = table({2, call.plan.k, call.plan.c}), count = table({call.plan.k});
+  call.batch_mean = found.mutable_data_ptr<double>();
+  call.batch_m2 = call.batch_mean + call.plan.k * call.plan.c;
+  forward(call);
+  std::copy(call.plan.count.begin(), call.plan.count.end(), count.mutable_data_ptr<double>());
+  return {count, found.select(0, 0), found.select(0, 1)};
+}
+
+#define VERB_ARGUMENTS                                                                           \
+  const Tensor &x, const std::optional<Tensor>&groups, int64_t num_groups,                       \
+      const std::optional<Tensor>&mask, const Tensor &mean, const Tensor &rstd,                  \
+      const std::optional<Tensor>&weight, const std::optional<Tensor>&bias,                      \
+      const std::optional<Tensor>&residual, int64_t act
+
+// A call with given statistics, (1 or K, C) float64.
+struct Mapped {
+  Problem problem;
+  Tensor mean, rstd;
+  Prepared made;
+
+  Mapped(VERB_ARGUMENTS)
+      : problem{x, or_undefined(groups), num_groups, or_undefined(mask), or_undefined(weight),
+                or_undefined(bias), or_undefined(residual), act} {
+    const auto given = [&](const Tensor& t) {
+      TORCH_CHECK(readable(t) && t.scalar_type() == at::kDouble && t.dim() == 2 &&
+                  t.size(0) == num_groups && t.size(1) == x.size(1), UNFIT);
+      return t.contiguous();
+    };
+    TORCH_CHECK(fits(problem), UNFIT);
+    prepare(problem, num_groups, 0, made);
+    this->mean = given(mean);
+    this->rstd = given(rstd);
+    made.call.mean = const_cast<double*>(this->mean.const_data_ptr<double>());
+    made.call.rstd = const_cast<double*>(this->rstd.const_data_ptr<double>());
+  }
+
+  void gradient(const Tensor& dy) {
+    TORCH_CHECK(is_like(dy, problem.x), UNFIT);
+    made.dy = ordered_as(dy, made.x.channels_last);
+    made.call.dy = made.dy.const_data_ptr();
+  }
+};
+#define MAPPED Mapped(x, groups, num_groups, mask, mean, rstd, weight, bias, residual, act)
+
+Tensor normalize(VERB_ARGUMENTS) {
+  auto work = MAPPED;
+  const Tensor y = at::empty_like(work.made.x.x);
+  work.made.call.out = y.mutable_data_ptr();
+  forward(work.made.call);
+  return y;
+}
+
+std::tuple<Tensor, Tensor> backward_reduce(const Tensor& dy, VERB_ARGUMENTS) {
+  auto work = MAPPED;
+  work.gradient(dy);
+  Call& call = work.made.call;
+  const Tensor sums = table({2, call.plan.r, call.plan.c});
+  call.sum_g = sums.mutable_data_ptr<double>();
+  call.sum_g_xhat = call.sum_g + call.plan.r * call.plan.c;
+  backward(call);
+  return {sums.select(0, 0), sums.select(0, 1)};
+}
+
+std::tuple<Tensor, std::optional<Tensor>> backward_input(
+    const Tensor& dy, VERB_ARGUMENTS, const std::optional<Tensor>& mean_g,
+    const std::optional<Tensor>& mean_g_xhat) {
+  auto work = MAPPED;
+  work.gradient(dy);
+  Call& call = work.made.call;
+  Tensor means, means_xhat;
+  if (mean_g && mean_g_xhat) {
+    const auto given = [&](const Tensor& t) {
+      TORCH_CHECK(readable(t) && t.scalar_type() == at::kDouble && t.sizes() == mean.sizes(), UNFIT);
+      return t.contiguous();
+    };
+    means = given(*mean_g);
+    means_xhat = given(*mean_g_xhat);
+    call.mean_g = means.const_data_ptr<double>();
+    call.mean_g_xhat = means_xhat.const_data_ptr<double>();
+  }
+  const Tensor dx = at::empty_like(work.made.x.x);
+  call.out = dx.mutable_data_ptr();
+  std::optional<Tensor> dresidual;
+  if (residual) {
+    dresidual = at::empty_like(work.made.x.x);
+    call.dresidual = dresidual->mutable_data_ptr();
+  }
+  backward(call);
+  return {dx, dresidual};
+}
+
+#define LAYER_SCHEMA                                                                             \
+  "(Tensor x, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? weight, Tensor? bias, " \
+  "bool from_batch, bool update, float? momentum, float eps, Tensor(c!)? tracked, "              \
+  "Tensor? groups, int num_groups, Tensor? mask, int act, Tensor? residual, int min_count)"
+#define VERB_SCHEMA                                                                              \
+  "Tensor x, Tensor? groups, int num_groups, Tensor? mask, Tensor mean, Tensor rstd, "           \
+  "Tensor? weight, Tensor? bias, Tensor? residual, int act"
+
+TORCH_LIBRARY(normscope, m) {
+  m.def("batch_norm" LAYER_SCHEMA " -> Tensor?", batch_norm);
+  m.def("batch_norm_recorded" LAYER_SCHEMA " -> Tensor[]", batch_norm_recorded);
+  m.def("moments(Tensor x, Tensor? groups, int num_groups, Tensor? mask) "
+        "-> (Tensor, Tensor, Tensor)", moments);
+  m.def("normalize(" VERB_SCHEMA ") -> Tensor", normalize);
+  m.def("backward_reduce(Tensor dy, " VERB_SCHEMA ") -> (Tensor, Tensor)", backward_reduce);
+  m.def("backward_input(Tensor dy, " VERB_SCHEMA ", Tensor? mean_g, Tensor? mean_g_xhat) "
+        "-> (Tensor, Tensor?)", backward_input);
+}
+
+}  // namespace
+}  // namespace normscope
