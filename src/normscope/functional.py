@@ -131,15 +131,16 @@ def batch_norm(
         )
     use_batch = training or running_mean is None or running_var is None
     transformed = is_transformed()
-    on_cpu = process_group is None and not transformed and x.device.type == "cpu"
+    on_cpu = process_group is None and not transformed and x.is_cpu
     if mask is not None:
         mask = checked_mask(mask, x)
     if on_cpu and impl in ("auto", "cpu"):
         update = training and running_mean is not None and on_moments is None
-        tables = running_mean, running_var, weight, bias
-        numbers = use_batch, update, momentum, eps, num_batches_tracked
-        rest = groups, num_groups, mask, cpu.ACTS.get(act, -1), residual, min_count
-        y = _compiled((x, *tables, *numbers, *rest), act, on_moments)
+        y = _compiled(
+            act, on_moments, x, running_mean, running_var, weight, bias, use_batch, update,
+            momentum, eps, num_batches_tracked, groups, num_groups, mask, cpu.ACTS.get(act, -1),
+            residual, min_count,
+        )  # fmt: skip
         if y is not None:
             return y
     # not taken: something is wrong, or to be made right, or for another kernel
@@ -169,9 +170,11 @@ def batch_norm(
             plain, (x, weight, bias, residual, groups, mask)
         )
     if kernel is cpu and on_cpu:
-        tables = running_mean, running_var, weight, bias
-        rest = groups, num_groups, mask, cpu.ACTS[act], residual, min_count
-        y = _compiled((x, *tables, *numbers, *rest), act, on_moments)
+        y = _compiled(
+            act, on_moments, x, running_mean, running_var, weight, bias, use_batch, update,
+            momentum, eps, num_batches_tracked, groups, num_groups, mask, cpu.ACTS[act], residual,
+            min_count,
+        )  # fmt: skip
         if y is not None:
             return y
         if impl == "cpu":
@@ -209,7 +212,7 @@ def batch_norm(
 
 
 def _compiled(
-    arguments: tuple[Any, ...], act: str | None, on_moments: Callable[[Moments], None] | None
+    act: str | None, on_moments: Callable[[Moments], None] | None, *arguments: Any
 ) -> Tensor | None:
     """Do a call in C++; None where it cannot be taken."""
     if on_moments is None and recomputation.active.get() is None:

@@ -187,7 +187,7 @@ def test_the_name_follows_source_flags_and_torch(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found = {build._key.__wrapped__()}
-    source = tmp_path / "operators.cpp"
+    source = tmp_path / "layer.cpp"
     source.write_text("int changed;")
     for name, value in {
         "SOURCES": (source,),

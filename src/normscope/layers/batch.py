@@ -48,6 +48,8 @@ class Normalizer(RunningStatistics, _BatchNorm):
     ) -> Tensor:
         """act(batch_norm(input) + residual), masked values as no data; see `functional`."""
         uses_buffers = self.track_running_stats or not self.training
+        policy = self.policy
+        plain = policy is AS_TORCH or policy == AS_TORCH
         return checked_batch_norm(
             input,
             self.running_mean if uses_buffers else None,
@@ -64,7 +66,7 @@ class Normalizer(RunningStatistics, _BatchNorm):
             act=self.fused_act,
             residual=residual,
             process_group=resolved(self.process_group) if self.training else None,
-            on_moments=None if self.policy == AS_TORCH else self.observe,
+            on_moments=None if plain else self.observe,
         )
 
     def extra_repr(self) -> str:

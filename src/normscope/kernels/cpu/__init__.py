@@ -48,9 +48,9 @@ def batch_norm(*arguments: Any) -> Tensor | None:
     """A whole layer, as `functional.batch_norm`; None where these loops cannot take the call.
 
     Args:
-        arguments: those of the operator, in `operators.cpp`; act by its number in ACTS.
+        arguments: those of the operator, in `layer.cpp`; act by its number in ACTS.
     """
-    call = operator("batch_norm")
+    call = _OPERATORS.get("batch_norm") or operator("batch_norm")
     return None if call is None else call(*arguments)
 
 
@@ -106,7 +106,8 @@ def operator(name: str) -> Callable[..., Any] | None:
     """One of the library's operators; None where the library cannot be had."""
     found = _OPERATORS.get(name)
     if found is None and build.loaded():
-        found = _OPERATORS[name] = getattr(torch.ops.normscope, name).default
+        # without the Python of OpOverload.__call__, which only passes on
+        found = _OPERATORS[name] = getattr(torch.ops.normscope, name).default._op
     return found
 
 

@@ -17,7 +17,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -209,55 +210,35 @@ def _compile(found: str, folder: Path) -> Path:
     headers = Path(torch.__file__).parent / "include"
     includes = [f"-I{headers}", f"-I{headers / 'torch/csrc/api/include'}"]
     objects = [folder / f"{source.stem}.o" for source in SOURCES]
-    _run(
-        [found, *FLAGS, *includes, "-c", str(source), "-o", str(into)]
-        for source, into in zip(SOURCES, objects, strict=True)
-    )
-    libraries = Path(torch.__file__).parent / "lib"
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        commands = (
+            [found, *FLAGS, *includes, "-c", str(source), "-o", str(into)]
+            for source, into in zip(SOURCES, objects, strict=True)
+        )
+        list(pool.map(_run, commands))
     linked = folder / "library.so"
-    names = ("-ltorch_cpu", "-lc10")
-    _run(
-        [
-            [
-                found,
-                "-shared",
-                *FLAGS,
-                *map(str, objects),
-                "-o",
-                str(linked),
-                f"-L{libraries}",
-                *names,
-            ]
-        ]
-    )
+    libraries = f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10"
+    _run([found, "-shared", *FLAGS, *map(str, objects), "-o", str(linked), *libraries])
     return linked
 
 
-def _run(commands: Iterable[list[str]]) -> None:
-    """Do all at once; what a compiler says goes into the error."""
-    running: list[subprocess.Popen[bytes]] = []
+def _run(command: list[str]) -> None:
+    """Run the compiler; what it says goes into the error."""
     try:
-        running.extend(
-            subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
-            for command in commands
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=TIMEOUT,
+            check=False,
         )
-        for process in running:
-            output, _ = process.communicate(timeout=TIMEOUT)
-            if process.returncode != 0:
-                said = output.decode(errors="replace").strip().splitlines() or ["no word"]
-                wrong = next((line for line in said if "error" in line), said[-1])
-                raise BuildError(f"the compiler failed: {wrong[:300]}")
     except subprocess.TimeoutExpired as problem:
         raise BuildError(f"the compiler took more than {TIMEOUT:.0f} s") from problem
-    finally:
-        for process in running:
-            process.kill()  # does nothing to one that has ended
-            process.communicate()
+    if done.returncode != 0:
+        said = done.stdout.decode(errors="replace").strip().splitlines() or ["no word"]
+        wrong = next((line for line in said if "error" in line), said[-1])
+        raise BuildError(f"the compiler failed: {wrong[:300]}")
 
 
 def _sweep(folder: Path) -> None:

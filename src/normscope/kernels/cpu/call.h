@@ -1,7 +1,8 @@
-// A call of the operator as plain addresses and sizes. `operators.cpp` makes it from tensors that
+// A call of the operator as plain addresses and sizes. `layer.cpp` makes it from tensors that
 // it has checked; the loops trust it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -41,8 +42,11 @@ struct Plan {
     int64_t sample, first, size;
   };
   Unit unit(int64_t u) const {
-    Unit found{u / pieces, (u % pieces) * piece, s};
-    if (pieces > 1) found.size = std::min(piece, s - found.first);
+    Unit found{u, 0, s};
+    if (pieces > 1) {
+      found = {u / pieces, (u % pieces) * piece, piece};
+      found.size = std::min(piece, s - found.first);
+    }
     if (!order.empty()) found.sample = order[found.sample];
     return found;
   }

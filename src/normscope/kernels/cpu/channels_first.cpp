@@ -143,8 +143,8 @@ struct Cells {
       fetch(dy, u, chunk.end, c);
       if constexpr (std::is_same_v<T, W>) {
         if (direct) {
-          const W* added = residual ? residual + start : nullptr;
-          loop.gradient_sums(x + start, dy + start, added, unit.size, by, &s, &q);
+          const W *row = x + start, *from = dy + start, *added = residual ? residual + start : row;
+          loop.gradient_sums(&row, &from, &added, 1, unit.size, by, &s, &q);
           continue;
         }
       }
@@ -156,7 +156,8 @@ struct Cells {
         if (residual) pick(residual + at, here, n, beside);
         pick(dy + at, here, n, from);
         const int64_t kept = pick(x + at, here, n, in);
-        loop.gradient_sums(in, from, residual ? beside : nullptr, kept, by, &s, &q);
+        const W *row = in, *gradient = from, *added = beside;
+        loop.gradient_sums(&row, &gradient, &added, 1, kept, by, &s, &q);
       }
     }
     g = s;
@@ -197,12 +198,29 @@ struct Cells {
     }
   }
 
+  // In the order of memory: here nothing is to stay in the cache.
   template <bool Backward>
   void map_all() const {
-    const int64_t chunks = plan.chunks.size();
-    parallel(chunks * plan.c, plan.size() / (chunks * plan.c), [&](int64_t low, int64_t high) {
+    parallel(plan.n * plan.pieces * plan.c, plan.piece, [&](int64_t low, int64_t high) {
+      std::vector<W> numbers(5 * plan.c);
+      W *m = numbers.data(), *a = m + plan.c, *b = a + plan.c, *gb = b + plan.c, *gc = gb + plan.c;
+      int64_t prepared = -1;
+      auto chunk = plan.chunks.begin();
       for (int64_t i = low; i < high; ++i) {
-        map_chunk<Backward>(plan.chunks[i / plan.c], i % plan.c);
+        const int64_t u = i / plan.c, c = i % plan.c;
+        if (i == low || c == 0) {
+          while (chunk->end <= u) ++chunk;
+          if (chunk->group != prepared) {
+            prepared = chunk->group;
+            coefficients(call, prepared, 0, plan.c, m, a, b, Backward ? gb : nullptr, gc);
+          }
+        }
+        const Coefficients<W> by{m + c, a + c, b + c, gb + c, gc + c};
+        if constexpr (Backward) {
+          gradient_map(u, c, by);
+        } else {
+          map(u, c, by);
+        }
       }
     });
   }

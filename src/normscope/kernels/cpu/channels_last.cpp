@@ -11,12 +11,12 @@
 namespace normscope {
 namespace {
 
-constexpr int64_t SHORT = 128;           // values: rows of channels_first that are read in blocks
+constexpr int64_t SHORT = 256;           // values: rows of channels_first that are read in blocks
 constexpr int64_t FEWEST_SAMPLES = 4;    // per group, for that; with fewer, merging costs more
 constexpr int64_t BLOCK_COLUMNS = 1024;  // of such a block
 constexpr int64_t LONG_ROW = 512;        // columns: rows of fewer are read several at a time
-constexpr int64_t FEW_ROWS = 2048;       // of a group: a block of channels stays in the cache
-constexpr int64_t CACHED = 65536;        // values that do
+constexpr int64_t CACHED = 65536;        // values of a group and block that stay in the cache
+constexpr int64_t WIDE_BLOCK = 256;      // channels: in rows of fewer, memory is read too jumpily
 constexpr int ROWS = 64;                 // whose places are looked up at a time
 
 template <class T>
@@ -35,7 +35,7 @@ struct Columns {
     double *s, *q, *shift;
     W *m, *a, *b, *gb, *gc;
     explicit Scratch(int64_t width)
-        : sums(3 * width), coefficients(5 * width), rows(std::is_same_v<T, W> ? 0 : 5 * width) {
+        : sums(3 * width), coefficients(5 * width), rows(std::is_same_v<T, W> ? 0 : 12 * width) {
       s = sums.data(), q = s + width, shift = q + width;
       m = coefficients.data(), a = m + width, b = a + width, gb = b + width, gc = gb + width;
     }
@@ -58,13 +58,12 @@ struct Columns {
   const int64_t blocks = (plan.c + step - 1) / step;
   const bool by_block = blocks_of_first ? plan.k * blocks >= 2 * at::get_num_threads() ||
                                               plan.size() <= GRAIN
-                                        : rows_of_group <= FEW_ROWS;
+                                        : step * rows_of_group <= CACHED;
 
   int64_t channels_of_block() const {
     if (blocks_of_first) return std::clamp<int64_t>(BLOCK_COLUMNS / plan.s, 1, plan.c);
-    if (rows_of_group > FEW_ROWS) return plan.c;
     const int64_t fitting = CACHED / std::max<int64_t>(1, rows_of_group) / 16 * 16;
-    return std::min(plan.c, std::clamp<int64_t>(fitting, 32, BLOCK_COLUMNS));
+    return fitting < WIDE_BLOCK ? plan.c : std::min({plan.c, fitting, BLOCK_COLUMNS});
   }
   Block block(int64_t i) const {
     const int64_t low = i * step, high = std::min(plan.c, low + step);
@@ -102,6 +101,19 @@ struct Columns {
     if (count > 0) f(starts, count, width(b));
   }
 
+  // f(four starts, 4), and what remains one by one. The four are a quarter of all rows apart, so
+  // that the processor sees four long streams.
+  template <class F>
+  static void in_fours(const int64_t* starts, int count, F f) {
+    const int quarter = count / 4;
+    for (int j = 0; j < quarter; ++j) {
+      const int64_t four[4] = {starts[j], starts[quarter + j], starts[2 * quarter + j],
+                               starts[3 * quarter + j]};
+      f(four, 4);
+    }
+    for (int j = 4 * quarter; j < count; ++j) f(starts + j, 1);
+  }
+
   // Zeros where rows do not count.
   void clear(const Chunk& chunk, const Block& b, T* values) const {
     if (plan.mask == nullptr) return;
@@ -120,6 +132,7 @@ struct Columns {
     if (inner > 1) {
       for (int64_t c = 0; c < channels; ++c) {
         double sum = 0;
+#pragma omp simd reduction(+ : sum)
         for (int64_t i = 0; i < inner; ++i) sum += columns[c * inner + i];
         columns[c] = sum;
       }
@@ -158,12 +171,11 @@ struct Columns {
         spread(b, by.shift);
         begun = true;
       }
-      for (int j = 0; j < count; j += 4) {
+      in_fours(starts, count, [&](const int64_t* at, int some) {
         const W* four[4];
-        const int some = std::min(4, count - j);
-        for (int i = 0; i < some; ++i) four[i] = wide(x + starts[j + i], n, by.row(i, columns));
+        for (int i = 0; i < some; ++i) four[i] = wide(x + at[i], n, by.row(i, columns));
         column_sums(four, some, n, by.shift, by.s, by.q);
-      }
+      });
     });
     const double n = chunk.values;
     if (!begun || n == 0) {
@@ -212,13 +224,15 @@ struct Columns {
     const int64_t channels = b.high - b.low, columns = width(b);
     for (double* table : {by.s, by.q}) std::fill_n(table, columns, 0.0);
     rows(chunk, b, [&](const int64_t* starts, int count, int64_t n) {
-      for (int j = 0; j < count; ++j) {
-        const int64_t at = starts[j];
-        const W* added = residual ? wide(residual + at, n, by.row(1, columns)) : nullptr;
-        const W* from = wide(dy + at, n, by.row(2, columns));
-        loop.gradient_sums(wide(x + at, n, by.row(0, columns)), from, added, n, numbers, by.s,
-                           by.q);
-      }
+      in_fours(starts, count, [&](const int64_t* at, int some) {
+        const W *in[4], *from[4], *added[4];
+        for (int i = 0; i < some; ++i) {
+          in[i] = wide(x + at[i], n, by.row(i, columns));
+          from[i] = wide(dy + at[i], n, by.row(4 + i, columns));
+          added[i] = residual ? wide(residual + at[i], n, by.row(8 + i, columns)) : nullptr;
+        }
+        loop.gradient_sums(in, from, added, some, n, numbers, by.s, by.q);
+      });
     });
     fold(b, by.s);
     fold(b, by.q);

@@ -3,7 +3,11 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <numeric>
+#if __has_include(<pthread.h>)
+#include <pthread.h>
+#endif
 
+#include "statistics.h"
 #include "values.h"
 
 namespace normscope {
@@ -25,6 +29,11 @@ const DispatchKeySet WATCHING({DispatchKey::Python, DispatchKey::PythonTLSSnapsh
                                DispatchKey::FuncTorchDynamicLayerBackMode,
                                DispatchKey::Functionalize, DispatchKey::Tracer});
 
+bool forked = false;
+#if __has_include(<pthread.h>)
+const int watches_forks = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+#endif
+
 bool is_channels_last(const Tensor& x) {
   int64_t stride = x.size(1);
   if (x.stride(1) != 1 && x.size(1) != 1) return false;
@@ -37,6 +46,8 @@ bool is_channels_last(const Tensor& x) {
 }
 
 }  // namespace
+
+bool is_forked_child() { return forked; }
 
 bool readable(const Tensor& t) {
   if (!t.defined() || !t.is_cpu() || t.layout() != c10::kStrided) return false;

@@ -206,9 +206,9 @@ template <class W>
 struct Loops {
   // y = act((x - m) a + b + residual)
   void (*map)(const W* x, const W* residual, W* y, int64_t n, const Coefficients<W>& by);
-  // sum of g and of g (x - m): into s[0], q[0], or added to one for each column
-  void (*gradient_sums)(const W* x, const W* dy, const W* residual, int64_t n,
-                        const Coefficients<W>& by, double* s, double* q);
+  // sum of g and of g (x - m) over some rows: added to s[0], q[0], or to one for each column
+  void (*gradient_sums)(const W* const* x, const W* const* dy, const W* const* residual, int rows,
+                        int64_t n, const Coefficients<W>& by, double* s, double* q);
   // dx = g a + (x - m) gb + gc, dresidual = g
   void (*gradient_map)(const W* x, const W* dy, const W* residual, W* dx, W* dresidual, int64_t n,
                        const Coefficients<W>& by);
@@ -223,24 +223,46 @@ void map(const W* x, const W* residual, W* __restrict y, int64_t n, const Coeffi
   }
 }
 
-template <Act A, bool Added, bool PerValue, class W>
-void gradient_sums(const W* x, const W* dy, const W* residual, int64_t n,
+// The same for columns: of R rows at a time, so that s and q are seldom read.
+template <int R, Act A, bool Added, class W>
+void add_gradients(const W* const* x, const W* const* dy, const W* const* residual, int64_t n,
                    const Coefficients<W>& by, double* __restrict s, double* __restrict q) {
-  const Linear<A, Added, PerValue, W> linear(by);
-  if constexpr (PerValue) {
+  const Linear<A, Added, true, W> linear(by);
+  const W *xs[R], *dys[R], *added[R];
+  for (int r = 0; r < R; ++r) xs[r] = x[r], dys[r] = dy[r], added[r] = Added ? residual[r] : nullptr;
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      const W d = x[i] - linear.m[i];
-      const W g = through<A>(dy[i], linear.u(d, residual, i));
-      s[i] += double(g);
-      q[i] += double(g) * double(d);
+  for (int64_t i = 0; i < n; ++i) {
+    double part = 0, product = 0;
+    for (int r = 0; r < R; ++r) {
+      const W d = xs[r][i] - linear.m[i];
+      const W g = through<A>(dys[r][i], linear.u(d, added[r], i));
+      part += double(g);
+      product += double(g) * double(d);
     }
-  } else {
+    s[i] += part;
+    q[i] += product;
+  }
+}
+
+template <Act A, bool Added, bool PerValue, class W>
+void gradient_sums(const W* const* x, const W* const* dy, const W* const* residual, int rows,
+                   int64_t n, const Coefficients<W>& by, double* s, double* q) {
+  int r = 0;
+  if constexpr (PerValue) {
+    for (; r + 4 <= rows; r += 4) {
+      add_gradients<4, A, Added>(x + r, dy + r, residual + r, n, by, s, q);
+    }
+    for (; r < rows; ++r) add_gradients<1, A, Added>(x + r, dy + r, residual + r, n, by, s, q);
+    return;
+  }
+  const Linear<A, Added, PerValue, W> linear(by);
+  for (; r < rows; ++r) {
+    const W *row = x[r], *from = dy[r], *added = Added ? residual[r] : nullptr;
     double part = 0, product = 0;
 #pragma omp simd reduction(+ : part, product)
     for (int64_t i = 0; i < n; ++i) {
-      const W d = x[i] - linear.m[i];
-      const W g = through<A>(dy[i], linear.u(d, residual, i));
+      const W d = row[i] - linear.m[i];
+      const W g = through<A>(from[i], linear.u(d, added, i));
       part += double(g);
       product += double(g) * double(d);
     }

@@ -1,151 +1,30 @@
-// The operators that Python calls: `batch_norm` with its gradient, and the four verbs.
+// The operator `batch_norm`: a whole layer with its gradient.
 //
-// `batch_norm` takes a call only where every tensor is plain memory of the right shape and dtype;
-// else it gives nothing back and has changed nothing: Python then says what is wrong, or makes it
-// right, or computes with the reference.
+// It takes a call only where every tensor is plain memory of the right shape and dtype; else it
+// gives nothing back and has changed nothing: Python then says what is wrong, or makes it right, or
+// computes with the reference.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/where.h>
-#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <array>
 #include <span>
-#if __has_include(<pthread.h>)
-#include <pthread.h>
-#endif
 
+#include "problem.h"
 #include "statistics.h"
-#include "tensors.h"
 
 namespace normscope {
-
-static bool forked = false;
-bool is_forked_child() { return forked; }
-
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-#if __has_include(<pthread.h>)
-const int watches_forks = pthread_atfork(nullptr, nullptr, [] { forked = true; });
-#endif
-
-int64_t rows_of(const Tensor& table) { return table.defined() && table.dim() == 2 ? table.size(0) : 1; }
-
-// The records Problem and Epilogue of Python.
-struct Problem {
-  Tensor x, groups;
-  int64_t num_groups;
-  Tensor mask, weight, bias, residual;
-  int64_t act;
-};
-
-Tensor or_undefined(const std::optional<Tensor>& t) { return t.value_or(Tensor()); }
-
-// Whether a table is (C,), (1, C) or (rows, C) of floating point numbers.
-bool is_table(const Tensor& table, int64_t channels, int64_t rows) {
-  if (!readable(table) || !type_of(table) || table.size(-1) != channels) return false;
-  return table.dim() == 1 || (table.dim() == 2 && (table.size(0) == 1 || table.size(0) == rows));
-}
-
-bool is_like(const Tensor& t, const Tensor& x) {
-  return readable(t) && t.scalar_type() == x.scalar_type() && t.sizes() == x.sizes();
-}
-
-// Whether the loops may read all of a problem; dtypes of tables are not asked for.
-bool fits(const Problem& p) {
-  const Tensor& x = p.x;
-  if (!readable(x) || !type_of(x) || x.dim() < 2 || x.numel() == 0) return false;
-  if (p.act < 0 || p.act > 3 || p.num_groups < 1) return false;
-  const int64_t n = x.size(0), c = x.size(1);
-  const int64_t rows = std::max({p.num_groups, rows_of(p.weight), rows_of(p.bias)});
-  if (p.num_groups != 1 && p.num_groups != rows) return false;
-  for (const Tensor& table : {p.weight, p.bias}) {
-    if (table.defined() && !(table.dim() >= 1 && is_table(table, c, rows))) return false;
-  }
-  if (p.residual.defined() && !is_like(p.residual, x)) return false;
-  if (!p.groups.defined() && rows > 1) return false;
-  if (p.groups.defined()) {
-    if (!readable(p.groups) || p.groups.scalar_type() != at::kLong || p.groups.dim() != 1 ||
-        p.groups.size(0) != n) {
-      return false;
-    }
-    const Tensor ids = p.groups.contiguous();
-    const int64_t* id = ids.const_data_ptr<int64_t>();
-    for (int64_t i = 0; i < n; ++i) {
-      if (id[i] < 0 || id[i] >= rows) return false;
-    }
-  }
-  if (!p.mask.defined()) return true;
-  if (!readable(p.mask) || p.mask.scalar_type() != at::kBool || p.mask.dim() != x.dim()) return false;
-  for (int64_t d = 0; d < x.dim(); ++d) {
-    if (p.mask.size(d) != (d == 1 ? 1 : x.size(d))) return false;
-  }
-  return true;
-}
-
-// A problem with all that its call points to.
-struct Prepared {
-  Dense x;
-  Tensor residual, dy, groups, mask;
-  std::vector<double> weight, bias, running_mean, running_var, scratch;
-  Call call;
-};
-
-// From a problem that fits.
-void prepare(const Problem& p, int64_t k, double least, Prepared& made) {
-  made.x = dense(p.x);
-  const bool last = made.x.channels_last;
-  const int64_t affine_rows = std::max(rows_of(p.weight), rows_of(p.bias));
-  if (p.groups.defined()) made.groups = p.groups.contiguous();
-  if (p.mask.defined()) made.mask = p.mask.contiguous();
-  Call& call = made.call;
-  call.plan = make_plan(made.x.x, last, made.groups, k, std::max(k, affine_rows), made.mask, least);
-  call.type = *type_of(p.x);
-  call.act = Act(p.act);
-  call.x = made.x.x.const_data_ptr();
-  if (p.residual.defined()) {
-    made.residual = ordered_as(p.residual, last);
-    call.residual = made.residual.const_data_ptr();
-  }
-  call.affine_rows = affine_rows;
-  const int64_t c = call.plan.c;
-  const auto rows = [&](const Tensor& table, std::vector<double>& into) -> const double* {
-    if (!table.defined()) return nullptr;
-    into = widened(table);
-    if (int64_t(into.size()) < affine_rows * c) {  // one row serves all
-      into.resize(affine_rows * c);
-      for (int64_t i = c; i < affine_rows * c; ++i) into[i] = into[i - c];
-    }
-    return into.data();
-  };
-  call.weight = rows(p.weight, made.weight);
-  call.bias = rows(p.bias, made.bias);
-}
-
-void forward(const Call& call) {
-  const bool columns = call.plan.channels_last || reads_blocks(call.plan);
-  columns ? forward_channels_last(call) : forward_channels_first(call);
-}
-
-void backward(const Call& call) {
-  const bool columns = call.plan.channels_last || reads_blocks(call.plan);
-  columns ? backward_channels_last(call) : backward_channels_first(call);
-}
-
-Tensor table(std::initializer_list<int64_t> sizes) {
-  return at::empty(sizes, at::TensorOptions(at::kDouble));
-}
-
 std::span<double> values(const Tensor& table) {
   return {table.mutable_data_ptr<double>(), size_t(table.numel())};
 }
-
-// ------------------------------------------------------------------------------- the whole layer
 
 struct Layer : Problem {
   Tensor running_mean, running_var, tracked;
@@ -388,9 +267,9 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
       call.sum_g_xhat = g_xhat.data();
     }
     if (from_batch && wants_x) {
-      made.scratch.resize(2 * k * c);
-      call.mean_g = call.own_mean_g = made.scratch.data();
-      call.mean_g_xhat = call.own_mean_g_xhat = made.scratch.data() + k * c;
+      made.means.resize(2 * k * c);
+      call.mean_g = call.own_mean_g = made.means.data();
+      call.mean_g_xhat = call.own_mean_g_xhat = made.means.data() + k * c;
     }
     if (wants_x) {
       grads[0] = at::empty_like(made.x.x);
@@ -453,125 +332,14 @@ std::vector<Tensor> batch_norm_recorded(LAYER_ARGUMENTS) {
   return {output.y, output.table, output.count};
 }
 
-// ------------------------------------------------------------------------------------- the verbs
-
-constexpr const char* UNFIT = "the CPU kernels cannot take these tensors; use impl='reference'";
-
-std::tuple<Tensor, Tensor, Tensor> moments(const Tensor& x, const std::optional<Tensor>& groups,
-                                           int64_t num_groups, const std::optional<Tensor>& mask) {
-  const Problem p{x, or_undefined(groups), num_groups, or_undefined(mask)};
-  Prepared made;
-  TORCH_CHECK(fits(p), UNFIT);
-  prepare(p, num_groups, 0, made);
-  Call& call = made.call;
-  const Tensor found = table({2, call.plan.k, call.plan.c}), count = table({call.plan.k});
-  call.batch_mean = found.mutable_data_ptr<double>();
-  call.batch_m2 = call.batch_mean + call.plan.k * call.plan.c;
-  forward(call);
-  std::copy(call.plan.count.begin(), call.plan.count.end(), count.mutable_data_ptr<double>());
-  return {count, found.select(0, 0), found.select(0, 1)};
-}
-
-#define VERB_ARGUMENTS                                                                           \
-  const Tensor &x, const std::optional<Tensor>&groups, int64_t num_groups,                       \
-      const std::optional<Tensor>&mask, const Tensor &mean, const Tensor &rstd,                  \
-      const std::optional<Tensor>&weight, const std::optional<Tensor>&bias,                      \
-      const std::optional<Tensor>&residual, int64_t act
-
-// A call with given statistics, (1 or K, C) float64.
-struct Mapped {
-  Problem problem;
-  Tensor mean, rstd;
-  Prepared made;
-
-  Mapped(VERB_ARGUMENTS)
-      : problem{x, or_undefined(groups), num_groups, or_undefined(mask), or_undefined(weight),
-                or_undefined(bias), or_undefined(residual), act} {
-    const auto given = [&](const Tensor& t) {
-      TORCH_CHECK(readable(t) && t.scalar_type() == at::kDouble && t.dim() == 2 &&
-                  t.size(0) == num_groups && t.size(1) == x.size(1), UNFIT);
-      return t.contiguous();
-    };
-    TORCH_CHECK(fits(problem), UNFIT);
-    prepare(problem, num_groups, 0, made);
-    this->mean = given(mean);
-    this->rstd = given(rstd);
-    made.call.mean = const_cast<double*>(this->mean.const_data_ptr<double>());
-    made.call.rstd = const_cast<double*>(this->rstd.const_data_ptr<double>());
-  }
-
-  void gradient(const Tensor& dy) {
-    TORCH_CHECK(is_like(dy, problem.x), UNFIT);
-    made.dy = ordered_as(dy, made.x.channels_last);
-    made.call.dy = made.dy.const_data_ptr();
-  }
-};
-#define MAPPED Mapped(x, groups, num_groups, mask, mean, rstd, weight, bias, residual, act)
-
-Tensor normalize(VERB_ARGUMENTS) {
-  auto work = MAPPED;
-  const Tensor y = at::empty_like(work.made.x.x);
-  work.made.call.out = y.mutable_data_ptr();
-  forward(work.made.call);
-  return y;
-}
-
-std::tuple<Tensor, Tensor> backward_reduce(const Tensor& dy, VERB_ARGUMENTS) {
-  auto work = MAPPED;
-  work.gradient(dy);
-  Call& call = work.made.call;
-  const Tensor sums = table({2, call.plan.r, call.plan.c});
-  call.sum_g = sums.mutable_data_ptr<double>();
-  call.sum_g_xhat = call.sum_g + call.plan.r * call.plan.c;
-  backward(call);
-  return {sums.select(0, 0), sums.select(0, 1)};
-}
-
-std::tuple<Tensor, std::optional<Tensor>> backward_input(
-    const Tensor& dy, VERB_ARGUMENTS, const std::optional<Tensor>& mean_g,
-    const std::optional<Tensor>& mean_g_xhat) {
-  auto work = MAPPED;
-  work.gradient(dy);
-  Call& call = work.made.call;
-  Tensor means, means_xhat;
-  if (mean_g && mean_g_xhat) {
-    const auto given = [&](const Tensor& t) {
-      TORCH_CHECK(readable(t) && t.scalar_type() == at::kDouble && t.sizes() == mean.sizes(), UNFIT);
-      return t.contiguous();
-    };
-    means = given(*mean_g);
-    means_xhat = given(*mean_g_xhat);
-    call.mean_g = means.const_data_ptr<double>();
-    call.mean_g_xhat = means_xhat.const_data_ptr<double>();
-  }
-  const Tensor dx = at::empty_like(work.made.x.x);
-  call.out = dx.mutable_data_ptr();
-  std::optional<Tensor> dresidual;
-  if (residual) {
-    dresidual = at::empty_like(work.made.x.x);
-    call.dresidual = dresidual->mutable_data_ptr();
-  }
-  backward(call);
-  return {dx, dresidual};
-}
-
 #define LAYER_SCHEMA                                                                             \
   "(Tensor x, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? weight, Tensor? bias, " \
   "bool from_batch, bool update, float? momentum, float eps, Tensor(c!)? tracked, "              \
   "Tensor? groups, int num_groups, Tensor? mask, int act, Tensor? residual, int min_count)"
-#define VERB_SCHEMA                                                                              \
-  "Tensor x, Tensor? groups, int num_groups, Tensor? mask, Tensor mean, Tensor rstd, "           \
-  "Tensor? weight, Tensor? bias, Tensor? residual, int act"
 
-TORCH_LIBRARY(normscope, m) {
+TORCH_LIBRARY_FRAGMENT(normscope, m) {
   m.def("batch_norm" LAYER_SCHEMA " -> Tensor?", batch_norm);
   m.def("batch_norm_recorded" LAYER_SCHEMA " -> Tensor[]", batch_norm_recorded);
-  m.def("moments(Tensor x, Tensor? groups, int num_groups, Tensor? mask) "
-        "-> (Tensor, Tensor, Tensor)", moments);
-  m.def("normalize(" VERB_SCHEMA ") -> Tensor", normalize);
-  m.def("backward_reduce(Tensor dy, " VERB_SCHEMA ") -> (Tensor, Tensor)", backward_reduce);
-  m.def("backward_input(Tensor dy, " VERB_SCHEMA ", Tensor? mean_g, Tensor? mean_g_xhat) "
-        "-> (Tensor, Tensor?)", backward_input);
 }
 
 }  // namespace
