@@ -198,6 +198,49 @@ def test_moments_are_exact_for_a_large_mean_and_for_any_threads(
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
 
 
+THREADED = [  # shape, whether channels lie side by side, groups, masked
+    ((64, 8, 40, 40), False, 1, False),
+    ((64, 8, 40, 40), True, 1, False),
+    ((3, 2, 20_000), False, 1, False),
+    ((4096, 300), False, 1, False),
+    ((64, 24, 7, 7), False, 3, False),
+    ((64, 24, 14, 14), False, 5, True),
+    ((16, 3, 60, 60), True, 2, True),
+    ((2048, 3, 5, 5), False, 1, False),
+]
+
+
+@pytest.mark.parametrize("case", THREADED, ids=str)
+def test_a_step_gives_the_same_bits_for_any_threads(case: tuple[Any, ...]) -> None:
+    shape, by_rows, k, masked = case
+    x = torch.randn(shape) * 2 + 3
+    x = x.to(memory_format=torch.channels_last) if by_rows else x
+    groups = torch.randint(0, k, shape[:1]) if k > 1 else None
+    mask = (torch.rand(shape[0], 1, *shape[2:]) < 0.7) if masked else None
+    dy, weight = torch.randn_like(x), torch.rand(shape[1]) + 0.5
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            leaves = [t.detach().clone().requires_grad_() for t in (x, weight)]
+            y = layer(
+                leaves[0],
+                (None, None),
+                leaves[1],
+                groups=groups,
+                num_groups=k,
+                mask=mask,
+                act="silu",
+            )
+            y.backward(dy)
+            found.append((y.detach(), *(t.grad for t in leaves)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        for ours, first in zip(other, found[0], strict=True):
+            assert torch.equal(ours, first)
+
+
 def test_an_outlier_in_front_cancels_nothing() -> None:
     """The first value is what sums are centred by."""
     x = torch.randn(10, 2, 4000).double()

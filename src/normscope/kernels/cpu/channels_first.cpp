@@ -3,6 +3,7 @@
 // A cell, one channel in one group, goes through sums, statistics and map while its values are in
 // the cache. Where there are few cells, threads share chunks instead: the numbers are the same.
 #include <memory>
+#include <vector>
 
 #include "statistics.h"
 #include "values.h"
@@ -11,8 +12,9 @@ namespace normscope {
 namespace {
 
 constexpr int64_t BLOCK = 1024;       // values that are converted or picked by a mask at a time
-constexpr int64_t SHORT_ROW = 1536;   // bytes: rows up to this length are asked for ahead,
-constexpr int64_t AHEAD = 4096;       // so many bytes
+constexpr int64_t CACHED = 16384;     // values that stay in the cache together
+constexpr int64_t SHORT_ROW = 8192;   // bytes: rows up to this length are asked for ahead,
+constexpr int64_t AHEAD = 8192;       // so many bytes
 
 template <class T>
 struct Cells {
@@ -99,14 +101,18 @@ struct Cells {
     return {chunk.values, from + s / chunk.values, q - s * (s / chunk.values)};
   }
 
-  struct One {
-    W m, a, b, gb, gc;
-    Coefficients<W> view() const { return {&m, &a, &b, &gb, &gc}; }
+  // The coefficients of some channels.
+  struct Numbers {
+    std::vector<W> held;
+    W *m, *a, *b, *gb, *gc;
+    explicit Numbers(int64_t n) : held(5 * n) {
+      m = held.data(), a = m + n, b = a + n, gb = b + n, gc = gb + n;
+    }
+    Coefficients<W> of(int64_t i) const { return {m + i, a + i, b + i, gb + i, gc + i}; }
   };
-  One one(int64_t r, int64_t c, bool backward) const {
-    One by;
-    coefficients(call, r, c, c + 1, &by.m, &by.a, &by.b, backward ? &by.gb : nullptr, &by.gc);
-    return by;
+  template <bool Backward>
+  void prepare(int64_t r, int64_t low, int64_t high, Numbers& by) const {
+    coefficients(call, r, low, high, by.m, by.a, by.b, Backward ? by.gb : nullptr, by.gc);
   }
 
   static void clear(const bool* flags, int64_t n, T* values) {
@@ -132,9 +138,8 @@ struct Cells {
   }
 
   // Sums of g and of g xhat of a chunk in a channel.
-  void gradient_sums(const Chunk& chunk, int64_t c, double& g, double& g_xhat) const {
-    const One coefficient = one(chunk.group, c, false);
-    const Coefficients<W> by = coefficient.view();
+  void gradient_sums(const Chunk& chunk, int64_t c, const Coefficients<W>& by, double& g,
+                     double& g_xhat) const {
     double s = 0, q = 0;
     for (int64_t u = chunk.first; u < chunk.end; ++u) {
       const Plan::Unit unit = plan.unit(u);
@@ -185,9 +190,7 @@ struct Cells {
   }
 
   template <bool Backward>
-  void map_chunk(const Chunk& chunk, int64_t c) const {
-    const One coefficient = one(chunk.group, c, Backward);
-    const Coefficients<W> by = coefficient.view();
+  void map_chunk(const Chunk& chunk, int64_t c, const Coefficients<W>& by) const {
     for (int64_t u = chunk.first; u < chunk.end; ++u) {
       fetch(out, u, chunk.end, c);
       if constexpr (Backward) {
@@ -202,8 +205,7 @@ struct Cells {
   template <bool Backward>
   void map_all() const {
     parallel(plan.n * plan.pieces * plan.c, plan.piece, [&](int64_t low, int64_t high) {
-      std::vector<W> numbers(5 * plan.c);
-      W *m = numbers.data(), *a = m + plan.c, *b = a + plan.c, *gb = b + plan.c, *gc = gb + plan.c;
+      Numbers numbers(plan.c);
       int64_t prepared = -1;
       auto chunk = plan.chunks.begin();
       for (int64_t i = low; i < high; ++i) {
@@ -211,18 +213,29 @@ struct Cells {
         if (i == low || c == 0) {
           while (chunk->end <= u) ++chunk;
           if (chunk->group != prepared) {
-            prepared = chunk->group;
-            coefficients(call, prepared, 0, plan.c, m, a, b, Backward ? gb : nullptr, gc);
+            prepare<Backward>(prepared = chunk->group, 0, plan.c, numbers);
           }
         }
-        const Coefficients<W> by{m + c, a + c, b + c, gb + c, gc + c};
         if constexpr (Backward) {
-          gradient_map(u, c, by);
+          gradient_map(u, c, numbers.of(c));
         } else {
-          map(u, c, by);
+          map(u, c, numbers.of(c));
         }
       }
     });
+  }
+
+  // All chunks of some channels in group k.
+  template <bool Backward>
+  void map_run(int64_t k, int64_t low, int64_t high, Numbers& numbers) const {
+    for (int64_t r = plan.k > 1 ? k : 0; r < (plan.k > 1 ? k + 1 : plan.r); ++r) {
+      prepare<Backward>(r, low, high, numbers);
+      for (int64_t c = low; c < high; ++c) {
+        for (int64_t i = plan.first_chunk[r]; i < plan.first_chunk[r + 1]; ++i) {
+          map_chunk<Backward>(plan.chunks[i], c, numbers.of(c - low));
+        }
+      }
+    }
   }
 
   // A cell takes a thread where there are enough of them.
@@ -231,11 +244,19 @@ struct Cells {
     return cells >= 4 * at::get_num_threads() || plan.size() <= GRAIN;
   }
 
+  // f(k, low, high, numbers): channels of a group whose values stay in the cache together.
   template <class F>
-  void each_cell(F f) const {
-    const int64_t cells = plan.k * plan.c;
-    parallel(cells, 2 * plan.size() / cells, [&](int64_t low, int64_t high) {
-      for (int64_t i = low; i < high; ++i) f(i / plan.c, i % plan.c);
+  void each_run(F f) const {
+    const int64_t cells = plan.k * plan.c, values = plan.size() / cells;
+    const int64_t longest = std::max<int64_t>(1, CACHED / std::max<int64_t>(1, values));
+    parallel(cells, 2 * values, [&](int64_t low, int64_t high) {
+      Numbers numbers(std::min(longest, plan.c));
+      while (low < high) {
+        const int64_t k = low / plan.c, c = low % plan.c;
+        const int64_t run = std::min({longest, high - low, plan.c - c});
+        f(k, c, c + run, numbers);
+        low += run;
+      }
     });
   }
 
@@ -255,17 +276,18 @@ struct Cells {
   void forward() const {
     if (call.batch_m2 == nullptr) return map_all<false>();
     if (by_cell()) {
-      return each_cell([&](int64_t k, int64_t c) {
-        Set all;
-        for (int64_t i = plan.begin(k); i < plan.end(k); ++i) {
-          const Set part = moments(plan.chunks[i], c);
-          all.add(part.n, part.mean, part.m2);
+      return each_run([&](int64_t k, int64_t low, int64_t high, Numbers& numbers) {
+        for (int64_t c = low; c < high; ++c) {
+          Set all;
+          for (int64_t i = plan.begin(k); i < plan.end(k); ++i) {
+            const Set part = moments(plan.chunks[i], c);
+            all.add(part.n, part.mean, part.m2);
+          }
+          call.batch_mean[k * plan.c + c] = all.mean;
+          call.batch_m2[k * plan.c + c] = all.m2;
         }
-        call.batch_mean[k * plan.c + c] = all.mean;
-        call.batch_m2[k * plan.c + c] = all.m2;
-        finish(call, k, c, c + 1);
-        if (out == nullptr) return;
-        for (int64_t i = plan.begin(k); i < plan.end(k); ++i) map_chunk<false>(plan.chunks[i], c);
+        finish(call, k, low, high);
+        if (out != nullptr) map_run<false>(k, low, high, numbers);
       });
     }
     const auto partial = each_chunk([&](const Chunk& chunk, int64_t c, double& mean, double& m2) {
@@ -280,25 +302,29 @@ struct Cells {
   void backward() const {
     if (call.sum_g == nullptr) return map_all<true>();
     if (by_cell()) {
-      return each_cell([&](int64_t k, int64_t c) {
+      return each_run([&](int64_t k, int64_t low, int64_t high, Numbers& numbers) {
         for (int64_t r = plan.k > 1 ? k : 0; r < (plan.k > 1 ? k + 1 : plan.r); ++r) {
-          double g = 0, g_xhat = 0;
-          for (int64_t i = plan.first_chunk[r]; i < plan.first_chunk[r + 1]; ++i) {
-            double part, part_xhat;
-            gradient_sums(plan.chunks[i], c, part, part_xhat);
-            g += part;
-            g_xhat += part_xhat;
+          prepare<false>(r, low, high, numbers);
+          for (int64_t c = low; c < high; ++c) {
+            double g = 0, g_xhat = 0;
+            for (int64_t i = plan.first_chunk[r]; i < plan.first_chunk[r + 1]; ++i) {
+              double part, part_xhat;
+              gradient_sums(plan.chunks[i], c, numbers.of(c - low), part, part_xhat);
+              g += part;
+              g_xhat += part_xhat;
+            }
+            call.sum_g[r * plan.c + c] = g;
+            call.sum_g_xhat[r * plan.c + c] = g_xhat;
           }
-          call.sum_g[r * plan.c + c] = g;
-          call.sum_g_xhat[r * plan.c + c] = g_xhat;
         }
-        finish_gradients(call, k, c, c + 1);
-        if (out == nullptr) return;
-        for (int64_t i = plan.begin(k); i < plan.end(k); ++i) map_chunk<true>(plan.chunks[i], c);
+        finish_gradients(call, k, low, high);
+        if (out != nullptr) map_run<true>(k, low, high, numbers);
       });
     }
     const auto partial = each_chunk([&](const Chunk& chunk, int64_t c, double& g, double& g_xhat) {
-      gradient_sums(chunk, c, g, g_xhat);
+      Numbers numbers(1);
+      prepare<false>(chunk.group, c, c + 1, numbers);
+      gradient_sums(chunk, c, numbers.of(0), g, g_xhat);
     });
     merge_gradients(call, partial.get());
     if (out != nullptr) map_all<true>();

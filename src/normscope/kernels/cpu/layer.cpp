@@ -119,15 +119,20 @@ double least(const Layer& l) {
   return l.groups.defined() && l.running_mean.defined() ? double(l.min_count) : 0.0;
 }
 
-void run(const Layer& l, Output& output) {
+void run(const Layer& l, Output& output, bool recorded) {
   Prepared made;
   prepare(l, l.num_groups, least(l), made);
   Call& call = made.call;
   const int64_t k = call.plan.k, c = call.plan.c;
   output.y = at::empty_like(made.x.x);
-  output.table = table({l.from_batch ? 4 : 2, k, c});
   call.out = output.y.mutable_data_ptr();
-  call.mean = output.table.mutable_data_ptr<double>();
+  if (recorded) {
+    output.table = table({l.from_batch ? 4 : 2, k, c});
+    call.mean = output.table.mutable_data_ptr<double>();
+  } else {
+    made.means.resize(4 * k * c);
+    call.mean = made.means.data();
+  }
   call.rstd = call.mean + k * c;
   call.eps = l.eps;
   if (l.running_mean.defined()) {
@@ -151,8 +156,7 @@ void run(const Layer& l, Output& output) {
   if (l.update && l.running_mean.defined()) {
     update_running(l, made, call.batch_mean, call.batch_m2);
   }
-  output.count = Tensor();
-  if (l.from_batch) {
+  if (recorded && l.from_batch) {
     output.count = table({k});
     std::copy(call.plan.count.begin(), call.plan.count.end(), output.count.mutable_data_ptr<double>());
   }
@@ -205,7 +209,7 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Input& weight,
                         const Input& bias, const Input& residual, const Layer* l,
                         Output* output) {
-    run(*l, *output);
+    run(*l, *output, true);
     const Tensor beside = l->act != 0 ? l->residual : Tensor();  // else its gradient is dy
     ctx->save_for_backward({x, l->weight, l->bias, beside, l->groups, l->mask});
     ctx->saved_data["table"] = output->table;  // never the buffers, which may change meanwhile
@@ -287,7 +291,7 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
 };
 
 // y and what it was made with; nothing where the call cannot be taken.
-bool layer(Layer l, Output& output) {
+bool layer(Layer l, Output& output, bool recorded) {
   if (!fits(l)) return false;
   if (!l.from_batch) l.num_groups = rows_of(l.running_mean);  // one row may serve all groups
   const auto differentiates = [](const Tensor& t) { return t.defined() && t.requires_grad(); };
@@ -300,7 +304,7 @@ bool layer(Layer l, Output& output) {
     return true;
   }
   at::AutoDispatchBelowADInplaceOrView guard;
-  run(l, output);
+  run(l, output, recorded);
   return true;
 }
 
@@ -321,13 +325,13 @@ bool layer(Layer l, Output& output) {
 
 std::optional<Tensor> batch_norm(LAYER_ARGUMENTS) {
   Output output;
-  if (!layer(LAYER, output)) return std::nullopt;
+  if (!layer(LAYER, output, false)) return std::nullopt;
   return output.y;
 }
 
 std::vector<Tensor> batch_norm_recorded(LAYER_ARGUMENTS) {
   Output output;
-  if (!layer(LAYER, output)) return {};
+  if (!layer(LAYER, output, true)) return {};
   if (!output.count.defined()) return {output.y, output.table};
   return {output.y, output.table, output.count};
 }
