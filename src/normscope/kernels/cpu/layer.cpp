@@ -293,7 +293,10 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
 // y and what it was made with; nothing where the call cannot be taken.
 bool layer(Layer l, Output& output, bool recorded) {
   if (!fits(l)) return false;
-  if (!l.from_batch) l.num_groups = rows_of(l.running_mean);  // one row may serve all groups
+  if (!l.from_batch) {  // one row may serve all groups
+    l.num_groups = rows_of(l.running_mean);
+    if (std::max({l.num_groups, rows_of(l.weight), rows_of(l.bias)}) == 1) l.groups = Tensor();
+  }
   const auto differentiates = [](const Tensor& t) { return t.defined() && t.requires_grad(); };
   if (at::GradMode::is_enabled() && (differentiates(l.x) || differentiates(l.weight) ||
                                      differentiates(l.bias) || differentiates(l.residual))) {
