@@ -21,11 +21,13 @@ help:  ## this list
 	@touch $@
 
 demo: .venv/.core  ## train on the bundled digits, follow every class, write the report
+	$(BIN)/normscope env --warm
 	$(BIN)/normscope explain
 	$(BIN)/normscope train --data digits --net mlp --norm batch,none,noaffine,per_class --seeds 3 --out $(RUN) --overwrite
 
 # one thread in each process: processes that spin for each other's cores are several times slower
 test: .venv/.dev  ## the tests
+	$(BIN)/normscope env --warm
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
 
 lint: .venv/.dev  ## format, lint, types, import rules
@@ -38,6 +40,7 @@ docs: .venv/.dev  ## the documentation, as docs/_build/index.html
 	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build
 
 bench: .venv/.core  ## figures side by side with peers, in one run
+	$(BIN)/normscope env --warm
 	$(BIN)/normscope bench $(BENCH_ARGS)
 
 assets:  ## rebuild the chart bundle that reports carry (needs npm)

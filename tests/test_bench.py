@@ -1,10 +1,12 @@
 """The benchmark: its arithmetic, its check, its peers and its record; no test depends on a time."""
 
-import importlib
 import io
 import json
 import math
+import os
 import string
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +17,17 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from normscope import cli
-from normscope.bench import accuracy, cases, check, measure, measuring, peers, session, warm
+from normscope.bench import (
+    accuracy,
+    allocator,
+    cases,
+    check,
+    measure,
+    measuring,
+    peers,
+    session,
+    warm,
+)
 from normscope.errors import InputError, KernelError
 from normscope.kernels import cpu
 from normscope.records import Bench, Setting, Spread
@@ -127,13 +139,8 @@ def test_a_broken_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     forms = [check.Form(torch.float32, None, residual=False, mask=False, groups=1)]
     monkeypatch.setattr(check, "FORMS", forms)
     assert check.check_kernel() == 3
-    forward = cpu.forward
-
-    def broken(*args: Any) -> Any:
-        y, *rest = forward(*args)
-        return (y * 1.001, *rest)
-
-    monkeypatch.setattr(cpu, "forward", broken)
+    right = cpu.batch_norm
+    monkeypatch.setattr(cpu, "batch_norm", lambda *args: right(*args) * 1.001)
     with pytest.raises(KernelError, match=r"differs from its definition by .* nothing is reported"):
         check.check_kernel()
     with pytest.raises(KernelError):
@@ -141,7 +148,7 @@ def test_a_broken_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_check_covers_every_choice() -> None:
-    assert {form.dtype for form in check.FORMS} == set(cpu.CODES)
+    assert {form.dtype for form in check.FORMS} == set(cpu.DTYPES)
     assert {form.act for form in check.FORMS} == {None, "relu", "leaky_relu", "silu"}
 
 
@@ -215,8 +222,18 @@ def test_messages_have_the_same_placeholders() -> None:
         assert fields[0] == fields[1], key
 
 
-def test_warming_takes_time_and_says_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    warming = importlib.import_module("normscope.bench.warm")
-    monkeypatch.setattr(warming, "DTYPES", (torch.float32,))
-    monkeypatch.setattr(warming, "ACTS", (None,))
+def test_warming_takes_time_and_says_how_long() -> None:
     assert warm() > 0
+
+
+def test_the_allocator_is_measured() -> None:
+    program = "from normscope.bench.allocator import keeps_pages; print(keeps_pages())"
+    for value, expected in (("", "False"), (allocator.TUNABLES, "True")):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "GLIBC_TUNABLES": value},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() in (expected, "None")

@@ -1,7 +1,8 @@
 """What may be given to the operator: each check names what came, what is allowed, what to do."""
 
+import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,13 +35,25 @@ def check_impl(impl: str) -> None:
         raise ValueError(f"impl is {impl!r}; it can be {listed(IMPLS)}")
 
 
-def check_choices(eps: float, use_batch: bool, act: str | None, impl: str) -> None:
-    """Refuse an unknown impl or act, and an eps that cannot normalise."""
+def check_choices(
+    eps: float, momentum: float | None, use_batch: bool, act: str | None, impl: str
+) -> None:
+    """Refuse an unknown impl or act, and an eps or a momentum that is no number to use."""
     check_impl(impl)
     if act is not None and act not in ACTIVATIONS:
         raise ValueError(f"act is {act!r}; it can be None, {listed(ACTIVATIONS)}")
-    if eps < 0 or (use_batch and eps == 0):
+    if not eps >= 0 or (use_batch and eps == 0):  # NaN is not either
         raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
+    if momentum is not None and math.isnan(momentum):
+        raise ValueError("momentum is nan; give the share of the batch in the update, or None")
+
+
+def check_one_group(num_groups: int, rows: int) -> None:
+    """Refuse several groups or rows of tables where nothing says which sample has which."""
+    if num_groups != 1:
+        raise ValueError(f"num_groups is {num_groups} but groups is None; give each sample's group")
+    if rows > 1:
+        raise ValueError("weight or bias has a row per group but groups is None; give groups")
 
 
 def check_tensors(
@@ -50,8 +63,11 @@ def check_tensors(
     running_var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    residual: Tensor | None = None,
 ) -> None:
     """Refuse ranks, dtypes and sizes that do not fit each other, with torch's errors."""
+    if num_groups < 1:
+        raise ValueError(f"num_groups is {num_groups}; there is at least 1 group")
     if x.dim() < 2:
         raise ValueError(f"expected x of (N, C, *S), got {x.dim()}D input")
     if not x.is_floating_point():
@@ -60,30 +76,87 @@ def check_tensors(
             f'"batch_norm" not implemented for {kind!r}; give a floating point input'
         )
     narrow = x.dtype in (torch.float16, torch.bfloat16)
-    tables = {"running_mean": running_mean, "running_var": running_var}
-    for name, tensor in {**tables, "weight": weight, "bias": bias}.items():
+    running = {"running_mean": running_mean, "running_var": running_var}
+    for name, tensor in {**running, "weight": weight, "bias": bias}.items():
         if tensor is None:
             continue
-        if tensor.shape[-1] != x.shape[1]:
+        if tensor.dim() not in (1, 2) or tensor.shape[-1] != x.shape[1]:
+            found = tensor.shape[-1] if tensor.dim() else 0
             raise RuntimeError(
-                f"{name} should contain {x.shape[1]} elements not {tensor.shape[-1]}: "
+                f"{name} should contain {x.shape[1]} elements not {found}: "
                 f"the input {tuple(x.shape)} has {x.shape[1]} channels"
             )
-        if tensor.device != x.device:
-            raise RuntimeError(
-                f"Expected all tensors to be on the same device: {name} is on {tensor.device}, "
-                f"the input on {x.device}"
-            )
+        _check_device(name, tensor, x)
         if tensor.dtype != x.dtype and not (narrow and tensor.dtype == torch.float32):
             raise RuntimeError(
                 f"mixed dtype: {name} is {tensor.dtype}, the input {x.dtype}; all must share the "
                 "same datatype, or be torch.float32 for a 16-bit input"
             )
-        if name in tables and tensor.dim() == 2 and tensor.shape[0] not in (1, num_groups):
+        if name in running and tensor.dim() == 2 and tensor.shape[0] not in (1, num_groups):
             raise ValueError(
                 f"{name} is {tuple(tensor.shape)}; num_groups={num_groups} needs "
                 f"{(num_groups, x.shape[1])}, or {(x.shape[1],)} for all groups pooled"
             )
+    kinds = {(t.shape, t.dtype) for t in (running_mean, running_var) if t is not None}
+    if len(kinds) > 1:
+        both = " and ".join(f"{tuple(shape)} in {dtype}" for shape, dtype in kinds)
+        raise ValueError(f"running_mean and running_var are {both}; give both alike")
+    rows = rows_needed(num_groups, weight, bias)
+    for name, tensor in {"weight": weight, "bias": bias}.items():
+        if tensor is not None and tensor.dim() == 2 and tensor.shape[0] not in (1, rows):
+            raise ValueError(
+                f"{name} has {tensor.shape[0]} rows and there are {rows} groups; give "
+                f"{(rows, x.shape[1])}, or {(x.shape[1],)} for all groups"
+            )
+    if num_groups not in (1, rows):
+        raise ValueError(
+            f"weight or bias has {rows} rows, but num_groups is {num_groups}; give one row per "
+            "group, or num_groups=1 for one set of statistics"
+        )
+    if residual is not None:
+        if residual.shape != x.shape:
+            raise ValueError(
+                f"residual is {tuple(residual.shape)}; it must be as x {tuple(x.shape)}"
+            )
+        _check_device("residual", residual, x)
+    if not is_transformed():
+        for name, tensor in {"x": x, "residual": residual, "weight": weight, "bias": bias}.items():
+            _check_storage(name, tensor)
+        for name, tensor in running.items():
+            _check_storage(name, tensor)
+
+
+def _check_device(name: str, tensor: Tensor, x: Tensor) -> None:
+    if tensor.device != x.device:
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device: {name} is on {tensor.device}, "
+            f"the input on {x.device}"
+        )
+
+
+def _check_storage(name: str, tensor: Tensor | None) -> None:
+    """Refuse a tensor whose values are no longer there; torch itself would read foreign memory."""
+    if tensor is None or type(tensor) not in (Tensor, torch.nn.Parameter) or not tensor.numel():
+        return
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor._is_zerotensor():
+        return
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    last = tensor.storage_offset() + sum((size - 1) * stride for size, stride in steps)
+    held, needed = tensor.untyped_storage().nbytes(), (last + 1) * tensor.element_size()
+    if held < needed:
+        raise RuntimeError(
+            f"{name} {tuple(tensor.shape)} needs {needed:,} bytes and its storage holds {held:,}: "
+            "it was freed or resized; use the tensor before that, or keep a copy"
+        )
+
+
+def plain(tensor: Tensor | None) -> Any:
+    """The same values as memory that loops can read: no negated view, no zeros without memory."""
+    if tensor is None:
+        return None
+    if tensor._is_zerotensor():
+        return tensor + torch.zeros(tensor.shape, dtype=tensor.dtype)
+    return tensor.resolve_neg()
 
 
 def checked_groups(groups: Tensor, x: Tensor, num_groups: int) -> Tensor:

@@ -1,9 +1,7 @@
 """Batch norm over a ragged partition, as functions: arguments, gradients, running statistics."""
 
 import math
-from array import array
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,27 +14,19 @@ from normscope.arguments import (
     check_batch_size,
     check_choices,
     check_impl,
+    check_one_group,
     check_tensors,
     checked_groups,
     checked_mask,
+    plain,
     rows_needed,
 )
-from normscope.kernels import reference
-from normscope.kernels.autograd import (
-    FromBatch,
-    FromRunning,
-    Partition,
-    Stored,
-    is_transformed,
-    rows_of,
-    standardise,
-    statistics,
-)
+from normscope.errors import InputError
+from normscope.kernels import cpu, recomputation, reference
+from normscope.kernels.autograd import Stored, is_transformed, remember, standardise, statistics
 from normscope.kernels.dispatch import explanation, kernel_for
+from normscope.kernels.problem import Affine, Epilogue, Problem, Statistics
 from normscope.moments import Moments
-
-FORMS = 4096  # how many forms of calls are remembered as checked
-_CHECKED: dict[Any, Any] = {}  # form to kernel
 
 
 def batch_norm(
@@ -86,7 +76,8 @@ def batch_norm(
         mask: (N,), (N, *S) or (N, 1, *S) bool, True where a value counts. What is masked enters
             no statistic, receives no gradient and leaves as zero, whatever it holds.
         act: "relu", "leaky_relu" or "silu" on the result.
-        residual: shaped as x; added before act.
+        residual: shaped as x; added before act. One of another dtype promotes the result, as
+            `batch_norm(x) + residual` does.
         process_group: ranks that share each group's statistics; every rank must make the call,
             one without samples too. None: this process alone.
         min_count: with `groups`, a group of fewer values per channel is filled up to so many with
@@ -94,10 +85,10 @@ def batch_norm(
         on_moments: receives the batch's Moments (detached) in place of the update of the running
             statistics; for those who decide themselves when and whether to update.
         impl: "auto": the kernel of x's device, see `why`. Or by name, and then never another one
-            instead: "cpu" (Numba), "gpu" (Triton), "reference" (the definition in plain PyTorch).
+            instead: "cpu" (C++), "gpu" (Triton), "reference" (the definition in plain PyTorch).
 
     Returns:
-        (N, C, *S) in x's dtype and memory format.
+        (N, C, *S) in x's memory format, and in its dtype unless a residual promotes it.
 
     An empty batch or group changes no statistic and gets zero gradients. A group of one value
     leaves its running statistics; without running statistics it comes out as bias. NaN stays in
@@ -107,9 +98,10 @@ def batch_norm(
     `torch.func` and `torch.compile`.
 
     Raises:
-        ValueError: one value per channel in training (as torch), eps <= 0 in training, a group
-            id outside 0..K-1, shapes that do not fit, an unknown act or impl.
-        RuntimeError: channels or dtypes that do not fit each other (as torch).
+        ValueError: one value per channel in training (as torch), eps <= 0 in training, eps or
+            momentum NaN, a group id outside 0..K-1, shapes that do not fit, an unknown act or impl.
+        RuntimeError: channels, dtypes or devices that do not fit each other (as torch); a tensor
+            whose storage was freed.
         TypeError: groups that are not integers.
 
     Source: Ioffe and Szegedy 2015, "Batch Normalization", algorithms 1 and 2.
@@ -138,83 +130,73 @@ def batch_norm(
             impl=impl,
         )
     use_batch = training or running_mean is None or running_var is None
-    if is_transformed():
-        form = None
-    else:
-        tables = (running_mean, running_var, weight, bias)
-        form = (
-            x.shape,
-            x.dtype,
-            x.device,
-            type(x),
-            *[None if t is None else (t.shape, t.dtype, t.device) for t in tables],
-            training,
-            eps,
-            groups is None,
-            num_groups,
-            act,
-            None if residual is None else residual.shape,
-            process_group is None,
-            impl,
-        )
-    kernel = _CHECKED.get(form)
-    if kernel is None:  # no call of this form has passed the checks yet
-        check_choices(eps, use_batch, act, impl)
-        check_tensors(x, num_groups, running_mean, running_var, weight, bias)
-        if groups is None and num_groups != 1:
-            raise ValueError(
-                f"num_groups is {num_groups} but groups is None; give each sample's group"
-            )
-        if groups is None and rows_needed(1, weight, bias) > 1:
-            raise ValueError("weight or bias has a row per group but groups is None; give groups")
-        if groups is None and use_batch and process_group is None:
-            check_batch_size(x.shape[0] * math.prod(x.shape[2:]), x)
-        if residual is not None and residual.shape != x.shape:
-            raise ValueError(
-                f"residual is {tuple(residual.shape)}; it must be as x {tuple(x.shape)}"
-            )
-        kernel = reference if form is None else kernel_for(x, impl)
-        if form is not None:
-            if len(_CHECKED) >= FORMS:
-                _CHECKED.clear()
-            _CHECKED[form] = kernel
-    if groups is not None:
-        groups = checked_groups(groups, x, rows_needed(num_groups, weight, bias))
+    transformed = is_transformed()
+    on_cpu = process_group is None and not transformed and x.is_cpu
     if mask is not None:
         mask = checked_mask(mask, x)
+    if on_cpu and impl in ("auto", "cpu"):
+        update = training and running_mean is not None and on_moments is None
+        y = _compiled(
+            act, on_moments, x, running_mean, running_var, weight, bias, use_batch, update,
+            momentum, eps, num_batches_tracked, groups, num_groups, mask, cpu.ACTS.get(act, -1),
+            residual, min_count,
+        )  # fmt: skip
+        if y is not None:
+            return y
+    # not taken: something is wrong, or to be made right, or for another kernel
+    check_choices(eps, momentum, use_batch, act, impl)
+    check_tensors(x, num_groups, running_mean, running_var, weight, bias, residual)
+    rows = rows_needed(num_groups, weight, bias)
+    if groups is None:
+        check_one_group(num_groups, rows)
+        if use_batch and process_group is None:
+            check_batch_size(x.shape[0] * math.prod(x.shape[2:]), x)
+    else:
+        groups = checked_groups(groups, x, rows)
+    if residual is not None and residual.dtype != x.dtype:
+        # as torch: the layer in x's dtype, the sum in the one that both are promoted to
+        y = batch_norm(
+            x, running_mean, running_var, weight, bias, training, momentum, eps,
+            num_batches_tracked=num_batches_tracked, groups=groups, num_groups=num_groups,
+            mask=mask, process_group=process_group, min_count=min_count, on_moments=on_moments,
+            impl=impl,
+        )  # fmt: skip
+        y = y + residual
+        y = y if act is None else reference.ACTIVATIONS[act](y)
+        return y if mask is None else torch.where(mask, y, 0)
+    kernel = reference if transformed else kernel_for(x, impl)
+    if kernel is not reference:
+        x, weight, bias, residual, groups, mask = map(
+            plain, (x, weight, bias, residual, groups, mask)
+        )
+    if kernel is cpu and on_cpu:
+        y = _compiled(
+            act, on_moments, x, running_mean, running_var, weight, bias, use_batch, update,
+            momentum, eps, num_batches_tracked, groups, num_groups, mask, cpu.ACTS[act], residual,
+            min_count,
+        )  # fmt: skip
+        if y is not None:
+            return y
+        if impl == "cpu":
+            raise InputError(
+                "impl='cpu' cannot serve this call: its loops take plain tensors and running "
+                "statistics that are contiguous; use impl='auto'"
+            )
+        kernel = reference
 
-    partition = Partition(groups, num_groups, mask, process_group)
-    differentiable = form is None or impl == "reference"
-    fill = 0 if groups is None else min_count
-    fused = not differentiable and hasattr(kernel, "forward")
-    running = None
-    if running_mean is not None and running_var is not None:
-        running = running_mean, running_var
-        # the loops reach the buffers by address
-        fused = fused and running_mean.is_contiguous() and running_var.is_contiguous()
-    source: Stored | FromBatch | FromRunning
-    if fused and running is not None and not use_batch:
-        source = FromRunning(eps, running)
-        return standardise(x, weight, bias, residual, act, source, partition, kernel)
-    if fused and use_batch and process_group is None:
-        share = None
-        if running is not None and training and on_moments is None:
-            share = _shares(momentum, num_batches_tracked, num_groups)
-        source = FromBatch(eps, running, share, fill, num_batches_tracked, on_moments)
-        return standardise(x, weight, bias, residual, act, source, partition, kernel)
+    problem = Problem(x, groups, num_groups, mask)
+    epilogue = Epilogue(Affine(weight, bias), residual, act)
+    differentiable = transformed or impl == "reference"
     stored = _stored(running_mean, running_var, num_groups)
-    updates = training and on_moments is None and stored is not None
     if use_batch:
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-            batch = statistics(x, partition, kernel)
+            batch = statistics(problem, process_group, kernel)
         if groups is None and process_group is not None:
             check_batch_size(batch.count, x)
-        mean, var, inverse_count = _filled_up(batch, stored, fill)
+        mean, var, inverse_count = _filled_up(batch, stored, 0 if groups is None else min_count)
         if on_moments is not None:
             on_moments(batch.detach())
-        elif updates:
-            assert running_mean is not None, "stored"
-            assert running_var is not None, "stored"
+        elif training and running_mean is not None and running_var is not None:
             update_running(running_mean, running_var, num_batches_tracked, batch, momentum)
     else:
         assert stored is not None, "checked above"
@@ -224,32 +206,33 @@ def batch_norm(
     # a checkpoint may hold a variance below zero; for every valid one the clamp changes nothing
     rstd = torch.rsqrt(var.clamp(min=0) + eps)
     if differentiable:  # mean and rstd carry the graph
-        affine = rows_of(weight), rows_of(bias)
-        return reference.normalize(x, mean, rstd, *affine, residual, act, groups, mask)
-    source = Stored(mean, rstd, inverse_count)
-    return standardise(x, weight, bias, residual, act, source, partition, kernel)
+        epilogue = epilogue._replace(affine=epilogue.affine.as_rows())
+        return reference.normalize(problem, Statistics(mean, rstd), epilogue)
+    return standardise(problem, epilogue, Stored(mean, rstd, inverse_count), process_group, kernel)
+
+
+def _compiled(
+    act: str | None, on_moments: Callable[[Moments], None] | None, *arguments: Any
+) -> Tensor | None:
+    """Do a call in C++; None where it cannot be taken."""
+    if on_moments is None and recomputation.active.get() is None:
+        return cpu.batch_norm(*arguments)
+    made = cpu.batch_norm_recorded(*arguments)
+    if made is None:
+        return None
+    if on_moments is not None and made.counts is not None:
+        on_moments(Moments(made.counts, made.table[2], made.table[3]))
+    x, _, _, weight, bias, *_, groups, num_groups, mask, _, residual, _ = arguments
+    epilogue = Epilogue(Affine(weight, bias), residual, act)
+    problem = Problem(x, groups, num_groups, mask)
+    remember(made.y, problem, epilogue, made.table[0], made.table[1], cpu)
+    return made.y
 
 
 def why(x: Tensor, impl: str = "auto") -> str:
     """Which kernel serves `batch_norm(x, impl=impl)` in eager mode, and why, as a sentence."""
     check_impl(impl)
     return explanation(x, impl)
-
-
-def empty_cache() -> int:
-    """Give the memory that waits for the next large results back to the system.
-
-    Large results of the CPU kernels use memory again (docs/speed.md). The system takes it by
-    itself when it runs short; this gives it back at once.
-
-    Returns:
-        Bytes given back.
-    """
-    from normscope.kernels.cpu.pages import shelf  # compiled kernels load when first needed
-
-    kept = shelf.kept
-    shelf.clear()
-    return kept
 
 
 def moments(
@@ -274,14 +257,16 @@ def moments(
     """
     if groups is not None:
         groups = checked_groups(groups, x, num_groups)
-    elif num_groups != 1:
-        raise ValueError(f"num_groups is {num_groups} but groups is None; give each sample's group")
+    else:
+        check_one_group(num_groups, num_groups)
     if mask is not None:
         mask = checked_mask(mask, x)
     wants_grad = torch.is_grad_enabled() and x.requires_grad
-    partition = Partition(groups, num_groups, mask, process_group)
     differentiable = wants_grad or is_transformed()
-    return statistics(x, partition, reference if differentiable else kernel_for(x, "auto"))
+    kernel = reference if differentiable else kernel_for(x, "auto")
+    if kernel is not reference:
+        x, groups, mask = map(plain, (x, groups, mask))
+    return statistics(Problem(x, groups, num_groups, mask), process_group, kernel)
 
 
 def _filled_up(
@@ -297,21 +282,6 @@ def _filled_up(
         batch = batch + Moments(missing, running_mean, running_var * missing.unsqueeze(1))
     count = batch.count.clamp(min=1).unsqueeze(1)
     return batch.mean, batch.m2 / count, 1 / count
-
-
-def _shares(momentum: float | None, tracked: Tensor | None, num_groups: int) -> "array[float]":
-    """The batch's share in the update of each group's running statistics, (K,) float64."""
-    if momentum is not None:
-        return _constant(momentum, num_groups)
-    if tracked is None:  # without a counter nothing moves, as in torch
-        return _constant(0.0, num_groups)
-    shares = array("d", [1 / max(times + 1, 1) for times in tracked.reshape(-1).tolist()])
-    return shares if len(shares) == num_groups else shares * num_groups
-
-
-@lru_cache(64)
-def _constant(value: float, num_groups: int) -> "array[float]":
-    return array("d", [value]) * num_groups
 
 
 @torch.no_grad()

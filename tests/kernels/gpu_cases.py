@@ -16,8 +16,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
 from normscope.kernels import gpu, reference
-from normscope.kernels.autograd import Partition, Stored, standardise
+from normscope.kernels.autograd import Stored, standardise
 from normscope.kernels.gpu import cutting, loops
+from normscope.kernels.problem import Affine, Epilogue, Problem, Statistics
 
 # the interpreter calculates in NumPy, which warns where a GPU gives inf or NaN
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -81,13 +82,15 @@ class Case:
 
     def calls(self) -> dict[str, tuple[Any, ...]]:
         """The arguments of every verb."""
-        x, groups, mask = self.x, self.groups, self.mask
-        mapping = (self.mean, self.rstd, self.weight, self.bias, self.residual, self.act)
+        problem = Problem(self.x, self.groups, self.k, self.mask)
+        epilogue = Epilogue(Affine(self.weight, self.bias), self.residual, self.act)
+        statistics = Statistics(self.mean, self.rstd)
+        full = Statistics(self.mean, self.rstd, *self.means)
         return {
-            "moments": (x, groups if self.k > 1 else None, self.k, mask),
-            "normalize": (x, *mapping, groups, mask),
-            "backward_reduce": (self.dy, x, *mapping, groups, self.rows, mask),
-            "backward_input": (self.dy, x, *mapping, *self.means, groups, mask),
+            "moments": (problem,),
+            "normalize": (problem, statistics, epilogue),
+            "backward_reduce": (self.dy, problem, statistics, epilogue),
+            "backward_input": (self.dy, problem, full, epilogue),
         }
 
 
@@ -127,14 +130,14 @@ def test_a_large_mean_loses_nothing(
     monkeypatch.setattr(cutting, "TILE", 512)
     x = torch.randn(8, 3, 20, 20) + ratio
     x = (x.to(memory_format=torch.channels_last) if by_rows else x).to(DEVICE)
-    _, mean, m2 = gpu.moments(x, None, 1, None)
-    _, exact, exact_m2 = reference.moments(x, None, 1, None)
+    _, mean, m2 = gpu.moments(Problem(x))
+    _, exact, exact_m2 = reference.moments(Problem(x))
     torch.testing.assert_close(mean, exact, rtol=1e-11, atol=0)
     torch.testing.assert_close(m2, exact_m2, rtol=1e-6, atol=0)
     rstd = (x[0].numel() * 8 / 3 / exact_m2).sqrt()
     y, expected = (
-        kernel.normalize(x.double() if kernel is reference else x, exact, rstd, *[None] * 6)
-        for kernel in (gpu, reference)
+        kernel.normalize(Problem(values), Statistics(exact, rstd), Epilogue())
+        for kernel, values in ((gpu, x), (reference, x.double()))
     )
     torch.testing.assert_close(y.double(), expected, rtol=1e-6, atol=1e-6)
 
@@ -144,7 +147,7 @@ def test_what_is_not_finite_stays_in_its_group_and_channel() -> None:
     x, groups = torch.randn(6, 3, 4, 4).to(DEVICE), torch.tensor([0, 1, 0, 1, 0, 1]).to(DEVICE)
     for poison in (torch.nan, torch.inf):
         x[2, 1, 0, 0] = poison
-        _, _, m2 = gpu.moments(x, groups, 2, None)
+        _, _, m2 = gpu.moments(Problem(x, groups, 2))
         assert (~m2.isfinite()).nonzero().tolist() == [[0, 1]]
 
 
@@ -154,14 +157,14 @@ def test_activations_beyond_what_exp_can_hold() -> None:
     u = torch.cat([u, torch.tensor([torch.nan, torch.inf])]).reshape(-1, 1).to(DEVICE)
     zero, one = torch.zeros(1, 1).double().to(DEVICE), torch.ones(1, 1).double().to(DEVICE)
     for act, function in reference.ACTIVATIONS.items():
-        y = gpu.normalize(u, zero, one, None, None, None, act, None, None)
+        y = gpu.normalize(Problem(u), Statistics(zero, one), Epilogue(act=act))
         torch.testing.assert_close(y, function(u), rtol=1e-6, atol=1e-37, equal_nan=True)
 
 
 @pytest.mark.skipif(AHEAD, reason="only compiled")
 def test_gradients_and_second_derivatives_through_autograd() -> None:
     case = Case((4, 3, 9, 5), True, torch.float64, FORMS[0])
-    count, mean, m2 = reference.moments(case.x, case.groups, 3, case.mask)
+    count, mean, m2 = reference.moments(Problem(case.x, case.groups, 3, case.mask))
     inverse = 1 / count.clamp(min=1).unsqueeze(1)
     source = Stored(mean, torch.rsqrt(m2 * inverse + 1e-5), inverse)
     found = []
@@ -170,8 +173,9 @@ def test_gradients_and_second_derivatives_through_autograd() -> None:
             t.detach().clone().requires_grad_()
             for t in (case.x, case.weight, case.bias, case.residual)
         ]
-        partition = Partition(case.groups, 3, case.mask)
-        y = standardise(x, weight, bias, residual, case.act, source, partition, kernel)
+        problem = Problem(x, case.groups, 3, case.mask)
+        epilogue = Epilogue(Affine(weight, bias), residual, case.act)
+        y = standardise(problem, epilogue, source, None, kernel)
         first = torch.autograd.grad(y, leaves, case.dy, retain_graph=True)
         (again,) = torch.autograd.grad(y, x, case.dy, create_graph=True)
         (second,) = torch.autograd.grad((again * case.dy).sum(), weight)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from normscope.kernels import reference
+from normscope.kernels.problem import Problem
 from tests import oracle
 
 SHAPES = [(3, 5, 7), (2, 1), (1, 4, 2), (9, 3, 2, 5), (4, 2, 1, 3, 2), (0, 3, 2), (6, 1, 1)]
@@ -34,7 +35,8 @@ def test_moments_equal_the_oracle(shape: tuple[int, ...], num_groups: int, maske
     x, groups, mask = make(shape, num_groups, masked)
     flat_mask = None if mask is None else mask.squeeze(1).numpy()
     expected = oracle.moments(x.numpy(), numpy_of(groups), num_groups, flat_mask)
-    for ours, theirs in zip(reference.moments(x, groups, num_groups, mask), expected, strict=True):
+    found = reference.moments(Problem(x, groups, num_groups, mask))
+    for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, torch.from_numpy(theirs), rtol=1e-12, atol=1e-12)
 
 
@@ -47,8 +49,8 @@ def test_moments_do_not_depend_on_the_memory_format(
 ) -> None:
     x = (torch.randn(shape) + 1e4).to(memory_format=memory_format)
     for a, b in zip(
-        reference.moments(x, None, 1, None),
-        reference.moments(x.contiguous(), None, 1, None),
+        reference.moments(Problem(x)),
+        reference.moments(Problem(x.contiguous())),
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-13, atol=0)
@@ -58,7 +60,7 @@ def test_nan_stays_in_its_group_and_channel() -> None:
     x = torch.randn(6, 3)
     x[0, 1] = torch.nan
     groups = torch.tensor([0, 0, 0, 1, 1, 1])
-    _, mean, m2 = reference.moments(x, groups, 2, None)
+    _, mean, m2 = reference.moments(Problem(x, groups, 2))
     poisoned = torch.zeros(2, 3, dtype=torch.bool)
     poisoned[0, 1] = True
     assert torch.equal(mean.isnan(), poisoned)

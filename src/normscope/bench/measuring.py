@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from normscope.bench.peers import Peer
-from normscope.kernels.cpu.pages import from_torch
 from normscope.records.bench import Spread, Timing
 
 FORWARD, BACKWARD = 2, 3  # times the bytes of x: read and write; x and dy read, dx written
@@ -134,7 +133,6 @@ def peak_memory(peer: Peer) -> float | None:
     peer.backward(peer.forward())
     with (
         _silent(),
-        from_torch(),
         profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen,
     ):
         peer.backward(peer.forward())

@@ -11,18 +11,21 @@ from normscope.cli.app import Json
 
 def env(
     warm: Annotated[
-        bool, typer.Option("--warm", help="Compile the CPU kernels ahead; kept on disk.")
+        bool, typer.Option("--warm", help="Build the CPU kernels ahead; kept on disk.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Versions and settings that matter for a report of a problem."""
+    from normscope.bench import allocator
+    from normscope.bench import warm as build_ahead
+    from normscope.kernels.cpu import build
     from normscope.train.fit import environment
 
     facts = environment()
     if warm:
-        from normscope.bench import warm as compile_ahead
-
-        facts["warm"] = f"{compile_ahead():.1f} s"
+        facts["warm"] = f"{build_ahead():.1f} s"
+    facts["cpu kernels"] = build.explanation()
+    facts["allocator"] = allocator.explanation()
     if as_json:
         sys.stdout.write(json.dumps(facts) + "\n")
     else:

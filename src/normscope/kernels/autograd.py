@@ -1,6 +1,5 @@
 """The operator with its gradient: statistics over a partition, and the map that uses them."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -9,50 +8,31 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from normscope.kernels import recomputation, reference
+from normscope.kernels.problem import Affine, Epilogue, Problem, Statistics
 from normscope.moments import Moments
 
-
-class Partition(NamedTuple):
-    """Which values share statistics, which count, and which ranks hold the others.
-
-    Attributes:
-        groups: (N,) int64, or None: one group. They choose the rows of every (K, C) table.
-        num_groups: groups with statistics of their own; 1 leaves `groups` to the affine rows.
-        mask: (N, 1, *S) bool, or None.
-        process_group: ranks whose values belong to the same groups; None: this process alone.
-    """
-
-    groups: Tensor | None = None
-    num_groups: int = 1
-    mask: Tensor | None = None
-    process_group: dist.ProcessGroup | None = None
-
-    def rows(self, num_rows: int) -> Tensor | None:
-        """The groups, where a table has a row for each."""
-        return self.groups if num_rows > 1 else None
+Ranks = dist.ProcessGroup | None  # whose values belong to the same groups; None: this process
 
 
 def is_transformed() -> bool:
     """Whether something other than plain eager autograd looks at this call.
 
-    Compilers, torch.func and forward-mode AD get the differentiable definition in plain ATen:
-    compilers fuse it, and exported graphs need no normscope to run.
+    Compilers, torch.func, dispatch modes and forward-mode AD get the differentiable definition in
+    plain ATen: compilers fuse it, and exported graphs need no normscope to run.
     """
     return bool(
         torch.compiler.is_compiling()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
     )
 
 
-def statistics(x: Tensor, partition: Partition, kernel: Any) -> Moments:
+def statistics(problem: Problem, process_group: Ranks, kernel: Any) -> Moments:
     """Moments of each group, (K, C), over all ranks of the process group."""
-    groups = partition.rows(partition.num_groups)
-    local = Moments(*kernel.moments(x, groups, partition.num_groups, partition.mask))
-    if partition.process_group is None:
-        return local
-    return local.all_reduce(partition.process_group)
+    local = Moments(*kernel.moments(problem))
+    return local if process_group is None else local.all_reduce(process_group)
 
 
 class Stored(NamedTuple):
@@ -68,59 +48,27 @@ class Stored(NamedTuple):
     inverse_count: Tensor | None
 
 
-class FromBatch(NamedTuple):
-    """Statistics that a fused kernel takes from x itself, and what it does with them.
-
-    Attributes:
-        eps: added to the variance.
-        running: mean and var, (rows, C) contiguous; None: not tracked.
-        share: (K,) float64 array, of the batch in their update; None: no update.
-        min_count: groups of fewer values are filled up with running values; 0: none is.
-        tracked: int64, () or (K,); counts the updates, in place; None: nothing does.
-        on_moments: called with the batch's Moments; None: nobody asks.
-    """
-
-    eps: float
-    running: tuple[Tensor, Tensor] | None
-    share: Any
-    min_count: int
-    tracked: Tensor | None
-    on_moments: Callable[[Moments], None] | None
-
-
-class FromRunning(NamedTuple):
-    """Running statistics that a fused kernel reads where they are; as `Stored`, constants.
-
-    Attributes:
-        eps: added to the variance.
-        running: mean and var, (rows, C) or (C,), contiguous.
-    """
-
-    eps: float
-    running: tuple[Tensor, Tensor]
-
-
 def standardise(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    act: str | None,
-    source: Stored | FromBatch | FromRunning,
-    partition: Partition,
-    kernel: Any,
+    problem: Problem, epilogue: Epilogue, source: Stored, process_group: Ranks, kernel: Any
 ) -> Tensor:
     """y = act((x - mean) * rstd * weight + bias + residual), differentiable twice."""
-    y: Tensor = _Standardise.apply(x, weight, bias, residual, act, source, partition, kernel)
-    outputs = recomputation.active.get()
-    if outputs is not None and y.grad_fn is not None and residual is None:
-        node: Any = y.grad_fn
-        mean, rstd, _ = node.statistics
-        if rstd is None:
-            mean, rstd = mean[0], mean[1]
-        given = mean, rstd, rows_of(weight), rows_of(bias), None, act
-        outputs.add(y, kernel.normalize, x, *given, partition.groups, partition.mask)
+    x, *partition = problem
+    (weight, bias), residual, act = epilogue
+    y: Tensor = _Standardise.apply(
+        x, weight, bias, residual, act, source, partition, process_group, kernel
+    )
+    remember(y, problem, epilogue, source.mean, source.rstd, kernel)
     return y
+
+
+def remember(
+    y: Tensor, problem: Problem, epilogue: Epilogue, mean: Tensor, rstd: Tensor, kernel: Any
+) -> None:
+    """Within `recompute`, let y be mapped again from x rather than kept."""
+    outputs = recomputation.active.get()
+    if outputs is not None and y.grad_fn is not None and epilogue.residual is None:
+        rows = epilogue._replace(affine=epilogue.affine.as_rows())
+        outputs.add(y, kernel.normalize, problem, Statistics(mean, rstd), rows)
 
 
 class _Standardise(torch.autograd.Function):
@@ -132,121 +80,79 @@ class _Standardise(torch.autograd.Function):
         bias: Tensor | None,
         residual: Tensor | None,
         act: str | None,
-        source: Stored | FromBatch | FromRunning,
-        partition: Partition,
+        source: Stored,
+        partition: tuple[Tensor | None, int, Tensor | None],
+        process_group: Ranks,
         kernel: Any,
     ) -> Tensor:
-        groups, num_groups, mask, process_group = partition
-        given = x, weight, bias, residual, act, groups
-        inverse_count = ctx.fused = None
-        if isinstance(source, FromBatch):
-            rstd = None  # mean and rstd are one table
-            y, mean, ctx.fused = kernel.forward(*given, num_groups, mask, *source)
-        elif isinstance(source, FromRunning):
-            y, mean, rstd = kernel.evaluate(*given, mask, *source)
-        else:
-            mean, rstd, inverse_count = source
-            affine = rows_of(weight), rows_of(bias)
-            y = kernel.normalize(x, mean, rstd, *affine, residual, act, groups, mask)
+        groups, num_groups, mask = partition
+        epilogue = Epilogue(Affine(weight, bias).as_rows(), residual, act)
+        statistics = Statistics(source.mean, source.rstd)
+        y: Tensor = kernel.normalize(Problem(x, *partition), statistics, epilogue)
         ctx.rest = act, kernel, residual is not None, num_groups, process_group
         if act is None:
             residual = None  # its gradient is dy
         # these are ours, never the module's buffers: those may change before backward
-        ctx.statistics = mean, rstd, inverse_count
+        ctx.source = source
         ctx.save_for_backward(x, weight, bias, residual, groups, mask)
-        result: Tensor = y
-        return result
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grads
         x, weight, bias, residual, groups, mask = ctx.saved_tensors
-        mean, rstd, inverse_count = ctx.statistics
         act, kernel, added, num_groups, process_group = ctx.rest
-        wanted = ctx.needs_input_grad
+        wanted, source = ctx.needs_input_grad, ctx.source
+        problem = Problem(x, groups, num_groups, mask)
+        epilogue = Epilogue(Affine(weight, bias), residual, act)
+        if torch.is_grad_enabled():  # somebody will differentiate this: express it through x
+            kernel, source = reference, _as_functions_of(problem, source, process_group)
         wants_x = wanted[0] or (wanted[3] and act is not None)
-        if ctx.fused is not None and not torch.is_grad_enabled():
-            dx, dweight, dbias, dresidual = kernel.backward(
-                dy, x, mean, weight, bias, residual, act, ctx.fused, wants_x
-            )
-        else:
-            if ctx.fused is not None:
-                mean, rstd, inverse_count = ctx.fused.statistics(mean)
-            partition = Partition(groups, num_groups, mask, process_group)
-            if torch.is_grad_enabled():  # somebody will differentiate this: express it through x
-                kernel = reference
-                if inverse_count is not None:
-                    mean, rstd = _as_functions_of(x, mean, rstd, inverse_count, partition)
-            dx, dweight, dbias, dresidual = _unfused(
-                dy,
-                x,
-                Stored(mean, rstd, inverse_count),
-                (weight, bias, residual, act),
-                partition,
-                kernel,
-                wants_x,
-                wanted[1] or wanted[2] or inverse_count is not None,
-            )
+        wants_sums = wanted[1] or wanted[2] or source.inverse_count is not None
+        *found, dresidual = _gradients(
+            dy, problem, epilogue, source, process_group, kernel, wants_x, wants_sums
+        )
         if added and act is None:
             dresidual = dy if mask is None else torch.where(mask, dy, 0)
-        return (
-            dx if wanted[0] else None,
-            dweight if wanted[1] else None,
-            dbias if wanted[2] else None,
-            dresidual if wanted[3] else None,
-            None,
-            None,
-            None,
-            None,
-        )
+        found.append(dresidual)
+        kept = [g if want else None for g, want in zip(found, wanted, strict=False)]
+        return (*kept, None, None, None, None, None)
 
 
-def _unfused(
+def _gradients(
     dy: Tensor,
-    x: Tensor,
+    problem: Problem,
+    epilogue: Epilogue,
     source: Stored,
-    mapping: tuple[Tensor | None, Tensor | None, Tensor | None, str | None],
-    partition: Partition,
+    process_group: Ranks,
     kernel: Any,
     wants_x: bool,
     wants_sums: bool,
 ) -> tuple[Tensor | None, ...]:
     """Gradients by the verbs one after the other, with a collective between them."""
-    given_weight, given_bias, residual, act = mapping
-    weight, bias = rows_of(given_weight), rows_of(given_bias)
-    mean, rstd, inverse_count = source.mean, source.rstd, source.inverse_count
-    groups, mask = partition.groups, partition.mask
-    # one partition serves the sums: the finer of statistics and affine
-    num_rows = max(
-        partition.num_groups, *(t.shape[0] for t in (weight, bias, mean) if t is not None)
-    )
+    given = epilogue.affine
+    epilogue = epilogue._replace(affine=given.as_rows())
+    weight = epilogue.affine.weight
+    mean, rstd, inverse_count = source
     dx = dweight = dbias = dresidual = mean_g = mean_g_xhat = None
     if wants_sums:
-        rows = partition.rows(num_rows)
-        sum_g, sum_g_xhat = kernel.backward_reduce(
-            dy, x, mean, rstd, weight, bias, residual, act, rows, num_rows, mask
-        )
-        dweight = None if given_weight is None else _affine_grad(sum_g_xhat, given_weight)
-        dbias = None if given_bias is None else _affine_grad(sum_g, given_bias)
+        # one partition serves the sums: the finer of statistics and affine
+        sum_g, sum_g_xhat = kernel.backward_reduce(dy, problem, Statistics(mean, rstd), epilogue)
+        dweight = None if given.weight is None else _affine_grad(sum_g_xhat, given.weight)
+        dbias = None if given.bias is None else _affine_grad(sum_g, given.bias)
         if inverse_count is not None:
             sums = torch.stack([sum_g, sum_g_xhat])
             if weight is not None:  # of g * weight from here on
                 sums = sums * weight
-            if partition.num_groups == 1:  # one set of statistics over several affine rows
+            if problem.num_groups == 1:  # one set of statistics over several affine rows
                 sums = sums.sum(1, keepdim=True)
-            if partition.process_group is not None:
-                sums = _SumOverRanks.apply(sums, partition.process_group)
+            if process_group is not None:
+                sums = _SumOverRanks.apply(sums, process_group)
             mean_g, mean_g_xhat = (sums * inverse_count).unbind(0)
     if wants_x:
-        dx, dresidual = kernel.backward_input(
-            dy, x, mean, rstd, weight, bias, residual, act, mean_g, mean_g_xhat, groups, mask
-        )
+        statistics = Statistics(mean, rstd, mean_g, mean_g_xhat)
+        dx, dresidual = kernel.backward_input(dy, problem, statistics, epilogue)
     return dx, dweight, dbias, dresidual
-
-
-def rows_of(table: Tensor | None) -> Tensor | None:
-    """A table (C,) as (1, C)."""
-    return table.unsqueeze(0) if table is not None and table.dim() == 1 else table
 
 
 def _affine_grad(total: Tensor, parameter: Tensor) -> Tensor:
@@ -254,27 +160,28 @@ def _affine_grad(total: Tensor, parameter: Tensor) -> Tensor:
     return (total if several else total.sum(0)).to(parameter.dtype).reshape(parameter.shape)
 
 
-def _as_functions_of(
-    x: Tensor, mean: Tensor, rstd: Tensor, inverse_count: Tensor, partition: Partition
-) -> tuple[Tensor, Tensor]:
-    """mean and rstd with their values as they are and their derivatives in x.
+def _as_functions_of(problem: Problem, source: Stored, process_group: Ranks) -> Stored:
+    """Mean and rstd with their values as they are and their derivatives in x.
 
     Pseudo-values of a prior count in n = 1 / inverse_count but not in the sums over x:
     d mean / dx_i = 1/n, d var / dx_i = 2 (x_i - mean) / n.
     """
-    groups = partition.rows(partition.num_groups)
-    local = Moments(*reference.moments(x, groups, partition.num_groups, partition.mask))
+    mean, rstd, inverse_count = source
+    if inverse_count is None:
+        return source
+    local = Moments(*reference.moments(problem))
     count = local.count.unsqueeze(1)
-    mean = _moved(mean, local.mean * count * inverse_count, partition)
+    mean = _moved(mean, local.mean * count * inverse_count, process_group)
     off = local.mean - mean  # zero in all, but for a prior or other ranks
     square = local.m2 + count * (off * off + 2 * off.detach() * (mean - mean.detach()))
-    return mean, _moved(rstd**-2, square * inverse_count, partition).rsqrt()
+    rstd = _moved(rstd**-2, square * inverse_count, process_group).rsqrt()
+    return Stored(mean, rstd, inverse_count)
 
 
-def _moved(value: Tensor, by: Tensor, partition: Partition) -> Tensor:
+def _moved(value: Tensor, by: Tensor, process_group: Ranks) -> Tensor:
     """`value`, with the derivatives of `by` summed over all ranks."""
-    if partition.process_group is not None:
-        by = _SumOverRanks.apply(by, partition.process_group)
+    if process_group is not None:
+        by = _SumOverRanks.apply(by, process_group)
     return value + (by - by.detach())
 
 
@@ -291,3 +198,42 @@ class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return _SumOverRanks.apply(grads[0], ctx.process_group), None
+
+
+_library = torch.library.Library("normscope", "FRAGMENT")
+_library.define(
+    "backward_by_reference(Tensor dy, Tensor x, Tensor? groups, int num_groups, Tensor? mask, "
+    "Tensor? weight, Tensor? bias, Tensor? residual, int act, Tensor table, "
+    "Tensor? inverse_count, bool wants_x) -> Tensor[]"
+)
+
+
+def _backward_by_reference(
+    dy: Tensor,
+    x: Tensor,
+    groups: Tensor | None,
+    num_groups: int,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    act: int,
+    table: Tensor,
+    inverse_count: Tensor | None,
+    wants_x: bool,
+) -> list[Tensor]:
+    """Gradients of x, weight, bias and residual, those that there are, as differentiable ones.
+
+    C++ calls this in backward where a graph of the gradients is asked for.
+    """
+    problem = Problem(x, groups, num_groups, mask)
+    epilogue = Epilogue(Affine(weight, bias), residual, (None, *reference.ACTIVATIONS)[act])
+    source = Stored(table[0], table[1], inverse_count)
+    if torch.is_grad_enabled():
+        source = _as_functions_of(problem, source, None)
+    found = _gradients(dy, problem, epilogue, source, None, reference, wants_x, wants_sums=True)
+    return [gradient for gradient in found if gradient is not None]
+
+
+for _key in ("CompositeImplicitAutograd", "Batched"):  # the second: many cotangents at once
+    _library.impl("backward_by_reference", _backward_by_reference, _key)

@@ -10,11 +10,10 @@ from torch import Tensor
 from normscope.errors import InputError
 from normscope.kernels import reference
 
-# the kernel of each device type, and the package that it is written in
-FAST = {"cpu": ("cpu", "numba"), "cuda": ("gpu", "triton")}
+FAST = {"cpu": "cpu", "cuda": "gpu"}  # the kernel of each device type
 # what "auto" may choose: the GPU kernel is to be asked for until it has been run and timed on one
 MEASURED = ("cpu",)
-IMPLS = ("auto", "reference", *(kernel for kernel, _ in FAST.values()))
+IMPLS = ("auto", "reference", *FAST.values())
 
 
 def kernel_for(x: Tensor, impl: str) -> Any:
@@ -41,7 +40,7 @@ def _chosen(x: Tensor, impl: str) -> tuple[str | None, str]:
     if impl != "auto":
         missing = _obstacle(x, impl)
         return (impl, "asked for by name") if missing is None else (None, missing)
-    kernel, _ = FAST.get(x.device.type, (None, ""))
+    kernel = FAST.get(x.device.type)
     if kernel is None:
         return "reference", f"{x.device.type} has no kernel of its own"
     if kernel not in MEASURED:
@@ -54,9 +53,8 @@ def _chosen(x: Tensor, impl: str) -> tuple[str | None, str]:
 
 def _obstacle(x: Tensor, kernel: str) -> str | None:
     """Why a kernel cannot serve, as a phrase."""
-    package = next(package for name, package in FAST.values() if name == kernel)
-    if not _installed(package):
-        return f"{package} is not installed"
+    if kernel == "gpu" and not _installed("triton"):
+        return "triton is not installed"
     problem: str | None = import_module(f"normscope.kernels.{kernel}").unsupported(x)
     return problem
 

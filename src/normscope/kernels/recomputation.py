@@ -21,17 +21,16 @@ Map = Callable[..., Tensor]
 class Output:
     """What a norm layer put out, as the map that gave it."""
 
-    def __init__(self, y: Tensor, map_: Map, given: tuple[Tensor | Any, ...]) -> None:
+    def __init__(self, y: Tensor, map_: Map, given: tuple[Any, ...]) -> None:
         self.map = map_
-        self.given = tuple(t.detach() if isinstance(t, Tensor) else t for t in given)
+        self.given = _detached(given)
         self.versions = self._versions()
         self.version = y._version
         # as long as somebody refers to it weakly, its address is not given to another one
         self.storage = StorageWeakRef(y.untyped_storage())
 
     def _versions(self) -> list[int]:
-        tensors = (t for t in self.given if isinstance(t, Tensor) and not t.is_inference())
-        return [t._version for t in tensors]
+        return [t._version for t in _tensors(self.given) if not t.is_inference()]
 
     def again(self) -> Tensor:
         """The same values once more."""
@@ -42,6 +41,22 @@ class Output:
             )
         with torch.no_grad():
             return self.map(*self.given)
+
+
+def _detached(given: Any) -> Any:
+    """Nested records with their tensors out of the graph."""
+    if isinstance(given, tuple):
+        kept = [_detached(g) for g in given]
+        return type(given)(*kept) if hasattr(given, "_fields") else tuple(kept)
+    return given.detach() if isinstance(given, Tensor) else given
+
+
+def _tensors(given: Any) -> Iterator[Tensor]:
+    if isinstance(given, Tensor):
+        yield given
+    elif isinstance(given, tuple):
+        for part in given:
+            yield from _tensors(part)
 
 
 class _Part:
@@ -64,7 +79,8 @@ class Outputs:
         """Remember how y was made."""
         output = Output(y, map_, given)
         self._by_storage[output.storage.cdata] = output
-        y.grad_fn.output = output  # type: ignore[union-attr]
+        node: Any = y.grad_fn
+        node.metadata["output"] = output
 
     def pack(self, t: Tensor) -> "Tensor | _Part":
         """What is kept in the place of t."""

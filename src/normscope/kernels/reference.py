@@ -5,11 +5,7 @@ group's numbers. All verbs are differentiable to any order, forward and reverse,
 the fast kernels are judged by them. All arithmetic is float64 (float32 where a device has no
 float64), whatever the dtype of x.
 
-Shapes used by every verb:
-    x, dy: (N, C, *S).   groups: (N,) int64 in 0..K-1, or None for one group.
-    mask: (N, 1, *S) bool, True where a value counts, or None.
-    mean, rstd, mean_g, mean_g_xhat: (1, C) or (K, C).   weight, bias: the same, or None.
-    residual: as x, added before the activation, or None.   act: a key of ACTIVATIONS, or None.
+The arguments of every verb are the records of `problem`; dy is shaped as x.
 """
 
 import math
@@ -18,6 +14,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from normscope.kernels.problem import Epilogue, Problem, Statistics
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -55,20 +53,20 @@ def _only(mask: Tensor | None, values: Tensor) -> Tensor:
     return values if mask is None else torch.where(mask, values, 0)
 
 
-def _xhat(
-    x: Tensor, mean: Tensor, rstd: Tensor, groups: Tensor | None, mask: Tensor | None
-) -> Tensor:
-    return (_only(mask, x) - _rows(mean, groups, x)) * _rows(rstd, groups, x)
+def _xhat(problem: Problem, statistics: Statistics) -> Tensor:
+    x, groups, _, mask = problem
+    mean, rstd = (_rows(t, groups, x) for t in statistics[:2])
+    return (_only(mask, x) - mean) * rstd
 
 
-def moments(
-    x: Tensor, groups: Tensor | None, num_groups: int, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def moments(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     """Count (K,), mean (K, C) and centred sum of squares (K, C), in two passes.
 
     mean = (1/n) sum x;  m2 = sum (x - mean)^2, never a difference of raw sums. Without values:
     zero, zero, zero. A NaN or an infinity stays in its own group and channel.
     """
+    x, mask, num_groups = problem.x, problem.mask, problem.num_groups
+    groups = problem.statistics_groups
     v = _only(mask, x.to(accumulate_dtype(x)))
     ones = v.new_ones(x.shape[0], 1) if mask is None else mask.to(v.dtype)
     positions = math.prod(x.shape[2:]) if mask is None else 1
@@ -78,18 +76,11 @@ def moments(
     return count, mean, _sum_by_group(centred * centred, groups, num_groups)
 
 
-def _linear(
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    groups: Tensor | None,
-    mask: Tensor | None,
-) -> Tensor:
+def _linear(problem: Problem, statistics: Statistics, epilogue: Epilogue) -> Tensor:
     """What the activation gets."""
-    u = _xhat(x, mean, rstd, groups, mask)
+    x, groups, _, mask = problem
+    (weight, bias), residual, _ = epilogue
+    u = _xhat(problem, statistics)
     if weight is not None:
         u = u * _rows(weight, groups, x)
     if bias is not None:
@@ -97,20 +88,11 @@ def _linear(
     return u if residual is None else u + _only(mask, residual.to(u.dtype))
 
 
-def normalize(
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    act: str | None,
-    groups: Tensor | None,
-    mask: Tensor | None,
-) -> Tensor:
+def normalize(problem: Problem, statistics: Statistics, epilogue: Epilogue) -> Tensor:
     """Y = act((x - mean) * rstd * weight + bias + residual), in x's dtype; masked values are 0."""
-    u = _linear(x, mean, rstd, weight, bias, residual, groups, mask)
-    return _only(mask, u if act is None else ACTIVATIONS[act](u)).to(x.dtype)
+    u = _linear(problem, statistics, epilogue)
+    y = u if epilogue.act is None else ACTIVATIONS[epilogue.act](u)
+    return _only(problem.mask, y).to(problem.x.dtype)
 
 
 def _through(dy: Tensor, u: Tensor, act: str | None) -> Tensor:
@@ -126,58 +108,42 @@ def _through(dy: Tensor, u: Tensor, act: str | None) -> Tensor:
 
 
 def backward_reduce(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    act: str | None,
-    groups: Tensor | None,
-    num_groups: int,
-    mask: Tensor | None,
+    dy: Tensor, problem: Problem, statistics: Statistics, epilogue: Epilogue
 ) -> tuple[Tensor, Tensor]:
-    """Sum g and sum g * xhat per group and channel, (K, C) each.
+    """Sum g and sum g * xhat per group and channel, (R, C) each.
 
-    g = dy * act'(u), u being what the activation gets; xhat = (x - mean) * rstd.
+    g = dy * act'(u), u being what the activation gets; xhat = (x - mean) * rstd. R is the larger
+    of the numbers of groups with statistics and with affine rows of their own.
     """
-    u = None if act is None else _linear(x, mean, rstd, weight, bias, residual, groups, mask)
-    g = dy.to(accumulate_dtype(x))
-    g = _only(mask, g if u is None else _through(g, u, act))
-    xhat = _xhat(x, mean, rstd, groups, mask)
-    return (
-        _sum_by_group(g, groups, num_groups),
-        _sum_by_group(g * xhat, groups, num_groups),
-    )
+    num_rows = max(problem.num_groups, epilogue.affine.num_rows)
+    groups = problem.groups if num_rows > 1 else None
+    g = dy.to(accumulate_dtype(problem.x))
+    if epilogue.act is not None:
+        g = _through(g, _linear(problem, statistics, epilogue), epilogue.act)
+    g = _only(problem.mask, g)
+    xhat = _xhat(problem, statistics)
+    return _sum_by_group(g, groups, num_rows), _sum_by_group(g * xhat, groups, num_rows)
 
 
 def backward_input(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    act: str | None,
-    mean_g: Tensor | None,
-    mean_g_xhat: Tensor | None,
-    groups: Tensor | None,
-    mask: Tensor | None,
+    dy: Tensor, problem: Problem, statistics: Statistics, epilogue: Epilogue
 ) -> tuple[Tensor, Tensor | None]:
     """Dx = rstd * (g * weight - mean_g - xhat * mean_g_xhat), and g for the residual, as x.
 
-    g = dy * act'(u). mean_g and mean_g_xhat are the group means of g * weight and of
-    g * weight * xhat; None (both) where the statistics did not come from x. Masked values get 0.
+    g = dy * act'(u). Masked values get 0.
     """
+    x, groups, _, mask = problem
+    _, rstd, mean_g, mean_g_xhat = statistics
+    (weight, _), residual, act = epilogue
     g = dy.to(accumulate_dtype(x))
     if act is not None:
-        u = _linear(x, mean, rstd, weight, bias, residual, groups, mask)
-        g = _through(g, u, act)
+        g = _through(g, _linear(problem, statistics, epilogue), act)
     d = g if weight is None else g * _rows(weight, groups, x)
     if mean_g is not None and mean_g_xhat is not None:
-        xhat = _xhat(x, mean, rstd, groups, mask)
-        d = d - _rows(mean_g, groups, x) - xhat * _rows(mean_g_xhat, groups, x)
+        d = (
+            d
+            - _rows(mean_g, groups, x)
+            - _xhat(problem, statistics) * _rows(mean_g_xhat, groups, x)
+        )
     dx = _only(mask, d * _rows(rstd, groups, x)).to(x.dtype)
     return dx, None if residual is None else _only(mask, g).to(x.dtype)

@@ -1,5 +1,6 @@
 """Drop-in batch norm, `torch.nn.BatchNorm*d` on normscope's operator, and ghost batch norm."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,6 +13,7 @@ from normscope.errors import InputError
 from normscope.functional import batch_norm
 from normscope.kernels.reference import ACTIVATIONS
 from normscope.layers.statistics import AS_TORCH, RunningStatistics
+from normscope.moments import Moments
 
 Ranks = dist.ProcessGroup | Literal["world"] | None
 
@@ -48,8 +50,13 @@ class Normalizer(RunningStatistics, _BatchNorm):
     ) -> Tensor:
         """act(batch_norm(input) + residual), masked values as no data; see `functional`."""
         uses_buffers = self.track_running_stats or not self.training
+        policy = self.policy
+        plain = policy is AS_TORCH or policy == AS_TORCH
+        training = self.training
         return checked_batch_norm(
             input,
+            self.ranks,
+            self.ghost_size if training else None,
             self.running_mean if uses_buffers else None,
             self.running_var if uses_buffers else None,
             self.weight,
@@ -57,14 +64,12 @@ class Normalizer(RunningStatistics, _BatchNorm):
             self.normalizes_by_batch(),
             self.momentum,
             self.eps,
-            num_batches_tracked=self.num_batches_tracked,
-            ranks=self.ranks,
-            ghost_size=self.ghost_size if self.training else None,
-            mask=mask,
-            act=self.fused_act,
-            residual=residual,
-            process_group=resolved(self.process_group) if self.training else None,
-            on_moments=None if self.policy == AS_TORCH else self.observe,
+            self.num_batches_tracked if training else None,
+            mask,
+            self.fused_act,
+            residual,
+            resolved(self.process_group) if training else None,
+            None if plain else self.observe,
         )
 
     def extra_repr(self) -> str:
@@ -80,7 +85,22 @@ class Normalizer(RunningStatistics, _BatchNorm):
 
 @torch.fx.wrap  # symbolic tracing keeps this whole: it asks questions of real tensors
 def checked_batch_norm(
-    x: Tensor, *args: Any, ranks: tuple[int, ...], ghost_size: int | None, **kwargs: Any
+    x: Tensor,
+    ranks: tuple[int, ...],
+    ghost_size: int | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+    num_batches_tracked: Tensor | None,
+    mask: Tensor | None,
+    act: Activation | None,
+    residual: Tensor | None,
+    process_group: dist.ProcessGroup | None,
+    on_moments: Callable[[Moments], None] | None,
 ) -> Tensor:
     """`functional.batch_norm` after the check of the rank, over chunks of `ghost_size` samples.
 
@@ -88,11 +108,29 @@ def checked_batch_norm(
     the batch is.
     """
     check_rank(x, ranks)
+    groups, num_groups = None, 1
     if ghost_size is not None and x.shape[0] >= 2 * ghost_size:
-        chunks = x.shape[0] // ghost_size
+        num_groups = x.shape[0] // ghost_size
         order = torch.arange(x.shape[0], device=x.device) // ghost_size
-        kwargs |= {"groups": order.clamp(max=chunks - 1), "num_groups": chunks}
-    return batch_norm(x, *args, **kwargs)
+        groups = order.clamp(max=num_groups - 1)
+    return batch_norm(
+        x,
+        running_mean,
+        running_var,
+        weight,
+        bias,
+        training,
+        momentum,
+        eps,
+        num_batches_tracked=num_batches_tracked,
+        groups=groups,
+        num_groups=num_groups,
+        mask=mask,
+        act=act,
+        residual=residual,
+        process_group=process_group,
+        on_moments=on_moments,
+    )
 
 
 def check_rank(x: Tensor, ranks: tuple[int, ...]) -> None:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from normscope.functional import moments
 from normscope.kernels import reference
+from normscope.kernels.problem import Affine, Epilogue, Problem, Statistics
 from normscope.moments import Moments
 
 
@@ -56,4 +57,6 @@ def mixed(
     slope = share @ scale  # (N, C)
     offset = (own.mean - center) * slope - share @ ((mean - center) * scale) + share @ bias.double()
     samples = torch.arange(x.shape[0], device=x.device)
-    return reference.normalize(x, own.mean, slope, None, offset, None, None, samples, mask)
+    problem = Problem(x, samples, x.shape[0], mask)
+    statistics, affine = Statistics(own.mean, slope), Affine(None, offset)
+    return reference.normalize(problem, statistics, Epilogue(affine))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from normscope.lens import loops
 from normscope.moments import Moments
 
 BINS = 64
@@ -52,8 +53,6 @@ class Sweep:
             m2 = (wide - mean.unsqueeze(2)).square().sum(2)
             taken = rows[:, :, places].cpu() if take else None
             return cls(mean.cpu(), m2.cpu(), (rows > 0).sum(2).cpu(), rows.shape[2], taken)
-        from normscope.lens import loops  # brings Numba, which takes a while
-
         mean = torch.empty(rows.shape[:2], dtype=torch.float64)
         m2, fired = torch.empty_like(mean), torch.empty(rows.shape[:2], dtype=torch.int64)
         taken = rows.new_empty(*rows.shape[:2], counted)
@@ -95,8 +94,6 @@ def count_bins(
         counts = torch.bincount(index.flatten(), minlength=histogram.numel())
         histogram += counts.view_as(histogram).to(histogram.dtype)
         return
-    from normscope.lens import loops  # brings Numba, which takes a while
-
     assert histogram.is_contiguous(), "loops go by address"
     scale = rstd * (BINS / (2 * REACH))
     loops.count_bins(taken.contiguous(), mean, scale, labels.contiguous(), histogram)
@@ -116,8 +113,6 @@ def absorb(moments: Moments, seen: Sweep, groups: Tensor) -> Tensor:
 
     Source: Chan, Golub, LeVeque 1979, as `Moments`.
     """
-    from normscope.lens import loops  # brings Numba, which takes a while
-
     written = moments.count, moments.mean, moments.m2
     assert all(t.is_contiguous() for t in written), "loops go by address"
     mean, m2, groups = seen.mean.contiguous(), seen.m2.contiguous(), groups.long().contiguous()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from normscope.kernels.gpu import loops
 from normscope.kernels.gpu.cutting import Plan, alike, cut, dense, plan
+from normscope.kernels.problem import Epilogue, Problem, Statistics
 
 WIDE = {  # in what single values are calculated
     torch.float64: tl.float64,
@@ -39,12 +40,11 @@ def unsupported(x: Tensor) -> str | None:
     return None if positions < MOST_POSITIONS else f"x has {positions:,} positions per sample"
 
 
-def moments(
-    x: Tensor, groups: Tensor | None, num_groups: int, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def moments(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     """Count (K,), mean (K, C), m2 (K, C); see `reference.moments`."""
-    x, by_rows = dense(x)
-    work = plan(x, by_rows, groups, num_groups, mask)
+    x, by_rows = dense(problem.x)
+    num_groups = problem.num_groups
+    work = plan(x, by_rows, problem.statistics_groups, num_groups, problem.mask)
     chunks = cut(work)
     counts, parts = _table(x, chunks.count), _table(x, 2, chunks.count, work.c)
     count, out = _table(x, num_groups), _table(x, 2, num_groups, work.c)
@@ -69,21 +69,12 @@ def moments(
     return count, out[0], out[1]
 
 
-def normalize(
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    act: str | None,
-    groups: Tensor | None,
-    mask: Tensor | None,
-) -> Tensor:
+def normalize(problem: Problem, statistics: Statistics, epilogue: Epilogue) -> Tensor:
     """y = act((x - mean) * rstd * weight + bias + residual); see `reference.normalize`."""
-    x, by_rows = dense(x)
-    tables, _ = _coefficients(x, mean, rstd, weight, bias)
-    work = plan(x, by_rows, groups, tables.shape[1], mask)
+    x, by_rows = dense(problem.x)
+    tables, _ = _coefficients(x, statistics, epilogue)
+    work = plan(x, by_rows, problem.groups, tables.shape[1], problem.mask)
+    _, residual, act = epilogue
     y = torch.empty_like(x)
     with _on(x):
         loops.normalize[(_tiles(work),)](
@@ -105,25 +96,17 @@ def normalize(
 
 
 def backward_reduce(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    act: str | None,
-    groups: Tensor | None,
-    num_groups: int,
-    mask: Tensor | None,
+    dy: Tensor, problem: Problem, statistics: Statistics, epilogue: Epilogue
 ) -> tuple[Tensor, Tensor]:
-    """Sums of g and g * xhat, (K, C) each; see `reference.backward_reduce`."""
-    x, by_rows = dense(x)
-    work = plan(x, by_rows, groups, num_groups, mask)
+    """Sums of g and g * xhat, (R, C) each; see `reference.backward_reduce`."""
+    x, by_rows = dense(problem.x)
+    num_rows = max(problem.num_groups, epilogue.affine.num_rows)
+    work = plan(x, by_rows, problem.groups if num_rows > 1 else None, num_rows, problem.mask)
     chunks = cut(work)
-    tables, lost = _coefficients(x, mean, rstd, weight, bias)
-    tables = tables.expand(-1, num_groups, -1).contiguous()
-    parts, out = _table(x, 2, chunks.count, work.c), _table(x, 2, num_groups, work.c)
+    tables, lost = _coefficients(x, statistics._replace(mean_g=None), epilogue)
+    tables = tables.expand(-1, num_rows, -1).contiguous()
+    parts, out = _table(x, 2, chunks.count, work.c), _table(x, 2, num_rows, work.c)
+    _, residual, act = epilogue
     with _on(x):
         loops.gradient_sums[(chunks.count * work.channel_blocks,)](
             alike(dy, by_rows),
@@ -144,27 +127,17 @@ def backward_reduce(
             **_tile(work, x),
         )
         loops.merge_sums[_merges(work)](*parts, chunks.ends, *out, work.c, chunks.count, **MERGED)
-    return out[0], (out[1] + lost * out[0]) * rstd
+    return out[0], (out[1] + lost * out[0]) * statistics.rstd
 
 
 def backward_input(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    act: str | None,
-    mean_g: Tensor | None,
-    mean_g_xhat: Tensor | None,
-    groups: Tensor | None,
-    mask: Tensor | None,
+    dy: Tensor, problem: Problem, statistics: Statistics, epilogue: Epilogue
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of x and of residual; see `reference.backward_input`."""
-    x, by_rows = dense(x)
-    tables, _ = _coefficients(x, mean, rstd, weight, bias, mean_g, mean_g_xhat)
-    work = plan(x, by_rows, groups, tables.shape[1], mask)
+    x, by_rows = dense(problem.x)
+    tables, _ = _coefficients(x, statistics, epilogue)
+    work = plan(x, by_rows, problem.groups, tables.shape[1], problem.mask)
+    _, residual, act = epilogue
     dx, dresidual = torch.empty_like(x), None
     if residual is not None:
         residual, dresidual = alike(residual, by_rows), torch.empty_like(x)
@@ -190,21 +163,15 @@ def backward_input(
     return dx, dresidual
 
 
-def _coefficients(
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean_g: Tensor | None = None,
-    mean_g_xhat: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def _coefficients(x: Tensor, statistics: Statistics, epilogue: Epilogue) -> tuple[Tensor, Tensor]:
     """(3 or 5, R, C) of m, a, b, gb, gc, and m - mean in float64.
 
     y = (x - m) a + b and dx = g a + (x - m) gb + gc. m is the mean as the nearest number in which
     single values are calculated, so that x - m is exact near it; what is lost goes to b and gc.
     gb and gc are left out where the statistics did not come from x.
     """
+    mean, rstd, mean_g, mean_g_xhat = statistics
+    weight, bias = epilogue.affine
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     m = mean.to(wide).double()
     lost = torch.where(m.isfinite(), m - mean, 0)

@@ -1,0 +1,149 @@
+// The loops of the lens: what each image holds per channel, histograms, moments of groups.
+#include <torch/library.h>
+
+#include <cmath>
+
+#include "statistics.h"
+#include "tensors.h"
+
+namespace normscope {
+namespace {
+
+void check(const Tensor& t, at::ScalarType dtype, at::IntArrayRef sizes) {
+  TORCH_CHECK(readable(t) && t.is_contiguous() && t.scalar_type() == dtype && t.sizes() == sizes,
+              "the lens's loops take contiguous CPU tensors of fitting shapes and dtypes");
+}
+
+template <class F>
+void with_values(const Tensor& t, F f) {
+  t.scalar_type() == at::kDouble ? f(t.const_data_ptr<double>()) : f(t.const_data_ptr<float>());
+}
+
+// Mean, m2 and how many values are above 0 of each row of rows (N, C, P), and some values of each.
+void sweep(const Tensor& rows, const Tensor& mean, const Tensor& m2, const Tensor& fired,
+           const Tensor& places, const Tensor& taken) {
+  TORCH_CHECK(rows.dim() == 3 && (rows.scalar_type() == at::kFloat || rows.scalar_type() == at::kDouble));
+  const int64_t n = rows.size(0), c = rows.size(1), length = rows.size(2), counted = places.numel();
+  check(rows, rows.scalar_type(), rows.sizes());
+  for (const Tensor& t : {mean, m2}) check(t, at::kDouble, {n, c});
+  check(fired, at::kLong, {n, c});
+  check(places, at::kLong, {counted});
+  check(taken, rows.scalar_type(), {n, c, counted});
+  TORCH_CHECK(length > 0, "there are no positions");
+  const int64_t* place = places.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < counted; ++i) TORCH_CHECK(place[i] >= 0 && place[i] < length);
+  double *means = mean.mutable_data_ptr<double>(), *m2s = m2.mutable_data_ptr<double>();
+  int64_t* above = fired.mutable_data_ptr<int64_t>();
+  with_values(rows, [&](auto* values) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(values)>>;
+    T* into = taken.mutable_data_ptr<T>();
+    parallel(n * c, length, [&](int64_t low, int64_t high) {
+      for (int64_t r = low; r < high; ++r) {
+        const T* row = values + r * length;
+        const double shift = row[0];  // one of them, so little cancels
+        double total = 0, square = 0;
+        int32_t positive = 0;
+#pragma omp simd reduction(+ : total, square, positive)
+        for (int64_t i = 0; i < length; ++i) {
+          const double step = double(row[i]) - shift;
+          total += step;
+          square += step * step;
+          positive += row[i] > 0;
+        }
+        const double spread = square - total * (total / length);
+        means[r] = shift + total / length;
+        m2s[r] = spread < 0 ? 0.0 : spread;  // NaN stays
+        above[r] = positive;
+        for (int64_t i = 0; i < counted; ++i) into[r * counted + i] = row[place[i]];  // in the cache
+      }
+    });
+  });
+}
+
+template <class T, class N>
+void count(const T* values, const double* mean, const double* scale, const int64_t* labels,
+           N* counts, int64_t samples, int64_t channels, int64_t positions, int64_t bins) {
+  // channels are shared out, so that a channel's counts belong to one thread
+  parallel(channels, samples * positions, [&](int64_t low, int64_t high) {
+    std::vector<int32_t> found(positions);
+    const double middle = bins / 2.0, last = bins - 1.0;
+    for (int64_t c = low; c < high; ++c) {
+      for (int64_t n = 0; n < samples; ++n) {
+        const int64_t row = n * channels + c;
+        const T* here = values + row * positions;
+        const double centre = mean[row], factor = scale[row];
+#pragma omp simd
+        for (int64_t i = 0; i < positions; ++i) {
+          double place = (double(here[i]) - centre) * factor + middle;
+          place = place > 0 ? place : 0.0;  // NaN too
+          found[i] = int32_t(place < last ? place : last);
+        }
+        N* cell = counts + (labels[n] * channels + c) * bins;
+        for (int64_t i = 0; i < positions; ++i) ++cell[found[i]];
+      }
+    }
+  });
+}
+
+// Count the bins (x - mean) * scale + bins / 2 of taken (N, C, P) into histogram (K, C, bins).
+void count_bins(const Tensor& taken, const Tensor& mean, const Tensor& scale, const Tensor& labels,
+                const Tensor& histogram) {
+  TORCH_CHECK(taken.dim() == 3 && histogram.dim() == 3 && histogram.size(2) > 0);
+  TORCH_CHECK(taken.scalar_type() == at::kFloat || taken.scalar_type() == at::kDouble);
+  const int64_t n = taken.size(0), c = taken.size(1), k = histogram.size(0), bins = histogram.size(2);
+  check(taken, taken.scalar_type(), taken.sizes());
+  for (const Tensor& t : {mean, scale}) check(t, at::kDouble, {n, c});
+  check(labels, at::kLong, {n});
+  const bool small = histogram.scalar_type() == at::kInt;
+  check(histogram, small ? at::kInt : at::kLong, {k, c, bins});
+  const int64_t* label = labels.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < n; ++i) TORCH_CHECK(label[i] >= 0 && label[i] < k, "no such class");
+  with_values(taken, [&](auto* values) {
+    const double *means = mean.const_data_ptr<double>(), *scales = scale.const_data_ptr<double>();
+    const auto into = [&](auto* counts) {
+      count(values, means, scales, label, counts, n, c, taken.size(2), bins);
+    };
+    small ? into(histogram.mutable_data_ptr<int32_t>()) : into(histogram.mutable_data_ptr<int64_t>());
+  });
+}
+
+// Merge images, in their order, into the moments of their groups; rows (N, C) are written whose
+// outer products add up to the growth of the scatter of the means.
+void absorb(const Tensor& mean, const Tensor& m2, int64_t size, const Tensor& groups,
+            const Tensor& count, const Tensor& held, const Tensor& spread, const Tensor& rows) {
+  TORCH_CHECK(mean.dim() == 2 && count.dim() == 1);
+  const int64_t n = mean.size(0), c = mean.size(1), k = count.size(0);
+  for (const Tensor& t : {mean, m2, rows}) check(t, at::kDouble, {n, c});
+  for (const Tensor& t : {held, spread}) check(t, at::kDouble, {k, c});
+  check(count, at::kDouble, {k});
+  check(groups, at::kLong, {n});
+  const int64_t* group = groups.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < n; ++i) TORCH_CHECK(group[i] >= 0 && group[i] < k, "no such group");
+  const double *means = mean.const_data_ptr<double>(), *m2s = m2.const_data_ptr<double>();
+  double *counts = count.mutable_data_ptr<double>(), *into = rows.mutable_data_ptr<double>();
+  for (int64_t i = 0; i < n; ++i) {
+    double *own = held.mutable_data_ptr<double>() + group[i] * c;
+    double *own_m2 = spread.mutable_data_ptr<double>() + group[i] * c;
+    const double before = counts[group[i]], share = size / (before + size);
+    const double root = std::sqrt(before * share);
+    for (int64_t j = 0; j < c; ++j) {
+      const double step = means[i * c + j] - own[j];
+      own[j] += step * share;
+      own_m2[j] += m2s[i * c + j] + step * step * before * share;
+      into[i * c + j] = step * root;
+    }
+    counts[group[i]] += size;
+  }
+}
+
+TORCH_LIBRARY_FRAGMENT(normscope, m) {
+  m.def("sweep(Tensor rows, Tensor(a!) mean, Tensor(b!) m2, Tensor(c!) fired, Tensor places, "
+        "Tensor(d!) taken) -> ()", sweep);
+  m.def("count_bins(Tensor taken, Tensor mean, Tensor scale, Tensor labels, "
+        "Tensor(a!) histogram) -> ()", count_bins);
+  m.def("absorb(Tensor mean, Tensor m2, int size, Tensor groups, Tensor(a!) count, "
+        "Tensor(b!) held, Tensor(c!) spread, Tensor(d!) rows) -> ()", absorb);
+}
+
+}  // namespace
+}  // namespace normscope

@@ -1,0 +1,93 @@
+#include "problem.h"
+
+#include <ATen/ops/empty.h>
+
+namespace normscope {
+
+bool is_table(const Tensor& table, int64_t channels, int64_t rows) {
+  if (!readable(table) || !type_of(table) || table.size(-1) != channels) return false;
+  return table.dim() == 1 || (table.dim() == 2 && (table.size(0) == 1 || table.size(0) == rows));
+}
+
+bool is_like(const Tensor& t, const Tensor& x) {
+  return readable(t) && t.scalar_type() == x.scalar_type() && t.sizes() == x.sizes();
+}
+
+bool fits(const Problem& p) {
+  const Tensor& x = p.x;
+  if (!readable(x) || !type_of(x) || x.dim() < 2 || x.numel() == 0) return false;
+  if (p.act < 0 || p.act > 3 || p.num_groups < 1) return false;
+  const int64_t n = x.size(0), c = x.size(1);
+  const int64_t rows = std::max({p.num_groups, rows_of(p.weight), rows_of(p.bias)});
+  if (p.num_groups != 1 && p.num_groups != rows) return false;
+  for (const Tensor& table : {p.weight, p.bias}) {
+    if (table.defined() && !(table.dim() >= 1 && is_table(table, c, rows))) return false;
+  }
+  if (p.residual.defined() && !is_like(p.residual, x)) return false;
+  if (!p.groups.defined() && rows > 1) return false;
+  if (p.groups.defined()) {
+    if (!readable(p.groups) || p.groups.scalar_type() != at::kLong || p.groups.dim() != 1 ||
+        p.groups.size(0) != n) {
+      return false;
+    }
+    const Tensor ids = p.groups.contiguous();
+    const int64_t* id = ids.const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < n; ++i) {
+      if (id[i] < 0 || id[i] >= rows) return false;
+    }
+  }
+  if (!p.mask.defined()) return true;
+  if (!readable(p.mask) || p.mask.scalar_type() != at::kBool || p.mask.dim() != x.dim()) return false;
+  for (int64_t d = 0; d < x.dim(); ++d) {
+    if (p.mask.size(d) != (d == 1 ? 1 : x.size(d))) return false;
+  }
+  return true;
+}
+
+void prepare(const Problem& p, int64_t k, double least, Prepared& made) {
+  made.x = dense(p.x);
+  const bool last = made.x.channels_last;
+  const int64_t affine_rows = std::max(rows_of(p.weight), rows_of(p.bias));
+  if (p.groups.defined()) made.groups = p.groups.contiguous();
+  if (p.mask.defined()) made.mask = p.mask.contiguous();
+  Call& call = made.call;
+  call.plan = make_plan(made.x.x, last, made.groups, k, std::max(k, affine_rows), made.mask, least);
+  call.type = *type_of(p.x);
+  call.act = Act(p.act);
+  call.x = made.x.x.const_data_ptr();
+  if (p.residual.defined()) {
+    made.residual = ordered_as(p.residual, last);
+    call.residual = made.residual.const_data_ptr();
+  }
+  call.affine_rows = affine_rows;
+  const int64_t c = call.plan.c;
+  const auto rows = [&](const Tensor& table, std::vector<double>& into) -> const double* {
+    if (!table.defined()) return nullptr;
+    into = widened(table);
+    if (int64_t(into.size()) < affine_rows * c) {  // one row serves all
+      into.resize(affine_rows * c);
+      for (int64_t i = c; i < affine_rows * c; ++i) into[i] = into[i - c];
+    }
+    return into.data();
+  };
+  call.weight = rows(p.weight, made.weight);
+  call.bias = rows(p.bias, made.bias);
+}
+
+void forward(const Call& call) {
+  const bool sums = call.batch_m2 != nullptr;
+  const bool columns = call.plan.channels_last || (sums && reads_blocks(call.plan));
+  columns ? forward_channels_last(call) : forward_channels_first(call);
+}
+
+void backward(const Call& call) {
+  const bool sums = call.sum_g != nullptr;
+  const bool columns = call.plan.channels_last || (sums && reads_blocks(call.plan));
+  columns ? backward_channels_last(call) : backward_channels_first(call);
+}
+
+Tensor table(std::initializer_list<int64_t> sizes) {
+  return at::empty(sizes, at::TensorOptions(at::kDouble));
+}
+
+}  // namespace normscope

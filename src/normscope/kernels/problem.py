@@ -1,0 +1,72 @@
+"""The arguments of the operator as named records, the same on every device."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Problem(NamedTuple):
+    """Values and the partition over which they are standardised.
+
+    Attributes:
+        x: (N, C, *S).
+        groups: (N,) int64 in 0..K-1; None: all samples are one group. They choose the rows of
+            every (K, C) table.
+        num_groups: K, groups with statistics of their own; 1 leaves `groups` to the affine rows.
+        mask: (N, 1, *S) bool, True where a value counts; None: every value does.
+    """
+
+    x: Tensor
+    groups: Tensor | None = None
+    num_groups: int = 1
+    mask: Tensor | None = None
+
+    @property
+    def statistics_groups(self) -> Tensor | None:
+        """The groups, where each has statistics of its own."""
+        return self.groups if self.num_groups > 1 else None
+
+
+class Affine(NamedTuple):
+    """Scale and shift, (C,), (1, C) or (R, C), one row per group."""
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    def as_rows(self) -> "Affine":
+        """Both as (1 or R, C)."""
+        return Affine(*(t.unsqueeze(0) if t is not None and t.dim() == 1 else t for t in self))
+
+    @property
+    def num_rows(self) -> int:
+        """R, or 1."""
+        return max([1, *(t.shape[0] for t in self if t is not None and t.dim() == 2)])
+
+
+class Epilogue(NamedTuple):
+    """What follows the standardised values: act(xhat * weight + bias + residual).
+
+    Attributes:
+        affine: scale and shift.
+        residual: as x; None: nothing is added.
+        act: a key of `reference.ACTIVATIONS`; None: no activation.
+    """
+
+    affine: Affine = Affine()
+    residual: Tensor | None = None
+    act: str | None = None
+
+
+class Statistics(NamedTuple):
+    """What standardises, and what backward needs of it.
+
+    Attributes:
+        mean, rstd: (1 or K, C) float64.
+        mean_g, mean_g_xhat: means of g * weight and g * weight * xhat over each group, as mean;
+            None (both) where the statistics are constants.
+    """
+
+    mean: Tensor
+    rstd: Tensor
+    mean_g: Tensor | None = None
+    mean_g_xhat: Tensor | None = None
