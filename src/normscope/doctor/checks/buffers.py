@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from normscope.doctor.attribution import Override
-from normscope.doctor.checks.base import FALL, Check, CheckContext, Skip, broken, register
+from normscope.doctor.checks.base import Check, CheckContext, Skip, broken, register
 from normscope.doctor.state import LayerState
 from normscope.moments import drift
-from normscope.probe.compare import SURE, Answer, advantage
+from normscope.probe.compare import SURE, Answer, Quality, advantage
 from normscope.records import Finding
 
 FEW = 10  # steps, too few to compare with
 OFTEN = 5  # updates in a step; more are of an earlier training
-LOWER = 0.1  # share of the loss that another eps must take away
+POINTS = 0.02  # of accuracy that another eps must bring
+LOWER = 0.2  # or share of the loss that it must take away
 DEAD = 1000  # a variance below eps over this is that of a constant
 USUAL_EPS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # torch 1e-5, Keras 1e-3, ViTs 1e-6
 
@@ -142,14 +143,14 @@ class TinyVariance(Check):
     scale, and a port between libraries with another eps (1e-3 in Keras and EfficientNet, 1e-5 in
     torch) changes the output. Counted are channels with var < 10 eps that are not constant. Where
     labels, a loss or a metric say what is good, the usual values are tried: it is a fault where
-    another one does better by half a point of accuracy, or a tenth of the loss. Take the eps that
+    another one does better by two points of accuracy, or a fifth of the loss. Take the eps that
     the weights were trained with.
     """
 
     code = "NS006"
     family = "buffers"
     needs = "checkpoint"
-    source = "eps then changes the scale by 5 % or more; accuracy rises by half a point"
+    source = "eps then changes the scale by 5 % or more; accuracy rises by two points"
     repair = "choose_eps"
     cause = "eps"
     warn: float = 0.05
@@ -175,11 +176,7 @@ class TinyVariance(Check):
             )  # fmt: skip
 
     def _best(self, case: CheckContext) -> float | None:
-        """The usual eps that does best, where it does better beyond chance and by enough.
-
-        Another eps scales scores, which moves the loss a little without being right: accuracy
-        decides where there is one, else LOWER of the loss.
-        """
+        """The usual eps that does best, where it does better beyond chance and by enough."""
         assert case.attribution is not None, "asked before"
         # in a model whose statistics are wrong, these come first
         restored = case.attribution.against_eval(case.attribution.restored).other
@@ -187,17 +184,10 @@ class TinyVariance(Check):
         for eps in USUAL_EPS:
             if {s.eps for s in case.layers} == {eps}:
                 continue
-            compared = case.attribution.against_eval(
-                case.attribution.answers(self._with(case, eps))
-            )
-            old, new = compared.reference, compared.other
-            gain = new.metric - old.metric
-            if not old.metrics:
-                rises = new.accuracy - old.accuracy
-                gain = rises if old.right else 1 - new.loss / max(old.loss, 1e-12)
-                if gain < (FALL if old.right else LOWER):
-                    continue
-            beaten = advantage(restored, new) < 0
+            answers = case.attribution.answers(self._with(case, eps))
+            compared = case.attribution.against_eval(answers)
+            gain = relevant_gain(compared.reference, compared.other)
+            beaten = advantage(restored, compared.other) < 0
             if compared.advantage > SURE and gain > reached and not beaten:
                 best, reached = eps, gain
         self._eps = best
@@ -215,6 +205,18 @@ class TinyVariance(Check):
         if self._eps is None or case.attribution is None:
             return None
         return self.cause, case.attribution.answers(self._with(case, self._eps))
+
+
+def relevant_gain(old: Quality, new: Quality) -> float:
+    """Gain of the metric, of accuracy above POINTS, or share of the loss above LOWER; 0 below.
+
+    Another eps scales scores, which moves the loss a little without being right.
+    """
+    if old.metrics:
+        return new.metric - old.metric
+    share = 1 - new.loss / max(old.loss, 1e-12)
+    rise = new.accuracy - old.accuracy if old.right else 0.0
+    return share if rise >= POINTS or (rise >= 0 and share >= LOWER) else 0.0
 
 
 @register

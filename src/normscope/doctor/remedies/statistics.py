@@ -89,7 +89,7 @@ def outliers(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
         for s in context.states(())
         if s.name in found and found[s.name][0].shape == s.mean.shape
     }
-    usual = sorted(away.values())[len(away) // 2]
+    usual = sorted([*away.values(), 0.0])[(len(away) + 1) // 2]
     far = tuple(name for name, size in away.items() if size > FAR**2 * max(usual, LITTLE**2))
     if not far or 2 * len(far) > len(away):
         raise Unfit("no few layers are off far more than most")
