@@ -152,6 +152,6 @@ def test_every_norm_is_found_and_paired(name: str, timm: Any) -> None:
     # a layer norm has one map per sample, to which nothing is invariant
     maps = [layer for layer in seen.layers if layer.maps != "per_sample"]
     assert all(layer.invariance < findings.tolerance(layer) for layer in maps)
-    paired = {layer.name: layer.activation for layer in seen.layers}
+    paired = {layer.name: layer.activation for layer in maps}
     expected = {n: a for n, a in stored_pairs(model.eval(), x).items() if n not in seen.skipped}
     assert {n: a for n, a in paired.items() if "#" not in n} == expected

@@ -1,6 +1,7 @@
 """`diagnose`: every check, then the causes, the one that explains most first."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from normscope.probe.compare import Answer, Goal, Loss, Metric
 from normscope.probe.frozen import check_runnable, refuse_traced
 from normscope.probe.grammar import Labels
 from normscope.probe.load import read_weights
-from normscope.records import Cause, Diagnosis, Finding, Gap, Skipped
+from normscope.records import Cause, Diagnosis, Finding, Gap, Severity, Skipped
 
 Subject = nn.Module | Mapping[str, Tensor] | str | Path
 
@@ -180,10 +181,19 @@ def _asked(
         if why is not None:
             skipped.append(Skipped(code=code, reason=why))
         elif found:
-            findings += found
+            findings += [_allowed(case, finding) for finding in found]
         else:
             passed.append(code)
     return findings, skipped, passed
+
+
+def _allowed(case: CheckContext, finding: Finding) -> Finding:
+    """No error and no repair, where new statistics would do harm; layers never updated stay."""
+    never = finding.facts.get("kind") == "never"
+    if finding.repair != "recalibrate" or never or not case.keep_stored:
+        return finding
+    severity: Severity = "info" if CHECKS[finding.code].specific == 1 else "warning"
+    return replace(finding, severity=severity, repair="")
 
 
 def _causes(

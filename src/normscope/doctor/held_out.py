@@ -146,19 +146,21 @@ def helps(before: Evaluation, after: Evaluation) -> bool:
     """Whether held-out batches are served better.
 
     Where labels, a loss or a metric say what is good: better by SURE standard errors; or better
-    at all, and the gap between train() and eval() falls by 5 %; or not worse by one, and it falls
-    by half. Where they do not: the gap falls by 5 %. A metric or labels veto by a fall that is
-    larger than chance.
+    at all, and the gap between train() and eval() falls by 5 %; or accuracy rises by more than
+    one sample and half a point, or nothing changes, and the gap falls by half. Where nothing says what is good: the
+    gap falls by 5 %.
     """
     old, new = before.score, after.score
     if not old.samples:
         return False
     sure = gain(before, after)
+    closes = new.gap < 0.95 * old.gap
     if math.isnan(sure):
-        return new.gap < 0.95 * old.gap
-    if sure > SURE:
+        return closes
+    if sure > SURE or (sure > 0 and closes):
         return True
-    return (sure > 0 and new.gap < 0.95 * old.gap) or (sure > -1 and new.gap < 0.5 * old.gap)
+    rises = new.accuracy > old.accuracy + max(0.005, 1.5 / old.samples)
+    return (rises or sure == 0) and new.gap < 0.5 * old.gap
 
 
 def harms(before: Evaluation, after: Evaluation) -> bool:

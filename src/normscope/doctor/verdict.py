@@ -6,7 +6,7 @@ from normscope.doctor.checks import CHECKS
 from normscope.records import SEVERITIES, Cause, Finding, Verdict
 
 OF_DATA = ("NS007", "NS008", "NS020", "NS022", "NS029")  # the batches are at fault, not the model
-PARTICULAR = 0.1  # share of the gap by which a particular cause may explain less and come first
+PARTICULAR = 0.15  # share of the gap that a general cause must close beyond a particular one
 LITTLE = 0.2  # share of the gap below which a cause explains nothing
 SURE = 2.0  # standard errors
 
@@ -15,8 +15,9 @@ def ranked(findings: Sequence[Finding], causes: Sequence[Cause]) -> list[Finding
     """The findings, the one that explains most first; notes last.
 
     A cause is measured by the share of the gap that goes when it alone is mended. A general
-    cause, as stale statistics, always covers a particular one, so that comes first where it
-    explains nearly as much. Data that cannot judge the model come before all.
+    cause, as stale statistics, always covers a particular one: it comes first only where it
+    closes more than the best particular one by PARTICULAR. Data that cannot judge the model come
+    before all.
     """
     closes: dict[str, float] = {}
     for cause in causes:
@@ -26,15 +27,22 @@ def ranked(findings: Sequence[Finding], causes: Sequence[Cause]) -> list[Finding
         code: max(SEVERITIES.index(f.severity) for f in findings if f.code == code)
         for code in {f.code for f in findings}
     }
+    best = max((closes.get(f.code, 0.0) for f in findings if _particular(f)), default=0.0)
 
     def place(finding: Finding) -> tuple[bool, bool, float, float, float, str]:
-        code, specific = finding.code, CHECKS[finding.code].specific
+        code = finding.code
         share = closes.get(code, 0.0)
-        explains = share + PARTICULAR * (specific == 2) if share >= LITTLE else 0.0
+        covered = not _particular(finding) and share < best + PARTICULAR
+        explains = share if share >= LITTLE and not covered else 0.0
         note = gravest[code] == 0
+        specific = CHECKS[code].specific
         return (code != "NS029", note, -round(explains, 2), -specific, -gravest[code], code)
 
     return sorted(findings, key=place)
+
+
+def _particular(finding: Finding) -> bool:
+    return CHECKS[finding.code].specific == 2
 
 
 def verdict(findings: Sequence[Finding], causes: Sequence[Cause]) -> Verdict:

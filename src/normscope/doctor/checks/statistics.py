@@ -55,8 +55,6 @@ class Stale(Check):
             severity, threshold = grade or ("warning", self.warn)
             if severity == "error" and not case.gap_matters:
                 severity, threshold = "warning", self.warn
-            if case.keep_stored:
-                severity, threshold = "info", self.warn
             total = case.evidence.population(state.name)
             mean, var = total.mean.cpu(), total.var(correction=1).cpu().clamp(min=1e-12)
             known = var.isfinite()
@@ -65,8 +63,7 @@ class Stale(Check):
             yield self.finding(
                 state.name, severity, size, threshold, channels=over,
                 shift=float(shift.pow(2).mean().sqrt()), ratio=float(ratio.mean().exp()),
-                worst=float(away.max()), repair="" if case.keep_stored else None,
-                kind="kept" if case.keep_stored else "",
+                worst=float(away.max()), kind="kept" if case.keep_stored else "",
             )  # fmt: skip
 
 
