@@ -147,8 +147,8 @@ def helps(before: Evaluation, after: Evaluation) -> bool:
 
     Where labels, a loss or a metric say what is good: better by SURE standard errors; or better
     at all, and the gap between train() and eval() falls by 5 %; or accuracy rises by more than
-    one sample and half a point, or nothing changes, and the gap falls by half. Where nothing says what is good: the
-    gap falls by 5 %.
+    one sample and half a point, or nothing changes, and the gap falls by half. Where nothing says
+    what is good: the gap falls by 5 %.
     """
     old, new = before.score, after.score
     if not old.samples:
