@@ -11,7 +11,7 @@
 namespace normscope {
 namespace {
 
-constexpr int64_t BLOCK = 1024;       // values that are converted or picked by a mask at a time
+constexpr int64_t BLOCK = 1024;       // values that are picked by a mask at a time
 constexpr int64_t CACHED = 16384;     // values that stay in the cache together
 constexpr int64_t SHORT_ROW = 8192;   // bytes: rows up to this length are asked for ahead,
 constexpr int64_t AHEAD = 8192;       // so many bytes
@@ -21,14 +21,12 @@ struct Cells {
   using W = Wide<T>;
   const Call& call;
   const Plan& plan = call.plan;
-  const Loops<W>& loop = loops<false, W>(call.act, call.residual != nullptr);
+  const Loops<T>& loop = loops<false, T>(call.act, call.residual != nullptr);
   const T* x = static_cast<const T*>(call.x);
   const T* dy = static_cast<const T*>(call.dy);
   const T* residual = static_cast<const T*>(call.residual);
   T* out = static_cast<T*>(call.out);
   T* dresidual = static_cast<T*>(call.dresidual);
-  // values are read where they are, or in blocks
-  const bool direct = std::is_same_v<T, W> && plan.mask == nullptr;
   const int64_t ahead =
       plan.s * int64_t(sizeof(T)) <= SHORT_ROW ? AHEAD / (plan.s * int64_t(sizeof(T))) : 0;
 
@@ -48,16 +46,11 @@ struct Cells {
     for (int64_t i = 0; i < unit.size * int64_t(sizeof(T)); i += 64) __builtin_prefetch(start + i);
   }
 
-  // n values as they are calculated with, without those that are masked.
-  static int64_t pick(const T* from, const bool* mask, int64_t n, W* into) {
-    const W* values = wide(from, n, into);
-    if (mask == nullptr) {
-      if (values != into) std::copy(values, values + n, into);
-      return n;
-    }
+  // Those of n values that count.
+  static int64_t pick(const T* from, const bool* mask, int64_t n, T* into) {
     int64_t kept = 0;
     for (int64_t i = 0; i < n; ++i) {
-      if (mask[i]) into[kept++] = values[i];
+      if (mask[i]) into[kept++] = from[i];
     }
     return kept;
   }
@@ -69,8 +62,7 @@ struct Cells {
       const bool* here = mask(unit);
       for (int64_t i = 0; i < unit.size; ++i) {
         if (here != nullptr && !here[i]) continue;
-        W buffer;
-        const double value = *wide(x + row(unit, c) + i, 1, &buffer);
+        const double value = number(x + row(unit, c) + i);
         return std::isfinite(value) ? value : 0.0;
       }
     }
@@ -85,17 +77,15 @@ struct Cells {
       const Plan::Unit unit = plan.unit(u);
       const T* here = x + row(unit, c);
       fetch(x, u, chunk.end, c);
-      if constexpr (std::is_same_v<T, W>) {
-        if (direct) {
-          sums(here, unit.size, from, s, q);
-          continue;
-        }
-      }
       const bool* flags = mask(unit);
-      W buffer[BLOCK];
+      if (flags == nullptr) {
+        sums(here, unit.size, from, s, q);
+        continue;
+      }
+      T buffer[BLOCK];
       for (int64_t i = 0; i < unit.size; i += BLOCK) {
         const int64_t n = std::min(BLOCK, unit.size - i);
-        sums(buffer, pick(here + i, flags ? flags + i : nullptr, n, buffer), from, s, q);
+        sums(buffer, pick(here + i, flags + i, n, buffer), from, s, q);
       }
     }
     return {chunk.values, from + s / chunk.values, q - s * (s / chunk.values)};
@@ -125,15 +115,7 @@ struct Cells {
     const Plan::Unit unit = plan.unit(u);
     const int64_t start = row(unit, c);
     const bool* flags = mask(unit);
-    W in[BLOCK], beside[BLOCK], result[BLOCK];
-    const int64_t step = std::is_same_v<T, W> ? unit.size : BLOCK;
-    for (int64_t i = 0; i < unit.size; i += step) {
-      const int64_t n = std::min(step, unit.size - i), at = start + i;
-      const W* added = residual ? wide(residual + at, n, beside) : nullptr;
-      W* y = writable(out + at, result);
-      loop.map(wide(x + at, n, in), added, y, n, by);
-      written(y, n, out + at);
-    }
+    loop.map(x + start, residual ? residual + start : nullptr, out + start, unit.size, by);
     if (flags != nullptr) clear(flags, unit.size, out + start);
   }
 
@@ -146,23 +128,20 @@ struct Cells {
       const int64_t start = row(unit, c);
       fetch(x, u, chunk.end, c);
       fetch(dy, u, chunk.end, c);
-      if constexpr (std::is_same_v<T, W>) {
-        if (direct) {
-          const W *row = x + start, *from = dy + start, *added = residual ? residual + start : row;
-          loop.gradient_sums(&row, &from, &added, 1, unit.size, by, &s, &q);
-          continue;
-        }
-      }
+      const T *row = x + start, *from = dy + start, *added = residual ? residual + start : nullptr;
       const bool* flags = mask(unit);
-      W in[BLOCK], from[BLOCK], beside[BLOCK];
+      if (flags == nullptr) {
+        loop.gradient_sums(&row, &from, &added, 1, unit.size, by, &s, &q);
+        continue;
+      }
+      T picked[BLOCK], gradient[BLOCK], beside[BLOCK];
+      const T *xs = picked, *dys = gradient, *residuals = beside;
       for (int64_t i = 0; i < unit.size; i += BLOCK) {
-        const int64_t n = std::min(BLOCK, unit.size - i), at = start + i;
-        const bool* here = flags ? flags + i : nullptr;
-        if (residual) pick(residual + at, here, n, beside);
-        pick(dy + at, here, n, from);
-        const int64_t kept = pick(x + at, here, n, in);
-        const W *row = in, *gradient = from, *added = beside;
-        loop.gradient_sums(&row, &gradient, &added, 1, kept, by, &s, &q);
+        const int64_t n = std::min(BLOCK, unit.size - i);
+        if (added) pick(added + i, flags + i, n, beside);
+        pick(from + i, flags + i, n, gradient);
+        const int64_t kept = pick(row + i, flags + i, n, picked);
+        loop.gradient_sums(&xs, &dys, &residuals, 1, kept, by, &s, &q);
       }
     }
     g = s;
@@ -173,17 +152,8 @@ struct Cells {
     const Plan::Unit unit = plan.unit(u);
     const int64_t start = row(unit, c);
     const bool* flags = mask(unit);
-    W in[BLOCK], from[BLOCK], beside[BLOCK], result[BLOCK], result_beside[BLOCK];
-    const int64_t step = std::is_same_v<T, W> ? unit.size : BLOCK;
-    for (int64_t i = 0; i < unit.size; i += step) {
-      const int64_t n = std::min(step, unit.size - i), at = start + i;
-      const W* added = residual ? wide(residual + at, n, beside) : nullptr;
-      W *dx = writable(out + at, result), *g = nullptr;
-      if (residual) g = writable(dresidual + at, result_beside);
-      loop.gradient_map(wide(x + at, n, in), wide(dy + at, n, from), added, dx, g, n, by);
-      written(dx, n, out + at);
-      if (residual) written(g, n, dresidual + at);
-    }
+    loop.gradient_map(x + start, dy + start, residual ? residual + start : nullptr, out + start,
+                      residual ? dresidual + start : nullptr, unit.size, by);
     if (flags == nullptr) return;
     clear(flags, unit.size, out + start);
     if (residual) clear(flags, unit.size, dresidual + start);

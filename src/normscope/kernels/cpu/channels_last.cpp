@@ -28,24 +28,23 @@ struct Columns {
     int64_t low, high, fold;
   };
 
-  // Numbers for each column, and values of rows as they are calculated with.
+  // Numbers for each column.
   struct Scratch {
     std::vector<double> sums;
-    std::vector<W> coefficients, rows;
+    std::vector<W> coefficients;
     double *s, *q, *shift;
     W *m, *a, *b, *gb, *gc;
     explicit Scratch(int64_t width)
-        : sums(3 * width), coefficients(5 * width), rows(std::is_same_v<T, W> ? 0 : 12 * width) {
+        : sums(3 * width), coefficients(5 * width) {
       s = sums.data(), q = s + width, shift = q + width;
       m = coefficients.data(), a = m + width, b = a + width, gb = b + width, gc = gb + width;
     }
-    W* row(int64_t i, int64_t width) { return rows.data() + i * width; }
     Coefficients<W> view() const { return {m, a, b, gb, gc}; }
   };
 
   const Call& call;
   const Plan& plan = call.plan;
-  const Loops<W>& loop = loops<true, W>(call.act, call.residual != nullptr);
+  const Loops<T>& loop = loops<true, T>(call.act, call.residual != nullptr);
   const T* x = static_cast<const T*>(call.x);
   const T* dy = static_cast<const T*>(call.dy);
   const T* residual = static_cast<const T*>(call.residual);
@@ -164,17 +163,16 @@ struct Columns {
     rows(chunk, b, [&](const int64_t* starts, int count, int64_t n) {
       if (!begun) {
         for (int64_t c = 0; c < channels; ++c) {
-          W buffer;
-          const double value = *wide(x + starts[0] + c * inner, 1, &buffer);
+          const double value = number(x + starts[0] + c * inner);
           by.shift[c] = std::isfinite(value) ? value : 0.0;
         }
         spread(b, by.shift);
         begun = true;
       }
       in_fours(starts, count, [&](const int64_t* at, int some) {
-        const W* four[4];
-        for (int i = 0; i < some; ++i) four[i] = wide(x + at[i], n, by.row(i, columns));
-        column_sums(four, some, n, by.shift, by.s, by.q);
+        const T* four[4];
+        for (int i = 0; i < some; ++i) four[i] = x + at[i];
+        (some == 4 ? column_sums<4, T> : column_sums<1, T>)(four, n, by.shift, by.s, by.q);
       });
     });
     const double n = chunk.values;
@@ -204,14 +202,10 @@ struct Columns {
   // The coefficients of the chunk's group are prepared.
   void map(const Chunk& chunk, const Block& b, Scratch& by) const {
     const Coefficients<W> numbers = by.view();
-    const int64_t columns = width(b);
     rows(chunk, b, [&](const int64_t* starts, int count, int64_t n) {
       for (int j = 0; j < count; ++j) {
         const int64_t at = starts[j];
-        const W* added = residual ? wide(residual + at, n, by.row(1, columns)) : nullptr;
-        W* y = writable(out + at, by.row(2, columns));
-        loop.map(wide(x + at, n, by.row(0, columns)), added, y, n, numbers);
-        written(y, n, out + at);
+        loop.map(x + at, residual ? residual + at : nullptr, out + at, n, numbers);
       }
     });
     clear(chunk, b, out);
@@ -225,11 +219,10 @@ struct Columns {
     for (double* table : {by.s, by.q}) std::fill_n(table, columns, 0.0);
     rows(chunk, b, [&](const int64_t* starts, int count, int64_t n) {
       in_fours(starts, count, [&](const int64_t* at, int some) {
-        const W *in[4], *from[4], *added[4];
+        const T *in[4], *from[4], *added[4];
         for (int i = 0; i < some; ++i) {
-          in[i] = wide(x + at[i], n, by.row(i, columns));
-          from[i] = wide(dy + at[i], n, by.row(4 + i, columns));
-          added[i] = residual ? wide(residual + at[i], n, by.row(8 + i, columns)) : nullptr;
+          in[i] = x + at[i], from[i] = dy + at[i];
+          added[i] = residual ? residual + at[i] : nullptr;
         }
         loop.gradient_sums(in, from, added, some, n, numbers, by.s, by.q);
       });
@@ -244,17 +237,11 @@ struct Columns {
 
   void gradient_map(const Chunk& chunk, const Block& b, Scratch& by) const {
     const Coefficients<W> numbers = by.view();
-    const int64_t columns = width(b);
     rows(chunk, b, [&](const int64_t* starts, int count, int64_t n) {
       for (int j = 0; j < count; ++j) {
         const int64_t at = starts[j];
-        const W* added = residual ? wide(residual + at, n, by.row(1, columns)) : nullptr;
-        const W* from = wide(dy + at, n, by.row(2, columns));
-        W *dx = writable(out + at, by.row(3, columns)), *g = nullptr;
-        if (residual) g = writable(dresidual + at, by.row(4, columns));
-        loop.gradient_map(wide(x + at, n, by.row(0, columns)), from, added, dx, g, n, numbers);
-        written(dx, n, out + at);
-        if (residual) written(g, n, dresidual + at);
+        loop.gradient_map(x + at, dy + at, residual ? residual + at : nullptr, out + at,
+                          residual ? dresidual + at : nullptr, n, numbers);
       }
     });
     clear(chunk, b, out);

@@ -20,7 +20,7 @@ using c10::DispatchKeySet;
 // below CHUNK * 2**-52.
 constexpr int64_t CHUNK = 16384;
 constexpr int64_t ROW_VALUES = 65536;  // of all channels in a chunk of channels_last
-constexpr int64_t FEWEST_ROWS = 32;    // below, merging chunks costs as much as summing them
+constexpr int64_t FEWEST_ROWS = 128;   // below, merging chunks costs as much as summing them
 
 const DispatchKeySet PLAIN({DispatchKey::CPU, DispatchKey::ADInplaceOrView,
                             DispatchKey::AutogradCPU, DispatchKey::AutocastCPU});
@@ -153,9 +153,7 @@ std::vector<double> widened(const Tensor& table) {
   with_type(*type_of(dense), [&](auto like) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(like)>>;
     const T* from = static_cast<const T*>(dense.const_data_ptr());
-    std::vector<Wide<T>> buffer(std::is_same_v<T, Wide<T>> ? 0 : n);
-    const Wide<T>* found = wide(from, n, buffer.data());
-    for (int64_t i = 0; i < n; ++i) values[i] = double(found[i]);
+    for (int64_t i = 0; i < n; ++i) values[i] = number(from + i);
   });
   return values;
 }
@@ -165,10 +163,7 @@ void store(const double* values, const Tensor& table) {
   with_type(*type_of(table), [&](auto like) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(like)>>;
     T* into = static_cast<T*>(table.mutable_data_ptr());
-    std::vector<Wide<T>> buffer(std::is_same_v<T, Wide<T>> ? 0 : n);
-    Wide<T>* found = writable(into, buffer.data());
-    for (int64_t i = 0; i < n; ++i) found[i] = Wide<T>(values[i]);
-    written(found, n, into);
+    for (int64_t i = 0; i < n; ++i) store(values[i], into + i);
   });
 }
 

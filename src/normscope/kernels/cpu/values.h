@@ -37,15 +37,28 @@ inline void widen(const bf16* from, int64_t n, float* into) {
   }
 }
 
+#if defined(__F16C__)
+inline float widened(fp16 value) { return _cvtsh_ss(value.bits); }
+inline fp16 narrowed(float value) { return {_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT)}; }
+#else
+inline float widened(fp16 value) { return c10::Half(value.bits, c10::Half::from_bits()); }
+inline fp16 narrowed(float value) { return {c10::Half(value).x}; }
+#endif
+
 inline void widen(const fp16* from, int64_t n, float* into) {
   int64_t i = 0;
-#if defined(__F16C__)
+#if defined(__AVX512F__)  // as wide as the loops read: two stores do not serve one load in time
+  for (; i + 16 <= n; i += 16) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i));
+    _mm512_storeu_ps(into + i, _mm512_cvtph_ps(half));
+  }
+#elif defined(__F16C__)
   for (; i + 8 <= n; i += 8) {
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
     _mm256_storeu_ps(into + i, _mm256_cvtph_ps(half));
   }
 #endif
-  for (; i < n; ++i) into[i] = c10::Half(from[i].bits, c10::Half::from_bits());
+  for (; i < n; ++i) into[i] = widened(from[i]);
 }
 
 inline void narrow(const float* from, int64_t n, bf16* into) {
@@ -60,39 +73,73 @@ inline void narrow(const float* from, int64_t n, bf16* into) {
 
 inline void narrow(const float* from, int64_t n, fp16* into) {
   int64_t i = 0;
-#if defined(__F16C__)
+#if defined(__AVX512F__)
+  for (; i + 16 <= n; i += 16) {
+    const __m256i half =
+        _mm512_cvtps_ph(_mm512_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(into + i), half);
+  }
+#elif defined(__F16C__)
   for (; i + 8 <= n; i += 8) {
     const __m128i half =
         _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(into + i), half);
   }
 #endif
-  for (; i < n; ++i) into[i].bits = c10::Half(from[i]).x;
+  for (; i < n; ++i) into[i] = narrowed(from[i]);
 }
 
-// n values in the dtype of arithmetic: where they are, or in a buffer.
-template <class T>
-const Wide<T>* wide(const T* from, int64_t n, Wide<T>* buffer) {
-  if constexpr (std::is_same_v<T, Wide<T>>) {
-    return from;
-  } else {
-    widen(from, n, buffer);
-    return buffer;
+// 16-bit values are converted so many at a time, beside the loop that reads them: whole rows
+// would push each other out of the nearest cache.
+constexpr int TILE = 64;   // where every value is written
+constexpr int PART = 1024;  // where they are summed, as the end of a sum takes its time
+
+// f(begin, size) over n values: all, or TILE at a time, which the compiler then knows.
+template <class T, class F>
+inline void in_tiles(int64_t n, F f) {
+  int64_t i = 0;
+  if constexpr (!std::is_same_v<T, Wide<T>>) {
+    for (; i + TILE <= n; i += TILE) f(i, std::integral_constant<int64_t, TILE>());
   }
+  if (i < n) f(i, n - i);
+}
+template <class T, class F>
+inline void in_parts(int64_t n, F f) {
+  const int64_t step = std::is_same_v<T, Wide<T>> ? n : PART;
+  for (int64_t i = 0; i < n; i += step) f(i, std::min(step, n - i));
 }
 
-// Where to write n values, and the way from there to where they belong.
-template <class T>
-Wide<T>* writable(T* into, Wide<T>* buffer) {
-  if constexpr (std::is_same_v<T, Wide<T>>) {
-    return into;
-  } else {
-    return buffer;
+// Some values as they are calculated with: where they are, or in a buffer.
+template <class T, int Size>
+struct Tile {
+  alignas(64) Wide<T> held[Size];
+  const Wide<T>* read(const T* from, int64_t n) {
+    widen(from, n, held);
+    return held;
   }
-}
+  Wide<T>* place(T*) { return held; }
+  void write(int64_t n, T* into) const { narrow(held, n, into); }
+};
+template <class W, int Size>
+  requires std::is_same_v<W, Wide<W>>
+struct Tile<W, Size> {
+  static const W* read(const W* from, int64_t) { return from; }
+  static W* place(W* into) { return into; }
+  static void write(int64_t, W*) {}
+};
+
+// One value.
 template <class T>
-void written(const Wide<T>* buffer, int64_t n, T* into) {
-  if constexpr (!std::is_same_v<T, Wide<T>>) narrow(buffer, n, into);
+double number(const T* from) {
+  Tile<T, 1> tile;
+  return *tile.read(from, 1);
+}
+
+template <class T>
+void store(double value, T* into) {
+  Tile<T, 1> tile;
+  *tile.place(into) = Wide<T>(value);
+  tile.write(1, into);
 }
 
 // exp of a float32 to 2 ulp, clamped at -87, inf from 88.4 on; no call, so loops vectorise.
@@ -155,15 +202,16 @@ template <Act A, bool Added, bool PerValue, class W>
 struct Linear {
   Number<PerValue, W> m, a, b;
   explicit Linear(const Coefficients<W>& by) : m(by.m), a(by.a), b(by.b) {}
-  W u(W d, const W* residual, int64_t i) const {
-    const W u = d * a[i] + b[i];
+  W u(W d, const W* residual, int64_t i, int64_t column) const {
+    const W u = d * a[column] + b[column];
     return Added ? u + residual[i] : u;
   }
 };
 
 // The sum of (x - shift) and of its square.
+// In a function of its own: inlined beside a buffer, GCC leaves the loop with a branch per value.
 template <class W>
-inline void sums(const W* x, int64_t n, double shift, double& s, double& q) {
+__attribute__((noinline)) void add_sums(const W* x, int64_t n, double shift, double& s, double& q) {
   double part = 0, square = 0;
 #pragma omp simd reduction(+ : part, square)
   for (int64_t i = 0; i < n; ++i) {
@@ -174,78 +222,113 @@ inline void sums(const W* x, int64_t n, double shift, double& s, double& q) {
   s += part;
   q += square;
 }
-
-// The same for each column of some rows; four rows at a time, so that s and q are seldom read.
-template <class W>
-inline void column_sums(const W* const* rows, int count, int64_t width, const double* shift,
-                        double* s, double* q) {
-  int j = 0;
-  for (; j + 4 <= count; j += 4) {
-    const W *r0 = rows[j], *r1 = rows[j + 1], *r2 = rows[j + 2], *r3 = rows[j + 3];
-#pragma omp simd
-    for (int64_t i = 0; i < width; ++i) {
-      const double d0 = double(r0[i]) - shift[i], d1 = double(r1[i]) - shift[i];
-      const double d2 = double(r2[i]) - shift[i], d3 = double(r3[i]) - shift[i];
-      s[i] += (d0 + d1) + (d2 + d3);
-      q[i] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3);
-    }
-  }
-  for (; j < count; ++j) {
-    const W* row = rows[j];
-#pragma omp simd
-    for (int64_t i = 0; i < width; ++i) {
-      const double d = double(row[i]) - shift[i];
-      s[i] += d;
-      q[i] += d * d;
-    }
-  }
+template <class T>
+void sums(const T* x, int64_t n, double shift, double& s, double& q) {
+  in_parts<T>(n, [&](int64_t at, int64_t size) {
+    Tile<T, PART> tile;
+    add_sums(tile.read(x + at, size), size, shift, s, q);
+  });
 }
 
-// The loops of one dtype of arithmetic, activation and form, as addresses.
-template <class W>
+// The same for each column: of R rows at a time, so that s and q are seldom read.
+template <int R, class T>
+inline void column_sums(const T* const* rows, int64_t width, const double* shift,
+                        double* __restrict s, double* __restrict q) {
+  in_tiles<T>(width, [&](int64_t at, auto size) {
+    Tile<T, TILE> tiles[R];
+    const Wide<T>* from[R];
+    for (int r = 0; r < R; ++r) from[r] = tiles[r].read(rows[r] + at, size);
+#pragma omp simd
+    for (int64_t i = 0; i < size; ++i) {
+      double part = 0, square = 0;
+      for (int r = 0; r < R; ++r) {
+        const double d = double(from[r][i]) - shift[at + i];
+        part += d;
+        square += d * d;
+      }
+      s[at + i] += part;
+      q[at + i] += square;
+    }
+  });
+}
+
+// The loops of one dtype, activation and form, as addresses.
+template <class T>
 struct Loops {
+  using By = Coefficients<Wide<T>>;
   // y = act((x - m) a + b + residual)
-  void (*map)(const W* x, const W* residual, W* y, int64_t n, const Coefficients<W>& by);
+  void (*map)(const T* x, const T* residual, T* y, int64_t n, const By& by);
   // sum of g and of g (x - m) over some rows: added to s[0], q[0], or to one for each column
-  void (*gradient_sums)(const W* const* x, const W* const* dy, const W* const* residual, int rows,
-                        int64_t n, const Coefficients<W>& by, double* s, double* q);
+  void (*gradient_sums)(const T* const* x, const T* const* dy, const T* const* residual, int rows,
+                        int64_t n, const By& by, double* s, double* q);
   // dx = g a + (x - m) gb + gc, dresidual = g
-  void (*gradient_map)(const W* x, const W* dy, const W* residual, W* dx, W* dresidual, int64_t n,
-                       const Coefficients<W>& by);
+  void (*gradient_map)(const T* x, const T* dy, const T* residual, T* dx, T* dresidual, int64_t n,
+                       const By& by);
 };
 
-template <Act A, bool Added, bool PerValue, class W>
-void map(const W* x, const W* residual, W* __restrict y, int64_t n, const Coefficients<W>& by) {
+template <Act A, bool Added, bool PerValue, class T, class W = Wide<T>>
+void map(const T* x, const T* residual, T* __restrict y, int64_t n, const Coefficients<W>& by) {
   const Linear<A, Added, PerValue, W> linear(by);
+  in_tiles<T>(n, [&](int64_t at, auto size) {
+    Tile<T, TILE> in, beside, result;
+    const W *xs = in.read(x + at, size), *added = nullptr;
+    if constexpr (Added) added = beside.read(residual + at, size);
+    W* __restrict into = result.place(y + at);
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    y[i] = activate<A>(linear.u(x[i] - linear.m[i], residual, i));
-  }
+    for (int64_t i = 0; i < size; ++i) {
+      into[i] = activate<A>(linear.u(xs[i] - linear.m[at + i], added, i, at + i));
+    }
+    result.write(size, y + at);
+  });
 }
 
-// The same for columns: of R rows at a time, so that s and q are seldom read.
-template <int R, Act A, bool Added, class W>
-void add_gradients(const W* const* x, const W* const* dy, const W* const* residual, int64_t n,
+template <Act A, bool Added, class W>
+__attribute__((noinline)) void add_gradients(const W* x, const W* dy, const W* residual, int64_t n,
+                                             const Linear<A, Added, false, W>& linear, double& s,
+                                             double& q) {
+  const W m = linear.m[0];
+  double part = 0, product = 0;
+#pragma omp simd reduction(+ : part, product)
+  for (int64_t i = 0; i < n; ++i) {
+    const W d = x[i] - m;
+    const W g = through<A>(dy[i], linear.u(d, residual, i, i));
+    part += double(g);
+    product += double(g) * double(d);
+  }
+  s += part;
+  q += product;
+}
+
+// Of R rows at a time, so that s and q are seldom read.
+template <int R, Act A, bool Added, class T, class W = Wide<T>>
+void add_gradients(const T* const* x, const T* const* dy, const T* const* residual, int64_t n,
                    const Coefficients<W>& by, double* __restrict s, double* __restrict q) {
   const Linear<A, Added, true, W> linear(by);
-  const W *xs[R], *dys[R], *added[R];
-  for (int r = 0; r < R; ++r) xs[r] = x[r], dys[r] = dy[r], added[r] = Added ? residual[r] : nullptr;
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    double part = 0, product = 0;
+  in_tiles<T>(n, [&](int64_t at, auto size) {
+    Tile<T, TILE> in[R], from[R], beside[R];
+    const W *xs[R], *dys[R], *added[R];
     for (int r = 0; r < R; ++r) {
-      const W d = xs[r][i] - linear.m[i];
-      const W g = through<A>(dys[r][i], linear.u(d, added[r], i));
-      part += double(g);
-      product += double(g) * double(d);
+      xs[r] = in[r].read(x[r] + at, size);
+      dys[r] = from[r].read(dy[r] + at, size);
+      added[r] = Added ? beside[r].read(residual[r] + at, size) : nullptr;
     }
-    s[i] += part;
-    q[i] += product;
-  }
+#pragma omp simd
+    for (int64_t i = 0; i < size; ++i) {
+      double part = 0, product = 0;
+      for (int r = 0; r < R; ++r) {
+        const W d = xs[r][i] - linear.m[at + i];
+        const W g = through<A>(dys[r][i], linear.u(d, added[r], i, at + i));
+        part += double(g);
+        product += double(g) * double(d);
+      }
+      s[at + i] += part;
+      q[at + i] += product;
+    }
+  });
 }
 
-template <Act A, bool Added, bool PerValue, class W>
-void gradient_sums(const W* const* x, const W* const* dy, const W* const* residual, int rows,
+template <Act A, bool Added, bool PerValue, class T, class W = Wide<T>>
+void gradient_sums(const T* const* x, const T* const* dy, const T* const* residual, int rows,
                    int64_t n, const Coefficients<W>& by, double* s, double* q) {
   int r = 0;
   if constexpr (PerValue) {
@@ -255,52 +338,58 @@ void gradient_sums(const W* const* x, const W* const* dy, const W* const* residu
     for (; r < rows; ++r) add_gradients<1, A, Added>(x + r, dy + r, residual + r, n, by, s, q);
     return;
   }
-  const Linear<A, Added, PerValue, W> linear(by);
+  const Linear<A, Added, false, W> linear(by);
   for (; r < rows; ++r) {
-    const W *row = x[r], *from = dy[r], *added = Added ? residual[r] : nullptr;
-    double part = 0, product = 0;
-#pragma omp simd reduction(+ : part, product)
-    for (int64_t i = 0; i < n; ++i) {
-      const W d = row[i] - linear.m[i];
-      const W g = through<A>(from[i], linear.u(d, added, i));
-      part += double(g);
-      product += double(g) * double(d);
-    }
-    *s += part;
-    *q += product;
+    in_parts<T>(n, [&](int64_t at, int64_t size) {
+      Tile<T, PART> in, from, beside;
+      const W *xs = in.read(x[r] + at, size), *dys = from.read(dy[r] + at, size), *added = nullptr;
+      if constexpr (Added) added = beside.read(residual[r] + at, size);
+      add_gradients(xs, dys, added, size, linear, *s, *q);
+    });
   }
 }
 
-template <Act A, bool Added, bool PerValue, class W>
-void gradient_map(const W* x, const W* dy, const W* residual, W* __restrict dx,
-                  W* __restrict dresidual, int64_t n, const Coefficients<W>& by) {
+template <Act A, bool Added, bool PerValue, class T, class W = Wide<T>>
+void gradient_map(const T* x, const T* dy, const T* residual, T* __restrict dx,
+                  T* __restrict dresidual, int64_t n, const Coefficients<W>& by) {
   const Linear<A, Added, PerValue, W> linear(by);
   const Number<PerValue, W> gb(by.gb), gc(by.gc);
+  in_tiles<T>(n, [&](int64_t at, auto size) {
+    Tile<T, TILE> in, from, beside, result, result_beside;
+    const W *xs = in.read(x + at, size), *dys = from.read(dy + at, size), *added = nullptr;
+    W *__restrict into = result.place(dx + at), *__restrict gs = nullptr;
+    if constexpr (Added) {
+      added = beside.read(residual + at, size);
+      gs = result_beside.place(dresidual + at);
+    }
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const W d = x[i] - linear.m[i];
-    const W g = through<A>(dy[i], linear.u(d, residual, i));
-    dx[i] = g * linear.a[i] + d * gb[i] + gc[i];
-    if constexpr (Added) dresidual[i] = g;
-  }
+    for (int64_t i = 0; i < size; ++i) {
+      const W d = xs[i] - linear.m[at + i];
+      const W g = through<A>(dys[i], linear.u(d, added, i, at + i));
+      into[i] = g * linear.a[at + i] + d * gb[at + i] + gc[at + i];
+      if constexpr (Added) gs[i] = g;
+    }
+    result.write(size, dx + at);
+    if constexpr (Added) result_beside.write(size, dresidual + at);
+  });
 }
 
-template <Act A, bool Added, bool PerValue, class W>
-constexpr Loops<W> loops_of{map<A, Added, PerValue, W>, gradient_sums<A, Added, PerValue, W>,
-                            gradient_map<A, Added, PerValue, W>};
+template <Act A, bool Added, bool PerValue, class T>
+constexpr Loops<T> loops_of{map<A, Added, PerValue, T>, gradient_sums<A, Added, PerValue, T>,
+                            gradient_map<A, Added, PerValue, T>};
 
-template <bool PerValue, class W>
-const Loops<W>& loops(Act act, bool added) {
+template <bool PerValue, class T>
+const Loops<T>& loops(Act act, bool added) {
   switch (act) {
     case Act::relu:
-      return added ? loops_of<Act::relu, true, PerValue, W> : loops_of<Act::relu, false, PerValue, W>;
+      return added ? loops_of<Act::relu, true, PerValue, T> : loops_of<Act::relu, false, PerValue, T>;
     case Act::leaky_relu:
-      return added ? loops_of<Act::leaky_relu, true, PerValue, W>
-                   : loops_of<Act::leaky_relu, false, PerValue, W>;
+      return added ? loops_of<Act::leaky_relu, true, PerValue, T>
+                   : loops_of<Act::leaky_relu, false, PerValue, T>;
     case Act::silu:
-      return added ? loops_of<Act::silu, true, PerValue, W> : loops_of<Act::silu, false, PerValue, W>;
+      return added ? loops_of<Act::silu, true, PerValue, T> : loops_of<Act::silu, false, PerValue, T>;
     default:
-      return added ? loops_of<Act::none, true, PerValue, W> : loops_of<Act::none, false, PerValue, W>;
+      return added ? loops_of<Act::none, true, PerValue, T> : loops_of<Act::none, false, PerValue, T>;
   }
 }
 
