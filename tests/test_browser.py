@@ -392,7 +392,7 @@ def test_the_gate_moves_and_counts(open_page: Open) -> None:
 
     assert passing() == [row[c] for row in layer.firing]
     information = float(says.get_attribute("data-information") or "nan")
-    assert information == pytest.approx(chosen[0].score, abs=1e-12)
+    assert information == pytest.approx(chosen[0].score, abs=1e-6)
     assert float(says.get_attribute("data-gate") or "nan") == pytest.approx(layer.gate[c])
 
     gamma, beta = card.locator("input").all()
@@ -486,11 +486,11 @@ def test_information_agrees_with_python(browser: Browser) -> None:
     script = (SCRIPTS / "numbers.js").read_text(encoding="utf-8")
     page = browser.new_page()
     for c in range(4):
-        shares = [row[c] for row in layer.firing]
+        shares = [float(row[c]) for row in layer.firing]
         found = page.evaluate(
             f"([shares, counts]) => {{ {script}; return gateInformation(shares, counts) }}",
             [shares, list(counts)],
         )
         expected = layer.gate_information[c]
-        assert math.isclose(found, expected, abs_tol=1e-12)
+        assert math.isclose(found, expected, abs_tol=1e-6)  # rates are kept in float32
     page.close()

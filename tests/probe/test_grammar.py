@@ -22,11 +22,6 @@ from normscope.probe.grammar import GRAMMAR
 from normscope.records import Diagnosis
 from tests.probe.structures import BATCHES, CASES, SIZE, Case, Net, X, Y, model_of, pairs
 
-# what the lens does not read yet; to be emptied
-LENS_LATER = ()
-# options that the command line does not have yet: --forward, --labels, --batches; to be emptied
-CLI_LATER: tuple[str, ...] = ()
-
 
 def whole(model: nn.Module) -> dict[str, Any]:
     """Everything of a model that looking at it could change."""
@@ -138,17 +133,8 @@ def expected(verb: str, name: str) -> Any:
     return VERBS[verb](model_of(CASES[name]), CASES[name])
 
 
-def _cases() -> list[Any]:
-    found = []
-    for verb in VERBS:
-        for name in CASES:
-            later = verb == "inspect" and name in LENS_LATER
-            mark = pytest.mark.xfail(reason="lens", run=False)
-            found.append(pytest.param(verb, name, marks=[mark] if later else []))
-    return found
-
-
-@pytest.mark.parametrize(("verb", "name"), _cases())
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_takes_every_structure(verb: str, name: str) -> None:
     case = CASES[name]
     model = model_of(case).train(verb == "recalibrate")
@@ -192,7 +178,7 @@ def model():
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.xfail(run=False)] if name in CLI_LATER else [])
+        name
         for name, case in CASES.items()
         # of those that are like another, some: the file is read by the same reader
         if not case.like or case.options or "dict" in name or "DataLoader" in name
