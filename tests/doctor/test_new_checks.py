@@ -128,6 +128,16 @@ def test_constant_channels_are_a_note_of_their_own_and_no_small_variances() -> N
 # NS007, NS008: the batches
 
 
+def test_objects_whose_size_is_not_known_are_no_batches_of_one() -> None:
+    class Held:
+        def __init__(self, x: Tensor) -> None:
+            self.x = x
+
+    held = [Held(x) for x, _ in in_training()]
+    found = diagnose(healthy(), held, forward=lambda model, batch: model(batch.x), select=["NS007"])
+    assert found.passed == ("NS007",)
+
+
 def test_batches_of_one_have_statistics_of_one_sample() -> None:
     x, y = in_training(80)[0]
     single = list(zip(x.split(1), y.split(1), strict=True))

@@ -36,15 +36,17 @@ class BatchSize(Check):
         counts = {s.name: layers[s.name].effective() for s in case.layers if s.name in layers}
         if not counts:
             raise Skip("doctor.skip.none")
+        # of an object that only forward= understands the number of samples is not known
+        known = any(layers[name].sizes[0] == sizes[0] for name in counts)
         smallest = min(counts, key=lambda name: counts[name])
         m = counts[smallest]
         if m < self.warn:
             grave = m < self.fail and case.gap_matters
             yield self.finding(
                 smallest, "error" if grave else "warning", m, self.warn, size=usual,
-                kind="alone" if usual == 1 else "small",
+                kind="alone" if known and usual == 1 else "small",
             )  # fmt: skip
-        elif min(sizes) == 1 and all(layers[name].positions == 1 for name in counts):
+        elif known and min(sizes) == 1 and all(layers[n].positions == 1 for n in counts):
             yield self.finding("", "warning", 1.0, self.warn, size=1, kind="last")
 
 
