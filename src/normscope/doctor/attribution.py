@@ -81,10 +81,7 @@ class Attribution:
 
     def against_eval(self, answers: Sequence[Answer]) -> Comparison:
         """Answers beside those of eval()."""
-        compared = Comparison(given=self._data.gap.known)
-        for before, after in zip(self._data.eval, answers, strict=True):
-            compared.add(before, after)
-        return compared
+        return Comparison.of(self._data.eval, answers, given=self._data.gap.known)
 
     def advantage(self, answers: Sequence[Answer]) -> float:
         """By how many standard errors they are better than eval(); NaN where it is not known."""
@@ -95,11 +92,8 @@ class Attribution:
         return self._apart(answers, self._data.eval)
 
     def _apart(self, other: Sequence[Answer], reference: Sequence[Answer] | None = None) -> float:
-        compared = Comparison(noise=self._data.noise)
         reference = self._data.train[: len(other)] if reference is None else reference
-        for a, b in zip(reference, other, strict=True):
-            compared.add(a, b)
-        return compared.relative
+        return Comparison.of(reference, other, noise=self._data.noise).relative
 
     def parts(self) -> dict[str, Override]:
         """All means, all variances, and the correction n/(n-1) of small batches."""
@@ -212,7 +206,6 @@ class Attribution:
 
 
 def _target(data: Evidence, name: str, state: LayerState) -> Statistics:
-    total = data.population(name)
-    mean, var = total.mean.cpu(), total.var(correction=1).cpu()
+    mean, var = data.population(name)
     known = var.isfinite()
     return torch.where(known, mean, state.mean), torch.where(known, var, state.var)

@@ -181,6 +181,7 @@ class Evidence:
     noise: float = 0.0
     goal: Goal = field(default_factory=Goal)
     reader: Loader | None = None
+    _population: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def loader(self) -> Loader:
@@ -219,9 +220,15 @@ class Evidence:
         many = sum(batch.size for batch in self.kept)
         return 0 < self.distinct < FEW and many >= 8 * self.distinct
 
-    def population(self, name: str) -> Moments:
-        """Of a layer's input over the whole data, as in train()."""
-        return merged([stream.total() for stream in self.by_batch[name]])
+    def population(self, name: str) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased variance of a layer's input over the whole data, as in train().
+
+        On the CPU; NaN where one value or none was seen.
+        """
+        if name not in self._population:
+            total = merged([stream.total() for stream in self.by_batch[name]])
+            self._population[name] = (total.mean.cpu(), total.var(correction=1).cpu())
+        return self._population[name]
 
 
 def collected(

@@ -51,6 +51,7 @@ class HeldOut:
     part: Part = "all"
     batches: Sequence[Batch] = ()
     reference: list[Answer] = field(default_factory=list)
+    _reader: Loader | None = None
 
     @classmethod
     def of(
@@ -79,8 +80,6 @@ class HeldOut:
                 output = run.run(judges, model, batch)
                 made.reference.append(goal.answer(output, batch, run.features))
         return made
-
-    _reader: Loader | None = None
 
     def evaluate(self, model: nn.Module) -> Evaluation:
         """The model in eval(); layers that were left in train() stay so, in small batches."""
@@ -173,7 +172,4 @@ def same(before: Evaluation, after: Evaluation) -> bool:
     """Whether every output is what it was, up to rounding."""
     if not before.answers:
         return False
-    compared = Comparison()
-    for a, b in zip(before.answers, after.answers, strict=True):
-        compared.add(a, b)
-    return compared.relative < 1e-3
+    return Comparison.of(before.answers, after.answers).relative < 1e-3

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from normscope.doctor.checks import CHECKS
+from normscope.probe.compare import SURE
 from normscope.records import SEVERITIES, Cause, Finding, Verdict
 
 OF_DATA = ("NS007", "NS008", "NS020", "NS022", "NS029")  # the batches are at fault, not the model
 PARTICULAR = 0.15  # share of the gap that a general cause must close beyond a particular one
 LITTLE = 0.2  # share of the gap below which a cause explains nothing
-SURE = 2.0  # standard errors
 
 
 def ranked(findings: Sequence[Finding], causes: Sequence[Cause]) -> list[Finding]:

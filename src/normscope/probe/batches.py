@@ -225,6 +225,8 @@ class Loader:
     def _entries(self) -> Iterator[Any]:
         """What the source gives, under random numbers of its own; errors in one sentence."""
         stream = self._start.copy()
+        # a plain list draws no random numbers, so there are none to keep apart
+        drawing = nullcontext if type(self._source) in (list, tuple) else stream.own
         limit = self._limit if self._limit is not None or self._sized() else LIMIT
         iterator, read = self._live, 0
         while limit is None or read < limit:
@@ -232,7 +234,7 @@ class Loader:
                 given = self._kept[read]
             else:
                 try:
-                    with stream.own():
+                    with drawing():
                         iterator = iter(self._source) if iterator is None else iterator
                         given = next(iterator, _END)
                 except NormscopeError:
@@ -328,11 +330,6 @@ def _walk_together(values: list[Any], leaf: Callable[..., Any], sizes: list[int]
         items = [_walk_together(list(group), leaf, sizes) for group in zip(*values, strict=True)]
         return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
     return leaf(*values)
-
-
-def device_of(model: nn.Module) -> torch.device | None:
-    """Where the model's first tensor is."""
-    return place_of(model)[0]
 
 
 def place_of(model: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:

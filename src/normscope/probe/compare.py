@@ -1,7 +1,7 @@
 """Compare what a model returns in two states: outputs, predictions, losses."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -174,6 +174,21 @@ class Comparison:
         self.samples, self.noise, self.given = 0, noise, given
         self._squares = self._spread = 0.0
         self._differ = self._chosen = 0
+
+    @classmethod
+    def of(
+        cls,
+        reference: Sequence[Answer],
+        other: Sequence[Answer],
+        *,
+        given: bool = False,
+        noise: float = 0.0,
+    ) -> "Comparison":
+        """Compare answers to the same batches."""
+        compared = cls(given=given, noise=noise)
+        for a, b in zip(reference, other, strict=True):
+            compared.add(a, b)
+        return compared
 
     def add(self, reference: Answer, other: Answer) -> None:
         """One batch. Where shapes differ the features of the last norm are compared."""

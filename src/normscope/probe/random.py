@@ -53,8 +53,11 @@ def _set_states(states: tuple[Any, ...], generators: list[torch.Generator]) -> N
 
 
 def seed_all(number: int) -> None:
-    """Begin torch's, Python's and NumPy's random numbers anew; inside `preserved` only."""
-    torch.manual_seed(number)
+    """Begin torch's, Python's and NumPy's random numbers anew; inside `kept_generators` only."""
+    # torch.manual_seed also notes the call stack for every device that has not been used yet
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
     random.seed(number)
     np.random.seed(number % 2**32)  # noqa: NPY002
 
@@ -67,14 +70,11 @@ def kept_generators(seed: int | None = None) -> Iterator[None]:
         seed: where all of them begin inside; None: where they are.
     """
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    outside = _states([])
     with torch.random.fork_rng(gpus):
         try:
             if seed is not None:
-                random.seed(seed)
-                np.random.seed(seed)  # noqa: NPY002
-                torch.manual_seed(seed)
+                seed_all(seed)
             yield
         finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
+            _set_states(outside, [])

@@ -105,8 +105,7 @@ class CheckContext:
         data = self.data if data is None else data
         if data is None or state.name in self.damaged or state.name not in data.by_batch:
             return None
-        total = data.population(state.name)
-        mean, var = total.mean.cpu(), total.var(correction=1).cpu()
+        mean, var = data.population(state.name)
         return torch.where(var.isfinite(), drift(state.mean, state.var, mean, var), 0)
 
 

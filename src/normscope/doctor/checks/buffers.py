@@ -84,8 +84,7 @@ class ColdStatistics(Check):
         corrected, now = state.corrected(), case.away(state)
         if now is None or corrected is None:
             return False
-        total = case.evidence.population(state.name)
-        then = drift(*corrected, total.mean.cpu(), total.var(correction=1).cpu())
+        then = drift(*corrected, *case.evidence.population(state.name))
         return float(then.nan_to_num(0).pow(2).mean()) >= float(now.pow(2).mean())
 
 

@@ -55,8 +55,8 @@ class Stale(Check):
             severity, threshold = grade or ("warning", self.warn)
             if severity == "error" and not case.gap_matters:
                 severity, threshold = "warning", self.warn
-            total = case.evidence.population(state.name)
-            mean, var = total.mean.cpu(), total.var(correction=1).cpu().clamp(min=1e-12)
+            mean, var = case.evidence.population(state.name)
+            var = var.clamp(min=1e-12)
             known = var.isfinite()
             shift = ((state.mean - mean) / var.sqrt())[known.expand_as(mean)]
             ratio = (state.var.clamp(min=1e-12) / var).log()[known.expand_as(mean)]
@@ -193,12 +193,12 @@ class DropoutBefore(Check):
             if state.name not in case.evidence.dropped or state.name in case.damaged:
                 continue
             on = merged([t.total() for t in case.evidence.dropped[state.name]])
-            off = case.evidence.population(state.name)
-            on_var, off_var = on.var(correction=1).cpu(), off.var(correction=1).cpu()
+            off_mean, off_var = case.evidence.population(state.name)
+            on_var = on.var(correction=1).cpu()
             ratio = float((off_var.clamp(min=1e-12) / on_var.clamp(min=1e-12)).log().mean().exp())
             # it is the cause only where the stored statistics are those with dropout on
             with_on = drift(state.mean, state.var, on.mean.cpu(), on_var).pow(2).mean()
-            with_off = drift(state.mean, state.var, off.mean.cpu(), off_var).pow(2).mean()
+            with_off = drift(state.mean, state.var, off_mean, off_var).pow(2).mean()
             if not 1 - self.warn < ratio < 1 / (1 - self.warn) and bool(with_on < with_off):
                 yield self.finding(
                     state.name, "error" if case.gap_matters else "warning", ratio,
