@@ -21,7 +21,7 @@ from normscope.probe.frozen import check_runnable
 from normscope.probe.grammar import Labels
 from normscope.probe.restore import ModelSnapshot
 from normscope.probe.run import tensors_of
-from normscope.probe.stream import merged
+from normscope.probe.stream import total_of
 
 COLLAPSE = 0.7  # of the diversity of predictions before learning; below, it has collapsed
 CONFIDENT = 2.0  # times the uncertainty on the source data; above, classes look too different
@@ -126,7 +126,7 @@ def adapt(
         with torch.no_grad():
             for name in order:
                 samples = streams[name][0].samples
-                total = merged([stream.total() for stream in streams[name]])
+                total = total_of(streams[name])
                 share = samples / (prior + samples)
                 live = (total.mean, total.var(correction=1))
                 for old, new in zip(tensors_of(layers[name]), live, strict=True):

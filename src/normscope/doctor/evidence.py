@@ -20,7 +20,7 @@ from normscope.probe.batches import Loader, Part
 from normscope.probe.compare import Answer, Comparison, Goal
 from normscope.probe.grammar import Batch, tensors
 from normscope.probe.run import NormRun, dropouts
-from normscope.probe.stream import MomentStream, merged
+from normscope.probe.stream import MomentStream, total_of
 
 KEPT = 768  # samples that are kept to measure causes on
 CLOSE = 1024  # samples whose activations and sample means are looked at one by one
@@ -226,7 +226,7 @@ class Evidence:
         On the CPU; NaN where one value or none was seen.
         """
         if name not in self._population:
-            total = merged([stream.total() for stream in self.by_batch[name]])
+            total = total_of(self.by_batch[name])
             self._population[name] = (total.mean.cpu(), total.var(correction=1).cpu())
         return self._population[name]
 

@@ -26,7 +26,7 @@ from normscope.probe.batches import Forward, Loader, Part
 from normscope.probe.frozen import check_runnable
 from normscope.probe.grammar import Labels
 from normscope.probe.run import NormRun, dropouts, tensors_of
-from normscope.probe.stream import MomentStream, merged
+from normscope.probe.stream import MomentStream, total_of
 
 Propagate = Literal["batch", "sequential"]
 ENOUGH = 0.1  # standard deviations; where the doctor begins to call statistics stale
@@ -275,7 +275,7 @@ def _reason(norm: probe.Norm, deliberate: bool) -> str | None:
 
 
 def _population(name: str, calls: list[MomentStream]) -> Moments:
-    total = merged([stream.total() for stream in calls])
+    total = total_of(calls)
     if not bool(total.m2.isfinite().all()) or not bool(total.mean.isfinite().all()):
         raise ModelError(
             f"the input of layer {name} holds NaN or infinity; "
@@ -366,7 +366,7 @@ def _joined(
         calls = streams.get(name, [])
         own = Moments.empty(*mean.shape, device=mean.device)
         if calls:
-            own = merged([stream.total() for stream in calls])
+            own = total_of(calls)
         stream = MomentStream()
         facts: list[Any] = [None] * dist.get_world_size(group)
         mine = (sum(t.samples for t in calls), sum(t.batches for t in calls), len(calls))

@@ -1,5 +1,7 @@
 """Moments of a stream of batches, with the error that so many batches leave."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -110,3 +112,8 @@ def stacked(parts: list[Moments]) -> Moments:
 def merged(parts: list[Moments]) -> Moments:
     """All parts together, by the law of total variance."""
     return stacked(parts).pool()
+
+
+def total_of(calls: Sequence[MomentStream]) -> Moments:
+    """Everything that entered a layer, over all its calls in a forward."""
+    return merged([stream.total() for stream in calls])

@@ -13,7 +13,7 @@ from normscope.doctor.evidence import Evidence
 from normscope.doctor.state import LayerState
 from normscope.moments import Moments, drift
 from normscope.probe.compare import SURE, Answer
-from normscope.probe.stream import merged
+from normscope.probe.stream import total_of
 from normscope.records import Finding
 
 
@@ -192,7 +192,7 @@ class DropoutBefore(Check):
         for state in case.layers:
             if state.name not in case.evidence.dropped or state.name in case.damaged:
                 continue
-            on = merged([t.total() for t in case.evidence.dropped[state.name]])
+            on = total_of(case.evidence.dropped[state.name])
             off_mean, off_var = case.evidence.population(state.name)
             on_var = on.var(correction=1).cpu()
             ratio = float((off_var.clamp(min=1e-12) / on_var.clamp(min=1e-12)).log().mean().exp())
@@ -328,7 +328,7 @@ class Drift(Check):
         for state in case.layers:
             if state.name in case.damaged or state.name not in case.live.stored:
                 continue
-            total = merged([t.total() for t in case.live.stored[state.name]])
+            total = total_of(case.live.stored[state.name])
             away = drift(state.mean, state.var, total.mean.cpu(), total.var(1).cpu())
             size = float(away.pow(2).mean().sqrt())
             grade = self.graded(size)

@@ -14,7 +14,7 @@ from normscope.doctor.state import LayerState, of_model
 from normscope.moments import drift
 from normscope.probe.compare import Goal
 from normscope.probe.run import NormRun, dropouts
-from normscope.probe.stream import MomentStream, merged
+from normscope.probe.stream import MomentStream, total_of
 
 Statistics = tuple[Tensor, Tensor]  # mean and unbiased variance
 FAR, LITTLE = 3.0, 0.1  # times the usual drift; a drift that is none, in standard deviations
@@ -173,7 +173,7 @@ def write(state: LayerState, mean: Tensor, var: Tensor) -> None:
 
 def _population(streams: Streams) -> dict[str, Statistics]:
     """Mean and unbiased variance of everything that entered each layer."""
-    totals = {name: merged([s.total() for s in calls]) for name, calls in streams.items()}
+    totals = {name: total_of(calls) for name, calls in streams.items()}
     return {name: (total.mean, total.var(correction=1)) for name, total in totals.items()}
 
 
