@@ -152,7 +152,7 @@ class Check:
     def mended(
         self, case: CheckContext, names: tuple[str, ...]
     ) -> tuple[str, Sequence[Answer]] | None:
-        """Return the cause's name, and the answers with it mended in these layers; None: no cause."""
+        """Return the cause's name, and the answers with these layers mended; None: no cause."""
         if not self.cause or case.attribution is None:
             return None
         return self.cause, case.attribution.answers(self.override(case, names))
