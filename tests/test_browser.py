@@ -309,7 +309,7 @@ def test_presets_and_the_joint_switch(open_page: Open) -> None:
     record = {s.name: s for s in worked_lesson().stages}
     for preset, stage in (
         ("given", "scaled_shifted"),
-        ("learned", "learned"),
+        ("learned", "learned_classification"),
         ("identity", "identity"),
     ):
         page.locator(f"[data-preset={preset}]").click()
@@ -335,7 +335,7 @@ def test_presets_and_the_joint_switch(open_page: Open) -> None:
 
 def test_learning_is_replayed(open_page: Open) -> None:
     page = open_page("lesson", reduced_motion="reduce")
-    start = worked_lesson().learning[3]
+    start = worked_lesson().recoveries[1].learning[3]
     page.locator("#replay select").select_option(index=3)
     output = page.locator("#replay output")
     for t in (0, 7, len(start.steps) - 1):

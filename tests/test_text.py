@@ -60,7 +60,8 @@ def test_the_text_shows_the_numbers_of_the_worked_example(worked: Lesson) -> Non
         "0.3167  2.106  3.894  5.683     3         4",
         "threshold accuracy 4/8 (50%)",
         "threshold accuracy 7/8 (87.5%)",
-        "20 of 20 starts reach 100%",
+        "within 1% of the input's in 20 of 20 starts",
+        "none at inference",
         "overlap between 3.292 and 5.683",
         "0.969 (0.96",
     ):
@@ -83,7 +84,7 @@ def test_a_line_of_values_shows_where_the_classes_are(worked: Lesson) -> None:
     assert line.startswith("2 ")
     assert line.endswith(" 56")
     assert [c for c in line[2:-3] if c != "-"] == list("2222|1111")
-    standardised = next(i for i, text in enumerate(lines) if text.startswith("2. Each"))
+    standardised = next(i for i, text in enumerate(lines) if text.startswith("6. Each"))
     assert lines[standardised + 1].count("*") == 4
 
 
@@ -136,12 +137,25 @@ def test_the_sentence_follows_the_numbers(
 
 
 def test_starts_that_have_not_arrived_are_not_called_arrived(worked: Lesson) -> None:
-    assert "takes 20 of 20 random starts" in sentence(worked, "learned")
     short = lesson(steps=12)
-    arrived = sum(path.accuracy[-1] == 1 for path in short.learning)
-    assert 0 < arrived < 20
-    assert f"takes {arrived} of 20 random starts" in sentence(short, "learned")
-    assert "the others need more steps" in sentence(short, "learned")
+    for name, arrived in (("classification", "to 100%"), ("distribution", "within 1%")):
+        assert "20 of 20 random starts" in sentence(worked, f"learned_{name}")
+        assert "the others need more steps" in sentence(short, f"learned_{name}")
+        assert arrived in sentence(worked, f"learned_{name}")
+    right = sum(path.accuracy[-1] == 1 for path in short.recoveries[1].learning)
+    assert 0 < right < 20
+    assert f"takes {right} of 20 random starts" in sentence(short, "learned_classification")
+    assert "in 0 of 20 random starts within 12 steps" in sentence(short, "learned_distribution")
+
+
+def test_a_gate_that_fails_is_not_called_right() -> None:
+    record = lesson([[1, 2, 8, 9], [4, 4.5, 5, 5.5]], None, None, seeds=3)
+    learned = stage(record, "learned_joint")
+    assert learned.facts["right"] == 0
+    assert "in 0 of 3 random starts" in sentence(record, "learned_joint")
+    assert story.fraction(learned.facts["head_accuracy"], learned) in sentence(
+        record, "learned_joint"
+    )
 
 
 def test_the_trap_counts_the_readers(worked: Lesson) -> None:

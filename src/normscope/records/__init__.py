@@ -42,7 +42,15 @@ from normscope.records.inspection import (
     Work,
     WorkName,
 )
-from normscope.records.lesson import ClassValues, Composition, Learning, Lesson, Posterior, Stage
+from normscope.records.lesson import (
+    ClassValues,
+    Composition,
+    Learning,
+    Lesson,
+    Posterior,
+    Recovery,
+    Stage,
+)
 from normscope.records.run import Epoch, Member, Row, Run, RunConfig, Sweep, Trace
 
 __all__ = [
@@ -78,6 +86,7 @@ __all__ = [
     "Posterior",
     "Race",
     "Record",
+    "Recovery",
     "Repaired",
     "Row",
     "Run",

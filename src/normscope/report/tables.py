@@ -301,7 +301,7 @@ def lesson_stages(lesson: Lesson) -> Table:
     """Every class at every stage, as `explain` prints it."""
     rows, styles = [], []
     for stage in lesson.stages:
-        title = said(f"lesson.{stage.name}.title", starts=len(lesson.learning))
+        title = said(f"lesson.{stage.name}.title", starts=len(lesson.recoveries[0].learning))
         for k, c in enumerate(stage.classes, 1):
             values = ", ".join(number(v) for v in c.values[:12])
             values += ", …" if len(c.values) > 12 else ""
@@ -352,7 +352,7 @@ def learning(lesson: Lesson) -> Table:
             share(start.accuracy[0]),
             share(start.accuracy[-1]),
         ]
-        for start in lesson.learning
+        for start in lesson.recoveries[1].learning
     ]
     names = ("start", "loss_first", "loss_last", "accuracy_first", "accuracy_last")
     return table(

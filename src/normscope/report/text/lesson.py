@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from normscope.records import ClassValues, Lesson, Stage
+from normscope.records import ClassValues, Learning, Lesson, Stage
 from normscope.report import story
 from normscope.report.messages import Lang, say
 from normscope.report.story import number, percent
@@ -22,14 +22,20 @@ def print_lesson(lesson: Lesson, lang: Lang, console: Console) -> None:
     paragraph(console, story.verdict(lesson).read(lang), "bold")
     console.print()
     paragraph(console, say(lang, "lesson.legend", eps=number(lesson.eps)), "dim")
+    ways = {f"learned_{way.name}": way for way in lesson.recoveries}
     for place, stage in enumerate(lesson.stages, 1):
         title(console, f"{place}. {story.title(lesson, stage).read(lang)}")
         _print_stage(stage, lang, console)
         paragraph(console, story.sentence(lesson, stage).read(lang))
-        if stage.name == "learned":
-            _print_learning(lesson, lang, console)
+        if stage.name in ways:
+            _print_learning(ways[stage.name].learning[0], lang, console)
         elif stage.name == "inferred":
             _print_posteriors(lesson, lang, console)
+    title(console, say(lang, "lesson.recoveries.title"))
+    for way in lesson.recoveries:
+        paragraph(console, say(lang, f"lesson.recovery.{way.name}"), "bold")
+        for line in story.recovery(lesson, way):
+            paragraph(console, line.read(lang), mark="  ")
     title(console, say(lang, "lesson.composition.title"))
     _print_composition(lesson, lang, console)
     title(console, say(lang, "lesson.answer.title"))
@@ -86,16 +92,18 @@ def _moments_of(c: ClassValues, zero: float, digits: int) -> list[str]:
     return cells + [number(v, digits=digits) for v in (c.gamma, c.beta) if v is not None]
 
 
-def _print_learning(lesson: Lesson, lang: Lang, console: Console) -> None:
-    first = lesson.learning[0]
-    classes = range(min(len(first.gamma[0]), 3 if console.width < WIDEST else 6))
+def _print_learning(first: Learning, lang: Lang, console: Console) -> None:
+    """Loss, accuracy, gamma and beta at a few of the recorded steps."""
+    columns = range(min(len(first.gamma[0]), 3 if console.width < WIDEST else 6))
     heads = [say(lang, f"lesson.column.{head}") for head in ("step", "loss", "accuracy")]
-    heads += [" ".join(f"{sign}{k + 1}".rjust(9) for k in classes) for sign in "γβ"]
+    shared = len(first.gamma[0]) == 1
+    names = [[sign if shared else f"{sign}{k + 1}" for k in columns] for sign in "γβ"]
+    heads += [" ".join(name.rjust(9) for name in row) for row in names]
     table = grid(heads)
     every = max(1, len(first.steps) // 6)
     for t in sorted({*range(0, len(first.steps), every), len(first.steps) - 1}):
         moved = (
-            " ".join(number(path[t][k], digits=3).rjust(9) for k in classes)
+            " ".join(number(path[t][k], digits=3).rjust(9) for k in columns)
             for path in (first.gamma, first.beta)
         )
         table.add_row(
@@ -103,8 +111,6 @@ def _print_learning(lesson: Lesson, lang: Lang, console: Console) -> None:
         )
     title(console, say(lang, "lesson.learning.title"))
     console.print(table)
-    right, starts = story.perfect_starts(lesson), len(lesson.learning)
-    paragraph(console, say(lang, "lesson.learning.caption", right=right, starts=starts))
 
 
 def _print_posteriors(lesson: Lesson, lang: Lang, console: Console) -> None:

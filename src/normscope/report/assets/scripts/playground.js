@@ -1,13 +1,14 @@
 // The worked example as something to move: gamma, beta, the joint switch, the replay of learning.
 
 function playground(lesson) {
+  const { learning } = lesson.recoveries.find((r) => r.name === "classification");
   const stage = Object.fromEntries(lesson.stages.map((s) => [s.name, s]));
   const input = stage.input.classes.map((c) => c.values);
   const K = input.length;
   const ones = () => new Array(K).fill(1);
   const zeros = () => new Array(K).fill(0);
   const presets = { plain: { gamma: ones(), beta: zeros() } };
-  for (const [name, from] of [["given", "scaled_shifted"], ["learned", "learned"], ["identity", "identity"]]) {
+  for (const [name, from] of [["given", "scaled_shifted"], ["learned", "learned_classification"], ["identity", "identity"]]) {
     const classes = stage[from]?.classes ?? [];
     if (classes.length === K && classes.every((c) => Number.isFinite(c.gamma) && Number.isFinite(c.beta))) {
       presets[name] = { gamma: classes.map((c) => c.gamma), beta: classes.map((c) => c.beta) };
@@ -22,7 +23,7 @@ function playground(lesson) {
     Math.max(
       3,
       ...Object.values(presets).flatMap((p) => p[name].map(Math.abs)),
-      ...lesson.learning.flatMap((l) => l[name].flat().map(Math.abs)),
+      ...learning.flatMap((l) => l[name].flat().map(Math.abs)),
     );
   const reach = { gamma: Math.ceil(extreme("gamma") * 1.2), beta: Math.ceil(extreme("beta") * 1.1) };
 
@@ -281,7 +282,7 @@ function playground(lesson) {
   for (const radio of document.querySelectorAll("[name=mode]")) radio.checked = radio.value === state.mode;
   buildSliders();
   redrawOnResize(byId("play-figure"), update);
-  replay(lesson.learning, set);
+  replay(learning, set);
   composition(lesson.composition);
   return () => {
     buildSliders();
