@@ -101,15 +101,16 @@ def jointly(example: Example, seeds: int, steps: int) -> Learned:
         a = max(0, gamma z + beta),   p(k | a) = softmax_k(w_k a + c_k),   loss = mean_i -log p
 
     z is standardised over all values, so no label is needed to compute p; labels are in the loss
-    alone, as in any training. The gate z = -beta / gamma starts at a value of the lower half, so
-    that at least half of the values pass. The head starts at zero: every class is as likely.
+    alone, as in any training. The gate z = -beta / gamma starts between two values of the lower
+    half, so that at least half of all values pass. The head starts at zero: every class is as likely.
     Gradient descent has momentum here, because the loss has flat parts.
     """
     k, labels = example.num_classes, example.labels.unsqueeze(1).expand(-1, seeds)
     ordered = example.joint()[:, 0].sort().values
     draws = [np.random.default_rng(seed) for seed in range(seeds)]
     gamma = torch.tensor([[d.uniform(0.5, 1.5) for d in draws]], dtype=torch.float64)
-    gate = ordered[[int(d.integers(len(ordered) // 2)) for d in draws]]
+    below = torch.tensor([int(d.integers(len(ordered) // 2)) for d in draws])
+    gate = (ordered[below] + ordered[below + 1]) / 2
     head = torch.zeros(2 * k, seeds, dtype=torch.float64)
 
     def logits(parameters: list[Tensor]) -> Tensor:
