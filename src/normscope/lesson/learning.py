@@ -102,8 +102,8 @@ def jointly(example: Example, seeds: int, steps: int) -> Learned:
 
     z is standardised over all values, so no label is needed to compute p; labels are in the loss
     alone, as in any training. The gate z = -beta / gamma starts between two values of the lower
-    half, so that at least half of all values pass. The head starts at zero: every class is as likely.
-    Gradient descent has momentum here, because the loss has flat parts.
+    half, so that at least half of all values pass. The head starts at zero, so that every class is
+    equally likely. Gradient descent has momentum here, because the loss has flat parts.
     """
     k, labels = example.num_classes, example.labels.unsqueeze(1).expand(-1, seeds)
     ordered = example.joint()[:, 0].sort().values

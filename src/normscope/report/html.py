@@ -35,16 +35,27 @@ from normscope.report.document import (
 )
 from normscope.report.messages import Lang, catalogue
 
-# in this order one script: each file uses only what stands before it, the last one starts
+# in this order one script, then what a part of the page needs, then "page", which starts it
 SCRIPTS = (
     "numbers",
     "draw",
-    "playground",
-    "replay",
-    "composition",
     "channels",
     "tables",
-    "page",
+)
+LESSON = (
+    "learning",
+    "tracks",
+    "player",
+    "example",
+    "points",
+    "settings",
+    "bench",
+    "tour",
+    "recoveries",
+    "cases",
+    "composition",
+    "steps",
+    "lesson",
 )
 
 
@@ -102,9 +113,10 @@ def render(template: str, lang: Lang, drawn: Drawn, title: Text, **context: Any)
     }
     scripts = [_asset("vendor/vega.js")] if drawn.charts else []
     # strict mode and a scope of its own
-    own = "\n".join(_asset(f"scripts/{name}.js") for name in SCRIPTS)
+    names = (*SCRIPTS, *(LESSON if "lesson" in drawn.data else ()), "page")
+    own = "\n".join(_asset(f"scripts/{name}.js") for name in names)
     scripts.append(f'"use strict";\n{{\n{own}}}\n')
-    style = _asset("page.css")
+    style = _asset("page.css") + (_asset("lesson.css") if "lesson" in drawn.data else "")
     return (
         _environment(lang)
         .get_template(template)

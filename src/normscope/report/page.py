@@ -16,7 +16,6 @@ from normscope.records import (
     Repaired,
     Run,
     Trace,
-    plain,
 )
 from normscope.report import channels, checkup, findings, ranking, speed, story, tables, verdict
 from normscope.report.bilingual import Text, said
@@ -24,18 +23,16 @@ from normscope.report.charts import layers as layer_charts
 from normscope.report.charts import speed as speed_charts
 from normscope.report.charts import training as training_charts
 from normscope.report.document import Chart, Table
-from normscope.report.html import Drawn, render
+from normscope.report.html import Drawn, page, render
+from normscope.report.lesson import document as lesson_document
 from normscope.report.messages import Lang
 
 LAYERS = 24  # with pictures of their own; all others have their numbers
 
-# in this order one script: each file uses only what stands before it, the last one starts
-SCRIPTS = ("numbers", "draw", "playground", "replay", "composition", "channels", "sort", "page")
-
 
 def render_lesson(lesson: Lesson, lang: Lang) -> str:
     """The interactive page of `explain --html`."""
-    return _page("lesson.html.j2", lang, Drawn(), said("page.lesson.title"), lesson=lesson)
+    return page(lesson_document(lesson), lang)
 
 
 def render_inspection(inspection: Inspection, lang: Lang) -> str:
@@ -184,7 +181,5 @@ def _drifts(run: Run, drawn: Drawn) -> list[tuple[int, Chart]]:
 
 
 def _page(template: str, lang: Lang, drawn: Drawn, title: Text, **context: Any) -> str:
-    lesson = context.get("lesson")
-    drawn.data["lesson"] = None if lesson is None else plain(lesson)
     parts = {"story": story, "findings": findings, "tables": tables, "checkup": checkup}
     return render(template, lang, drawn, title, **parts, **context)

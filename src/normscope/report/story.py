@@ -38,6 +38,12 @@ def verdict(lesson: Lesson) -> Text:
     )
 
 
+def lead(lesson: Lesson) -> Text:
+    """The answer in short, above the picture that shows it."""
+    before, joint = (hits(by_name(lesson, name)) for name in ("input", "joint"))
+    return said("lesson.lead", rule=rule(lesson), before=before, joint=joint)
+
+
 def answer(lesson: Lesson) -> list[Text]:
     """The six parts of the answer, each with its numbers."""
     before, own = by_name(lesson, "input"), by_name(lesson, "standardised_per_class")
