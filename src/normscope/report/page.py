@@ -9,16 +9,14 @@ from typing import Any
 
 from normscope.records import (
     Bench,
-    Diagnosis,
     Inspection,
     Layer,
     Lesson,
-    Repaired,
     Run,
     Trace,
     plain,
 )
-from normscope.report import channels, checkup, findings, ranking, speed, story, tables, verdict
+from normscope.report import channels, findings, ranking, speed, story, tables, verdict
 from normscope.report.bilingual import Text, said
 from normscope.report.charts import layers as layer_charts
 from normscope.report.charts import speed as speed_charts
@@ -49,20 +47,6 @@ def render_inspection(inspection: Inspection, lang: Lang) -> str:
         conclusions=verdict.of_inspection(inspection),
         inspection=inspection,
         **_layers(inspection, drawn),
-    )
-
-
-def render_diagnosis(diagnosis: Diagnosis, lang: Lang, repaired: Repaired | None = None) -> str:
-    """The report of `diagnose`, or of `repair` where that followed."""
-    name = "doctor.title" if repaired is None else "doctor.repair.title"
-    return _page(
-        "diagnosis.html.j2",
-        lang,
-        Drawn(),
-        said(name, model=diagnosis.model),
-        conclusions=checkup.conclusions(diagnosis),
-        diagnosis=diagnosis,
-        repaired=repaired,
     )
 
 
@@ -186,5 +170,5 @@ def _drifts(run: Run, drawn: Drawn) -> list[tuple[int, Chart]]:
 def _page(template: str, lang: Lang, drawn: Drawn, title: Text, **context: Any) -> str:
     lesson = context.get("lesson")
     drawn.data["lesson"] = None if lesson is None else plain(lesson)
-    parts = {"story": story, "findings": findings, "tables": tables, "checkup": checkup}
+    parts = {"story": story, "findings": findings, "tables": tables}
     return render(template, lang, drawn, title, **parts, **context)
