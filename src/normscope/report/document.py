@@ -42,6 +42,7 @@ class Paragraph:
 
     text: Words
     style: Literal["", "lead", "quiet", "notice"] = ""
+    icon: str = ""
 
 
 @dataclass(frozen=True)
