@@ -7,15 +7,13 @@ that came with it; texts reach the document escaped or as text nodes, numbers as
 from typing import Any
 
 from normscope.records import (
-    Bench,
     Lesson,
     Run,
     Trace,
     plain,
 )
-from normscope.report import findings, inspection, speed, story, tables, verdict
+from normscope.report import findings, inspection, story, tables, verdict
 from normscope.report.bilingual import Text, said
-from normscope.report.charts import speed as speed_charts
 from normscope.report.charts import training as training_charts
 from normscope.report.document import ChannelPlot, Chart, Document, Section, parts
 from normscope.report.html import Drawn, render
@@ -58,22 +56,6 @@ def render_run(run: Run, lesson: Lesson | None, lang: Lang) -> str:
             drawn.add_channel(block.data)
     title = said("page.run.title", data=run.config.data, net=run.config.net)
     return _page("run.html.j2", lang, drawn, title, **context)
-
-
-def render_bench(bench: Bench, lang: Lang) -> str:
-    """The report of `bench`: speed, memory and accuracy beside other ways."""
-    drawn = Drawn()
-    return _page(
-        "bench.html.j2",
-        lang,
-        drawn,
-        said("bench.title"),
-        bench=bench,
-        conclusions=speed.of_bench(bench),
-        charts=[drawn.add(chart) for chart in speed_charts.drawn(bench)],
-        times=speed.timings(bench),
-        absent=speed.absent(bench),
-    )
 
 
 def _parameters(run: Run, drawn: Drawn) -> list[tuple[Trace, list[tuple[int, Chart]]]]:

@@ -1,11 +1,9 @@
 """Records as text for a terminal, in English or Chinese: one file per record."""
 
-from normscope.report.text.bench import print_bench
 from normscope.report.text.lesson import print_lesson
 from normscope.report.text.run import print_run
 
 __all__ = [
-    "print_bench",
     "print_lesson",
     "print_run",
 ]
