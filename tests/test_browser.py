@@ -17,8 +17,10 @@ from playwright.sync_api import Browser, Locator, Page, sync_playwright
 import normscope.report
 from normscope.lesson import best_thresholds, lesson
 from normscope.records import Lesson, Recovery
-from normscope.report import channels, ranking
-from normscope.report.page import render_inspection, render_lesson, render_run
+from normscope.report import channels, html, measures
+from normscope.report.inspection import document as inspection_document
+from normscope.report.lesson import document as lesson_document
+from normscope.report.page import render_run
 from tests.pages import HOSTILE, NORMS, digits_inspection, made_up_run, worked_lesson
 from tests.test_page import renamed
 
@@ -54,8 +56,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     hostile = renamed(digits_inspection(), HOSTILE)
     run = made_up_run(digits_inspection())
     shown = {
-        "lesson": render_lesson(worked_lesson(), "en"),
-        "inspection": render_inspection(digits_inspection(), "en"),
+        "lesson": html.page(lesson_document(worked_lesson()), "en"),
+        "inspection": html.page(inspection_document(digits_inspection()), "en"),
         "run": render_run(run, worked_lesson(), "en"),
         "domains": render_run(
             made_up_run(None, ("batch", "conditional"), 2, ("clean", "invert")), None, "en"
@@ -634,7 +636,7 @@ def test_the_index_sorts_and_opens_what_it_lists(open_page: Open) -> None:
     page = open_page("inspection")
     table = page.locator("table[data-sortable]")
     inspection = digits_inspection()
-    places = [str(p + 1) for p in ranking.worst_first(inspection)]
+    places = [str(p + 1) for p in measures.worst_first(inspection)]
     column = "tbody td:nth-child(2)"
     assert table.locator(column).all_inner_texts() == places
     head = table.get_by_role("button", name="#")

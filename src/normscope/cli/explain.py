@@ -47,9 +47,10 @@ def explain(
     record = lesson(eps=eps, seeds=seeds, **arguments)
     if html is not None:
         from normscope.files import write_whole
-        from normscope.report.page import render_lesson
+        from normscope.report.html import page
+        from normscope.report.lesson import document
 
-        write_whole(html, render_lesson(record, language))
+        write_whole(html, page(document(record), language))
     if as_json:
         sys.stdout.write(record.to_json() + "\n")
     else:
@@ -73,6 +74,7 @@ def _check(code: str, as_json: bool, language: Lang) -> None:
         title = say(language, f"doctor.{wanted}.title")
         sys.stdout.write(json.dumps({"code": wanted, "title": title, "text": text}) + "\n")
         return
-    from normscope.report.text import print_explanation
+    from normscope.report.diagnosis import explanation
+    from normscope.report.terminal import show
 
-    print_explanation(wanted, text, language, Console())
+    show(explanation(wanted), language, Console())

@@ -36,12 +36,13 @@ def finish(run: Run, folder: Path, as_json: bool, language: Lang, html: Path | N
     if as_json:
         sys.stdout.write(run.to_json() + "\n")
         return
-    from normscope.report.text import print_inspection, print_run
+    from normscope.report import inspection, terminal
+    from normscope.report.text import print_run
 
     console = Console()
     print_run(run, language, console)
     if run.inspection is not None:
-        print_inspection(run.inspection, language, console)
+        terminal.show(inspection.document(run.inspection), language, console)
     tell(language, "cli.page", path=page)
 
 

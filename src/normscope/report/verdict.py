@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Literal
 
-from normscope.records import Inspection, Row, Run
-from normscope.report import findings
+from normscope.records import Row, Run
 from normscope.report.bilingual import Text, said, several
-from normscope.report.story import number, percent
+from normscope.report.format import number, percent
 from normscope.report.tables import deviation
 
 
@@ -38,23 +37,7 @@ class Difference:
 def of_run(run: Run) -> list[Finding]:
     """The verdict on a run: who won, what happened to the classes, what to beware of."""
     found = [_winner(run), *_stopped(run)]
-    if run.inspection is not None:
-        found += of_inspection(run.inspection)
     return found + _trap(run) + _domains(run) + _rates(run) + _drift(run)
-
-
-def of_inspection(inspection: Inspection) -> list[Finding]:
-    """What normalisation and non-linearity did to the classes."""
-    first, *others = findings.verdict(inspection)
-    kept = all(
-        math.isnan(layer.invariance) or layer.invariance <= findings.tolerance(layer)
-        for layer in inspection.layers
-    ) and not math.isnan(inspection.invariance)
-    kept = kept and not findings.too_few(list(inspection.layers))
-    return [
-        Finding("good" if kept else "warn", None, first),
-        *(Finding("note", None, text) for text in others),
-    ]
 
 
 def difference(run: Run, norm: str, other: str) -> Difference | None:
