@@ -1,6 +1,7 @@
 """The same small network in PyTorch, and a way to ask the one of the page for its numbers."""
 
 from importlib.resources import files
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ class Reference(nn.Module):
         sizes = [shape["inputs"], *shape["hidden"]]
         self.norm = shape["norm"]
         self.linears = nn.ModuleList(
-            nn.Linear(a, b, dtype=torch.float64) for a, b in zip(sizes, sizes[1:], strict=False)
+            nn.Linear(a, b, dtype=torch.float64) for a, b in pairwise(sizes)
         )
         self.norms = nn.ModuleList(self._norm(units, shape) for units in sizes[1:])
         self.head = nn.Linear(sizes[-1], shape["classes"], dtype=torch.float64)
@@ -134,8 +135,8 @@ class Reference(nn.Module):
         for linear, norm in zip(self.linears, self.norms, strict=True):
             found += [take(linear.weight), take(linear.bias)]
             if isinstance(norm, ByGroup) and norm.weight is None:
-                found += [sum((take(n.weight) for n in norm.norms), [])]
-                found += [sum((take(n.bias) for n in norm.norms), [])]
+                found += [list(chain.from_iterable(take(n.weight) for n in norm.norms))]
+                found += [list(chain.from_iterable(take(n.bias) for n in norm.norms))]
             elif isinstance(norm, ByGroup):
                 found += [take(norm.weight), take(norm.bias)]
             else:
