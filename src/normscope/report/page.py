@@ -36,6 +36,7 @@ from normscope.report.charts import speed as speed_charts
 from normscope.report.charts import training as training_charts
 from normscope.report.charts.base import CONFIG, Chart
 from normscope.report.messages import Lang, catalogue
+from normscope.report.playground import Network
 
 LAYERS = 24  # with pictures of their own; all others have their numbers
 
@@ -46,6 +47,11 @@ SCRIPTS = ("numbers", "draw", "playground", "replay", "composition", "channels",
 def render_lesson(lesson: Lesson, lang: Lang) -> str:
     """The interactive page of `explain --html`."""
     return _page("lesson.html.j2", lang, _Drawn(), said("page.lesson.title"), lesson=lesson)
+
+
+def render_playground(lang: Lang) -> str:
+    """The page of `playground`: a small network that trains in it."""
+    return _page("network_page.html.j2", lang, _Drawn(), said("network.title"), part=Network())
 
 
 def render_inspection(inspection: Inspection, lang: Lang) -> str:
@@ -211,7 +217,7 @@ def _drifts(run: Run, drawn: _Drawn) -> list[tuple[int, Chart]]:
 
 def _page(template: str, lang: Lang, drawn: _Drawn, title: Text, **context: Any) -> str:
     lesson = context.get("lesson")
-    data = {
+    data: dict[str, Any] = {
         "lang": lang,
         "messages": {k: v for k, v in catalogue().items() if k.startswith("live.")},
         "charts": [_printable(plain(chart.spec)) for chart in drawn.charts],
@@ -219,11 +225,17 @@ def _page(template: str, lang: Lang, drawn: _Drawn, title: Text, **context: Any)
         "channels": [_printable(plain(channel)) for channel in drawn.channels],
         "lesson": None if lesson is None else plain(lesson),
     }
+    own = [_asset(f"scripts/{name}.js") for name in SCRIPTS]
+    style = _asset("page.css")
+    part: Network | None = context.get("part")
+    if part is not None:
+        own.insert(-1, part.script)
+        style += part.style
+        data["messages"] |= part.messages
+        data["network"] = part.data
     scripts = [_asset("vendor/vega.js")] if drawn.charts else []
     # strict mode and a scope of its own
-    own = "\n".join(_asset(f"scripts/{name}.js") for name in SCRIPTS)
-    scripts.append(f'"use strict";\n{{\n{own}}}\n')
-    style = _asset("page.css")
+    scripts.append('"use strict";\n{\n' + "\n".join(own) + "}\n")
     return (
         _environment(lang)
         .get_template(template)
@@ -304,6 +316,7 @@ def _environment(lang: Lang) -> Environment:
 
     environment.filters |= {"both": both, "put": put}
     environment.filters["read"] = lambda text: text.read(lang)
+    environment.globals["text"] = said
     environment.globals["say"] = lambda key, **values: put(said(key, **values))
     environment.globals["number_next"] = count().__next__
     return environment

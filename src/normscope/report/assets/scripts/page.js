@@ -128,6 +128,7 @@ function whenOpen(element, start) {
 
 startSwitches();
 if (data.lesson) onLanguage(playground(data.lesson));
+if (data.network) onLanguage(network(data.network));
 speak(lang);
 for (const host of document.querySelectorAll("[data-chart]")) whenOpen(host, () => drawChart(host));
 for (const card of document.querySelectorAll("[data-channel]")) {

@@ -12,7 +12,8 @@
 /** @typedef {{ x: number, y: number, label: number }} Point */
 
 const POINTS = 400;
-const REACH = 2.4; // the picture shows -REACH to REACH on both axes
+const REACH = 2.2; // the picture shows -REACH to REACH upwards
+const WIDE = 1.28 * REACH; // and -WIDE to WIDE across
 
 /**
  * @typedef {(t: number, k: number, random: Random) => [number, number]} Draw
@@ -165,6 +166,7 @@ class Sampler {
     this.turn = new Deck(present, random); // every class has its turn
     this.batch = emptyData(this.size, data.inputs, data.classes);
     this.picked = new Int32Array(this.size);
+    this.drawn = 0;
   }
 
   /** The next batch; its arrays are used again for the one after it. */
@@ -178,6 +180,7 @@ class Sampler {
       picked[i] = from.draw();
     }
     gather(data, picked, batch);
+    this.drawn++;
     return batch;
   }
 }

@@ -49,13 +49,13 @@ const DEFAULTS = {
 class Experiment {
   /**
    * @param {Setting} setting
-   * @param {{ pixels: string, labels: string }} digits
+   * @param {{ pixels: string, labels: string } | null} digits the images, where they are the data
    */
   constructor(setting, digits) {
     this.setting = setting;
     const { seed, norm, data } = setting;
     this.data =
-      data === "digits"
+      data === "digits" && digits
         ? unpackDigits(digits)
         : data === "own"
           ? fromPoints(setting.points)
@@ -72,9 +72,34 @@ class Experiment {
       },
       generator(seed * 4 + 2),
     );
-    this.sampler = new Sampler(this.data, setting.batch, setting.mix, generator(seed * 4 + 3));
+    this.sampler = this.draws(3);
     this.steps = 0;
-    this.batchLoss = NaN;
+    this.batchLoss = 0;
+  }
+
+  /**
+   * Batches as the setting makes them.
+   * @param {number} stream of random numbers
+   */
+  draws(stream) {
+    const { batch, mix, seed } = this.setting;
+    return new Sampler(this.data, batch, mix, generator(seed * 4 + stream));
+  }
+
+  /** Draw from the data and by the setting of now. */
+  renew() {
+    this.sampler = this.draws(3);
+  }
+
+  /**
+   * Take the statistics of the last batch once more; before the first step, of some batch.
+   * @returns {Sampler}
+   */
+  lastPass() {
+    const sampler = this.steps && this.sampler.drawn ? this.sampler : this.draws(4);
+    if (!sampler.drawn) sampler.next();
+    this.net.forward(sampler.batch, "batch");
+    return sampler;
   }
 
   /** @param {number} count */
@@ -101,7 +126,7 @@ class Experiment {
     const { data, setting, net } = this;
     const sampler =
       mode === "train"
-        ? new Sampler(data, setting.batch, setting.mix, generator(setting.seed * 4 + 4))
+        ? this.draws(4)
         : new Sampler(data, data.n, 0, generator(setting.seed * 4 + 4));
     // every class has as many batches of its own
     const turns = sampler.own && mode === "train" ? data.classes : 1;
