@@ -11,11 +11,10 @@ const KEPT = 400;
  */
 
 /** Moments of a training; when they become too many, every second one is dropped. */
-class History {
+class Recording {
   constructor() {
     /** @type {Moment[]} */
     this.moments = [];
-    this.every = 1;
   }
 
   /**
@@ -70,8 +69,9 @@ class History {
 function drawCurves(picture, { steps, curves, range: [low, high], colours, format, level }) {
   const c = picture.begin();
   const { width, height } = picture;
-  const named = curves.some((curve) => curve.name);
-  const [left, right, top, bottom] = [38, width - (named ? 58 : 8), 8, height - 20];
+  c.font = `600 11.5px ${FONT}`;
+  const room = Math.max(8, ...curves.map((curve) => (curve.name ? c.measureText(curve.name).width + 8 : 0)));
+  const [left, right, top, bottom] = [38, width - room, 8, height - 20];
   const last = Math.max(1, steps.at(-1) ?? 1);
   const across = (/** @type {number} */ step) => left + (step / last) * (right - left);
   const up = (/** @type {number} */ v) => bottom - ((Math.min(high, Math.max(low, v)) - low) / (high - low)) * (bottom - top);
@@ -80,8 +80,8 @@ function drawCurves(picture, { steps, curves, range: [low, high], colours, forma
     picture.write(format(value), left - 6, up(value), { colour: colours.quiet, size: 10.5, align: "right" });
   }
   if (level !== undefined) picture.rule(left, up(level), right, up(level), colours.quiet, 1, [2, 3]);
-  for (const value of ticks(0, last, Math.max(2, (right - left) / 90))) {
-    picture.write(String(Math.round(value)), across(value), bottom + 11, { colour: colours.quiet, size: 10.5, align: "center" });
+  for (const value of ticks(0, last, Math.max(2, (right - left) / 90)).filter(Number.isInteger)) {
+    picture.write(String(value), across(value), bottom + 11, { colour: colours.quiet, size: 10.5, align: "center" });
   }
   for (const { values, colour, width: thick = 2, dash = [], alpha = 1, dots } of curves) {
     c.globalAlpha = alpha;

@@ -5,6 +5,7 @@
  * @property {string} name
  * @property {Partial<Setting>} set
  * @property {number} steps
+ * @property {"train" | "eval"} [units] the mode in which it shows the units
  * @property {Partial<Setting>} [against] what differs in the run it is compared with
  */
 

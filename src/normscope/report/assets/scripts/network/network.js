@@ -15,9 +15,8 @@ function network(config) {
   let setting = structuredClone(DEFAULTS);
   /** @type {Lesson | null} */
   let lesson = null;
-  /** @type {Experiment} */
-  let run;
-  let history = new History();
+  let run = new Experiment(setting, null);
+  let history = new Recording();
   let playing = false;
   let until = 0; // a lesson stops at its end once
   let comparing = false; // the lesson's other run
@@ -52,7 +51,7 @@ function network(config) {
   function reset() {
     setting = sound(setting);
     run = new Experiment(setting, config.digits);
-    history = new History();
+    history = new Recording();
     replayable = true;
     told = { train: 0, eval: null };
     domain = Math.min(domain, setting.domains - 1);
@@ -79,6 +78,7 @@ function network(config) {
   function begin(/** @type {Lesson} */ next, /** @type {Partial<Setting>} */ more = {}) {
     lesson = next;
     until = next.steps;
+    mode = next.units ?? "train";
     comparing = Boolean(Object.keys(more).length);
     setting = { ...structuredClone(DEFAULTS), ...next.set, seed: setting.seed, ...more };
     reset();
@@ -179,22 +179,24 @@ function network(config) {
     const seen = cards.filter((card) => visible(card.picture));
     if (!seen.length && !visible(charts.detail)) return;
     const classes = run.data.classes;
-    const axes = run.net.layers.map((layer, l) => layerAxes(measured[mode], l, layer.units));
     const common = { measured: measured[mode], classes, colours };
     for (const { picture: drawing, note, l, u } of seen) {
       const layer = run.net.layers[l];
       const names = STAGES.map((stage) => say(`network.short.${stage}`));
-      drawUnit(drawing, { ...common, layer, l, u, axes: axes[l], large: false, names });
-      note.textContent = layer.gamma ? gates(layer, u).slice(0, 2).map(affineText).join(" · ") : "";
+      const axes = unitAxes(measured[mode], l, u, layer.units);
+      drawUnit(drawing, { ...common, layer, l, u, axes, large: false, names });
+      note.textContent = layer.gamma ? gates(layer, u).slice(0, 3).map(affineText).join("\n") : "";
     }
     if (!visible(charts.detail)) return;
     const { l, u } = chosen;
     const names = STAGES.map((stage) => say(`network.stage.${stage}`));
-    drawUnit(charts.detail, { ...common, layer: run.net.layers[l], l, u, axes: axes[l], large: true, names });
+    const layer = run.net.layers[l];
+    const axes = unitAxes(measured[mode], l, u, layer.units);
+    drawUnit(charts.detail, { ...common, layer, l, u, axes, large: true, names });
   }
 
   const affineText = (/** @type {{ gamma: number, beta: number }} */ { gamma, beta }) =>
-    `γ ${shownNumber(gamma, 2)}  β ${shownNumber(beta, 2)}`;
+    `γ ${fixed(gamma, 2)}  β ${fixed(beta, 2)}`;
 
   function drawCharts() {
     const { moments } = history;
@@ -278,7 +280,7 @@ function network(config) {
       const { accuracy, loss } = measured[name];
       find(`accuracy-${name}`).textContent = rate(accuracy);
       find(`accuracy-${name}`).dataset.value = String(accuracy);
-      find(`loss-${name}`).textContent = say("network.loss_is", { loss: shownNumber(loss, 3) });
+      find(`loss-${name}`).textContent = say("network.loss_is", { loss: fixed(loss, 3) });
       find(`loss-${name}`).dataset.value = String(loss);
     }
     find("steps").textContent = say("network.steps", { steps: run.steps });
@@ -297,7 +299,7 @@ function network(config) {
       });
       return say("network.passes", { k: className(k), share: percent(open / of) });
     });
-    const values = { gamma: shownNumber(gate.gamma, 3), beta: shownNumber(gate.beta, 3), gate: shownNumber(gate.z, 3) };
+    const values = { gamma: fixed(gate.gamma, 2), beta: fixed(gate.beta, 2), gate: fixed(gate.z, 2) };
     find("unit-says").textContent = [say(layer.affineRows > 1 ? "network.gates" : "network.gate", values), ...passing].join(" ");
   }
 
@@ -353,6 +355,7 @@ function network(config) {
 
   /** Which sentence says how a mode normalises. */
   function how(/** @type {string} */ name) {
+    if (setting.data === "digits") return `digits_${name}`;
     if (setting.norm === "none" || setting.norm === "layer") return setting.norm;
     if (setting.norm === "per_class") return `${name}_per_class`;
     if (setting.norm === "ghost" && name === "train") return "ghost";
@@ -405,7 +408,7 @@ function network(config) {
     const labels = Array.from({ length: run.data.classes }, (_, k) => [k, className(k)]);
     pick("told-train", labels, told.train, (v) => (told.train = v));
     pick("told-eval", [[null, say("network.none_told")], ...labels], told.eval, (v) => (told.eval = v));
-    pick("domain", [[0, "A"], [1, "B"]], domain, (v) => (domain = v));
+    pick("domain", [[0, "A"], [1, "B"]], domain, (v) => (domain = v), false);
     for (const button of all("[data-mode]")) button.setAttribute("aria-pressed", String(button.dataset.mode === mode));
   }
 
@@ -418,7 +421,7 @@ function network(config) {
   }
 
   /** A row of buttons of which one is pressed. */
-  function pick(/** @type {string} */ role, /** @type {any[][]} */ choices, /** @type {any} */ value, /** @type {(v: any) => void} */ set) {
+  function pick(/** @type {string} */ role, /** @type {any[][]} */ choices, /** @type {any} */ value, /** @type {(v: any) => void} */ set, marked = true) {
     const row = find(role);
     if (row.children.length !== choices.length) {
       row.replaceChildren(
@@ -434,10 +437,18 @@ function network(config) {
     }
     row.put = set;
     choices.forEach(([choice, text], i) => {
-      row.children[i].textContent = text;
+      const badge = marked && choice !== null && choice >= 0;
+      row.children[i].replaceChildren(...(badge ? [classBadge(choice)] : []), text);
       row.children[i].setAttribute("aria-pressed", String(choice === value));
     });
   }
+
+  const classBadge = (/** @type {number} */ k) =>
+    svg(
+      "svg",
+      { viewBox: "-8 -8 16 16", width: 13, height: 13, "aria-hidden": "true", class: "badge" },
+      svg("path", { d: classMark(k, 5), fill: classColour(k) }),
+    );
 
   function widthRow(/** @type {number} */ l) {
     const input = html("input", { type: "range", min: 1, max: UNITS, step: 1 });
@@ -650,6 +661,7 @@ function network(config) {
   lesson = config.lessons.find((l) => l.name === asked.more.lesson) ?? null;
   if (!remembered().net) lesson = config.lessons[0];
   until = lesson?.steps ?? 0;
+  mode = lesson?.units ?? "train";
   setting = lesson ? { ...structuredClone(DEFAULTS), ...lesson.set, seed: asked.setting.seed } : asked.setting;
   reset();
   const steps = Math.min(MOST_STEPS, Number(asked.more.steps) || 0);

@@ -126,18 +126,21 @@ class Surface {
     const { data } = run;
     const predicted = new Int32Array(data.n).fill(-1);
     measured.picked.forEach((i, at) => (predicted[i] = measured.predicted[at]));
-    const marks = Array.from({ length: data.classes }, (_, k) => new Path2D(classMark(k, 3.4)));
+    const size = Math.min(3.4, Math.max(1.9, this.picture.width / 130));
+    const marks = Array.from({ length: data.classes }, (_, k) => new Path2D(classMark(k, size)));
     for (let i = 0; i < data.n; i++) {
       const k = data.labels[i];
       const wrong = predicted[i] >= 0 && predicted[i] !== k;
       const other = run.setting.domains > 1 && data.domains[i] !== domain;
       context.save();
       context.translate(this.across(data.x[2 * i]), this.down(data.x[2 * i + 1]));
-      context.globalAlpha = other ? 0.3 : batch && !batch.has(i) ? 0.55 : 1;
+      const drawn = batch?.has(i);
+      context.globalAlpha = other ? 0.3 : batch && !drawn ? 0.5 : 1;
+      if (drawn) context.scale(1.35, 1.35);
       context.fillStyle = wrong ? colours.paper : colours.classes[k];
       context.fill(marks[k]);
-      context.strokeStyle = wrong ? colours.classes[k] : batch?.has(i) ? colours.ink : colours.paper;
-      context.lineWidth = wrong ? 1.6 : batch?.has(i) ? 1.6 : 0.6;
+      context.strokeStyle = wrong ? colours.classes[k] : drawn ? colours.ink : colours.paper;
+      context.lineWidth = wrong ? 1.6 : drawn ? 1.3 : 0.6;
       context.stroke(marks[k]);
       context.restore();
     }

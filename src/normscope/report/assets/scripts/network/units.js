@@ -5,47 +5,47 @@ const STAGES = ["x", "z", "y", "relu"];
 const BINS = 36;
 
 /**
- * @typedef {object} Axes of one layer; z, y and ReLU share one, so that gamma and beta are seen
+ * @typedef {object} Axes of one unit; z, y and ReLU share one, so that gamma and beta are seen
  * @property {[number, number]} x
  * @property {[number, number]} z
  */
 
 /**
- * From the lowest to the highest value of any unit, but no further than three standard deviations
- * from its mean.
+ * The axes of a unit. They reach to three standard deviations from the mean, or as far as there
+ * are values; z and y have 0 in the middle and a round end, so that they rarely move.
  * @param {Measured} measured
  * @param {number} l
+ * @param {number} u
  * @param {number} units
  * @returns {Axes}
  */
-function layerAxes(measured, l, units) {
-  const [x, z, y] = measured.stages[l].map((values) => reach(values, units));
-  return { x, z: [Math.min(z[0], y[0], -1), Math.max(z[1], y[1], 1)] };
+function unitAxes(measured, l, u, units) {
+  const [x, z, y] = measured.stages[l].map((values) => reach(values, u, units));
+  const far = Math.max(2, -z[0], z[1], -y[0], y[1]);
+  const end = [2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 30, 40].find((e) => e >= far) ?? far;
+  return { x, z: [-end, end] };
 }
 
 /**
  * @param {Float64Array} values (n, units)
+ * @param {number} u
  * @param {number} units
  * @returns {[number, number]}
  */
-function reach(values, units) {
+function reach(values, u, units) {
   const n = values.length / units;
-  let [from, to] = [Infinity, -Infinity];
-  for (let u = 0; u < units; u++) {
-    let [sum, squares, low, high] = [0, 0, Infinity, -Infinity];
-    for (let at = u; at < values.length; at += units) {
-      const v = values[at];
-      sum += v;
-      squares += v * v;
-      if (v < low) low = v;
-      if (v > high) high = v;
-    }
-    const centre = sum / n;
-    const far = 3 * Math.sqrt(Math.max(0, squares / n - centre * centre));
-    from = Math.min(from, Math.max(low, centre - far));
-    to = Math.max(to, Math.min(high, centre + far));
+  let [sum, squares, low, high] = [0, 0, Infinity, -Infinity];
+  for (let at = u; at < values.length; at += units) {
+    const v = values[at];
+    sum += v;
+    squares += v * v;
+    if (v < low) low = v;
+    if (v > high) high = v;
   }
-  const room = 0.04 * (to - from) || 1;
+  const centre = sum / n;
+  const far = 3 * Math.sqrt(Math.max(0, squares / n - centre * centre));
+  const [from, to] = [Math.max(low, centre - far), Math.min(high, centre + far)];
+  const room = 0.06 * (to - from) || 1;
   return Number.isFinite(to - from) ? [from - room, to + room] : [-1, 1];
 }
 
@@ -98,7 +98,7 @@ function drawStage(picture, { left, right, top, bottom }, { counts, range: [low,
     });
     c.lineTo(right, bottom);
     c.fillStyle = colours.classes[k];
-    c.globalAlpha = 0.28;
+    c.globalAlpha = counts.length > 4 ? 0.08 : 0.28;
     c.fill();
     c.globalAlpha = 1;
     c.strokeStyle = colours.classes[k];
@@ -161,6 +161,10 @@ function drawUnit(picture, { measured, layer, l, u, axes, classes, colours, larg
 
 /** @param {number} value @param {number} digits */
 const shownNumber = (value, digits) => (Math.abs(value) < 1e-12 ? "0" : shown(value, digits));
+
+/** A number with so many places and a true minus. @param {number} value @param {number} places */
+const fixed = (value, places) =>
+  Number.isFinite(value) ? value.toFixed(places).replace(/^-(0\.?0*)$/, "$1").replace("-", "\u2212") : say("live.not_finite");
 
 /** A share in percent; what is nearly all is not rounded to all. @param {number} share */
 const rate = (share) => (share > 0.99 && share < 1 ? `${(Math.floor(share * 1000) / 10).toFixed(1)}%` : percent(share));
