@@ -13,7 +13,7 @@ Batch = dict[str, Any]
 def script() -> str:
     """The engine's files as one script."""
     folder = files("normscope.report").joinpath("assets/scripts/network")
-    names = ("random", "engine", "data", "experiment")
+    names = ("random", "engine", "data", "experiment", "lessons")
     return "\n".join(folder.joinpath(f"{n}.js").read_text(encoding="utf-8") for n in names)
 
 

@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page
 from torch import Tensor
 
 from normscope.layers import ConditionalBatchNorm1d
+from normscope.report.playground import lessons
 from tests.chromium import chromium
 from tests.network import Batch, Reference, script
 
@@ -51,7 +52,7 @@ def browser() -> Iterator[Browser]:
 def engine(browser: Browser) -> Iterator[Page]:
     """An empty page that knows the engine."""
     page = browser.new_page()
-    names = "generator, Network, Experiment, Sampler, DEFAULTS, makePoints"
+    names = "generator, Network, Experiment, Sampler, DEFAULTS, makePoints, playLesson"
     page.evaluate(f"() => {{ {script()}; Object.assign(globalThis, {{ {names} }}) }}")
     yield page
     page.close()
@@ -165,3 +166,24 @@ def test_a_group_of_one_sample_is_filled_up(engine: Page) -> None:
         ).tolist()
     shape = SHAPE | {"norm": "per_class"}
     compare(engine, Singles(shape), shape, made, batches(rng, 1, 12)[0])
+
+
+# --- the ready lessons ---
+
+
+@pytest.mark.parametrize("lesson", lessons(), ids=lambda lesson: lesson["name"])
+def test_the_claims_of_a_lesson_hold_over_twenty_seeds(
+    engine: Page, lesson: dict[str, Any]
+) -> None:
+    runs = engine.evaluate(
+        "(lesson) => Array.from({ length: 20 }, (_, i) => playLesson(lesson, i + 1))", lesson
+    )
+    for claim in lesson["claims"]:
+        found = np.array([run[claim["of"]] for run in runs])
+        holds = found <= claim["at_most"] if "at_most" in claim else found >= claim["at_least"]
+        assert holds.sum() >= claim["seeds"], (claim, sorted(found))
+    for of, shown in lesson["measured"].items():
+        found = np.array([run[of] for run in runs])
+        now = [found.min(), float(np.median(found)), found.max()]
+        # the last digits of exp and log are the browser's own
+        np.testing.assert_allclose(now, shown, atol=0.03, err_msg=of)

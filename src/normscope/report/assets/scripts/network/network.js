@@ -24,6 +24,7 @@ function network(config) {
   let replayable = true; // whether setting and steps alone lead to where the run stands
   let mode = /** @type {"train" | "eval"} */ ("train"); // of the units' pictures
   let chosen = { l: 0, u: 0 };
+  let touched = false; // whether the reader chose it
   let told = { train: 0, eval: /** @type {number | null} */ (null) }; // labels of the surfaces
   let domain = 0;
   let brush = 0; // the class of a new point, -1 removes
@@ -77,6 +78,7 @@ function network(config) {
 
   function begin(/** @type {Lesson} */ next, /** @type {Partial<Setting>} */ more = {}) {
     lesson = next;
+    touched = false;
     until = next.steps;
     mode = next.units ?? "train";
     comparing = Boolean(Object.keys(more).length);
@@ -140,6 +142,7 @@ function network(config) {
 
   function show() {
     measure();
+    if (!touched) chooseUnit();
     drawSurfaces();
     drawUnits();
     drawCharts();
@@ -273,6 +276,18 @@ function network(config) {
     }
   }
 
+  /** Until the reader chooses a unit: the one whose gate treats the classes most differently. */
+  function chooseUnit() {
+    let most = -1;
+    run.net.layers.forEach((layer, l) => {
+      for (let u = 0; u < layer.units; u++) {
+        const shares = passingShares(measured.train, run.data.classes, l, u, layer.units);
+        const spread = Math.max(...shares) - Math.min(...shares);
+        if (spread > most + 1e-9) [most, chosen] = [spread, { l, u }];
+      }
+    });
+  }
+
   // --- words and numbers ---
 
   function numbers() {
@@ -288,19 +303,11 @@ function network(config) {
     const { l, u } = chosen;
     const layer = run.net.layers[l];
     const [gate] = gates(layer, u);
-    const stages = measured[mode].stages[l];
-    const labels = measured[mode].labels;
-    const passing = Array.from({ length: run.data.classes }, (_, k) => {
-      let [open, of] = [0, 0];
-      labels.forEach((label, i) => {
-        if (label !== k) return;
-        of++;
-        if (stages[2][i * layer.units + u] > 0) open++;
-      });
-      return say("network.passes", { k: className(k), share: percent(open / of) });
-    });
+    const passing = passingShares(measured[mode], run.data.classes, l, u, layer.units).map((share, k) =>
+      say("network.passes", { k: className(k), share: percent(share) }),
+    );
     const values = { gamma: fixed(gate.gamma, 2), beta: fixed(gate.beta, 2), gate: fixed(gate.z, 2) };
-    find("unit-says").textContent = [say(layer.affineRows > 1 ? "network.gates" : "network.gate", values), ...passing].join(" ");
+    find("unit-says").textContent = [say(layer.affineRows > 1 ? "network.gates" : "network.gate", values), ...passing].join(say("network.between"));
   }
 
   const className = (/** @type {number} */ k) => (setting.data === "digits" ? String(k) : String(k + 1));
@@ -475,6 +482,7 @@ function network(config) {
           const button = html("button", { type: "button", class: "net-unit" }, canvas, note);
           button.addEventListener("click", () => {
             chosen = { l, u };
+            touched = true;
             playing ? describe() : show();
           });
           row.append(button);

@@ -27,6 +27,24 @@ function unitAxes(measured, l, u, units) {
 }
 
 /**
+ * The share of each class that a unit's gate lets through.
+ * @param {Measured} measured
+ * @param {number} classes
+ * @param {number} l
+ * @param {number} u
+ * @param {number} units
+ */
+function passingShares({ stages, labels }, classes, l, u, units) {
+  const open = new Float64Array(classes);
+  const of = new Float64Array(classes);
+  labels.forEach((k, i) => {
+    of[k]++;
+    if (stages[l][2][i * units + u] > 0) open[k]++;
+  });
+  return Array.from(open, (count, k) => count / (of[k] || 1));
+}
+
+/**
  * @param {Float64Array} values (n, units)
  * @param {number} u
  * @param {number} units
