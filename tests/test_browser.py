@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page
 
 import normscope.report
 from normscope.lesson import best_thresholds, lesson
@@ -21,33 +19,22 @@ from normscope.report import channels, html, measures
 from normscope.report.inspection import document as inspection_document
 from normscope.report.lesson import document as lesson_document
 from normscope.report.page import render_run
+from tests.chromium import chromium
 from tests.pages import HOSTILE, NORMS, digits_inspection, made_up_run, worked_lesson
 from tests.test_page import renamed
 
 SCRIPTS = Path(normscope.report.__file__).parent / "assets/scripts"
-QUIET = ("no-first-run", "disable-background-networking", "disable-component-update")
-FLAGS = [f"--{f}" for f in ("no-sandbox", "disable-gpu", "disable-quic", "disable-sync", *QUIET)]
 # words that are the same in both languages
 SHARED = {*NORMS, "normscope", "English", "JavaScript", "Vega", "ReLU", "relu", "torch", "threads"}
-SHARED |= {"digits", "mlp", "BatchNorm", "NCM", "act", "per", "class", "max"}
+SHARED |= {"digits", "mlp", "BatchNorm", "NCM", "act", "per", "class", "max", "train", "eval"}
 
 Open = Callable[..., Page]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        known = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
-        own = playwright.chromium.executable_path
-        path = next(filter(None, known), own if Path(own).exists() else None)
-        if path is None:
-            reason = "no Chromium: install chromium, or run `playwright install chromium`"
-            if os.environ.get("CI"):
-                pytest.fail(reason)
-            pytest.skip(reason)
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

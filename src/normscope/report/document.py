@@ -172,6 +172,9 @@ class Interactive:
     template: str  # its name in assets/templates
     values: Mapping[str, Any] = field(default_factory=dict)  # that the template uses
     data: Mapping[str, Any] = field(default_factory=dict)  # that the scripts read, by name
+    scripts: tuple[str, ...] = ()  # the sources that move it, each using what stands before it
+    style: str = ""
+    messages: tuple[str, ...] = ()  # how the keys begin of the sentences that the scripts say
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from normscope.records import Learning, Lesson, Recovery, Stage, plain
-from normscope.report import story
+from normscope.report import playground, story
 from normscope.report.bilingual import Text, said
 from normscope.report.document import (
     Block,
@@ -12,12 +12,14 @@ from normscope.report.document import (
     Document,
     Interactive,
     Listing,
+    Only,
     Paragraph,
     Section,
     Table,
     table,
 )
 from normscope.report.format import figure, number, share
+from normscope.report.html import asset
 
 
 def document(lesson: Lesson) -> Document:
@@ -47,6 +49,12 @@ def document(lesson: Lesson) -> Document:
                 (Paragraph(said("lesson.recoveries.how")), *_recoveries(lesson)),
                 "recoveries",
                 said("lesson.nav.recoveries"),
+            ),
+            Section(
+                said("lesson.section.alone"),
+                (Only("page", (Paragraph(said("lesson.alone")), playground.block("affine"))),),
+                "alone",
+                said("lesson.nav.alone"),
             ),
             Section(
                 said("lesson.section.when"), (*_when(lesson),), "when", said("lesson.nav.when")
@@ -86,9 +94,31 @@ def _told(lesson: Lesson) -> list[dict[str, Any]]:
     ]
 
 
+# in this order: each file uses only what stands before it
+SCRIPTS = (
+    "learning",
+    "tracks",
+    "player",
+    "example",
+    "points",
+    "settings",
+    "bench",
+    "tour",
+    "recoveries",
+    "cases",
+    "composition",
+    "steps",
+    "lesson",
+)
+
+
 def _playground(lesson: Lesson) -> tuple[Block, ...]:
     part = Interactive(
-        "lesson_playground.html.j2", {"steps": _told(lesson)}, {"lesson": _data(lesson)}
+        "lesson_playground.html.j2",
+        values={"steps": _told(lesson)},
+        data={"lesson": _data(lesson)},
+        scripts=tuple(asset(f"scripts/{name}.js") for name in SCRIPTS),
+        style=asset("lesson.css"),
     )
     return (part,)
 

@@ -11,7 +11,7 @@ from normscope.records import (
     Run,
     Trace,
 )
-from normscope.report import findings, inspection, story, tables, verdict
+from normscope.report import findings, inspection, playground, story, tables, verdict
 from normscope.report.bilingual import Text, said
 from normscope.report.charts import training as training_charts
 from normscope.report.document import ChannelPlot, Chart, Document, Section, parts
@@ -19,6 +19,14 @@ from normscope.report.html import Drawn, render
 from normscope.report.messages import Lang
 
 LAYERS = 24  # with pictures of their own; all others have their numbers
+
+
+def render_playground(lang: Lang) -> str:
+    """The page of `playground`: a small network that trains in it."""
+    drawn = Drawn()
+    part = playground.block()
+    drawn.take(part)
+    return render("network_page.html.j2", lang, drawn, said("network.title"), **part.values)
 
 
 def render_run(run: Run, lesson: Lesson | None, lang: Lang) -> str:

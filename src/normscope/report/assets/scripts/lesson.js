@@ -10,6 +10,12 @@ function lessonPage(lesson) {
   fearCases(example);
   composition(lesson.composition);
   stepLines(lesson);
+  for (const button of document.querySelectorAll("[data-network]")) {
+    button.addEventListener("click", () => {
+      document.dispatchEvent(new CustomEvent("network", { detail: { lesson: button.dataset.network } }));
+      document.getElementById("alone").scrollIntoView();
+    });
+  }
   onLanguage(board.update);
   if (!location.hash.includes("mode=")) board.player.start();
 }

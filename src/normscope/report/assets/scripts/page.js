@@ -130,6 +130,7 @@ function whenOpen(element, start) {
 startSwitches();
 for (const box of document.querySelectorAll(".table")) foldable(box);
 if (data.lesson) lessonPage(data.lesson);
+if (data.network) onLanguage(network(data.network));
 speak(lang);
 for (const host of document.querySelectorAll("[data-chart]")) whenOpen(host, () => drawChart(host));
 for (const card of document.querySelectorAll("[data-channel]")) {
