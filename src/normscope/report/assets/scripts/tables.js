@@ -44,7 +44,7 @@ function openTarget(link) {
   });
 }
 
-// a table wider than its box is folded: each row is a block, each value stands behind its head
+// a table wider than its box is set closer, or else folded: each row is a block, each value stands behind its head
 function foldable(box) {
   const table = box.querySelector("table");
   const roles = { thead: "rowgroup", tbody: "rowgroup", tr: "row", td: "cell", "th[scope=col]": "columnheader", "th[scope=row]": "rowheader" };
@@ -52,8 +52,10 @@ function foldable(box) {
   const fit = () => {
     if (!box.clientWidth) return; // in a closed part
     width = box.clientWidth;
-    box.classList.remove("folded");
-    const folded = table.scrollWidth > width + 1;
+    box.classList.remove("folded", "tight");
+    const wide = () => table.scrollWidth > width + 1;
+    if (wide()) box.classList.add("tight");
+    const folded = wide();
     box.classList.toggle("folded", folded);
     if (!folded) return;
     table.setAttribute("role", "table"); // what is no longer laid out as one stays one
