@@ -157,6 +157,15 @@ class Bells:
 
 
 @dataclass(frozen=True)
+class NumberLine:
+    """Values of several classes on one line, and the cuts that part them."""
+
+    classes: tuple[tuple[float, ...], ...]
+    cuts: tuple[float, ...] = ()
+    digits: int = 4  # of the numbers beside it
+
+
+@dataclass(frozen=True)
 class ChannelPlot:
     """One channel, class by class, with its gate to move; `data` is for the page's script."""
 
@@ -222,6 +231,7 @@ Block = (
     | Chart
     | Bars
     | Bells
+    | NumberLine
     | ChannelPlot
     | Interactive
     | Figures

@@ -23,6 +23,7 @@ from normscope.records import plain
 from normscope.report.bilingual import Text, Words, read, said
 from normscope.report.charts.base import CONFIG
 from normscope.report.charts.bells import curves
+from normscope.report.charts.numberline import drawn as number_line
 from normscope.report.document import (
     Block,
     ChannelPlot,
@@ -199,6 +200,7 @@ def _environment(lang: Lang, *, live: bool = True, prefix: str = "") -> Environm
         "groups": _groups,
         "embed": embed,
         "curves": curves,
+        "number_line": number_line,
     }
     environment.globals |= {
         "text": said,

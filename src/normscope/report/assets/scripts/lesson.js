@@ -9,7 +9,6 @@ function lessonPage(lesson) {
   recoveryCards(example);
   fearCases(example);
   composition(lesson.composition);
-  stepLines(lesson);
   for (const button of document.querySelectorAll("[data-network]")) {
     button.addEventListener("click", () => {
       document.dispatchEvent(new CustomEvent("network", { detail: { lesson: button.dataset.network } }));
