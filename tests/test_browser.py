@@ -476,7 +476,9 @@ def test_the_tour_sets_the_playground_to_every_step(open_page: Open) -> None:
     assert page.get_by_role("button", name="Take the guided tour").is_visible()
     page.locator("[data-go=identity]").click()
     assert "comes back" in page.locator("#tour").inner_text()
+    assert not page.locator("[data-own]").first.is_visible()
     page.locator("[data-point='0,0']").press("ArrowLeft")
+    assert page.locator("[data-own]").first.is_visible()
     assert "your own numbers" in page.locator("#tour").inner_text()
     assert "comes back" not in page.locator("#tour").inner_text()
 
