@@ -273,16 +273,17 @@ def test_pictures_are_drawn_and_have_names(open_page: Open) -> None:
     colours = """(name) => { const c = document.querySelector(`[data-net="${name}"]`);
       const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
       return new Set(Array.from({ length: d.length / 4 }, (_, i) => d.slice(4 * i, 4 * i + 4).join())).size }"""
+    page.wait_for_timeout(300)  # what is not on the screen is drawn a little later
     names = ("surface-train", "surface-eval", "accuracy", "loss", "detail", "affine", "mean")
     light = {name: page.evaluate(colours, name) for name in names}
     assert min(light.values()) > 5, light
     pixels = "() => document.querySelector('[data-net=surface-eval]').toDataURL()"
     before = page.evaluate(pixels)
     page.locator("#theme").click()
-    page.wait_for_timeout(50)
+    page.wait_for_timeout(100)
     assert page.evaluate(pixels) != before
     assert page.evaluate(
-        "() => [...document.querySelectorAll('.net canvas:not([aria-hidden])')].every("
+        "() => [...document.querySelectorAll('.net canvas')].every("
         "(e) => e.getAttribute('aria-label'))"
     )
     assert page.evaluate(

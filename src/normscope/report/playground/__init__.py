@@ -5,7 +5,7 @@ which puts `part.script` before the page's own last script, `part.style` after t
 `part.data` at "network" in the page's data and `part.messages` among its messages:
 
     {% from "network.html.j2" import network with context %}
-    {{ network(part) }}
+    {{ network(part, level=2) }}
 
 The page has one at most. It keeps its state in the address under "net"; a link such as
 `#net=lesson_trap` opens it there, and so does, at any time,

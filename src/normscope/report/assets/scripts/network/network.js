@@ -143,22 +143,35 @@ function network(config) {
   function show() {
     measure();
     if (!touched) chooseUnit();
-    drawSurfaces();
-    drawUnits();
-    drawCharts();
     controls();
     numbers();
     transport();
     describe();
+    drawSurfaces();
+    drawUnits();
+    drawCharts();
+    clearTimeout(later);
+    later = setTimeout(() => playing || drawAll(), 60);
     const more = { lesson: comparing ? "" : (lesson?.name ?? ""), steps: replayable ? Math.min(run.steps, MOST_STEPS) : 0 };
     remember({ net: encode(setting, more) });
   }
 
-  // while it plays only what is on the screen is drawn
-  const visible = (/** @type {Picture} */ drawing) => !playing || drawing.seen;
+  // what is on the screen is drawn at once, all else when the page has answered
+  let whole = false;
+  let later = 0;
+  const visible = (/** @type {Picture} */ drawing) => drawing.look() || whole;
+  function drawAll() {
+    whole = true;
+    drawSurfaces();
+    drawUnits();
+    drawCharts();
+    whole = false;
+  }
+  addEventListener("beforeprint", drawAll);
 
   function drawSurfaces() {
-    if (!visible(surfaces.train.picture)) return;
+    const { train: left, eval: right } = surfaces;
+    if (![left, right].map((s) => visible(s.picture)).some(Boolean)) return;
     const { picked } = run.lastPass();
     const perClass = setting.norm === "per_class";
     const common = { run, domain, colours, cursor };
@@ -180,7 +193,8 @@ function network(config) {
 
   function drawUnits() {
     const seen = cards.filter((card) => visible(card.picture));
-    if (!seen.length && !visible(charts.detail)) return;
+    const large = visible(charts.detail);
+    if (!seen.length && !large) return;
     const classes = run.data.classes;
     const common = { measured: measured[mode], classes, colours };
     for (const { picture: drawing, note, l, u } of seen) {
@@ -190,7 +204,7 @@ function network(config) {
       drawUnit(drawing, { ...common, layer, l, u, axes, large: false, names });
       note.textContent = layer.gamma ? gates(layer, u).slice(0, 3).map(affineText).join("\n") : "";
     }
-    if (!visible(charts.detail)) return;
+    if (!large) return;
     const { l, u } = chosen;
     const names = STAGES.map((stage) => say(`network.stage.${stage}`));
     const layer = run.net.layers[l];
@@ -345,9 +359,10 @@ function network(config) {
     find("detail").setAttribute("aria-label", say("network.detail", { unit }));
     cards.forEach(({ button, l: layer, u: at }) => {
       button.setAttribute("aria-pressed", String(layer === l && at === u));
-      button.setAttribute("aria-label", say("network.unit_name", { layer: layer + 1, unit: at + 1 }));
+      const drawing = button.querySelector("canvas");
+      drawing?.setAttribute("aria-label", say("network.unit_name", { layer: layer + 1, unit: at + 1 }));
     });
-    all(".net-layer h4").forEach((title, at) => {
+    all(".net-layer > :first-child").forEach((title, at) => {
       title.textContent = say("network.layer", { layer: at + 1, units: setting.hidden[at] });
     });
     const wrong = find("wrong");
@@ -477,7 +492,7 @@ function network(config) {
       ...hidden.map((units, l) => {
         const row = html("div", { class: "net-cards" });
         for (let u = 0; u < units; u++) {
-          const canvas = /** @type {HTMLCanvasElement} */ (html("canvas", { "aria-hidden": "true" }));
+          const canvas = /** @type {HTMLCanvasElement} */ (html("canvas", { role: "img" }));
           const note = html("span", {});
           const button = html("button", { type: "button", class: "net-unit" }, canvas, note);
           button.addEventListener("click", () => {
@@ -488,7 +503,7 @@ function network(config) {
           row.append(button);
           cards.push({ picture: new Picture(canvas), button, note, l, u });
         }
-        return html("div", { class: "net-layer" }, html("h4", {}), row);
+        return html("div", { class: "net-layer" }, html(`h${place.dataset.level}`, {}), row);
       }),
     );
   }
