@@ -344,3 +344,14 @@ def test_scripts_are_typed() -> None:
         [compiler, "-p", str(project)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_the_documentation_has_the_measured_numbers() -> None:
+    text = (Path(__file__).parents[1] / "docs/playground.md").read_text(encoding="utf-8")
+    rows = [row for row in text.splitlines() if row.startswith("| ") and "---" not in row][1:]
+    assert len(rows) == len(lessons())
+    for row, lesson in zip(rows, lessons(), strict=True):
+        numbers = [float(n) for n in re.findall(r"(?<![\w.])\d?\.\d+", row)]
+        for claim in lesson["claims"]:
+            median = lesson["measured"][claim["of"]][1]
+            assert min(abs(n - median) for n in numbers) < 0.00051, (row, claim)
