@@ -372,6 +372,8 @@ function network(config) {
       wrong.textContent = say("network.wrong", trap);
       run.lastPass();
     }
+    host.querySelector(".net-lessons")?.setAttribute("aria-label", say("network.lessons"));
+    host.querySelector("[data-mode]")?.parentElement?.setAttribute("aria-label", say("network.units.mode"));
     find("no-statistics").hidden = run.net.layers[0].tracks;
   }
 
@@ -680,19 +682,25 @@ function network(config) {
   };
   new MutationObserver(dressed).observe(document.documentElement, { attributeFilter: ["data-theme"] });
   redrawOnResize(host, () => !playing && show());
-  const asked = decode(remembered().net ?? "");
-  lesson = config.lessons.find((l) => l.name === asked.more.lesson) ?? null;
-  if (!remembered().net) lesson = config.lessons[0];
-  until = lesson?.steps ?? 0;
-  mode = lesson?.units ?? "train";
-  setting = lesson ? { ...structuredClone(DEFAULTS), ...lesson.set, seed: asked.setting.seed } : asked.setting;
-  reset();
-  const steps = Math.min(MOST_STEPS, Number(asked.more.steps) || 0);
-  while (run.steps < steps) {
-    train(Math.min(Math.ceil(steps / 80), steps - run.steps));
-    measure();
+  /** Begin with what the address says, trained as far as it says. */
+  function restore() {
+    const { net } = remembered();
+    const asked = decode(net ?? "");
+    lesson = config.lessons.find((l) => l.name === asked.more.lesson) ?? (net ? null : config.lessons[0]);
+    until = lesson?.steps ?? 0;
+    mode = lesson?.units ?? "train";
+    playing = touched = comparing = false;
+    setting = lesson ? { ...structuredClone(DEFAULTS), ...lesson.set, seed: asked.setting.seed } : asked.setting;
+    reset();
+    const steps = Math.min(MOST_STEPS, Number(asked.more.steps) || 0);
+    while (run.steps < steps && Number.isFinite(run.batchLoss)) {
+      train(Math.min(Math.ceil(steps / 80), steps - run.steps));
+      measure();
+    }
+    show();
   }
-  show();
+  addEventListener("hashchange", () => remembered().net && restore());
+  restore();
   return () => {
     colours = readColours(host);
     show();
