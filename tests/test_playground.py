@@ -170,6 +170,10 @@ def test_the_address_brings_everything_back(open_page: Open) -> None:
     assert standing(again) == standing(page)
     assert standing(page)["steps"] == 3
     assert again.locator(".net-unit").count() == 21
+    again.evaluate("() => { location.hash = 'net=lesson_trap' }")
+    again.wait_for_function(
+        "() => document.querySelector('[data-setting=norm]').value === 'per_class'"
+    )
     # what is wrong in an address stands as it was
     broken = open_page(
         "net=norm_evil*lr_NaN*hidden_9-99*seed_-1*steps_x*data_own*points_1*__proto___1"

@@ -30,6 +30,7 @@ SCRIPTS = (
     "surface",
     "units",
     "curves",
+    "editing",
     "network",
 )
 IMAGES = 30  # digits of each class

@@ -217,76 +217,24 @@ function network(config) {
 
   function drawCharts() {
     const { moments } = history;
-    const steps = moments.map((m) => m.step);
-    const both = (/** @type {"loss" | "accuracy"} */ what) =>
-      /** @type {const} */ (["train", "eval"]).map((name) => ({
-        values: moments.map((m) => m[name][what]),
-        colour: colours[name],
-        dash: name === "eval" ? [5, 3] : [],
-        name: `${name}()`,
-      }));
-    if (visible(charts.accuracy)) {
-      drawCurves(charts.accuracy, { steps, curves: both("accuracy"), range: [0, 1], colours, format: percent, level: 1 / run.data.classes });
-    }
-    if (visible(charts.loss)) {
-      const curves = both("loss");
-      const finite = curves.flatMap((curve) => curve.values).filter(Number.isFinite);
-      const top = Math.min(2.5 * Math.log(run.data.classes), Math.max(Math.log(run.data.classes) * 1.1, ...finite));
-      drawCurves(charts.loss, { steps, curves, range: [0, top], colours, format: (v) => shownNumber(v, 2), level: Math.log(run.data.classes) });
-    }
+    const { classes } = run.data;
     const { l, u } = chosen;
     const layer = run.net.layers[l];
-    const span = (/** @type {Curve[]} */ curves) => {
-      const finite = curves.flatMap((curve) => curve.values).filter(Number.isFinite);
-      const [low, high] = [Math.min(...finite, 0), Math.max(...finite, 0.1)];
-      const room = 0.06 * (high - low);
-      return /** @type {[number, number]} */ ([low - room, high + room]);
-    };
-    const format = (/** @type {number} */ v) => shownNumber(v, 2);
-    const put = (/** @type {Picture} */ chart, /** @type {Curve[]} */ curves) => {
-      if (visible(chart)) drawCurves(chart, { steps, curves, range: span(curves), colours, format });
-    };
-    // gamma and beta of the chosen unit; its neighbours faint
-    /** @type {Curve[]} */
-    const affine = [];
-    for (let v = 0; v < layer.affineRows * layer.units; v++) {
-      const own = v % layer.units === u;
-      const row = Math.floor(v / layer.units);
-      for (const name of /** @type {const} */ (["gamma", "beta"])) {
-        const symbol = { gamma: "γ", beta: "β" }[name];
-        affine.push({
-          values: moments.map((m) => m.layers[l][name][v]),
-          colour: layer.affineRows > 1 ? colours.classes[row] : { gamma: colours.accent, beta: colours.eval }[name],
-          alpha: own ? 1 : 0.22,
-          width: own ? 2.25 : 1,
-          dash: name === "beta" ? [5, 3] : [],
-          name: own ? (layer.affineRows > 1 ? `${symbol} ${row + 1}` : symbol) : undefined,
-        });
-      }
-    }
-    put(charts.affine, affine);
-    const rows = Array.from({ length: layer.groups }, (_, r) => r * layer.units + u);
-    for (const [chart, batch, running, root] of /** @type {const} */ ([
-      [charts.mean, "mean", "runningMean", false],
-      [charts.deviation, "variance", "runningVar", true],
-    ])) {
-      const value = (/** @type {number} */ v) => (root ? Math.sqrt(v) : v);
-      put(
-        chart,
-        !layer.tracks
-          ? []
-          : rows.flatMap((at, r) => {
-              const colour = rows.length > 1 ? colours.classes[r] : colours.train;
-              return [
-                { values: moments.map((m) => value(m.layers[l][batch][at])), colour, dots: true, alpha: 0.6 },
-                {
-                  values: moments.map((m) => value(m.layers[l][running][at])),
-                  colour: rows.length > 1 ? colour : colours.eval,
-                  name: rows.length > 1 ? `${say("network.running.short")} ${r + 1}` : say("network.running.short"),
-                },
-              ];
-            }),
-      );
+    const chance = Math.log(classes);
+    /** @type {[Picture, Curve[], [number, number] | null, number?][]} */
+    const drawings = [
+      [charts.accuracy, modeCurves(moments, "accuracy", colours), [0, 1], 1 / classes],
+      [charts.loss, modeCurves(moments, "loss", colours), [0, 2.5 * chance], chance],
+      [charts.affine, affineCurves(moments, layer, l, u, colours), null],
+      [charts.mean, statisticsCurves(moments, layer, l, u, colours, "mean"), null],
+      [charts.deviation, statisticsCurves(moments, layer, l, u, colours, "deviation"), null],
+    ];
+    const steps = moments.map((m) => m.step);
+    for (const [chart, curves, within, level] of drawings) {
+      if (!visible(chart)) continue;
+      const range = chart === charts.accuracy ? within : curveRange(curves, within, level);
+      const format = chart === charts.accuracy ? percent : shownShort;
+      drawCurves(chart, { steps, curves, range: range ?? [0, 1], colours, format, level });
     }
   }
 
@@ -517,13 +465,9 @@ function network(config) {
     return Array.from({ length: data.n }, (_, i) => ({ x: data.x[2 * i], y: data.x[2 * i + 1], label: data.labels[i] }));
   }
 
-  const inside = (/** @type {number} */ v, /** @type {number} */ reach) => Math.min(reach, Math.max(-reach, v));
-
   /** Put other points in the place of the data; the network learns on where its classes stay. */
   function edit(/** @type {Point[]} */ points) {
-    const clipped = points.slice(-MOST_POINTS).map(({ x, y, label }) => {
-      return { x: inside(x, WIDE), y: inside(y, REACH), label };
-    });
+    const clipped = points.slice(-MOST_POINTS).map(clip);
     if (clipped.length < 2) return;
     lesson = null;
     const domains = setting.domains;
@@ -537,68 +481,15 @@ function network(config) {
     if (!playing) show();
   }
 
-  function nearest(/** @type {Point[]} */ points, /** @type {number} */ x, /** @type {number} */ y, /** @type {number} */ within) {
-    let best = -1;
-    let least = within;
-    points.forEach((p, i) => {
-      const far = Math.hypot(p.x - x, p.y - y);
-      if (far < least) [best, least] = [i, far];
-    });
-    return best;
-  }
-
-  function apply(/** @type {number} */ x, /** @type {number} */ y, /** @type {number} */ within) {
-    const points = pointsOf(run.data);
-    if (brush >= 0) return edit([...points, { x, y, label: brush }]);
-    const at = nearest(points, x, y, within);
-    if (at >= 0) edit(points.filter((_, i) => i !== at));
-  }
-
-  for (const name of /** @type {const} */ (["train", "eval"])) {
-    const canvas = find(`surface-${name}`);
-    let held = -1;
-    const at = (/** @type {PointerEvent} */ event) => {
-      const box = canvas.getBoundingClientRect();
-      const x = ((event.clientX - box.left) / box.width) * 2 * WIDE - WIDE;
-      const y = REACH - ((event.clientY - box.top) / box.height) * 2 * REACH;
-      return { x, y, within: (12 / box.width) * 2 * WIDE };
-    };
-    canvas.addEventListener("pointerdown", (/** @type {PointerEvent} */ event) => {
-      if (run.data.inputs !== 2 || event.button !== 0) return;
-      const { x, y, within } = at(event);
-      cursor = null;
-      held = brush >= 0 ? nearest(pointsOf(run.data), x, y, within) : -1;
-      if (held < 0) apply(x, y, within);
-      else canvas.setPointerCapture(event.pointerId);
-    });
-    canvas.addEventListener("pointermove", (/** @type {PointerEvent} */ event) => {
-      if (held < 0) return;
-      const { x, y } = at(event);
-      edit(pointsOf(run.data).map((p, i) => (i === held ? { ...p, x, y } : p)));
-    });
-    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (held = -1));
-    canvas.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
-      const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
-      if (run.data.inputs !== 2) return;
-      if (move) {
-        const by = 0.12;
-        cursor = {
-          x: inside((cursor?.x ?? 0) + by * move[0], WIDE),
-          y: inside((cursor?.y ?? 0) + by * move[1], REACH),
-        };
-        drawSurfaces();
-      } else if (event.key === "Enter" && cursor) apply(cursor.x, cursor.y, 0.3);
-      else if ((event.key === "Delete" || event.key === "Backspace") && cursor) {
-        const kept = brush;
-        brush = -1;
-        apply(cursor.x, cursor.y, 0.3);
-        brush = kept;
-      } else return;
-      event.preventDefault();
-    });
-    canvas.addEventListener("blur", () => {
-      cursor = null;
-      if (!playing) drawSurfaces();
+  for (const name of ["train", "eval"]) {
+    editable(find(`surface-${name}`), {
+      points: () => (run.data.inputs === 2 ? pointsOf(run.data) : null),
+      brush: () => brush,
+      edit,
+      mark: (at) => {
+        cursor = at;
+        if (!playing) drawSurfaces();
+      },
     });
   }
 
