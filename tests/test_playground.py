@@ -143,6 +143,24 @@ def test_play_pause_step_and_reset(open_page: Open) -> None:
     page.wait_for_function("() => document.querySelector('[data-net=steps]').dataset.value > 10")
     page.keyboard.press("Space")
     assert part(page, "play").get_attribute("aria-pressed") == "false"
+    # begun twice, it still makes three steps per picture
+    for _ in range(3):
+        page.locator("[data-lesson=affine]").click()
+    counted = page.evaluate(
+        """() => new Promise((done) => {
+          const steps = () => Number(document.querySelector('[data-net=steps]').dataset.value);
+          const [first, left] = [steps(), { frames: 12 }];
+          const tick = () => (--left.frames ? requestAnimationFrame(tick) : done(steps() - first));
+          requestAnimationFrame(tick);
+        })"""
+    )
+    assert 0 < counted <= 3 * 13
+    part(page, "play").click()
+    part(page, "seed").fill("5")
+    part(page, "seed").press("Enter")
+    pressed = page.locator("[data-lesson=affine]").get_attribute("aria-pressed")
+    assert (pressed, value(page, "steps")) == ("true", 0)
+    page.locator("h1").click()
     page.keyboard.press("7")
     assert setting(page)["norm"] == "per_class"
     page.keyboard.press("Space")

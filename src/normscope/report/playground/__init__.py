@@ -31,6 +31,8 @@ SCRIPTS = (
     "units",
     "curves",
     "editing",
+    "controls",
+    "words",
     "network",
 )
 IMAGES = 30  # digits of each class
