@@ -24,6 +24,9 @@ SCRIPTS = (
     "surface",
     "units",
     "curves",
+    "editing",
+    "controls",
+    "words",
     "network",
 )
 IMAGES = 30  # digits of each class
