@@ -1,11 +1,13 @@
 """Pages in Chromium, from a file and without a network: they draw, switch, move and agree."""
 
+import importlib.util
 import json
 import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from importlib.resources import files as files_of
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,8 @@ from playwright.sync_api import Browser, Locator, Page, sync_playwright
 import normscope.report
 from normscope.lesson import best_thresholds, lesson
 from normscope.report import channels, html, measures
-from normscope.report.inspection import document as inspection_document
 from normscope.report.page import render_lesson, render_run
-from tests.pages import HOSTILE, NORMS, digits_inspection, made_up_run, worked_lesson
+from tests.pages import HOSTILE, NORMS, digits_inspection, documents, made_up_run, worked_lesson
 from tests.test_page import renamed
 
 SCRIPTS = Path(normscope.report.__file__).parent / "assets/scripts"
@@ -27,9 +28,19 @@ QUIET = ("no-first-run", "disable-background-networking", "disable-component-upd
 FLAGS = [f"--{f}" for f in ("no-sandbox", "disable-gpu", "disable-quic", "disable-sync", *QUIET)]
 # words that are the same in both languages
 SHARED = {*NORMS, "normscope", "English", "JavaScript", "Vega", "ReLU", "relu", "torch", "threads"}
-SHARED |= {"digits", "mlp", "BatchNorm", "NCM", "act", "per", "class"}
+SHARED |= {"digits", "mlp", "BatchNorm", "NCM", "act", "per", "class", "log"}
 
 Open = Callable[..., Page]
+PAGES = (
+    "lesson",
+    "run",
+    "hostile",
+    "inspection",
+    "diagnosis",
+    "conversion",
+    "difference",
+    "bench",
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +66,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     run = made_up_run(digits_inspection())
     shown = {
         "lesson": render_lesson(worked_lesson(), "en"),
-        "inspection": html.page(inspection_document(digits_inspection()), "en"),
+        **{name: html.page(document, "en") for name, document in documents().items()},
         "run": render_run(run, worked_lesson(), "en"),
         "domains": render_run(
             made_up_run(None, ("batch", "conditional"), 2, ("clean", "invert")), None, "en"
@@ -65,6 +76,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, text in shown.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return {name: folder / f"{name}.html" for name in shown}
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """The script of axe-core."""
+    if importlib.util.find_spec("axe_playwright_python") is None and not os.environ.get("CI"):
+        pytest.skip("axe-core is not installed: pip install axe-playwright-python")
+    return (files_of("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -158,13 +177,64 @@ def test_every_visible_text_switches(open_page: Open, name: str) -> None:
     assert foreign(page, "en") == []
 
 
-@pytest.mark.parametrize("name", ["lesson", "inspection", "run", "domains", "hostile"])
-def test_fits_a_narrow_screen(open_page: Open, name: str) -> None:
-    page = open_page(name, viewport={"width": 360, "height": 700})
+# texts of table cells and bars that reach beyond the window, or beyond a box that cuts them off
+CUT = """() => {
+  const cut = [];
+  for (const cell of document.querySelectorAll("th, td, .bar-text")) {
+    if (!cell.checkVisibility() || cell.closest(".folded thead")) continue;
+    let low = 0, high = document.documentElement.clientWidth;
+    for (let box = cell; box !== document.documentElement; box = box.parentElement) {
+      if (getComputedStyle(box).overflowX === "visible") continue;
+      const edge = box.getBoundingClientRect();
+      low = Math.max(low, edge.left);
+      high = Math.min(high, edge.right);
+    }
+    const range = document.createRange();
+    range.selectNodeContents(cell);
+    const outside = (text) => text.width && (text.left < low - 1 || text.right > high + 1);
+    if ([...range.getClientRects()].some(outside)) cut.push(cell.textContent);
+  }
+  return cut;
+}"""
+# boxes in which there is nothing to draw
+OPEN = """() => {
+  for (const box of document.querySelectorAll("details:not(:has([data-chart], [data-channel]))")) {
+    box.open = true;
+  }
+}"""
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_number_is_cut_on_any_screen(open_page: Open, name: str) -> None:
+    page = open_page(name)
+    page.evaluate(OPEN)
     for language in ("English", "中文"):
         page.get_by_role("button", name=language).click()
-        drawn(page)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        for width in (1280, 768, 390, 320):
+            page.set_viewport_size({"width": width, "height": 800})
+            for _ in range(50):  # tables fold when they are laid out anew
+                if not (cut := page.evaluate(CUT)):
+                    break
+                page.wait_for_timeout(100)
+            assert cut == [], width
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+AXE = "(rules) => axe.run(document, { resultTypes: ['violations'], ...rules })"
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name != "hostile"])
+def test_the_accessibility_engine_finds_nothing(open_page: Open, axe: str, name: str) -> None:
+    """Every rule of axe-core in the light, contrast in the dark too."""
+    page = open_page(name)
+    drawn(page)
+    page.evaluate(axe)  # from outside of the page, whose policy forbids it to load anything
+    found = page.evaluate(AXE, {})["violations"]
+    page.get_by_role("button", name="Dark").click()
+    found += page.evaluate(AXE, {"runOnly": ["color-contrast"]})["violations"]
+    assert [
+        (v["id"], n["html"][:120], n["failureSummary"]) for v in found for n in v["nodes"]
+    ] == []
 
 
 def test_light_dark_and_paper(open_page: Open) -> None:
@@ -429,7 +499,7 @@ def test_the_histogram_share_is_near_the_counted_one() -> None:
 
 def test_the_index_sorts_and_opens_what_it_lists(open_page: Open) -> None:
     page = open_page("inspection")
-    table = page.locator("table[data-sortable]")
+    table = page.locator("table[data-sortable]").first
     inspection = digits_inspection()
     places = [str(p + 1) for p in measures.worst_first(inspection)]
     column = "tbody td:nth-child(2)"
