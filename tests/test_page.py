@@ -268,7 +268,7 @@ def test_empty_states() -> None:
     bare = replace(run, members=(), traces=(), sweeps=(), rows=(), complete=False)
     for record in (run, bare):
         page = Parsed(render_run(record, None, "zh"))
-        assert "没有对网络做逐层检视" in page.text
+        assert "没有对网络做逐层检查" in page.text
     nothing = replace(digits_inspection(), layers=(), invariance=math.nan)
     page = Parsed(html.page(inspection_document(nothing), "en"))
     assert "no normalisation layer with running statistics" in page.text
