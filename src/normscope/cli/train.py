@@ -40,6 +40,13 @@ def train(
         str, typer.Option(help="Versions of the data, with commas: clean,contrast,invert,noise.")
     ] = "",
     every: Annotated[int, typer.Option(min=1, help="Steps between two telemetry lines.")] = 10,
+    freeze_head: Annotated[
+        bool,
+        typer.Option(
+            "--freeze-head",
+            help="Under affine_only, freeze the output layer too: only gamma and beta learn.",
+        ),
+    ] = False,
     sweep: Annotated[bool, typer.Option(help="Find the learning rates that train.")] = True,
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/latest"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
@@ -66,6 +73,7 @@ def train(
         domains=names(domains),
         every=every,
         sweep=fit.SWEEP if sweep else (),
+        freeze_head=freeze_head,
     )
     with ranks.world() as rank, progress_bar(as_json or rank > 0) as progress:
         run = fit.train(
