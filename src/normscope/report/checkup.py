@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 from normscope.records import Diagnosis, Finding, Gap, Repaired, Score, Trial
 from normscope.report.bilingual import Text, said
+from normscope.report.document import Cell, Table, table
 from normscope.report.messages import catalogue
 from normscope.report.story import number, percent
-from normscope.report.tables import Cell, Table, table
 from normscope.report.verdict import Finding as Conclusion
 
 NAMED = 3  # layers that are listed for one finding; the others are counted
