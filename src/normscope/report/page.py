@@ -14,15 +14,12 @@ from normscope.records import (
     Layer,
     Lesson,
     Repaired,
-    Run,
-    Trace,
     plain,
 )
 from normscope.report import channels, checkup, findings, ranking, speed, story, tables, verdict
 from normscope.report.bilingual import Text, said
 from normscope.report.charts import layers as layer_charts
 from normscope.report.charts import speed as speed_charts
-from normscope.report.charts import training as training_charts
 from normscope.report.document import Chart, Table
 from normscope.report.html import Drawn, render
 from normscope.report.messages import Lang
@@ -63,33 +60,6 @@ def render_diagnosis(diagnosis: Diagnosis, lang: Lang, repaired: Repaired | None
         conclusions=checkup.conclusions(diagnosis),
         diagnosis=diagnosis,
         repaired=repaired,
-    )
-
-
-def render_run(run: Run, lesson: Lesson | None, lang: Lang) -> str:
-    """The report of `train`; the lesson's playground is a part of it where one is given."""
-    drawn = Drawn()
-    inspected = {} if run.inspection is None else _layers(run.inspection, drawn)
-    return _page(
-        "run.html.j2",
-        lang,
-        drawn,
-        said("page.run.title", data=run.config.data, net=run.config.net),
-        run=run,
-        lesson=lesson,
-        inspection=run.inspection,
-        conclusions=verdict.of_run(run),
-        norms=[(row.norm, tables.norm_name(row.norm)) for row in run.rows],
-        comparison_table=tables.comparison(run),
-        comparison=drawn.add(training_charts.comparison(run)),
-        curves=[drawn.add(chart) for chart in training_charts.learning_curves(run)],
-        sweep=drawn.add(training_charts.sweep(run)) if run.sweeps else None,
-        domains=drawn.add(training_charts.domains(run))
-        if any(row.by_domain for row in run.rows)
-        else None,
-        parameters=_parameters(run, drawn),
-        drifts=_drifts(run, drawn),
-        **inspected,
     )
 
 
@@ -153,34 +123,6 @@ def _layers(inspection: Inspection, drawn: Drawn) -> dict[str, Any]:
         "first_open": min(drawn_too, default=-1),
         "classes_left_out": sum(n > 0 for n in inspection.counts) - len(classes),
     }
-
-
-def _parameters(run: Run, drawn: Drawn) -> list[tuple[Trace, list[tuple[int, Chart]]]]:
-    """Gamma and beta over training, for the first normalisation that has them."""
-    moving = [t for t in run.traces if any(t.gamma) and any(t.beta)]
-    shown = [t for t in moving if t.norm == moving[0].norm][:LAYERS] if moving else []
-    return [
-        (
-            trace,
-            [
-                drawn.add(training_charts.parameter(trace, "γ")),
-                drawn.add(training_charts.parameter(trace, "β")),
-            ],
-        )
-        for trace in shown
-    ]
-
-
-def _drifts(run: Run, drawn: Drawn) -> list[tuple[int, Chart]]:
-    """Drift with and without batch norm where both were trained, otherwise of what was."""
-    norms = list(dict.fromkeys(t.norm for t in run.traces))
-    compared = [n for n in ("batch", "none") if n in norms] if "batch" in norms else norms[:2]
-    traces = [t for t in run.traces if t.norm in compared]
-    names = list(dict.fromkeys(t.layer for t in traces))[:LAYERS]
-    return [
-        drawn.add(training_charts.drift([t for t in traces if t.layer == name], name))
-        for name in names
-    ]
 
 
 def _page(template: str, lang: Lang, drawn: Drawn, title: Text, **context: Any) -> str:

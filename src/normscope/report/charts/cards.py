@@ -2,12 +2,12 @@
 
 import math
 
-from normscope.records import Counts, Inspection, Member, Run
+from normscope.records import Counts, Inspection, Run
 from normscope.report import tables
 from normscope.report.bilingual import Text, Words, said
-from normscope.report.charts.base import PERCENT, Chart, Spec, by_series, spec, x_axis, y_axis
-from normscope.report.story import percent
-from normscope.report.tables import figure, share, table
+from normscope.report.charts.base import PERCENT, by_series, spec, x_axis, y_axis
+from normscope.report.document import Chart, Spec, table
+from normscope.report.format import figure, order, percent, share
 
 HEIGHT = 130
 CURVES = 8  # layers with a line of their own
@@ -18,7 +18,7 @@ def kept(inspection: Inspection) -> Chart | None:
     layers = [layer for layer in inspection.layers if math.isfinite(layer.invariance)]
     if not layers:
         return None
-    stages = ("input", "normalised", "scaled_shifted")
+    stages = tables.AFFINE
     rows: list[Spec] = []
     body: list[list[Words]] = []
     shown = [layers[i] for i in tables.thinned(list(range(len(layers))), CURVES)]
@@ -31,7 +31,7 @@ def kept(inspection: Inspection) -> Chart | None:
             if math.isfinite(value)
         ]
         body.append([layer.name, *(figure(value, 6) for value in values)])
-    head = [said("page.head.layer"), "x", "z", "y"]
+    head: list[Words] = [said("page.head.layer"), "x", "z", "y"]
     ticks = {"grid": False, "values": [0, 1, 2], "labelExpr": "['x','z','y'][datum.value]"}
     ticks |= {"tickCount": 3, "labelFontSize": 14, "ticks": False}
     picture = spec(
@@ -46,7 +46,7 @@ def kept(inspection: Inspection) -> Chart | None:
     )
     return Chart(
         said("page.card.kept"),
-        said("page.card.kept.note", layers=len(layers), difference=f"{inspection.invariance:.0e}"),
+        said("page.card.kept.note", layers=len(layers), difference=order(inspection.invariance)),
         picture,
         table(said("page.card.kept.table"), head, body),
         value="x = z = y",
@@ -121,7 +121,7 @@ def trap(run: Run) -> Chart | None:
     if not members or not math.isfinite(row.without_label):
         return None
     size = len(run.classes)
-    counts = {
+    counts: dict[Text, list[list[int]]] = {
         said("page.card.trap.with"): _summed([m.confusion for m in members]),
         said("page.card.trap.without"): _summed([m.confusion_without_label for m in members]),
     }
@@ -146,8 +146,8 @@ def trap(run: Run) -> Chart | None:
                 for j, value in enumerate(line)
             ]
     with_label, without = map(_shares, counts.values())
-    for k, name in enumerate(run.classes):
-        body.append([name, share(with_label[k][k]), share(without[k][k])])
+    for k, each in enumerate(run.classes):
+        body.append([each, share(with_label[k][k]), share(without[k][k])])
     flat: Spec = {"type": "quantitative", "axis": None, "scale": {"nice": False, "zero": False}}
     picture = spec(
         cells,

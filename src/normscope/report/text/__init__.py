@@ -5,7 +5,6 @@ from normscope.report.text.diagnosis import print_diagnosis, print_explanation, 
 from normscope.report.text.difference import print_difference
 from normscope.report.text.inspection import print_inspection
 from normscope.report.text.lesson import print_lesson
-from normscope.report.text.run import print_run
 
 __all__ = [
     "print_bench",
@@ -15,5 +14,4 @@ __all__ = [
     "print_inspection",
     "print_lesson",
     "print_repair",
-    "print_run",
 ]
