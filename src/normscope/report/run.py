@@ -31,7 +31,7 @@ def document(run: Run) -> Document:
     """Show a run; what it did not train or measure is left out."""
     sections = [
         _cards(run),
-        *([] if run.inspection is None else [_carries_on(run.inspection)]),
+        _carries_on(run.inspection),
         _training(run),
         _contest(run),
         _numbers(run),
@@ -177,8 +177,12 @@ def _named(chart: Chart) -> Text:
     return Text(f"{title.en}: {value.en}", f"{title.zh}：{value.zh}")
 
 
-def _carries_on(inspection: Inspection) -> Section:
+def _carries_on(inspection: Inspection | None) -> Section:
     """Show how far the classes can be told apart through the layers; the layers are folded."""
+    title, nav = said("page.carries.title"), said("page.nav.layers")
+    if inspection is None:
+        missing = Paragraph(said("page.no_inspection"), "notice")
+        return Section(title, (Only("page", (missing,)),), "layers", nav)
     blocks: list[Block] = []
     if inspection.layers:
         blocks.append(Figures((layers.separability(inspection),)))
@@ -187,12 +191,7 @@ def _carries_on(inspection: Inspection) -> Section:
         how = Paragraph(said("page.rank.how"), "quiet")
         blocks.append(Details(said("page.rank.title"), (how, ranking.ranking(inspection))))
     blocks.append(Details(said("page.channels.title"), tuple(_channels(inspection))))
-    return Section(
-        said("page.carries.title"),
-        (Only("page", tuple(blocks)),),
-        "layers",
-        said("page.nav.layers"),
-    )
+    return Section(title, (Only("page", tuple(blocks)),), "layers", nav)
 
 
 def _channels(inspection: Inspection) -> Iterator[Block]:
