@@ -16,8 +16,9 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 import normscope.report
 from normscope.lesson import best_thresholds, lesson
-from normscope.report import channels, ranking
-from normscope.report.page import render_inspection, render_lesson
+from normscope.report import channels, html, measures
+from normscope.report.inspection import document as inspection_document
+from normscope.report.page import render_lesson
 from tests.pages import (
     HOSTILE,
     NORMS,
@@ -33,7 +34,19 @@ QUIET = ("no-first-run", "disable-background-networking", "disable-component-upd
 FLAGS = [f"--{f}" for f in ("no-sandbox", "disable-gpu", "disable-quic", "disable-sync", *QUIET)]
 # words that are the same in both languages
 SHARED = {*NORMS, "normscope", "English", "JavaScript", "Vega", "ReLU", "relu", "torch", "threads"}
-SHARED |= {"digits", "mlp", "BatchNorm", "NCM", "CDNV", "act", "per", "class", "affine", "only"}
+SHARED |= {
+    "digits",
+    "mlp",
+    "BatchNorm",
+    "NCM",
+    "CDNV",
+    "log",
+    "act",
+    "per",
+    "class",
+    "affine",
+    "only",
+}
 
 Open = Callable[..., Page]
 
@@ -61,7 +74,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     run = made_up_run(digits_inspection())
     shown = {
         "lesson": render_lesson(worked_lesson(), "en"),
-        "inspection": render_inspection(digits_inspection(), "en"),
+        "inspection": html.page(inspection_document(digits_inspection()), "en"),
         "run": run_page(run),
         "domains": run_page(made_up_run(None, ("batch", "conditional"), 2, ("clean", "invert"))),
         "hostile": run_page(made_up_run(hostile, ("batch", *HOSTILE[:2]))),
@@ -557,9 +570,9 @@ def test_the_histogram_share_is_near_the_counted_one() -> None:
 
 def test_the_index_sorts_and_opens_what_it_lists(open_page: Open) -> None:
     page = open_page("inspection")
-    table = page.locator("table[data-sortable]")
+    table = page.locator("table[data-sortable]").first
     inspection = digits_inspection()
-    places = [str(p + 1) for p in ranking.worst_first(inspection)]
+    places = [str(p + 1) for p in measures.worst_first(inspection)]
     column = "tbody td:nth-child(2)"
     assert table.locator(column).all_inner_texts() == places
     head = table.get_by_role("button", name="#")

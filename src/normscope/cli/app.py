@@ -11,7 +11,7 @@ from rich import console
 from rich.segment import Segment
 
 from normscope.errors import InputError
-from normscope.files import shown
+from normscope.files import json_text, shown
 from normscope.report.messages import LANGUAGES, Lang, locale_language, say
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Console(console.Console):
 
 
 def present(
-    record: "Record",
+    record: "Record | dict[str, Any]",
     document: "Document",
     language: Lang,
     *,
@@ -62,7 +62,8 @@ def present(
 
         write_whole(html, page(document, language))
     if as_json:
-        sys.stdout.write(record.to_json() + "\n")
+        text = json_text(record) if isinstance(record, dict) else record.to_json()
+        sys.stdout.write(text + "\n")
     else:
         from normscope.report.terminal import show
 

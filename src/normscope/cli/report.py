@@ -37,11 +37,10 @@ def finish(run: Run, folder: Path, as_json: bool, language: Lang, html: Path | N
     if as_json:
         sys.stdout.write(run.to_json() + "\n")
         return
-    from normscope.report import terminal
-    from normscope.report.text import print_inspection
+    from normscope.report import inspection, terminal
 
     console = Console()
     terminal.show(document, language, console)
     if run.inspection is not None:
-        print_inspection(run.inspection, language, console)
+        terminal.show(inspection.document(run.inspection), language, console)
     tell(language, "cli.page", path=path)

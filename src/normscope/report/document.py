@@ -30,6 +30,8 @@ from typing import Any, Literal
 from normscope.report.bilingual import Text, Words
 
 Spec = dict[str, Any]
+BarStyle = Literal["", "good", "warn", "quiet"]
+FindingStyle = Literal["good", "note", "warn", "error"]
 Medium = Literal["terminal", "page"]
 ROWS = 200  # of one table on a page; the record holds them all
 
@@ -40,13 +42,14 @@ class Paragraph:
 
     text: Words
     style: Literal["", "lead", "quiet", "notice"] = ""
+    icon: str = ""
 
 
 @dataclass(frozen=True)
 class Finding:
     """One conclusion: what was found where it can be said in short, and the details."""
 
-    style: Literal["good", "note", "warn", "error"]
+    style: FindingStyle
     headline: Text | None
     details: tuple[Text, ...]
 
@@ -139,7 +142,7 @@ class Bar:
     name: Words
     shares: tuple[float, ...]
     text: Words
-    style: Literal["", "good", "warn", "quiet"] = ""
+    style: BarStyle = ""
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterator
 
 from normscope.records import ChannelHistory, Inspection, Row, Run
-from normscope.report import channels, findings, glossary, journey, ranking, tables, verdict
+from normscope.report import findings, glossary, journey, tables, verdict
+from normscope.report import inspection as inspections
 from normscope.report.bilingual import Text, said, several
-from normscope.report.charts import cards, layers, training
+from normscope.report.charts import cards, training
 from normscope.report.document import (
     Block,
-    ChannelPlot,
     Chart,
     Details,
     Document,
@@ -183,60 +183,13 @@ def _carries_on(inspection: Inspection | None) -> Section:
     if inspection is None:
         missing = Paragraph(said("page.no_inspection"), "notice")
         return Section(title, (Only("page", (missing,)),), "layers", nav)
-    blocks: list[Block] = []
-    if inspection.layers:
-        blocks.append(Figures((layers.separability(inspection),)))
-    blocks += [_finding(found) for found in verdict.of_inspection(inspection)]
-    if len(inspection.layers) > 1:
-        how = Paragraph(said("page.rank.how"), "quiet")
-        blocks.append(Details(said("page.rank.title"), (how, ranking.ranking(inspection))))
-    blocks.append(Details(said("page.channels.title"), tuple(_channels(inspection))))
+    figures, *others = inspections.pictures(inspection) or (None,)
+    blocks: list[Block] = [] if figures is None else [figures]
+    blocks += inspections.verdict(inspection)
+    for block in others:
+        folded = Details(block.title, block.blocks) if isinstance(block, Section) else block
+        blocks.append(folded)
     return Section(title, (Only("page", tuple(blocks)),), "layers", nav)
-
-
-def _channels(inspection: Inspection) -> Iterator[Block]:
-    """Yield the layers, each with the channels whose gate tells most and least."""
-    classes = channels.shown_classes(inspection)
-    pictured = set(ranking.pictured(inspection, LAYERS))
-    yield Paragraph(said("page.channels.how"))
-    yield Paragraph(said("page.channels.rule"), "quiet")
-    left = sum(n > 0 for n in inspection.counts) - len(classes)
-    if left > 0:
-        yield Paragraph(said("page.classes_left_out", count=left), "quiet")
-    for place, layer in enumerate(inspection.layers):
-        inside: list[Block] = []
-        if place not in pictured:
-            inside.append(tables.layer_index([layer]))
-        else:
-            if layer.activation is not None and classes and len(layer.firing):
-                inside.append(layers.firing(layer, inspection, classes))
-            inside += [
-                ChannelPlot(
-                    said(
-                        "page.channel.best" if chosen.best else "page.channel.worst",
-                        channel=chosen.channel,
-                    ),
-                    channels.drawing(layer, chosen, inspection),
-                    tables.channel(layer, inspection, chosen.channel, classes),
-                )
-                for chosen in channels.choose(layer)
-            ]
-        follows = findings.follows(layer)
-        aside = [
-            Text(layer.norm, layer.norm),
-            said("page.layer.channels", channels=layer.channels),
-            follows if isinstance(follows, Text) else Text(follows, follows),
-        ]
-        yield Details(
-            layer.name,
-            (Figures(tuple(inside)),),
-            aside=Text(", ".join(t.en for t in aside), "，".join(t.zh for t in aside)),
-            id=f"layer-{place}",
-        )
-    if len(inspection.layers) > LAYERS:
-        yield Paragraph(
-            said("page.layers_left_out", count=len(inspection.layers) - LAYERS), "notice"
-        )
 
 
 def _training(run: Run) -> Section:
@@ -314,14 +267,8 @@ def _numbers(run: Run) -> Section:
 
 
 def _measures(inspection: Inspection) -> Details:
-    """Show every measure at every stage, and what to know about single layers."""
-    few = len(inspection.layers) <= LAYERS
-    inside: list[Block] = [tables.layer_index(inspection.layers)] if few else []
-    inside.append(Paragraph(findings.self_test(inspection)))
-    remarks = [findings.composition(inspection), findings.collapsed(inspection)]
-    remarks += findings.remarks(inspection)
-    inside.append(Listing(tuple(remark for remark in remarks if remark is not None)))
-    return Details(said("page.advanced.open"), tuple(inside), id="measures")
+    """Fold every measure at every stage, and what to know about single layers."""
+    return Details(said("page.advanced.open"), inspections.evidence(inspection), id="measures")
 
 
 def _finding(found: verdict.Finding) -> Finding:

@@ -1,26 +1,16 @@
 """The tables of a page: what the numbers are, before anything is drawn."""
 
 import math
-from collections.abc import Sequence
 from statistics import fmean
 from typing import TypeVar
 
-from normscope.records import Inspection, Layer, Lesson, Member, Run, StageMeasures, StageName
+from normscope.records import Lesson, Member, Run
 from normscope.report.bilingual import Text, Words, said
 from normscope.report.document import Cell, Table, table
-from normscope.report.format import figure, magnitude, number, share
+from normscope.report.format import figure, number, share
 from normscope.report.messages import catalogue
 
 Item = TypeVar("Item")
-
-STAGES: tuple[StageName, ...] = (
-    "pre_activation",
-    "input",
-    "normalised",
-    "scaled_shifted",
-    "activated",
-)
-AFFINE = STAGES[1:4]
 
 
 def norm_name(norm: str) -> Text:
@@ -74,56 +64,6 @@ def costs(run: Run) -> Table:
         cells.append(facts["all"] if all_learn else said("page.learning", **facts))
         rows.append([*cells, number(row.seconds, digits=3)])
     return table(said("page.costs.caption"), [said(f"page.head.{name}") for name in head], rows)
-
-
-def layer_index(layers: Sequence[Layer]) -> Table:
-    """Layer by measure and stage; what an affine map cannot change stands on one locked band."""
-    rows, styles = [], []
-    shown = [n for n in STAGES if n != "pre_activation" or any(la.pre_activation for la in layers)]
-    for layer in layers:
-        found = {stage.name: stage for stage in layer.every_stage}
-        for place, (name, locked) in enumerate(MEASURES):
-            cells = [Cell(layer.name if place == 0 else "", "name")]
-            icon = "lock" if locked else "scale"
-            cells.append(Cell(said(f"page.measure.{name}"), "measure", icon=icon))
-            before: Words = ""
-            for stage_name in shown:
-                stage = found.get(stage_name)
-                value = "-" if stage is None else _measure(stage, name)
-                fixed = locked and layer.maps == "one" and stage_name in AFFINE
-                changed = bool(before) and value not in (before, "-")
-                changed &= not fixed or stage_name == "input"
-                style = "locked" if fixed else "changed" if changed else ""
-                cells.append(Cell(value, style))
-                before = value
-            rows.append(tuple(cells))
-            styles.append("first" if place == 0 else "")
-    head = [said("page.head.layer"), said("page.head.measure")]
-    head += [said(f"page.stage.{name}") for name in shown]
-    return Table(said("page.index.caption"), tuple(head), tuple(rows), tuple(styles))
-
-
-# each measure, and whether an affine map per channel leaves it as it is
-MEASURES = (
-    ("eta2", True),
-    ("lda", True),
-    ("nearest_mean", False),
-    ("separation", False),
-    ("cdnv", False),
-    ("condition", False),
-)
-
-
-def _measure(stage: StageMeasures, name: str) -> Words:
-    if name == "eta2":
-        return figure(stage.eta2_mean)
-    if name == "lda":
-        return figure(stage.lda_fraction)
-    if name == "nearest_mean":
-        return share(stage.nearest_mean_accuracy)
-    return magnitude(
-        {"separation": stage.separation, "cdnv": stage.cdnv}.get(name, stage.condition)
-    )
 
 
 def learning_curves(run: Run) -> Table:
@@ -192,39 +132,6 @@ def domains(run: Run) -> Table:
     ]
     head: list[Words] = [said("page.head.norm"), *names, said("page.head.all_domains")]
     return table(said("page.domains.table"), head, body)
-
-
-def firing(layer: Layer, inspection: Inspection, classes: list[int], channels: list[int]) -> Table:
-    """Share of values that pass the gate, class by channel."""
-    rows: list[list[Words]] = [
-        [str(c), *(share(float(layer.firing[k, c])) for k in classes)] for c in channels
-    ]
-    head: list[Words] = [said("page.head.channel"), *(inspection.classes[k] for k in classes)]
-    return table(said("page.firing.table"), head, rows)
-
-
-def channel(layer: Layer, inspection: Inspection, c: int, classes: list[int]) -> Table:
-    """Mean and deviation of every class at one channel, and the share that passes its gate."""
-    rows: list[list[Words]] = []
-    for k in classes:
-        mean, var = float(layer.class_mean[k, c]), float(layer.class_var[k, c])
-        z = (mean - layer.running_mean[c]) / root(layer.running_var[c] + layer.eps)
-        cells = (mean, root(var), z * layer.gamma[c] + layer.beta[c])
-        rows.append(
-            [
-                inspection.classes[k],
-                *(figure(v, 3) for v in cells),
-                share(float(layer.firing[k, c])),
-            ]
-        )
-    names = ("class", "mean_x", "deviation_x", "mean_y", "passes")
-    heads = [said(f"page.head.{name}") for name in names]
-    return table(said("page.channel.table", channel=c), heads, rows)
-
-
-def root(variance: float) -> float:
-    """The standard deviation; NaN where the variance is none to divide by."""
-    return math.sqrt(variance) if variance > 0 else math.nan
 
 
 def thinned(items: list[Item], most: int = 13) -> list[Item]:

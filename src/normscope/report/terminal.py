@@ -73,7 +73,9 @@ class _Printer:
             return
         if heading:
             title(self.console, self.words(section.title))
-        for block in blocks:
+        for place, block in enumerate(blocks):
+            if isinstance(block, Table) and place:
+                self.console.print()
             self.block(block, section)
 
     def block(self, block: Block, section: Section) -> None:
@@ -106,7 +108,6 @@ class _Printer:
 
     def table(self, table: Table, captioned: bool) -> None:
         if captioned:
-            self.console.print()
             paragraph(self.console, self.words(table.caption), "dim")
         remarks: list[str] = []
         body = [[self.cell(cell, remarks) for cell in row] for row in table.rows]

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Literal
 
-from normscope.records import Inspection, Row, Run
-from normscope.report import findings
+from normscope.records import Row, Run
 from normscope.report.bilingual import Text, said, several
-from normscope.report.story import number, percent
+from normscope.report.format import number, percent
 from normscope.report.tables import deviation
 
 
@@ -33,20 +32,6 @@ class Difference:
     def clear(self) -> bool:
         """Whether the 95 % interval leaves out zero."""
         return abs(self.mean) > self.margin
-
-
-def of_inspection(inspection: Inspection) -> list[Finding]:
-    """What normalisation and non-linearity did to the classes."""
-    first, *others = findings.verdict(inspection)
-    kept = all(
-        math.isnan(layer.invariance) or layer.invariance <= findings.tolerance(layer)
-        for layer in inspection.layers
-    ) and not math.isnan(inspection.invariance)
-    kept = kept and not findings.too_few(list(inspection.layers))
-    return [
-        Finding("good" if kept else "warn", None, first),
-        *(Finding("note", None, text) for text in others),
-    ]
 
 
 def difference(run: Run, norm: str, other: str) -> Difference | None:

@@ -3,7 +3,7 @@
 import math
 
 from normscope.records import Counts, Inspection, Run
-from normscope.report import tables
+from normscope.report import measures, tables
 from normscope.report.bilingual import Text, Words, said
 from normscope.report.charts.base import PERCENT, by_series, spec, x_axis, y_axis
 from normscope.report.document import Chart, Spec, table
@@ -18,7 +18,7 @@ def kept(inspection: Inspection) -> Chart | None:
     layers = [layer for layer in inspection.layers if math.isfinite(layer.invariance)]
     if not layers:
         return None
-    stages = tables.AFFINE
+    stages = measures.AFFINE
     rows: list[Spec] = []
     body: list[list[Words]] = []
     shown = [layers[i] for i in tables.thinned(list(range(len(layers))), CURVES)]
