@@ -81,7 +81,7 @@ def test_a_terminal_leads_with_the_answer_and_splits_nothing(
 
 def test_parts_that_a_run_does_not_have_fall_away(run: Run) -> None:
     whole = titles(run_report.document(run))
-    assert whole[0] == "Three experiments behind the answer"
+    assert whole[0] == "The experiments behind the answer"
     few = replace(made_up_run(None, ("batch", "none"), seeds=1), histories=(), traces=(), sweeps=())
     document = run_report.document(few)
     assert document.picture is None

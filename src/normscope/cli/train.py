@@ -95,17 +95,24 @@ def train(
 
 
 def _inspected(run: Run, out: Path) -> Run:
+    """Look into the first network with normalisation layers, if possible one without labels."""
     from normscope.files import write_whole
     from normscope.lens import inspect as look
     from normscope.train import fit
     from normscope.train.data import batches
 
+    able = [m for m in run.members if m.status == "done" and m.norm != "none"]
+    if not able:
+        return run
+    shown = min(able, key=lambda m: m.leaks)
     _, model, data = fit.load_run(out)
+    if (shown.norm, shown.seed) != (run.config.norms[0], run.config.seed):
+        model = fit.load_member(out, shown.norm, shown.seed)
     record = look(
         model,
         batches(data, 256),
         classes=data.classes,
-        model_name=f"{run.config.net}, {run.config.norms[0]}",
+        model_name=f"{run.config.net}, {shown.norm}",
         data_name=data.name,
     )
     run = replace(run, inspection=record)

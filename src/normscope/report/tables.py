@@ -43,7 +43,8 @@ def comparison(run: Run) -> Table:
         rows.append(tuple(cells))
         best = not row.leaks and bool(honest) and row.mean == max(honest)
         styles.append("best" if best else "")
-    caption = said("page.comparison.caption", seeds=run.config.seeds, test=run.test_size)
+    key = "page.comparison.caption" if run.config.seeds > 1 else "page.comparison.caption.one"
+    caption = said(key, seeds=run.config.seeds, test=run.test_size)
     heads = tuple(said(f"page.head.{name}") for name in head)
     return Table(caption, heads, tuple(rows), tuple(styles))
 

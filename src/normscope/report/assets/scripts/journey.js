@@ -3,7 +3,7 @@
 
 const STOPS = ["x", "z", "y", "a"];
 const PICTURE = 300; // height of all lanes together
-const BANDWIDTH = 0.22; // of the curves, in standard deviations of the channel
+const TAIL = 1.6; // bandwidths that a curve goes on beyond its last dot
 
 /**
  * Where z lies on the shared axis at a stop: value = scale * z + shift.
@@ -31,17 +31,30 @@ function frameOf(history, t) {
   const [gamma, beta, mean] = [history.gamma[t], history.beta[t], history.running_mean[t]];
   const deviation = Math.sqrt(history.running_var[t] + history.eps);
   const z = history.x[t].map((x) => (x - mean) / deviation);
-  return { gamma, beta, mean, deviation, z, passing: history.passing[t], bits: history.information[t] };
+  const width = bandwidth(z, history.label, history.classes.length);
+  return { gamma, beta, mean, deviation, z, width, passing: history.passing[t], bits: history.information[t] };
+}
+
+// of the curves, by Silverman's rule for the spread within the classes
+function bandwidth(z, label, lanes) {
+  const groups = Array.from({ length: lanes }, (_, lane) => z.filter((_, s) => label[s] === lane)).filter((own) => own.length);
+  const squares = groups.map((own) => {
+    const mean = own.reduce((sum, v) => sum + v, 0) / own.length;
+    return own.reduce((sum, v) => sum + (v - mean) ** 2, 0);
+  });
+  const deviation = Math.sqrt(squares.reduce((a, b) => a + b, 0) / Math.max(1, z.length));
+  return Math.max(1e-6, 0.9 * deviation * (z.length / Math.max(1, groups.length)) ** -0.2);
 }
 
 // the density of each lane over z, of equal area, the highest of all lanes 1
 function densities(frame, history) {
-  const low = Math.min(...frame.z) - 3 * BANDWIDTH;
-  const high = Math.max(...frame.z) + 3 * BANDWIDTH;
-  const grid = Array.from({ length: 81 }, (_, i) => low + ((high - low) * i) / 80);
+  const width = frame.width;
+  const low = Math.min(...frame.z) - TAIL * width;
+  const high = Math.max(...frame.z) + TAIL * width;
+  const grid = Array.from({ length: 121 }, (_, i) => low + ((high - low) * i) / 120);
   const lanes = history.classes.map((_, lane) => {
     const own = frame.z.filter((_, s) => history.label[s] === lane);
-    return grid.map((g) => own.reduce((sum, z) => sum + Math.exp(-(((g - z) / BANDWIDTH) ** 2) / 2), 0) / Math.max(1, own.length));
+    return grid.map((g) => own.reduce((sum, z) => sum + Math.exp(-(((g - z) / width) ** 2) / 2), 0) / Math.max(1, own.length));
   });
   const top = Math.max(1e-12, ...lanes.flat());
   return { grid, lanes: lanes.map((lane) => lane.map((d) => d / top)) };
@@ -58,11 +71,11 @@ function journey(host, histories) {
   function span(history) {
     const ends = history.epoch.flatMap((_, t) => {
       const f = frameOf(history, t);
-      const zs = [Math.min(...f.z), Math.max(...f.z)];
+      const zs = [Math.min(...f.z) - TAIL * f.width, Math.max(...f.z) + TAIL * f.width];
       return [0, 1, 2].flatMap((stop) => zs.map((z) => affineAt(f, stop)[0] * z + affineAt(f, stop)[1]));
     });
     const [low, high] = [Math.min(0, ...ends), Math.max(0, ...ends)];
-    return [low - 0.02 * (high - low), high + 0.02 * (high - low)];
+    return [low, high];
   }
 
   function load() {
