@@ -1,5 +1,6 @@
 """Pages in Chromium, from a file and without a network: they draw, switch, move and agree."""
 
+import importlib.util
 import json
 import math
 import os
@@ -201,6 +202,34 @@ def test_light_dark_and_paper(open_page: Open) -> None:
     assert not dark.locator("[data-journey] input").first.is_visible()
     light.get_by_role("button", name="Dark").click()
     assert light.evaluate(chart) != ink
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """The script of axe-core."""
+    found = importlib.util.find_spec("axe_playwright_python")
+    if found is None or found.origin is None:
+        assert "CI" not in os.environ, "CI needs axe-playwright-python"
+        pytest.skip("axe-playwright-python is not installed")
+    return Path(found.origin).with_name("axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["lesson", "inspection", "run", "domains"])
+def test_axe_finds_nothing(open_page: Open, axe: str, name: str) -> None:
+    page = open_page(name)
+    if name == "domains":  # of the larger pages, what is folded is made of the same parts
+        for box in page.locator("details").all():
+            box.evaluate("(e) => { e.open = true }")
+    drawn(page)
+    page.evaluate(axe + ";0")
+    for _ in ("light", "dark"):
+        # pictures are hidden from screen readers, and have thousands of marks
+        found = page.evaluate(
+            "async () => (await axe.run({ exclude: ['svg'] })).violations.map("
+            "(v) => [v.id, ...v.nodes.slice(0, 3).map((n) => n.html)])"
+        )
+        assert found == []
+        page.locator("#theme").click()
 
 
 def test_pictures_have_names_and_controls_labels(open_page: Open) -> None:
