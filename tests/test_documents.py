@@ -67,7 +67,7 @@ def texts(document: Document, lang: Lang) -> Iterator[tuple[str, bool]]:
             elif isinstance(block, Section):
                 yield from inside(block.blocks)
 
-    for words, prose in inside(document.sections):
+    for words, prose in inside((*document.opening, *document.sections)):
         yield read(words, lang), prose
 
 

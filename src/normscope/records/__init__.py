@@ -44,7 +44,17 @@ from normscope.records.inspection import (
     WorkName,
 )
 from normscope.records.lesson import ClassValues, Composition, Learning, Lesson, Posterior, Stage
-from normscope.records.run import Epoch, Member, Row, Run, RunConfig, Sweep, Trace
+from normscope.records.run import (
+    ChannelHistory,
+    Counts,
+    Epoch,
+    Member,
+    Row,
+    Run,
+    RunConfig,
+    Sweep,
+    Trace,
+)
 
 __all__ = [
     "SCHEMA",
@@ -56,12 +66,14 @@ __all__ = [
     "Cause",
     "Change",
     "ChannelGap",
+    "ChannelHistory",
     "ClassValues",
     "Collapse",
     "Comparison",
     "Composition",
     "Confidence",
     "Converted",
+    "Counts",
     "Diagnosis",
     "Difference",
     "Epoch",

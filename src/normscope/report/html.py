@@ -43,6 +43,8 @@ SCRIPTS = (
     "replay",
     "composition",
     "channels",
+    "journey",
+    "glossary",
     "tables",
     "page",
 )

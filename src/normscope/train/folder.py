@@ -19,7 +19,7 @@ class RunFolder:
         telemetry.jsonl     what the normalisation layers did, line by line
         model.safetensors   the network of the first norm and seed
         members/            every finished network, as NORM-SEED/model.safetensors
-        progress/           the network in training, at its last epoch
+        progress/           the network in training, at its last epoch; its earlier epochs
         tensorboard/        events, where they were asked for
 
     Args:
@@ -32,6 +32,7 @@ class RunFolder:
         self.telemetry = root / "telemetry.jsonl"
         self.model = root / "model.safetensors"
         self.checkpoint = root / "progress" / "state.pt"
+        self.snapshots = root / "progress" / "epochs"
 
     def member(self, norm: str, seed: int) -> Path:
         """Return the file of a finished network's weights."""
@@ -40,6 +41,10 @@ class RunFolder:
     def events(self, norm: str, seed: int) -> Path:
         """Return the folder of a network's TensorBoard events."""
         return self.root / "tensorboard" / f"{norm}-{seed}"
+
+    def drop_snapshots(self) -> None:
+        """Remove the earlier epochs of the network that was in training."""
+        shutil.rmtree(self.snapshots, ignore_errors=True)
 
     def start(self, *, overwrite: bool) -> None:
         """Make the folder ready for a new run; an earlier run goes only with `overwrite`.

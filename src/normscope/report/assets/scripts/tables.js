@@ -38,7 +38,7 @@ function openTarget(link) {
     const target = document.getElementById(link.getAttribute("href").slice(1));
     if (!target || target.tagName !== "DETAILS") return;
     event.preventDefault(); // the address holds the settings
-    target.open = true;
+    for (let box = target; box; box = box.parentElement.closest("details")) box.open = true;
     target.scrollIntoView();
     target.querySelector("summary").focus({ preventScroll: true });
   });
