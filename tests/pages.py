@@ -18,8 +18,10 @@ from normscope.records import (
     Accuracy,
     Bench,
     Change,
+    ChannelHistory,
     Comparison,
     Converted,
+    Counts,
     Diagnosis,
     Difference,
     Epoch,
@@ -39,8 +41,11 @@ from normscope.records import (
     Timing,
     Trace,
 )
-from normscope.report import bench, conversion, diagnosis, difference, inspection
+from normscope.report import bench, conversion, diagnosis, difference, html, inspection
+from normscope.report import lesson as lesson_report
+from normscope.report import run as run_report
 from normscope.report.document import Document
+from normscope.report.messages import Lang
 
 HOSTILE = (
     "</script><script>alert(1)</script>",
@@ -48,9 +53,10 @@ HOSTILE = (
     "{{7*7}}",
     "\u2028\ud800\x07<b>&amp;",
 )
-NORMS = ("batch", "none", "noaffine", "per_class")
-REACHED = {"batch": 0.981, "none": 0.962, "noaffine": 0.979, "per_class": 1.0}
-PACE = {"batch": 2.0, "none": 5.0, "noaffine": 2.2, "per_class": 0.6}
+NORMS = ("batch", "none", "noaffine", "affine_only", "per_class")
+REACHED = {"batch": 0.981, "none": 0.962, "noaffine": 0.979, "affine_only": 0.8, "per_class": 1.0}
+PACE = {"batch": 2.0, "none": 5.0, "noaffine": 2.2, "affine_only": 6.0, "per_class": 0.6}
+CHANCE = 0.1
 
 
 @cache
@@ -79,6 +85,11 @@ def digits_inspection() -> Inspection:
         model.train()(x)
     batches = [(x[i : i + 300], y[i : i + 300]) for i in range(0, len(x), 300)]
     return lens.inspect(model.eval(), batches, model_name="mlp", data_name="digits")
+
+
+def run_page(run: Run, lang: Lang = "en") -> str:
+    """The page of a run."""
+    return html.page(run_report.document(run), lang)
 
 
 @cache
@@ -184,6 +195,8 @@ def documents() -> dict[str, Document]:
         "inspection": inspection.document(digits_inspection()),
         "difference": difference.document(compared()),
         "bench": bench.document(made_up_bench()),
+        "lesson": lesson_report.document(worked_lesson()),
+        "run": run_report.document(made_up_run(digits_inspection())),
     }
 
 
@@ -210,6 +223,7 @@ def made_up_run(
             seeds=seeds,
             domains=domains,
             sweep=rates,
+            freeze_head="affine_only" in norms,
         ),
         complete=True,
         classes=tuple("0123456789"),
@@ -219,9 +233,52 @@ def made_up_run(
         rows=tuple(_row([m for m in members if m.norm == norm], domains) for norm in norms),
         members=tuple(members),
         traces=tuple(_trace(n, f"norm{i}", rng) for n in norms[:2] for i in (1, 2, 3)),
-        sweeps=tuple(_sweep(n, rates, rng) for n in norms if n != "per_class"),
+        sweeps=tuple(_sweep(n, rates, rng) for n in norms if n not in ("per_class", "affine_only")),
+        histories=tuple(
+            made_up_history(norm, rng) for norm in norms if norm in ("batch", "affine_only")
+        ),
         inspection=inspection,
     )
+
+
+def made_up_history(norm: str, rng: np.random.Generator, epochs: int = 20) -> ChannelHistory:
+    """A channel in which the even digits pass more and more often."""
+    label = tuple(k for k in range(10) for _ in range(40))
+    parts = np.array([1.0 if k % 2 == 0 else -1.0 for k in label])
+    noise = rng.normal(size=len(label))
+    x, passing, gamma, beta = [], [], [], []
+    for t in range(epochs + 1):
+        z = parts * (0.2 + 0.9 * t / epochs) + 0.5 * noise
+        g, b = 1 + 0.5 * t / epochs, -0.3 * t / epochs
+        x.append(tuple(round(float(v), 4) for v in -1.2 + 1.5 * z))
+        gamma.append(g)
+        beta.append(b)
+        opens = (g * z + b > 0).reshape(10, 40).mean(1)
+        passing.append(tuple(opens.tolist()))
+    return ChannelHistory(
+        norm=norm,
+        seed=0,
+        layer="norm2",
+        channel=7,
+        channels=48,
+        eps=1e-5,
+        classes=tuple(range(10)),
+        label=label,
+        epoch=tuple(range(epochs + 1)),
+        x=tuple(x),
+        gamma=tuple(gamma),
+        beta=tuple(beta),
+        running_mean=(-1.2,) * (epochs + 1),
+        running_var=(2.25,) * (epochs + 1),
+        passing=tuple(passing),
+        information=tuple(0.03 * t for t in range(epochs + 1)),
+        accuracy=tuple(CHANCE + (REACHED[norm] - CHANCE) * t / epochs for t in range(epochs + 1)),
+    )
+
+
+def _confusion(hits: int) -> Counts:
+    """54 samples of each class, of which so many are predicted right."""
+    return tuple(tuple(hits if j == k else (54 - hits) // 9 for j in range(10)) for k in range(10))
 
 
 def _member(
@@ -249,11 +306,15 @@ def _member(
         accuracy=last,
         leaks=leaks,
         accuracy_without_label=0.16 if leaks else None,
+        accuracy_before=CHANCE,
+        confusion=_confusion(54) if leaks else (),
+        confusion_without_label=_confusion(9) if leaks else (),
         accuracy_by_domain={
             d: last - 0.02 * i + rng.normal(0, 0.01) for i, d in enumerate(domains)
         },
         epochs_to_95=int(3 * pace),
         parameters=13_258,
+        learning=384 if norm == "affine_only" else 13_258,
         seconds=2.4,
         curve=tuple(curve),
     )
@@ -276,6 +337,8 @@ def _row(members: list[Member], domains: tuple[str, ...]) -> Row:
         without_label=0.16 if leaks else None,
         by_domain={d: float(np.mean([m.accuracy_by_domain[d] for m in members])) for d in domains},
         parameters=members[0].parameters,
+        learning=members[0].learning,
+        before=CHANCE,
         seconds=7.2,
     )
 

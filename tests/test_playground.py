@@ -13,8 +13,7 @@ from playwright.sync_api import Browser, Locator, Page
 
 from normscope.cli import main
 from normscope.report.messages import catalogue
-from normscope.report.page import render_playground
-from normscope.report.playground import SCRIPTS, digits, lessons
+from normscope.report.playground import SCRIPTS, digits, lessons, page
 from tests.chromium import chromium
 from tests.network import script
 from tests.test_browser import VISIBLE, move
@@ -33,7 +32,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("playground") / "live.html"
-    path.write_text(render_playground("en"), encoding="utf-8")
+    path.write_text(page("en"), encoding="utf-8")
     return path
 
 

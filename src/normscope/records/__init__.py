@@ -52,7 +52,17 @@ from normscope.records.lesson import (
     Recovery,
     Stage,
 )
-from normscope.records.run import Epoch, Member, Row, Run, RunConfig, Sweep, Trace
+from normscope.records.run import (
+    ChannelHistory,
+    Counts,
+    Epoch,
+    Member,
+    Row,
+    Run,
+    RunConfig,
+    Sweep,
+    Trace,
+)
 
 __all__ = [
     "SCHEMA",
@@ -64,12 +74,14 @@ __all__ = [
     "Cause",
     "Change",
     "ChannelGap",
+    "ChannelHistory",
     "ClassValues",
     "Collapse",
     "Comparison",
     "Composition",
     "Confidence",
     "Converted",
+    "Counts",
     "Diagnosis",
     "Difference",
     "Epoch",

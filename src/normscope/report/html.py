@@ -41,6 +41,8 @@ SCRIPTS = (
     "numbers",
     "draw",
     "channels",
+    "journey",
+    "glossary",
     "tables",
 )
 LAST = "scripts/page.js"

@@ -131,7 +131,9 @@ startSwitches();
 for (const box of document.querySelectorAll(".table")) foldable(box);
 if (data.lesson) lessonPage(data.lesson);
 if (data.network) onLanguage(network(data.network));
+glossary();
 speak(lang);
+for (const host of document.querySelectorAll("[data-journey]")) journey(host, data.histories);
 for (const host of document.querySelectorAll("[data-chart]")) whenOpen(host, () => drawChart(host));
 for (const card of document.querySelectorAll("[data-channel]")) {
   whenOpen(card, () => channelCard(card, data.channels[Number(card.dataset.channel)]));
