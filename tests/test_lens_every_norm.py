@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from normscope import lens
 from normscope.layers import EvalNorm2d
 from normscope.records import Inspection, Layer
-from normscope.report import findings
+from normscope.report import findings, format, html, terminal
+from normscope.report.inspection import document as inspection_document
 from normscope.report.messages import LANGUAGES, catalogue
-from normscope.report.page import render_inspection
-from normscope.report.text import print_inspection
 
 Array = NDArray[np.float64]
 Batches = list[tuple[Tensor, Tensor]]
@@ -277,7 +276,7 @@ def test_a_pass_goes_on_where_only_the_input_tells_the_channels() -> None:
 
 def told(record: Inspection, lang: Any = "en") -> str:
     console = Console(width=150, file=io.StringIO())
-    print_inspection(record, lang, console)
+    terminal.show(inspection_document(record), lang, console)
     text: str = console.file.getvalue()
     return text
 
@@ -300,12 +299,12 @@ def test_it_is_said_by_how_much_they_change_the_classes() -> None:
     assert "1 *" in text
     assert "nan" not in text
     alone = lens.inspect(nn.GroupNorm(3, 6), batches(IMAGE))
-    change = findings.signed(alone.layers[0].lda_change)
+    change = format.signed(alone.layers[0].lda_change)
     for lang in LANGUAGES:
         text = told(alone, lang)
         assert catalogue()["lens.selftest.none"][lang] in text
         assert change in text
-        assert change in render_inspection(alone, lang)
+        assert change in html.page(inspection_document(alone), lang)
     headline = findings.verdict(alone)[0]
     assert "normalise each sample by itself" in headline.en
 
@@ -358,10 +357,10 @@ def test_the_stage_before_the_activation_that_makes_the_input(act: Any, norm: An
     assert first.lda == layer.stages[0].lda_fraction - layer.pre_activation.lda_fraction
     text = told(record)
     assert f"behind {name}" in text
-    assert "η² p" in text
-    html = render_inspection(record, "zh")
-    assert f"{name} 之后" in html
-    assert "激活函数之前 p" in html
+    assert "before its activation p" in " ".join(text.split())
+    page = html.page(inspection_document(record), "zh")
+    assert f"{name} 之后" in page
+    assert "激活函数之前 p" in page
     again = Inspection.from_json(record.to_json())
     assert again.layers[0].pre_activation == layer.pre_activation
 

@@ -18,6 +18,7 @@ from normscope.records.conversion import Change, Comparison, Converted, Left
 from normscope.records.diagnosis import (
     SEVERITIES,
     Cause,
+    ChannelGap,
     Confidence,
     Diagnosis,
     Finding,
@@ -42,8 +43,26 @@ from normscope.records.inspection import (
     Work,
     WorkName,
 )
-from normscope.records.lesson import ClassValues, Composition, Learning, Lesson, Posterior, Stage
-from normscope.records.run import Epoch, Member, Row, Run, RunConfig, Sweep, Trace
+from normscope.records.lesson import (
+    ClassValues,
+    Composition,
+    Learning,
+    Lesson,
+    Posterior,
+    Recovery,
+    Stage,
+)
+from normscope.records.run import (
+    ChannelHistory,
+    Counts,
+    Epoch,
+    Member,
+    Row,
+    Run,
+    RunConfig,
+    Sweep,
+    Trace,
+)
 
 __all__ = [
     "SCHEMA",
@@ -54,12 +73,15 @@ __all__ = [
     "Bench",
     "Cause",
     "Change",
+    "ChannelGap",
+    "ChannelHistory",
     "ClassValues",
     "Collapse",
     "Comparison",
     "Composition",
     "Confidence",
     "Converted",
+    "Counts",
     "Diagnosis",
     "Difference",
     "Epoch",
@@ -78,6 +100,7 @@ __all__ = [
     "Posterior",
     "Race",
     "Record",
+    "Recovery",
     "Repaired",
     "Row",
     "Run",

@@ -21,7 +21,7 @@ class RunFolder:
         telemetry.jsonl     what the normalisation layers did, line by line
         model.safetensors   the network of the first norm and seed
         members/            every finished network, as NORM-SEED/model.safetensors
-        progress/           the network in training, at its last epoch
+        progress/           the network in training, at its last epoch; its earlier epochs
         tensorboard/        events, where they were asked for
 
     Args:
@@ -34,6 +34,7 @@ class RunFolder:
         self.telemetry = root / "telemetry.jsonl"
         self.model = root / "model.safetensors"
         self.checkpoint = root / "progress" / "state.pt"
+        self.snapshots = root / "progress" / "epochs"
 
     def member(self, norm: str, seed: int) -> Path:
         """Return the file of a finished network's weights."""
@@ -42,6 +43,10 @@ class RunFolder:
     def events(self, norm: str, seed: int) -> Path:
         """Return the folder of a network's TensorBoard events."""
         return self.root / "tensorboard" / f"{norm}-{seed}"
+
+    def drop_snapshots(self) -> None:
+        """Remove the earlier epochs of the network that was in training."""
+        shutil.rmtree(self.snapshots, ignore_errors=True)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
