@@ -71,7 +71,9 @@ def batch_norm(
             the running statistics the plain average over batches.
         eps: added to the variance.
         num_batches_tracked: int64, () or (num_groups,); counts the updates, in place.
-        groups: (N,) integers, the group of each sample. None: all samples are one group.
+        groups: (N,) integers, the group of each sample. None: all samples are one group. The
+            "gpu" kernel does not wait for the device to look for a group that does not exist:
+            its samples enter no statistic and leave as NaN.
         num_groups: how many groups have statistics of their own. 1 with `groups` given: one set
             of statistics for all, and groups choose only the rows of weight and bias.
         mask: (N,), (N, *S) or (N, 1, *S) bool, True where a value counts. What is masked enters
@@ -154,7 +156,7 @@ def batch_norm(
         if use_batch and process_group is None:
             check_batch_size(x.shape[0] * math.prod(x.shape[2:]), x)
     else:
-        groups = checked_groups(groups, x, rows)
+        groups = checked_groups(groups, x, rows, look=impl != "gpu")
     if residual is not None and residual.dtype != x.dtype:
         # as torch: the layer in x's dtype, the sum in the one that both are promoted to
         y = batch_norm(
@@ -194,6 +196,22 @@ def batch_norm(
 
     problem = Problem(x, groups, num_groups, mask)
     epilogue = Epilogue(Affine(weight, bias), residual, act)
+    if process_group is None and kernel not in (reference, cpu):
+        running = None
+        if running_mean is not None and running_var is not None:
+            running = kernel.Running(running_mean, running_var, num_batches_tracked, momentum)
+            num_groups = num_groups if use_batch else running_mean.numel() // x.shape[1]
+        call = kernel.Call(
+            num_groups=num_groups,
+            running=running,
+            eps=eps,
+            by_batch=use_batch,
+            update=training and running is not None and on_moments is None,
+            fill=min_count if groups is not None and running is not None and use_batch else None,
+            on_moments=on_moments,
+        )
+        whole: Tensor = kernel.batch_norm(problem, epilogue, call)
+        return whole
     differentiable = transformed or impl == "reference"
     stored = _stored(running_mean, running_var, num_groups)
     if use_batch:
