@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -49,6 +50,29 @@ def test_interpreted(tmp_path: Path) -> None:
 
 def test_compiled_ahead(tmp_path: Path) -> None:
     assert "1 passed" in run_cases(tmp_path, NORMSCOPE_AHEAD="1")
+
+
+def test_the_benchmark_goes_through_its_plan(tmp_path: Path) -> None:
+    """Without a card, tiny: so that it does not fail at the first contact with one."""
+    out, script = tmp_path / "gpu.json", CASES.parents[2] / "benchmarks/gpu.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--dry", "--out", str(out)],
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(out.read_text())
+    assert {"correctness", "layers", "groups", "network", "graphs", "large"} < set(found)
+    assert all(one["right"] for part in ("correctness", "large") for one in found[part])
+    assert len({one["format"] for one in found["layers"]}) == 2
+    for one in found["layers"]:
+        for peer in ("normscope", "torch", "torch.compile"):
+            assert one[peer]["forward"] > 0
+            assert len(one[peer]["of_limit"]) == 2
+    assert found["graphs"]["equal"]
+    assert not [name for name, part in found.items() if isinstance(part, dict) and "error" in part]
 
 
 @pytest.mark.gpu

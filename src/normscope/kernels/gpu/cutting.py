@@ -80,8 +80,8 @@ class Rows:
         """How a program goes over the rows of `groups` groups."""
         size, values, warps = SIZES[program]
         tile = min(size // self.x.element_size(), values)
-        if self.mask is not None and self.s > 1:
-            tile //= 2  # a count per lane
+        tile >>= self.wide == torch.float64  # twice the registers
+        tile >>= self.mask is not None and self.s > 1  # a count per lane
         share = max(1, self.rows // groups)
         width = _width(self.row, max(min(WIDEST, tile), tile // _power(share)))
         height = min(max(1, tile // width), _power(share))

@@ -106,6 +106,9 @@ class _Layer(torch.autograd.Function):
             bits = programs.bits_of(of) if kept else None
             tracked = running.tracked if running is not None and call.update else None
             y = programs.mapped(of, Map(tables, order, act, residual, bits), tracked, count)
+        if running is not None and call.update:  # autograd cannot see that programs wrote to them
+            moved = (t for t in running[:3] if t is not None)
+            torch.autograd.graph.increment_version(tuple(moved))
         if call.on_moments is not None and call.by_batch:
             call.on_moments(Moments(count, *found.unbind(0)))
         made += [tables, order]
