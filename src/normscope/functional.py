@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
@@ -24,6 +23,7 @@ from normscope.arguments import (
 )
 from normscope.errors import InputError
 from normscope.kernels import cpu, recomputation, reference
+from normscope.kernels.as_torch import by_torch
 from normscope.kernels.autograd import Stored, is_transformed, remember, standardise, statistics
 from normscope.kernels.dispatch import explanation, kernel_for, prefers_torch
 from normscope.kernels.problem import Affine, Epilogue, Problem, Statistics
@@ -170,7 +170,7 @@ def batch_norm(
         return y if mask is None else torch.where(mask, y, 0)
     plain_call = groups is None and mask is None and process_group is None and on_moments is None
     if plain_call and impl == "auto" and prefers_torch(x):
-        return _as_torch(
+        return by_torch(
             act, x, running_mean, running_var, weight, bias, use_batch, training, momentum, eps,
             num_batches_tracked, residual,
         )  # fmt: skip
@@ -253,53 +253,6 @@ def _compiled(
     problem = Problem(x, groups, num_groups, mask)
     remember(made.y, problem, epilogue, made.table[0], made.table[1], cpu)
     return made.y
-
-
-def _as_torch(
-    act: str | None,
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    use_batch: bool,
-    training: bool,
-    momentum: float | None,
-    eps: float,
-    num_batches_tracked: Tensor | None,
-    residual: Tensor | None,
-) -> Tensor:
-    """Do a call with torch's own functions, to the bit what torch's layers give."""
-    tracked = running_mean is not None and running_var is not None
-    mean, var = (_one_row(running_mean), _one_row(running_var)) if tracked else (None, None)
-    affine = _one_row(weight), _one_row(bias)
-    share = momentum or 0.0
-    if training and tracked and num_batches_tracked is not None:
-        num_batches_tracked.add_(1)
-        if momentum is None:
-            share = 1.0 / float(num_batches_tracked)
-    y = F.batch_norm(x, mean, var, *affine, use_batch, share, eps)
-    if residual is not None:
-        y = y + residual
-    if act is not None:
-        y = F.relu(y, inplace=True) if act == "relu" else reference.ACTIVATIONS[act](y)
-    if residual is None and not is_transformed():
-        outputs = recomputation.active.get()
-        if outputs is not None and y.grad_fn is not None:
-            # a batch's statistics come from x once more; the running ones have had their update
-            kept = (None, None) if use_batch else (mean, var)
-            outputs.add(y, _mapped_by_torch, act, x, *kept, *affine, use_batch, 0.0, eps)
-    return y
-
-
-def _mapped_by_torch(act: str | None, *arguments: Any) -> Tensor:
-    y = F.batch_norm(*arguments)
-    return y if act is None else reference.ACTIVATIONS[act](y)
-
-
-def _one_row(table: Tensor | None) -> Tensor | None:
-    """A table as torch takes it: (C,)."""
-    return table if table is None or table.dim() == 1 else table.view(-1)
 
 
 def why(x: Tensor, impl: str = "auto") -> str:

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import triton
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
@@ -181,6 +182,12 @@ def test_statistics_of_several_processes(tmp_path: Path) -> None:
             y, *state = case.call(impl, process_group=group)
             found.append([y.detach(), *state, *torch.autograd.grad(y, case.leaves, case.dy)])
         close(*found, 1e-6)
+        x, layer = torch.randn(3, 2, 2, 2, device=DEVICE), normscope.BatchNorm2d(2).to(DEVICE)
+        for module in (layer, DistributedDataParallel(copy.deepcopy(layer))):
+            module(x).square().sum().backward()
+            module(x)  # the buffers are sent around before
+            found.append([p.grad for p in module.parameters()] + list(module.buffers()))
+        assert all(map(torch.equal, *found[2:]))
     finally:
         dist.destroy_process_group()
 

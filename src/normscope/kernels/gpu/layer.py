@@ -107,7 +107,7 @@ class _Layer(torch.autograd.Function):
             tracked = running.tracked if running is not None and call.update else None
             y = programs.mapped(of, Map(tables, order, act, residual, bits), tracked, count)
         if running is not None and call.update:  # autograd cannot see that programs wrote to them
-            moved = (t for t in running[:3] if t is not None)
+            moved = (t for t in running[:3] if t is not None and not t.is_inference())
             torch.autograd.graph.increment_version(tuple(moved))
         if call.on_moments is not None and call.by_batch:
             call.on_moments(Moments(count, *found.unbind(0)))
