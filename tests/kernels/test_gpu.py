@@ -37,17 +37,19 @@ def run_cases(cache: Path, **environment: str) -> str:
         cwd=CASES.parents[2],
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
+@pytest.mark.timeout(420)  # where others use the machine
 def test_interpreted(tmp_path: Path) -> None:
     assert "18 passed" in run_cases(tmp_path, TRITON_INTERPRET="1")
 
 
+@pytest.mark.timeout(420)  # where others use the machine
 def test_compiled_ahead(tmp_path: Path) -> None:
     assert "1 passed" in run_cases(tmp_path, NORMSCOPE_AHEAD="1")
 
@@ -59,7 +61,7 @@ def test_the_benchmark_goes_through_its_plan(tmp_path: Path) -> None:
         [sys.executable, str(script), "--dry", "--out", str(out)],
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
