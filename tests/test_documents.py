@@ -8,7 +8,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from normscope.report import html, terminal
+from normscope.report import document_of, html, inspection, measures, terminal
 from normscope.report.bilingual import Text, read
 from normscope.report.document import (
     Block,
@@ -23,8 +23,15 @@ from normscope.report.document import (
     for_medium,
     table,
 )
-from normscope.report.messages import LANGUAGES, Lang
-from tests.pages import documents
+from normscope.report.messages import LANGUAGES, Lang, catalogue
+from tests.pages import (
+    compared,
+    converted,
+    digits_inspection,
+    documents,
+    faulty,
+    made_up_bench,
+)
 
 # a word or number as a reader sees it: what stands between spaces, Chinese characters one by one
 WORD = re.compile(r"[\u2e80-\u9fff\uff00-\uffef]|[^\s\u2e80-\u9fff\uff00-\uffef]+")
@@ -125,3 +132,25 @@ def test_each_medium_shows_its_own_part() -> None:
     for text in (html.page(document, "en"), html.fragment(document, "en")):
         assert "for the page" in text
         assert "for the terminal" not in text
+
+
+def test_a_new_measure_is_one_entry_and_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = measures.OfLayer(lambda layer: float(max(layer.gamma)), lambda value: f"{value:.5f}")
+    monkeypatch.setitem(measures.LAYERS, "largest", largest)
+    monkeypatch.setattr(measures, "GATES", (*measures.GATES, "largest"))
+    monkeypatch.setitem(catalogue(), "page.rank.largest", {"en": "largest γ", "zh": "最大的 γ"})
+    record = digits_inspection()
+    document = inspection.document(record)
+    shown = (printed(document, "en", 140), html.page(document, "en"), html.fragment(document, "en"))
+    for text in shown:
+        assert "largest γ" in text
+        for layer in record.layers:
+            assert f"{max(layer.gamma):.5f}" in text
+
+
+def test_every_record_that_has_a_document_finds_it() -> None:
+    found, repaired = faulty()
+    records = (found, repaired, digits_inspection(), compared(), made_up_bench(), converted())
+    for record in records:
+        assert document_of(record).title.en
+    assert document_of(found, repaired).title != document_of(found).title

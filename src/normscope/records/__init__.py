@@ -43,7 +43,15 @@ from normscope.records.inspection import (
     Work,
     WorkName,
 )
-from normscope.records.lesson import ClassValues, Composition, Learning, Lesson, Posterior, Stage
+from normscope.records.lesson import (
+    ClassValues,
+    Composition,
+    Learning,
+    Lesson,
+    Posterior,
+    Recovery,
+    Stage,
+)
 from normscope.records.run import (
     ChannelHistory,
     Counts,
@@ -92,6 +100,7 @@ __all__ = [
     "Posterior",
     "Race",
     "Record",
+    "Recovery",
     "Repaired",
     "Row",
     "Run",
