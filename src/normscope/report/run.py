@@ -45,7 +45,7 @@ def document(run: Run) -> Document:
         title=title,
         sections=tuple(section for section in sections if section.blocks),
         facts=tuple((said(f"page.fact.{name}"), value) for name, value in _facts(run)),
-        footer=(_footer(run),),
+        footer=(said("page.run.next"), _footer(run)),
         opening=tuple(_opening(run)),
         picture=picture if drawings else None,
     )
