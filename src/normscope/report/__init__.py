@@ -15,6 +15,7 @@ _OF = {  # the kind of a record -> the module and the function that make its doc
     "inspection": ("inspection", "document"),
     "lesson": ("lesson", "document"),
     "repair": ("diagnosis", "repair"),
+    "run": ("run", "document"),
 }
 
 

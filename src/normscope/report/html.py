@@ -41,7 +41,6 @@ SCRIPTS = (
     "numbers",
     "draw",
     "channels",
-    "journey",
     "glossary",
     "tables",
 )

@@ -22,6 +22,7 @@ from normscope.report.document import (
     Section,
 )
 from normscope.report.format import number, percent
+from normscope.report.html import asset
 
 LAYERS = 24  # with pictures of their own; all others have their numbers
 NO_BATCH_NORM = ("none", "layer")
@@ -37,15 +38,16 @@ def document(run: Run) -> Document:
         _numbers(run),
     ]
     drawings = journey.drawings(run)
-    picture = Interactive("journey.html.j2", data={"histories": drawings}) if drawings else None
+    script = asset("scripts/journey.js")
+    picture = Interactive("journey.html.j2", data={"histories": drawings}, scripts=(script,))
     title = _title(run)
     return Document(
         title=title,
         sections=tuple(section for section in sections if section.blocks),
         facts=tuple((said(f"page.fact.{name}"), value) for name, value in _facts(run)),
-        footer=(_footer(run),),
+        footer=(said("page.run.next"), _footer(run)),
         opening=tuple(_opening(run)),
-        picture=picture,
+        picture=picture if drawings else None,
     )
 
 
