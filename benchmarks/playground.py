@@ -12,11 +12,10 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from normscope.report.page import render_playground
 from playwright.sync_api import Page
 from tests.chromium import chromium
 from tests.network import script
-
-from normscope.report.page import render_playground
 
 STEPS = """() => { %s;
   const run = new Experiment(DEFAULTS, null);

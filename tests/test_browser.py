@@ -664,7 +664,7 @@ def test_the_tour_sets_the_playground_to_every_step(open_page: Open) -> None:
         assert f"Step {place} of {len(record.stages)}" in page.locator("#tour").inner_text()
         visible = page.locator("#tour > [data-step]:visible")
         assert visible.get_attribute("data-step") == stage.name
-        current = page.locator("#play-figure .track.current").get_attribute("data-row")
+        current = page.locator("#play-figure .number-track.current").get_attribute("data-row")
         assert stages(page)[rows[str(current)]] == pytest.approx(
             (stage.threshold_accuracy, stage.eta2), abs=1e-6
         )

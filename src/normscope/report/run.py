@@ -22,6 +22,7 @@ from normscope.report.document import (
     Section,
 )
 from normscope.report.format import number, percent
+from normscope.report.html import asset
 
 LAYERS = 24  # with pictures of their own; all others have their numbers
 NO_BATCH_NORM = ("none", "layer")
@@ -37,7 +38,8 @@ def document(run: Run) -> Document:
         _numbers(run),
     ]
     drawings = journey.drawings(run)
-    picture = Interactive("journey.html.j2", data={"histories": drawings}) if drawings else None
+    script = asset("scripts/journey.js")
+    picture = Interactive("journey.html.j2", data={"histories": drawings}, scripts=(script,))
     title = _title(run)
     return Document(
         title=title,
@@ -45,7 +47,7 @@ def document(run: Run) -> Document:
         facts=tuple((said(f"page.fact.{name}"), value) for name, value in _facts(run)),
         footer=(said("page.run.next"), _footer(run)),
         opening=tuple(_opening(run)),
-        picture=picture,
+        picture=picture if drawings else None,
     )
 
 
@@ -91,9 +93,8 @@ def _opening(run: Run) -> Iterator[Block]:
             how.append(said("page.answer.how.alone"))
         yield Only("page", (Paragraph(several(how), "quiet"),))
     if answered is None:
-        yield _finding(verdict.winner(run))
-    for found in verdict.stopped(run):
-        yield _finding(found)
+        yield verdict.winner(run)
+    yield from verdict.stopped(run)
 
 
 def answer(run: Run) -> Text | None:
@@ -167,7 +168,7 @@ def _cards(run: Run) -> Section:
     blocks: list[Block] = [Only("terminal", tuple(told))] if told else []
     if found:
         blocks.append(Figures(tuple(found), small=True))
-    blocks += [_finding(item) for item in trapped]
+    blocks += [*trapped]
     return Section(said("page.cards.title"), tuple(blocks), "evidence", said("page.nav.evidence"))
 
 
@@ -197,7 +198,7 @@ def _training(run: Run) -> Section:
     charts = training.learning_curves(run)
     if run.sweeps:
         charts.append(training.sweep(run))
-    blocks: list[Block] = [_finding(f) for f in (*verdict.rates(run), *verdict.drift(run))]
+    blocks: list[Block] = [*verdict.rates(run), *verdict.drift(run)]
     if charts:
         blocks.insert(0, Figures(tuple(charts), small=True))
     drifts = _drifts(run)
@@ -234,7 +235,7 @@ def _drifts(run: Run) -> list[Chart]:
 
 def _contest(run: Run) -> Section:
     """Compare the accuracies in a terminal; a page has them folded among its numbers."""
-    found: list[Block] = [_finding(f) for f in (verdict.winner(run), *verdict.domains(run))]
+    found: list[Block] = [verdict.winner(run), *verdict.domains(run)]
     found += _comparisons(run)
     blocks = (Only("terminal", tuple(found)),) if run.rows else ()
     return Section(said("page.contest.title"), blocks)
@@ -249,7 +250,7 @@ def _numbers(run: Run) -> Section:
     """Fold the accuracy contest, every measure at every stage, and what the symbols mean."""
     folded: list[Block] = []
     if run.rows:
-        told = [_finding(f) for f in (verdict.winner(run), *verdict.domains(run))]
+        told = [verdict.winner(run), *verdict.domains(run)]
         names = [
             several([Text(f"{r.norm}: ", f"{r.norm}："), tables.norm_name(r.norm)])
             for r in run.rows
@@ -269,7 +270,3 @@ def _numbers(run: Run) -> Section:
 def _measures(inspection: Inspection) -> Details:
     """Fold every measure at every stage, and what to know about single layers."""
     return Details(said("page.advanced.open"), inspections.evidence(inspection), id="measures")
-
-
-def _finding(found: verdict.Finding) -> Finding:
-    return Finding(found.style, found.headline, (found.detail,))
