@@ -43,10 +43,12 @@ from normscope.records.inspection import (
     Work,
     WorkName,
 )
+from normscope.records.kinds import KINDS, load
 from normscope.records.lesson import ClassValues, Composition, Learning, Lesson, Posterior, Stage
 from normscope.records.run import Epoch, Member, Row, Run, RunConfig, Sweep, Trace
 
 __all__ = [
+    "KINDS",
     "SCHEMA",
     "SEVERITIES",
     "Accuracy",
@@ -102,5 +104,6 @@ __all__ = [
     "Verdict",
     "Work",
     "WorkName",
+    "load",
     "plain",
 ]

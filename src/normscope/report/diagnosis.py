@@ -42,6 +42,11 @@ def document(record: Diagnosis, repaired: Repaired | None = None) -> Document:
     return Document(said(name, model=record.model), tuple(sections), tuple(facts))
 
 
+def repaired(record: Repaired) -> Document:
+    """Show what became of a repair, where its diagnosis is not at hand."""
+    return Document(said("doctor.repair.title", model=record.model), (_repair(record),))
+
+
 def explanation(code: str) -> Document:
     """Show what a check looks for, why, and what to do."""
     head = title(code)

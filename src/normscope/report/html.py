@@ -23,6 +23,8 @@ from normscope.records import plain
 from normscope.report.bilingual import Text, Words, read, said
 from normscope.report.charts.base import CONFIG
 from normscope.report.charts.bells import curves
+from normscope.report.charts.lanes import lanes
+from normscope.report.charts.still import drawing
 from normscope.report.document import (
     Block,
     ChannelPlot,
@@ -191,6 +193,8 @@ def _environment(lang: Lang, *, live: bool = True, prefix: str = "") -> Environm
         "groups": _groups,
         "embed": embed,
         "curves": curves,
+        "still": lambda spec: drawing(spec, lang),
+        "lanes": lambda data: lanes(data, lang),
     }
     environment.globals |= {
         "say": lambda key, **values: put(said(key, **values)),
