@@ -10,6 +10,7 @@ import typer
 
 from normscope.errors import InputError
 from normscope.files import shown
+from normscope.progress import expected
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,13 +103,7 @@ class Inputs:
 
     def expected(self, data: "ModelData | None") -> int | None:
         """How many batches will be read, where that can be said."""
-        if data is None:
-            return None
-        try:
-            count = len(data.train)  # type: ignore[arg-type]
-        except Exception:  # a loader over an iterable data set has a length that raises
-            return self.batches
-        return min(count, self.batches or count)
+        return None if data is None else expected(data.train, self.batches)
 
     def reading(self) -> dict[str, Any]:
         """How batches are read, by the names of the library."""
