@@ -23,7 +23,7 @@ help:  ## this list
 demo: .venv/.core  ## train on the bundled digits, follow every class, write the report
 	$(BIN)/normscope env --warm
 	$(BIN)/normscope explain
-	$(BIN)/normscope train --data digits --net mlp --norm batch,none,noaffine,per_class --seeds 3 --out $(RUN) --overwrite
+	$(BIN)/normscope train --data digits --net mlp --norm batch,none,noaffine,affine_only,per_class --freeze-head --seeds 3 --out $(RUN) --overwrite
 
 # one thread in each process: processes that spin for each other's cores are several times slower
 test: .venv/.dev  ## the tests

@@ -1,25 +1,34 @@
 """Pages in Chromium, from a file and without a network: they draw, switch, move and agree."""
 
+import importlib.util
 import json
 import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from importlib.resources import files as files_of
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 import normscope.report
 from normscope.lesson import best_thresholds, lesson
 from normscope.report import channels, html, measures
-from normscope.report.inspection import document as inspection_document
-from normscope.report.page import render_lesson, render_run
-from tests.pages import HOSTILE, NORMS, digits_inspection, made_up_run, worked_lesson
+from normscope.report.page import render_lesson
+from tests.pages import (
+    HOSTILE,
+    NORMS,
+    digits_inspection,
+    documents,
+    made_up_run,
+    run_page,
+    worked_lesson,
+)
 from tests.test_page import renamed
 
 SCRIPTS = Path(normscope.report.__file__).parent / "assets/scripts"
@@ -27,9 +36,20 @@ QUIET = ("no-first-run", "disable-background-networking", "disable-component-upd
 FLAGS = [f"--{f}" for f in ("no-sandbox", "disable-gpu", "disable-quic", "disable-sync", *QUIET)]
 # words that are the same in both languages
 SHARED = {*NORMS, "normscope", "English", "JavaScript", "Vega", "ReLU", "relu", "torch", "threads"}
-SHARED |= {"digits", "mlp", "BatchNorm", "NCM", "act", "per", "class"}
+SHARED |= {"digits", "mlp", "BatchNorm", "NCM", "CDNV", "act", "per", "class", "log"}
+SHARED |= {"affine", "only"}
 
 Open = Callable[..., Page]
+PAGES = (
+    "lesson",
+    "run",
+    "hostile",
+    "inspection",
+    "diagnosis",
+    "conversion",
+    "difference",
+    "bench",
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,19 +72,23 @@ def browser() -> Iterator[Browser]:
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     hostile = renamed(digits_inspection(), HOSTILE)
-    run = made_up_run(digits_inspection())
     shown = {
         "lesson": render_lesson(worked_lesson(), "en"),
-        "inspection": html.page(inspection_document(digits_inspection()), "en"),
-        "run": render_run(run, worked_lesson(), "en"),
-        "domains": render_run(
-            made_up_run(None, ("batch", "conditional"), 2, ("clean", "invert")), None, "en"
-        ),
-        "hostile": render_run(made_up_run(hostile, ("batch", *HOSTILE[:2])), None, "en"),
+        **{name: html.page(document, "en") for name, document in documents().items()},
+        "domains": run_page(made_up_run(None, ("batch", "conditional"), 2, ("clean", "invert"))),
+        "hostile": run_page(made_up_run(hostile, ("batch", *HOSTILE[:2]))),
     }
     for name, text in shown.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return {name: folder / f"{name}.html" for name in shown}
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """The script of axe-core."""
+    if importlib.util.find_spec("axe_playwright_python") is None and not os.environ.get("CI"):
+        pytest.skip("axe-core is not installed: pip install axe-playwright-python")
+    return (files_of("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -158,13 +182,64 @@ def test_every_visible_text_switches(open_page: Open, name: str) -> None:
     assert foreign(page, "en") == []
 
 
-@pytest.mark.parametrize("name", ["lesson", "inspection", "run", "domains", "hostile"])
-def test_fits_a_narrow_screen(open_page: Open, name: str) -> None:
-    page = open_page(name, viewport={"width": 360, "height": 700})
+# texts of table cells and bars that reach beyond the window, or beyond a box that cuts them off
+CUT = """() => {
+  const cut = [];
+  for (const cell of document.querySelectorAll("th, td, .bar-text")) {
+    if (!cell.checkVisibility() || cell.closest(".folded thead")) continue;
+    let low = 0, high = document.documentElement.clientWidth;
+    for (let box = cell; box !== document.documentElement; box = box.parentElement) {
+      if (getComputedStyle(box).overflowX === "visible") continue;
+      const edge = box.getBoundingClientRect();
+      low = Math.max(low, edge.left);
+      high = Math.min(high, edge.right);
+    }
+    const range = document.createRange();
+    range.selectNodeContents(cell);
+    const outside = (text) => text.width && (text.left < low - 1 || text.right > high + 1);
+    if ([...range.getClientRects()].some(outside)) cut.push(cell.textContent);
+  }
+  return cut;
+}"""
+# boxes in which there is nothing to draw
+OPEN = """() => {
+  for (const box of document.querySelectorAll("details:not(:has([data-chart], [data-channel]))")) {
+    box.open = true;
+  }
+}"""
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_number_is_cut_on_any_screen(open_page: Open, name: str) -> None:
+    page = open_page(name)
+    page.evaluate(OPEN)
     for language in ("English", "中文"):
         page.get_by_role("button", name=language).click()
-        drawn(page)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        for width in (1280, 768, 390, 320):
+            page.set_viewport_size({"width": width, "height": 800})
+            for _ in range(50):  # tables fold when they are laid out anew
+                if not (cut := page.evaluate(CUT)):
+                    break
+                page.wait_for_timeout(100)
+            assert cut == [], width
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+AXE = "(rules) => axe.run(document, { resultTypes: ['violations'], ...rules })"
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name != "hostile"])
+def test_the_accessibility_engine_finds_nothing(open_page: Open, axe: str, name: str) -> None:
+    """Every rule of axe-core in the light, contrast in the dark too."""
+    page = open_page(name)
+    drawn(page)
+    page.evaluate(axe)  # from outside of the page, whose policy forbids it to load anything
+    found = page.evaluate(AXE, {})["violations"]
+    page.get_by_role("button", name="Dark").click()
+    found += page.evaluate(AXE, {"runOnly": ["color-contrast"]})["violations"]
+    assert [
+        (v["id"], n["html"][:120], n["failureSummary"]) for v in found for n in v["nodes"]
+    ] == []
 
 
 def test_light_dark_and_paper(open_page: Open) -> None:
@@ -181,7 +256,7 @@ def test_light_dark_and_paper(open_page: Open) -> None:
     assert dark.evaluate(ground) == "rgb(255, 255, 255)"
     assert dark.evaluate(chart) == ink
     assert not dark.locator(".bar").is_visible()
-    assert not dark.locator("#play-sliders").is_visible()
+    assert not dark.locator("[data-journey] input").first.is_visible()
     light.get_by_role("button", name="Dark").click()
     assert light.evaluate(chart) != ink
 
@@ -223,6 +298,8 @@ def test_closed_boxes_are_drawn_when_they_open(open_page: Open) -> None:
     box = page.locator("details.layer").nth(1)
     assert box.get_attribute("open") is None
     assert box.locator("svg").count() == 0
+    box.locator("xpath=ancestor::details/summary").click()
+    assert box.locator("svg").count() == 0
     box.locator("summary").first.click()
     box.locator("[data-chart] svg").first.wait_for()
 
@@ -240,13 +317,135 @@ def test_every_chart_draws_marks(open_page: Open) -> None:
 
 def test_hostile_names_do_nothing_but_show(open_page: Open) -> None:
     page = open_page("hostile")
+    for box in page.locator("details").all():
+        box.evaluate("(e) => { e.open = true }")
     drawn(page)
     page.get_by_role("button", name="中文").click()
     drawn(page)
     assert page.locator("script").count() == 3
-    assert page.locator("main b").count() == 6 + 1  # the facts of the run, nothing of the names
+    assert page.locator("main b").count() == 9  # the facts of the run, nothing of the names
     assert HOSTILE[0] in page.locator("main").inner_text()
     assert "{{7*7}}" in page.locator("main").inner_text()
+
+
+# --- a run ---
+
+
+@pytest.mark.parametrize(("width", "height", "most"), [(1280, 900, 6000), (390, 844, 12_000)])
+def test_the_first_screen_holds_question_answer_and_picture(
+    open_page: Open, files: dict[str, Path], width: int, height: int, most: int
+) -> None:
+    assert files["run"].stat().st_size < 2_000_000
+    page = open_page("run", viewport={"width": width, "height": height})
+    for language in ("English", "中文"):
+        page.get_by_role("button", name=language).click()
+        drawn(page)
+        assert page.evaluate("document.documentElement.scrollHeight") <= most
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        places = [page.locator(p).bounding_box() for p in ("h1", ".lede", "[data-journey]")]
+        bottoms = [box["y"] + box["height"] for box in places if box is not None]
+        assert len(bottoms) == 3
+        # a telephone shows question and answer first, the picture below them
+        assert max(bottoms if width > 1000 else bottoms[:2]) <= height
+    # the numbers are folded, and with them what only a specialist reads
+    advanced = page.locator("td, th").filter(has_text=re.compile("CDNV|κ")).all()
+    assert advanced
+    assert not any(cell.is_visible() for cell in advanced)
+
+
+def test_the_picture_has_the_numbers_of_the_record(open_page: Open) -> None:
+    page = open_page("run", reduced_motion="reduce")
+    figure = page.locator("[data-journey]")
+    history = made_up_run(digits_inspection()).histories[0]
+    steps, epochs = figure.locator("input").all()
+
+    def dots() -> list[float]:
+        return [float(c) for c in figure.locator("circle.mote").evaluate_all(
+            "(all) => all.map((c) => c.getAttribute('cx'))")]  # fmt: skip
+
+    def ticks() -> tuple[float, float]:
+        """Pixels of 0 and pixels per unit of the shared axis."""
+        marks = figure.locator("[data-role=figure] svg > g text[text-anchor=middle]").evaluate_all(
+            "(all) => all.map((t) => [t.textContent.replace('\u2212', '-'), t.getAttribute('x')])"
+        )
+        places = {float(text): float(x) for text, x in marks}
+        ends = sorted(places)
+        return places[0.0], (places[ends[-1]] - places[ends[0]]) / (ends[-1] - ends[0])
+
+    zero, unit = ticks()
+    for t in (0, 11, 20):
+        move(epochs, t)
+        assert figure.get_attribute("data-epoch") == str(t)
+        gamma, beta = history.gamma[t], history.beta[t]
+        z = (np.array(history.x[t]) + 1.2) / math.sqrt(2.25 + 1e-5)
+        wanted = (history.x[t], z, gamma * z + beta, np.maximum(0, gamma * z + beta))
+        for stop, values in enumerate(wanted):
+            move(steps, stop)
+            assert ticks() == (zero, unit)  # all steps and epochs share one axis
+            assert sorted(dots()) == pytest.approx(sorted(zero + unit * np.array(values)), abs=0.2)
+        shares = figure.locator("text.share").all_text_contents()
+        expected = sorted(history.passing[t])
+        assert sorted(float(s.rstrip("%")) / 100 for s in shares) == pytest.approx(
+            expected, abs=0.006
+        )
+        passing = figure.locator("circle.mote.passes").count()
+        assert passing == int((gamma * z + beta > 0).sum())
+    steps.focus()
+    page.keyboard.press("Home")
+    assert figure.get_attribute("data-stop") == "x"
+    move(epochs, 3)
+    figure.get_by_role("button", name="Play").click()
+    assert figure.get_attribute("data-epoch") == "20"  # without motion it goes to the end
+    figure.get_by_role("button", name="Only γ and β learn").click()
+    assert figure.get_by_role("button", name="Only γ and β learn").get_attribute(
+        "aria-pressed"
+    ) == "true"  # fmt: skip
+
+
+def test_training_plays_and_pauses(open_page: Open) -> None:
+    page = open_page("run")
+    figure = page.locator("[data-journey]")
+    move(figure.locator("input").nth(1), 0)
+    figure.get_by_role("button", name="Play").click()
+    expect(figure).to_have_attribute("data-epoch", re.compile(r"^[2-9]|1\d"))
+    figure.get_by_role("button", name="Pause").click()
+    at = figure.get_attribute("data-epoch")
+    page.wait_for_timeout(500)
+    assert figure.get_attribute("data-epoch") == at
+    figure.get_by_text("after ReLU").click()
+    expect(figure).to_have_attribute("data-stop", "a")
+    figure.locator("input").first.press("Home")
+    expect(figure).to_have_attribute("data-stop", "x")
+    expect(figure.locator("[data-now]")).to_have_text("input x")
+
+
+def test_symbols_explain_themselves(open_page: Open) -> None:
+    page = open_page("run")
+    note = page.locator("#note")
+    term = page.locator("header [data-term='J']")
+    for language, words in (("English", "share of the class signal"), ("中文", "类别信号占比")):
+        page.get_by_role("button", name=language).click()
+        page.mouse.move(5, 5)
+        term.hover()
+        assert words in note.inner_text()
+        page.mouse.move(5, 5)
+        assert not note.is_visible()
+        page.locator(".lede").evaluate("(e) => e.querySelector('button').focus()")
+        page.keyboard.press("Shift+Tab")
+        page.keyboard.press("Tab")
+        assert page.locator(":focus").get_attribute("data-term") == "J"
+        assert words in note.inner_text()
+        page.keyboard.press("Escape")
+        assert not note.is_visible()
+    page.get_by_role("button", name="English").click()
+    page.locator("#contest summary").first.click()
+    page.locator("#measures summary").first.click()
+    cell = page.locator("#measures td .term[data-term='CDNV']").first
+    arrow = cell.evaluate("(e) => getComputedStyle(e, '::after').content")
+    assert "↓" in arrow
+    touch = open_page("run", has_touch=True, viewport={"width": 390, "height": 844})
+    touch.locator("header [data-term='γ']").first.tap()
+    assert "scale" in touch.locator("#note").inner_text()
 
 
 # --- the lesson ---
@@ -429,7 +628,7 @@ def test_the_histogram_share_is_near_the_counted_one() -> None:
 
 def test_the_index_sorts_and_opens_what_it_lists(open_page: Open) -> None:
     page = open_page("inspection")
-    table = page.locator("table[data-sortable]")
+    table = page.locator("table[data-sortable]").first
     inspection = digits_inspection()
     places = [str(p + 1) for p in measures.worst_first(inspection)]
     column = "tbody td:nth-child(2)"

@@ -22,8 +22,8 @@ from normscope.report import channels, format, html, measures, verdict
 from normscope.report.charts.training import quantiles
 from normscope.report.inspection import document as inspection_document
 from normscope.report.messages import LANGUAGES, Lang, catalogue
-from normscope.report.page import render_lesson, render_run
-from tests.pages import HOSTILE, digits_inspection, made_up_run, worked_lesson
+from normscope.report.page import render_lesson
+from tests.pages import HOSTILE, digits_inspection, made_up_run, run_page, worked_lesson
 
 FOLDER = Path(normscope.report.__file__).parent
 CHINESE = re.compile("[\u4e00-\u9fff]")
@@ -78,8 +78,8 @@ def pages(lang: Lang = "en") -> dict[str, str]:
     return {
         "lesson": render_lesson(worked_lesson(), lang),
         "inspection": html.page(inspection_document(inspection), lang),
-        "run": render_run(run, worked_lesson(), lang),
-        "domains": render_run(shown, None, lang),
+        "run": run_page(run, lang),
+        "domains": run_page(shown, lang),
     }
 
 
@@ -182,7 +182,8 @@ def test_messages_are_whole_and_used() -> None:
     code = "\n".join(p.read_text(encoding="utf-8") for p in sources)
     own = {k: v for k, v in catalogue().items() if k.startswith(("page.", "live."))}
     built: tuple[str, ...] = tuple(
-        f"page.{part}." for part in ("head", "norm", "status", "stage", "measure", "rank")
+        f"page.{part}."
+        for part in ("head", "norm", "status", "stage", "measure", "rank", "fact", "better")
     )
     built = (*built, "page.series.", "page.play.", "live.")
     for key, texts in own.items():
@@ -209,9 +210,9 @@ def test_hostile_names_stay_text() -> None:
         config=replace(run.config, data=HOSTILE[0], net=HOSTILE[1]),
         environment={HOSTILE[0]: HOSTILE[1]},
     )
-    expected = Parsed(render_run(made_up_run(plain, ("batch", "none", "x")), None, "en"))
+    expected = Parsed(run_page(made_up_run(plain, ("batch", "none", "x")), "en"))
     for page in (
-        Parsed(render_run(run, None, "en")),
+        Parsed(run_page(run, "en")),
         Parsed(html.page(inspection_document(hostile), "en")),
     ):
         assert len(page.inside["script"]) == len(expected.inside["script"])
@@ -219,7 +220,7 @@ def test_hostile_names_stay_text() -> None:
         for name in HOSTILE[:2]:
             assert name in page.text
         assert any("{{7*7}}" in name for name in page.data["channels"][0]["classes"])
-    raw = render_run(run, None, "en")
+    raw = run_page(run, "en")
     assert raw.count("</script>") == len(expected.inside["script"])
     assert "\u2028" not in raw.split('id="data">')[1].split("</script>")[0]
 
@@ -256,7 +257,7 @@ def test_not_finite_numbers_are_said() -> None:
             for s in run.sweeps
         ),
     )
-    page = Parsed(render_run(broken, worked_lesson(), "en"))
+    page = Parsed(run_page(broken, "en"))
     assert page.data["charts"]  # and is JSON
     assert "not finite" in page.text
     assert "nan" not in page.text.lower().split("normalisation")[0]
@@ -267,8 +268,8 @@ def test_empty_states() -> None:
     run = made_up_run(None, ("batch",), seeds=1)
     bare = replace(run, members=(), traces=(), sweeps=(), rows=(), complete=False)
     for record in (run, bare):
-        page = Parsed(render_run(record, None, "zh"))
-        assert "没有对网络做逐层检视" in page.text
+        page = Parsed(run_page(record, "zh"))
+        assert "没有对网络做逐层检查" in page.text
     nothing = replace(digits_inspection(), layers=(), invariance=math.nan)
     page = Parsed(html.page(inspection_document(nothing), "en"))
     assert "no normalisation layer with running statistics" in page.text
@@ -430,20 +431,22 @@ def test_the_interval_is_as_wide_as_the_number_of_seeds_asks(seeds: int, t: floa
 )
 def test_the_winner_is_named_with_its_noise(other: list[float], expected: str) -> None:
     scores = {"batch": [0.97, 0.98, 0.99], "none": other, "per_class": [1.0, 1.0, 1.0]}
-    first, *rest = verdict.of_run(with_accuracies(made_up_run(None), scores))
+    run = with_accuracies(made_up_run(None), scores)
+    first = verdict.winner(run)
     assert first.headline is not None
     assert expected in first.headline.en  # and not the norm that was given the labels
-    assert any(f.headline and "The trap" in f.headline.en for f in rest)
+    assert [f.headline and "The trap" in f.headline.en for f in verdict.trap(run)] == [True]
 
 
 def test_a_stopped_run_says_so() -> None:
     run = replace(made_up_run(None), complete=False)
-    headlines = [f.headline.en for f in verdict.of_run(run) if f.headline]
+    headlines = [f.headline.en for f in verdict.stopped(run) if f.headline]
     assert "The run was stopped before its end" in headlines
 
 
 def test_one_seed_is_no_evidence() -> None:
-    first = verdict.of_run(made_up_run(None, ("batch", "none"), seeds=1))[0]
+    first = verdict.winner(made_up_run(None, ("batch", "none"), seeds=1))
+    assert first.headline is not None
     assert "from a single seed" in first.detail.en
     assert first.headline.en.startswith("One seed decides nothing: ")
     assert first.style == "note"

@@ -3,14 +3,10 @@
 from pathlib import Path
 from typing import assert_type
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 import normscope
 from normscope import records
-from normscope.doctor import Adaptation, Recalibration, Repair
-from normscope.lens import Monitor
 
 
 def seen(model: nn.Module, loader: list[tuple[Tensor, Tensor]]) -> None:

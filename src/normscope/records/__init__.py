@@ -45,7 +45,17 @@ from normscope.records.inspection import (
 )
 from normscope.records.kinds import KINDS, load
 from normscope.records.lesson import ClassValues, Composition, Learning, Lesson, Posterior, Stage
-from normscope.records.run import Epoch, Member, Row, Run, RunConfig, Sweep, Trace
+from normscope.records.run import (
+    ChannelHistory,
+    Counts,
+    Epoch,
+    Member,
+    Row,
+    Run,
+    RunConfig,
+    Sweep,
+    Trace,
+)
 
 __all__ = [
     "KINDS",
@@ -58,12 +68,14 @@ __all__ = [
     "Cause",
     "Change",
     "ChannelGap",
+    "ChannelHistory",
     "ClassValues",
     "Collapse",
     "Comparison",
     "Composition",
     "Confidence",
     "Converted",
+    "Counts",
     "Diagnosis",
     "Difference",
     "Epoch",

@@ -19,6 +19,7 @@ from normscope.report.document import (
     Paragraph,
     Section,
     Table,
+    Terms,
     for_medium,
 )
 from normscope.report.messages import Lang
@@ -35,6 +36,7 @@ NEXT = "See .save_html('page.html') and .to_frame()"
 def brief(document: Document) -> Document:
     """Keep the answer, the tables and the first pictures; all else is on the page."""
     cutter = _Cutter()
+    opening = tuple(cutter.blocks(document.opening))
     first, *others = map(cutter.section, document.sections)
     kept, folded = [first], list[Section]()
     for section in others:
@@ -42,7 +44,8 @@ def brief(document: Document) -> Document:
         (folded if long else kept).append(section)
     *before, last = kept
     details = (Details(section.title, section.blocks) for section in folded)
-    return replace(document, sections=(*before, replace(last, blocks=(*last.blocks, *details))))
+    last = replace(last, blocks=(*last.blocks, *details))
+    return replace(document, opening=opening, sections=(*before, last), picture=None)
 
 
 def lines(document: Document, lang: Lang) -> list[str]:
@@ -57,8 +60,9 @@ def lines(document: Document, lang: Lang) -> list[str]:
 
 
 def _answer(document: Document) -> Iterator[Words]:
-    """Yield the texts of the first section: of a finding with a headline, that alone."""
-    for block in for_medium(document.sections[0].blocks, "terminal"):
+    """Yield the texts of the first screen: of a finding with a headline, that alone."""
+    first = document.opening or document.sections[0].blocks
+    for block in for_medium(first, "terminal"):
         if isinstance(block, Paragraph):
             yield block.text
         elif isinstance(block, Finding):
@@ -92,7 +96,7 @@ class _Cutter:
                 yield from self.details(block)
             elif isinstance(block, Chart | ChannelPlot | Bars | Bells):
                 yield from self.picture(block)
-            elif not isinstance(block, Interactive):  # which only scripts can show
+            elif not isinstance(block, Interactive | Terms):  # which only scripts can show
                 yield block
 
     def details(self, block: Details) -> Iterator[Block]:

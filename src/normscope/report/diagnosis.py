@@ -42,8 +42,8 @@ def document(record: Diagnosis, repaired: Repaired | None = None) -> Document:
     return Document(said(name, model=record.model), tuple(sections), tuple(facts))
 
 
-def repaired(record: Repaired) -> Document:
-    """Show what became of a repair, where its diagnosis is not at hand."""
+def repair(record: Repaired) -> Document:
+    """Show what a repair came to, without the diagnosis before it."""
     return Document(said("doctor.repair.title", model=record.model), (_repair(record),))
 
 

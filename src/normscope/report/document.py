@@ -116,6 +116,23 @@ class Chart:
     spec: Spec
     table: Table
     across: bool = False  # takes the whole width
+    value: Words = ""  # the number that the picture is about, in large type
+
+
+@dataclass(frozen=True)
+class Term:
+    """A symbol, what it means, and whether more of it is better."""
+
+    symbol: str
+    meaning: Text
+    better: Literal["up", "down", ""] = ""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A glossary: the page's script shows each meaning where its symbol stands in a text."""
+
+    terms: tuple[Term, ...]
 
 
 @dataclass(frozen=True)
@@ -221,6 +238,7 @@ Block = (
     | Bells
     | ChannelPlot
     | Interactive
+    | Terms
     | Figures
     | Details
     | Only
@@ -230,12 +248,14 @@ Block = (
 
 @dataclass(frozen=True)
 class Document:
-    """All that is shown of one record; the first section holds the answer."""
+    """All that is shown of one record; the opening, else the first section, holds the answer."""
 
     title: Text
     sections: tuple[Section, ...]
     facts: tuple[tuple[Text, str], ...] = ()
     footer: tuple[Words, ...] = ()
+    opening: tuple[Block, ...] = ()  # under the title, on the first screen
+    picture: Interactive | None = None  # beside the opening
 
 
 def table(
@@ -254,7 +274,10 @@ def parts(document: Document) -> Iterator[Block]:
             if isinstance(block, Section | Details | Figures):
                 yield from inside(block.blocks)
 
-    return inside(document.sections)
+    yield from inside(document.opening)
+    if document.picture is not None:
+        yield document.picture
+    yield from inside(document.sections)
 
 
 def for_medium(blocks: Sequence[Block], medium: Medium) -> Iterator[Block]:

@@ -45,6 +45,8 @@ SCRIPTS = (
     "replay",
     "composition",
     "channels",
+    "journey",
+    "glossary",
     "tables",
     "page",
 )

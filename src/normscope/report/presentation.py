@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from normscope.errors import InputError, MissingExtraError
 from normscope.records import Record
-from normscope.report import html
+from normscope.report import document_of, html
 from normscope.report.brief import lines
 from normscope.report.charts import vega
-from normscope.report.kinds import answer_of, brief_of, document_of, page_of
+from normscope.report.kinds import answer_of, brief_of
 from normscope.report.messages import Lang, locale_language
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def fragment(record: Record) -> str:
 
 def page(record: Record, lang: Lang | None) -> str:
     """Write the page."""
-    return page_of(record, lang or locale_language())
+    return html.page(document_of(record), lang or locale_language())
 
 
 def chart(record: Record, which: int) -> "alt.TopLevelMixin":

@@ -20,12 +20,11 @@ def norm_name(norm: str) -> Text:
 
 
 def comparison(run: Run) -> Table:
-    """One row per normalisation: accuracy with spread, speed, and the rates that train."""
+    """One row per normalisation: accuracy with its spread, before training, without the label."""
     honest = [row.mean for row in run.rows if not row.leaks and math.isfinite(row.mean)]
     without = any(row.without_label is not None for row in run.rows)
-    sweep = bool(run.sweeps)
-    head = ["norm", "accuracy", "spread", *["without_label"] * without]
-    head += ["to_95", *["rates"] * sweep, "parameters", "seconds"]
+    before = any(math.isfinite(row.before) for row in run.rows)
+    head = ["norm", "accuracy", "spread", *["before"] * before, *["without_label"] * without]
     rows, styles = [], []
     for row in run.rows:
         tag = said("page.tag.leaks") if row.leaks else None
@@ -37,21 +36,35 @@ def comparison(run: Run) -> Table:
             Cell(share(row.mean)),
             Cell(said("page.points", points=f"{100 * spread:.2f}") if spread is not None else "-"),
         ]
+        if before:
+            cells.append(Cell(share(row.before) if math.isfinite(row.before) else "-"))
         if without:
             cells.append(Cell(share(row.without_label)))
-        cells.append(Cell("-" if math.isnan(row.epochs_to_95) else number(row.epochs_to_95)))
-        if sweep:
-            low, high = row.lr_lowest, row.lr_highest
-            cells.append(
-                Cell("-" if low is None or high is None else f"{number(low)} – {number(high)}")
-            )
-        cells += [Cell(f"{row.parameters:,}"), Cell(number(row.seconds, digits=3))]
         rows.append(tuple(cells))
         best = not row.leaks and bool(honest) and row.mean == max(honest)
         styles.append("best" if best else "")
-    caption = said("page.comparison.caption", seeds=run.config.seeds, test=run.test_size)
+    key = "page.comparison.caption" if run.config.seeds > 1 else "page.comparison.caption.one"
+    caption = said(key, seeds=run.config.seeds, test=run.test_size)
     heads = tuple(said(f"page.head.{name}") for name in head)
     return Table(caption, heads, tuple(rows), tuple(styles))
+
+
+def costs(run: Run) -> Table:
+    """One row per normalisation: how fast it learns, which rates train it, what it takes."""
+    head = ["norm", "to_95", *["rates"] * bool(run.sweeps), "parameters", "seconds"]
+    rows: list[list[Words]] = []
+    for row in run.rows:
+        cells: list[Words] = [row.norm]
+        cells.append("-" if math.isnan(row.epochs_to_95) else number(row.epochs_to_95))
+        if run.sweeps:
+            low, high = row.lr_lowest, row.lr_highest
+            known = low is not None and high is not None
+            cells.append(f"{number(low or 0)} – {number(high or 0)}" if known else "-")
+        all_learn = row.learning in (None, row.parameters)
+        facts = {"learning": f"{row.learning or 0:,}", "all": f"{row.parameters:,}"}
+        cells.append(facts["all"] if all_learn else said("page.learning", **facts))
+        rows.append([*cells, number(row.seconds, digits=3)])
+    return table(said("page.costs.caption"), [said(f"page.head.{name}") for name in head], rows)
 
 
 def learning_curves(run: Run) -> Table:

@@ -57,8 +57,10 @@ class _Printer:
         return shown(read(words, self.lang))
 
     def document(self, document: Document) -> None:
+        opening = Section(document.title, document.opening)
+        self.section(opening, heading=False)
         for place, section in enumerate(document.sections):
-            self.section(section, heading=place > 0)
+            self.section(section, heading=place > 0 or bool(document.opening))
         if document.footer:
             self.console.print()
         for words in document.footer:

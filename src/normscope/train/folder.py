@@ -21,7 +21,7 @@ class RunFolder:
         telemetry.jsonl     what the normalisation layers did, line by line
         model.safetensors   the network of the first norm and seed
         members/            every finished network, as NORM-SEED/model.safetensors
-        progress/           the network in training, at its last epoch
+        progress/           the network in training, at its last epoch; its earlier epochs
         tensorboard/        events, where they were asked for
 
     Args:
@@ -34,6 +34,7 @@ class RunFolder:
         self.telemetry = root / "telemetry.jsonl"
         self.model = root / "model.safetensors"
         self.checkpoint = root / "progress" / "state.pt"
+        self.snapshots = root / "progress" / "epochs"
 
     def member(self, norm: str, seed: int) -> Path:
         """Return the file of a finished network's weights."""
@@ -54,6 +55,10 @@ class RunFolder:
             raise FileError(f"{shown(self.root)} is a file; name a folder for the run")
         with locked(writable_folder(self.root), "run"):
             yield
+
+    def drop_snapshots(self) -> None:
+        """Remove the earlier epochs of the network that was in training."""
+        shutil.rmtree(self.snapshots, ignore_errors=True)
 
     def start(self, *, overwrite: bool) -> None:
         """Make the folder ready for a new run; an earlier run goes only with `overwrite`.

@@ -1,9 +1,7 @@
 """Records as text for a terminal, in English or Chinese: one file per record."""
 
 from normscope.report.text.lesson import print_lesson
-from normscope.report.text.run import print_run
 
 __all__ = [
     "print_lesson",
-    "print_run",
 ]

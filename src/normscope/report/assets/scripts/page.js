@@ -129,7 +129,9 @@ function whenOpen(element, start) {
 startSwitches();
 for (const box of document.querySelectorAll(".table")) foldable(box);
 if (data.lesson) onLanguage(playground(data.lesson));
+glossary();
 speak(lang);
+for (const host of document.querySelectorAll("[data-journey]")) journey(host, data.histories);
 for (const host of document.querySelectorAll("[data-chart]")) whenOpen(host, () => drawChart(host));
 for (const card of document.querySelectorAll("[data-channel]")) {
   whenOpen(card, () => channelCard(card, data.channels[Number(card.dataset.channel)]));
