@@ -71,7 +71,7 @@ if TYPE_CHECKING:  # the same names as in _WHERE, for editors and type checkers
     from normscope.lens import inspect as inspect
     from normscope.lens.compare import compare as compare
     from normscope.lens.monitor import monitor as monitor
-    from normscope.lesson import lesson as explain  # noqa: F401 (under this name in __all__)
+    from normscope.lesson import explain as explain
     from normscope.moments import Moments as Moments
     from normscope.records import load as load
 
@@ -119,7 +119,6 @@ _WHERE = {
     "ModelError": "errors",
     "NormscopeError": "errors",
 }
-_NAMED_OTHERWISE = {"explain": "lesson"}  # in its module
 _ROOMS = (
     "conversion",
     "doctor",
@@ -140,8 +139,7 @@ __all__ = ["__version__", *_ROOMS, *_WHERE]
 
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
-        module = import_module(f"normscope.{_WHERE[name]}")
-        return getattr(module, _NAMED_OTHERWISE.get(name, name))
+        return getattr(import_module(f"normscope.{_WHERE[name]}"), name)
     if name in _ROOMS:
         return import_module(f"normscope.{name}")
     raise AttributeError(f"normscope has no {name!r}; it has {', '.join(sorted(__all__))}")

@@ -1,5 +1,6 @@
 """normscope repair."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from normscope.cli.app import (
 from normscope.cli.inputs import Checkup
 from normscope.cli.options import with_options
 from normscope.errors import InputError
-from normscope.records import plain
+from normscope.records import CHECKUP
 
 
 @with_options(Checkup)
@@ -83,7 +84,8 @@ def repair(
     record = done.record
     from normscope.report.diagnosis import document
 
-    both = {"kind": "checkup", "diagnosis": plain(found), "repair": plain(record)}
+    parts = {part.kind: json.loads(part.to_json()) for part in (found, record)}
+    both = {"kind": CHECKUP, **parts}
     present(both, document(found, record), language, as_json=as_json, html=html)
     if record.kept and not dry_run:
         if state is None:

@@ -1,29 +1,42 @@
 """normscope report, and what train shows at its end."""
 
+import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from normscope.cli.app import LOCALE, Console, Html, Json, LangOption, known_language, tell
-from normscope.records import Run
+from normscope.cli.app import LOCALE, Console, Html, Json, LangOption, known_language, present, tell
+from normscope.records import CHECKUP, Run
 from normscope.report.messages import Lang
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder, or its run.json.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="What --save, --json or record.save() wrote, of any command; or a run folder."
+        ),
+    ],
     html: Html = None,
     as_json: Json = False,
     lang: LangOption = LOCALE,
 ) -> None:
-    """Show a finished run again: the tables here, the page in a file."""
+    """Show what any command saved: as text here, as a page with --html."""
     language = known_language(lang)
-    from normscope.files import read_text
+    from normscope.records import load_all
+    from normscope.report import document_of
 
-    path = run / "run.json" if run.is_dir() else run
-    record = Run.from_json(read_text(path, "run record"))
-    finish(record, path.parent, as_json, language, html)
+    record, *others = load_all(file)
+    if isinstance(record, Run):
+        folder = file if file.is_dir() else file.parent
+        finish(record, folder, as_json, language, html)
+        return
+    shown: Any = record
+    if others:  # as it was written
+        shown = {"kind": CHECKUP, **{r.kind: json.loads(r.to_json()) for r in (record, *others)}}
+    present(shown, document_of(record, *others), language, as_json=as_json, html=html)
 
 
 def finish(run: Run, folder: Path, as_json: bool, language: Lang, html: Path | None = None) -> None:

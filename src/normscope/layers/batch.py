@@ -15,6 +15,7 @@ from normscope.kernels.reference import ACTIVATIONS
 from normscope.layers.statistics import AS_TORCH, RunningStatistics
 from normscope.moments import Moments
 
+Device = torch.device | str | int | None
 Ranks = dist.ProcessGroup | Literal["world"] | None
 
 
@@ -30,12 +31,23 @@ class Normalizer(RunningStatistics, _BatchNorm):
 
     def __init__(
         self,
-        *args: Any,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
         act: Activation | None = None,
         process_group: Ranks = None,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        # torch before 2.13 has no bias=
+        more: dict[str, Any] = {} if bias else {"bias": False}
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, **more
+        )
         check_settings(self.eps, self.momentum)
         if act is not None and act not in ACTIVATIONS:
             raise ValueError(f"act is {act!r}; it can be None, {listed(ACTIVATIONS)}")
@@ -199,8 +211,33 @@ class BatchNorm3d(Normalizer, nn.BatchNorm3d):
 class _Ghost(Normalizer):
     counts_empty = False
 
-    def __init__(self, num_features: int, ghost_size: int, *args: Any, **kwargs: Any) -> None:
-        super().__init__(num_features, *args, **kwargs)
+    def __init__(
+        self,
+        num_features: int,
+        ghost_size: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        act: Activation | None = None,
+        process_group: Ranks = None,
+    ) -> None:
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            bias=bias,
+            act=act,
+            process_group=process_group,
+        )
         if ghost_size < 1:
             raise InputError(f"ghost_size is {ghost_size}; at least 1 sample per chunk is needed")
         if self.process_group is not None:

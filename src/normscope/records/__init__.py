@@ -43,7 +43,7 @@ from normscope.records.inspection import (
     Work,
     WorkName,
 )
-from normscope.records.kinds import KINDS, load
+from normscope.records.kinds import CHECKUP, KINDS, load, load_all
 from normscope.records.lesson import ClassValues, Composition, Learning, Lesson, Posterior, Stage
 from normscope.records.run import (
     ChannelHistory,
@@ -58,6 +58,7 @@ from normscope.records.run import (
 )
 
 __all__ = [
+    "CHECKUP",
     "KINDS",
     "SCHEMA",
     "SEVERITIES",
@@ -117,5 +118,6 @@ __all__ = [
     "Work",
     "WorkName",
     "load",
+    "load_all",
     "plain",
 ]
