@@ -42,6 +42,7 @@ from normscope.records import (
     Trace,
 )
 from normscope.report import bench, conversion, diagnosis, difference, html, inspection
+from normscope.report import lesson as lesson_report
 from normscope.report import run as run_report
 from normscope.report.document import Document
 from normscope.report.messages import Lang
@@ -194,6 +195,7 @@ def documents() -> dict[str, Document]:
         "inspection": inspection.document(digits_inspection()),
         "difference": difference.document(compared()),
         "bench": bench.document(made_up_bench()),
+        "lesson": lesson_report.document(worked_lesson()),
         "run": run_report.document(made_up_run(digits_inspection())),
     }
 

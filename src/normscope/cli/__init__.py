@@ -12,7 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from normscope.cli import bench, convert, diagnose, env, explain, inspect, repair, report, train
+from normscope.cli import (
+    bench,
+    convert,
+    diagnose,
+    env,
+    explain,
+    inspect,
+    playground,
+    repair,
+    report,
+    train,
+)
 from normscope.cli.app import Console, app
 from normscope.errors import NormscopeError
 
@@ -20,6 +31,7 @@ __all__ = ["app", "main"]
 
 COMMANDS = (
     explain.explain,
+    playground.playground,
     train.train,
     inspect.inspect,
     diagnose.diagnose,

@@ -44,7 +44,15 @@ from normscope.records.inspection import (
     WorkName,
 )
 from normscope.records.kinds import CHECKUP, KINDS, load, load_all
-from normscope.records.lesson import ClassValues, Composition, Learning, Lesson, Posterior, Stage
+from normscope.records.lesson import (
+    ClassValues,
+    Composition,
+    Learning,
+    Lesson,
+    Posterior,
+    Recovery,
+    Stage,
+)
 from normscope.records.run import (
     ChannelHistory,
     Counts,
@@ -95,6 +103,7 @@ __all__ = [
     "Posterior",
     "Race",
     "Record",
+    "Recovery",
     "Repaired",
     "Row",
     "Run",

@@ -13,6 +13,7 @@ _OF = {  # the kind of a record -> the module and the function that make its doc
     "diagnosis": ("diagnosis", "document"),
     "difference": ("difference", "document"),
     "inspection": ("inspection", "document"),
+    "lesson": ("lesson", "document"),
     "repair": ("diagnosis", "repair"),
     "run": ("run", "document"),
 }

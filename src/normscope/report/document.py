@@ -174,6 +174,15 @@ class Bells:
 
 
 @dataclass(frozen=True)
+class NumberLine:
+    """Values of several classes on one line, and the cuts that part them."""
+
+    classes: tuple[tuple[float, ...], ...]
+    cuts: tuple[float, ...] = ()
+    digits: int = 4  # of the numbers beside it
+
+
+@dataclass(frozen=True)
 class ChannelPlot:
     """One channel, class by class, with its gate to move; `data` is for the page's script."""
 
@@ -189,6 +198,9 @@ class Interactive:
     template: str  # its name in assets/templates
     values: Mapping[str, Any] = field(default_factory=dict)  # that the template uses
     data: Mapping[str, Any] = field(default_factory=dict)  # that the scripts read, by name
+    scripts: tuple[str, ...] = ()  # the sources that move it, each using what stands before it
+    style: str = ""
+    messages: tuple[str, ...] = ()  # how the keys begin of the sentences that the scripts say
 
 
 @dataclass(frozen=True)
@@ -236,6 +248,7 @@ Block = (
     | Chart
     | Bars
     | Bells
+    | NumberLine
     | ChannelPlot
     | Interactive
     | Terms

@@ -22,6 +22,7 @@ from normscope.report.document import (
     Section,
 )
 from normscope.report.format import number, percent
+from normscope.report.html import asset
 
 LAYERS = 24  # with pictures of their own; all others have their numbers
 NO_BATCH_NORM = ("none", "layer")
@@ -37,7 +38,8 @@ def document(run: Run) -> Document:
         _numbers(run),
     ]
     drawings = journey.drawings(run)
-    picture = Interactive("journey.html.j2", data={"histories": drawings}) if drawings else None
+    script = asset("scripts/journey.js")
+    picture = Interactive("journey.html.j2", data={"histories": drawings}, scripts=(script,))
     title = _title(run)
     return Document(
         title=title,
@@ -45,7 +47,7 @@ def document(run: Run) -> Document:
         facts=tuple((said(f"page.fact.{name}"), value) for name, value in _facts(run)),
         footer=(_footer(run),),
         opening=tuple(_opening(run)),
-        picture=picture,
+        picture=picture if drawings else None,
     )
 
 

@@ -4,10 +4,10 @@ import math
 from statistics import fmean
 from typing import TypeVar
 
-from normscope.records import Lesson, Member, Run
+from normscope.records import Member, Run
 from normscope.report.bilingual import Text, Words, said
 from normscope.report.document import Cell, Table, table
-from normscope.report.format import figure, number, share
+from normscope.report.format import number, share
 from normscope.report.messages import catalogue
 
 Item = TypeVar("Item")
@@ -140,66 +140,3 @@ def thinned(items: list[Item], most: int = 13) -> list[Item]:
     if len(items) <= most:
         return items
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
-
-
-def lesson_stages(lesson: Lesson) -> Table:
-    """Every class at every stage, as `explain` prints it."""
-    rows, styles = [], []
-    for stage in lesson.stages:
-        title = said(f"lesson.{stage.name}.title", starts=len(lesson.learning))
-        for k, c in enumerate(stage.classes, 1):
-            values = ", ".join(number(v) for v in c.values[:12])
-            values += ", …" if len(c.values) > 12 else ""
-            rows.append(
-                (
-                    Cell(title if k == 1 else "", "name"),
-                    Cell(str(k)),
-                    Cell(values, "text"),
-                    *(Cell(figure(v)) for v in (c.mean, c.var, c.min, c.max, c.gamma, c.beta)),
-                )
-            )
-            styles.append("first" if k == 1 else "")
-    names = ("stage", "class", "values", "mean", "variance", "min", "max")
-    head: list[Words] = [*(said(f"page.head.{n}") for n in names), "γ", "β"]
-    return Table(said("page.lesson.stages.caption"), head, tuple(rows), tuple(styles))
-
-
-def posteriors(lesson: Lesson) -> Table:
-    """The probability of every class for every value."""
-    classes = len(lesson.stages[0].classes)
-    rows: list[list[Words]] = [
-        [number(p.value), str(p.truth + 1), *(figure(v, 3) for v in p.probability)]
-        for p in lesson.posteriors
-    ]
-    head = [said("page.head.value"), said("page.head.truth")]
-    head += [said("page.head.of_class", k=k + 1) for k in range(classes)]
-    return table(said("page.lesson.posteriors.caption"), [*head], rows)
-
-
-def composition(lesson: Lesson) -> Table:
-    """The share of class signal left, predicted and measured."""
-    rows: list[list[Words]] = [
-        [number(c.r), str(c.m), figure(c.predicted), figure(c.measured)] for c in lesson.composition
-    ]
-    names = ("r", "m", "predicted", "measured")
-    return table(
-        said("page.lesson.composition.caption"), [said(f"page.head.{n}") for n in names], rows
-    )
-
-
-def learning(lesson: Lesson) -> Table:
-    """Where each random start ended."""
-    rows: list[list[Words]] = [
-        [
-            str(start.seed),
-            figure(start.loss[0], 3),
-            figure(start.loss[-1], 3),
-            share(start.accuracy[0]),
-            share(start.accuracy[-1]),
-        ]
-        for start in lesson.learning
-    ]
-    names = ("start", "loss_first", "loss_last", "accuracy_first", "accuracy_last")
-    return table(
-        said("page.lesson.learning.caption"), [said(f"page.head.{n}") for n in names], rows
-    )
