@@ -28,12 +28,17 @@ def repair(
     given: Checkup,
     out: Annotated[Path, typer.Option(help="Write the repaired weights here, as safetensors.")],
     remedy: Annotated[
-        str, typer.Option(help="Names with commas, instead of those that findings name.")
+        str,
+        typer.Option(
+            help="Try these remedies, with commas, instead of those that fit the findings."
+        ),
     ] = "",
     force: Annotated[
         bool, typer.Option("--force", help="Keep what does not help, or what no data can judge.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report only.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
+    ] = False,
     html: Html = None,
     as_json: Json = False,
     lang: LangOption = LOCALE,
