@@ -164,7 +164,7 @@ def _check_storage(name: str, tensor: Tensor | None) -> None:
 
 
 def plain(tensor: Tensor | None) -> Any:
-    """The same values as memory that loops can read: no negated view, no zeros without memory."""
+    """Copy the same values to memory that loops can read: no negated view, no zeros alone."""
     if tensor is None:
         return None
     if tensor._is_zerotensor():
@@ -173,7 +173,7 @@ def plain(tensor: Tensor | None) -> Any:
 
 
 def checked_groups(groups: Tensor, x: Tensor, num_groups: int) -> Tensor:
-    """The groups as int64 on x's device, each in 0..num_groups-1 (not asked under a compiler)."""
+    """Check the groups: int64 on x's device, in 0..num_groups-1 (not asked under a compiler)."""
     if groups.dtype.is_floating_point or groups.dtype.is_complex or groups.dtype == torch.bool:
         raise TypeError(f"groups are {groups.dtype}; they must be integers, one per sample")
     if groups.shape != (x.shape[0],):
@@ -192,7 +192,7 @@ def checked_groups(groups: Tensor, x: Tensor, num_groups: int) -> Tensor:
 
 
 def checked_mask(mask: Tensor, x: Tensor) -> Tensor:
-    """The mask as (N, 1, *S)."""
+    """Return the mask as (N, 1, *S)."""
     if mask.dtype != torch.bool:
         raise TypeError(f"mask is {mask.dtype}; it must be torch.bool, True where a value counts")
     n, positions = x.shape[0], x.shape[2:]
@@ -209,5 +209,5 @@ def checked_mask(mask: Tensor, x: Tensor) -> Tensor:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The allowed values, for a message."""
+    """Return the allowed values, for a message."""
     return ", ".join(repr(name) for name in names)

@@ -4,7 +4,7 @@ import os
 
 
 def shown(path: str | os.PathLike[str], keep: str = "") -> str:
-    """A path or name as clean text: control characters and undecodable bytes are spelled out.
+    """Write a path or name as clean text: control characters and undecodable bytes are spelled out.
 
     Names in files of others may hold what a terminal obeys, or what turns the order of letters.
 
@@ -26,7 +26,7 @@ class NormscopeError(Exception):
     told = False  # by another rank of the same run
 
     def __str__(self) -> str:
-        """The message; names in it cannot give a terminal orders."""
+        """Return the message; names in it cannot give a terminal orders."""
         return shown(super().__str__(), keep="\n")
 
 

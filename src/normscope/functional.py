@@ -295,7 +295,7 @@ def update_running(
     skip_nonfinite: bool = False,
     count_empty: bool = True,
 ) -> Tensor:
-    """running = (1 - momentum) * running + momentum * batch, in place, unbiased variance.
+    """Set running = (1 - momentum) * running + momentum * batch, in place, unbiased variance.
 
     Args:
         running_mean: (K, C), or (C,): the groups of the batch are then pooled first.
@@ -341,7 +341,7 @@ def update_running(
 def _stored(
     running_mean: Tensor | None, running_var: Tensor | None, num_groups: int
 ) -> tuple[Tensor, Tensor] | None:
-    """The running statistics as (1 or num_groups, C) views; None where they are not tracked."""
+    """View the running statistics as (1 or num_groups, C); None where they are not tracked."""
     if running_mean is None or running_var is None:
         return None
     shape = (-1 if running_mean.numel() else num_groups, running_mean.shape[-1])

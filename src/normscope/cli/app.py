@@ -84,7 +84,7 @@ def progress_bar(quiet: bool, batches: int | None = None) -> AbstractContextMana
 
 
 def known_language(lang: str) -> Lang:
-    """The language, or one sentence on which there are."""
+    """Return the language, or say in one sentence which there are."""
     for known in LANGUAGES:
         if lang == known:
             return known
@@ -92,7 +92,7 @@ def known_language(lang: str) -> Lang:
 
 
 def numbers(option: str, text: str) -> list[float]:
-    """What an option holds, as numbers."""
+    """Read an option as numbers."""
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as problem:
@@ -102,7 +102,7 @@ def numbers(option: str, text: str) -> list[float]:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """The parts of a text with commas."""
+    """Split a text at its commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 

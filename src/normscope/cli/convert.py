@@ -91,7 +91,7 @@ def _options(pairs: list[str]) -> dict[str, Any]:
 
 
 def _batch(shape: str | None) -> Any:
-    """Standard normal numbers in the shape that was asked for."""
+    """Draw standard normal numbers in the shape that was asked for."""
     import torch
 
     sizes = (shape or "").split(",")

@@ -65,7 +65,7 @@ def explain(
 
 
 def _check(code: str, as_json: bool, language: Lang) -> None:
-    """What one of the doctor's checks looks for, why, and what to do."""
+    """Say what one of the doctor's checks looks for, why, and what to do."""
     from normscope.report.messages import catalogue, say
 
     codes = sorted({key.split(".")[1] for key in catalogue() if key.startswith("doctor.NS")})

@@ -89,7 +89,7 @@ class Inputs:
     def loaded(
         self, batch_size: int, test_size: int | None = None
     ) -> "tuple[nn.Module, str, ModelData | None]":
-        """The model, its name, and the data."""
+        """Return the model, its name, and the data."""
         from normscope.train.model_data import TEST_SIZE, data_for_model, data_for_run
 
         assert self.model is not None, "checked before"
@@ -182,12 +182,12 @@ class Checkup(Inputs):
             self.needs("--data or --loader", "name data", "forward", "metric", "loss")
 
     def of_training(self) -> dict[str, float]:
-        """What a checkpoint does not say, where it was given."""
+        """Return what a checkpoint does not say, where it was given."""
         given = {"momentum": self.momentum, "eps": self.eps}
         return {name: value for name, value in given.items() if value is not None}
 
     def arguments(self, network: "nn.Module | None", data: "ModelData | None") -> dict[str, Any]:
-        """What diagnose and repair of the library share, by their names there.
+        """Return what diagnose and repair of the library share, by their names there.
 
         Batches are read by one reader, so that an iterator serves both.
         """
@@ -209,7 +209,7 @@ class Checkup(Inputs):
         return given
 
     def _in_use(self, live: str) -> Iterable[Any]:
-        """The test part of --live, or all that a loader gives."""
+        """Return the test part of --live, or all that a loader gives."""
         from normscope.train.model_data import data_for_model, data_for_run
 
         sizes = (self.batch_size, self.batch_size)
@@ -229,7 +229,7 @@ def checked_spec(option: str, spec: str) -> tuple[str, str]:
 
 
 def named(option: str, spec: str | None) -> Any:
-    """The function that an option names, as it is."""
+    """Return the function that an option names, as it is."""
     if spec is None:
         return None
     from normscope.probe.load import made

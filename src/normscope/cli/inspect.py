@@ -67,7 +67,7 @@ def inspect(
     as_json: Json = False,
     lang: LangOption = LOCALE,
 ) -> None:
-    """What each normalisation layer of a model does to each class of a data set, in one pass."""
+    """Show what each normalisation layer of a model does to each class of the data, in one pass."""
     language = known_language(lang)
     if bool(given.model) + merge + compare != 1 or bool(files) != (merge or compare):
         raise InputError("give --model, or --merge with files, or --compare with two files")
@@ -127,7 +127,7 @@ def _passed(
     language: Lang,
     memory_limit: int,
 ) -> tuple["InspectionState", bool]:
-    """What passed, and whether Ctrl-C came before the end."""
+    """Run the pass; return what passed, and whether Ctrl-C came before the end."""
     from normscope.lens import InspectionState, accumulate, memory_needed
     from normscope.train import ranks
 

@@ -40,7 +40,7 @@ class Imported(NamedTuple):
 def from_keras(
     weights: Mapping[str, Any], *, eps: float = 1e-3, momentum: float = 0.99, count: int = 0
 ) -> Imported:
-    """The batch norms of a Keras model.
+    """Read the batch norms of a Keras model.
 
         weight = gamma, bias = beta, running_mean = moving_mean, running_var = moving_variance
         momentum = 1 - Keras's momentum
@@ -74,7 +74,7 @@ def from_keras(
 def from_flax(
     variables: Mapping[str, Any], *, eps: float = 1e-5, momentum: float = 0.99, count: int = 0
 ) -> Imported:
-    """The batch norms of a Flax model, linen or nnx.
+    """Read the batch norms of a Flax model, linen or nnx.
 
         weight = scale, bias = bias, running_mean = mean, running_var = var
         momentum = 1 - Flax's momentum
@@ -104,7 +104,7 @@ def from_flax(
 def from_inplace_abn(
     state: Mapping[str, Tensor], *, eps: float = 1e-5, only: Iterable[str] = ()
 ) -> dict[str, Tensor]:
-    """A state dict with the InPlaceABN layers of inplace_abn, for plain batch norm.
+    """Read a state dict with the InPlaceABN layers of inplace_abn, for plain batch norm.
 
         weight = abs(weight) + eps
 
@@ -203,7 +203,7 @@ def _leaves(variables: Mapping[str, Any], above: Path = ()) -> list[tuple[Path, 
 
 
 def _row(name: str, value: Any) -> Tensor:
-    """An array of any library as a tensor of its own, (C,)."""
+    """Copy an array of any library to a tensor of its own, (C,)."""
     if not isinstance(value, Tensor):
         array = np.array(value)
         # bfloat16 of other libraries is no dtype of numpy's own

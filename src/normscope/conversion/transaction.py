@@ -203,7 +203,7 @@ def _chosen(model: nn.Module, only: tuple[str, ...]) -> list[tuple[str, nn.Modul
 
 
 def _class(layer: nn.Module, plain: Plain, new: nn.Module, kind: Kind) -> type[nn.Module]:
-    """The class that the layer gets: the new one's, with what the user's own adds."""
+    """Return the class that the layer gets: the new one's, with what the user's own adds."""
     target, cls = type(new), type(layer)
     origin = getattr(cls, "origin", cls)
     if kind == "torch" and issubclass(origin, target):

@@ -59,7 +59,7 @@ class Adaptation:
     _before: ModelSnapshot = field(repr=False)
 
     def undo(self) -> nn.Module:
-        """The model as it was, to the byte; returns it."""
+        """Bring the model back as it was, to the byte; return it."""
         self._before.rollback()
         return self.model
 

@@ -208,7 +208,7 @@ def _causes(
     findings: Sequence[Finding],
     on_progress: Progress | None,
 ) -> tuple[Cause, ...]:
-    """The causes of the gap by how much of it goes when each alone is mended."""
+    """Order the causes of the gap by how much of it goes when each alone is mended."""
     attribution, data = case.attribution, case.data
     if attribution is None or data is None:
         return ()

@@ -65,7 +65,7 @@ class Composition:
         return (self.pairs / self.of - self.chance) / (1 - self.chance)
 
     def fixed_places(self) -> float:
-        """The same over batches at one place of the batch; NaN with fewer than four batches."""
+        """Compute the same over batches at one place of them; NaN with fewer than four batches."""
         size = len(self.columns[0]) if self.columns else 0
         whole = [c for c in self.columns if len(c) == size]
         if len(whole) < 4 or self.chance > 1 - 1e-9:
@@ -406,5 +406,5 @@ def _leak(
 
 
 def norms_by_name(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers whose inputs are measured: with statistics per channel or per condition."""
+    """Return the layers whose inputs are measured: with statistics per channel or per condition."""
     return {n.name: n.module for n in probe.find_norms(model) if n.skipped is None}

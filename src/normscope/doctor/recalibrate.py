@@ -172,7 +172,7 @@ def recalibrate(
 def chosen(
     model: nn.Module, only: tuple[str, ...] = ()
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """The layers whose statistics can be measured, and why others are left.
+    """Return the layers whose statistics can be measured, and why others are left.
 
     Raises:
         InputError: a pattern that fits no normalisation layer.
@@ -209,7 +209,7 @@ def measured(
     *,
     dropout: bool = False,
 ) -> tuple[dict[str, list[MomentStream]], list[str]]:
-    """The moments at every layer's entry, one stream per call, and the order of first calls.
+    """Measure the moments at every layer's entry, a stream per call, and the order of first calls.
 
     With dropout, it drops as in training.
     """
@@ -351,7 +351,7 @@ def _agree(group: dist.ProcessGroup | None, *, ok: bool) -> None:
 
 
 def _shared_order(order: list[str], group: dist.ProcessGroup | None) -> list[str]:
-    """The order of first calls; of the first rank that has data."""
+    """Return the order of first calls; of the first rank that has data."""
     if group is None:
         return order
     _agree(group, ok=True)
@@ -367,7 +367,7 @@ def _joined(
     names: list[str],
     group: dist.ProcessGroup | None,
 ) -> dict[str, list[MomentStream]]:
-    """The streams, or of all ranks together: one stream whose blocks are those of every rank."""
+    """Return the streams, or of all ranks: one stream whose blocks are those of every rank."""
     if group is None:
         return {name: streams[name] for name in names if name in streams}
     _agree(group, ok=True)

@@ -41,7 +41,7 @@ class Repair:
         self.model, self.record, self._before = model, record, before
 
     def undo(self) -> nn.Module:
-        """The model as it was before, to the byte; returns it."""
+        """Bring the model back as it was before, to the byte; return it."""
         self._before.rollback()
         return self.model
 

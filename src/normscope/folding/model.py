@@ -59,7 +59,7 @@ class Folding:
 @kept_generators()  # tracing runs the forward
 @torch.no_grad()
 def fold(model: nn.Module) -> Folding:
-    """A copy of a model for inference, with batch norms folded into their linear neighbours.
+    """Copy a model for inference, with batch norms folded into their linear neighbours.
 
         scale = weight / sqrt(running_var + eps),  shift = bias - running_mean * scale
         norm(W x + b) = (scale W) x + (scale b + shift)     into the neighbour before, or else
@@ -128,7 +128,7 @@ def _fold(flow: Flow, name: str) -> str:
 
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    """The floating point tensors that a copy of a model gives in eval()."""
+    """Run a copy of a model in eval() and return its floating point tensors."""
     with kept_generators(0), torch.no_grad():
         try:
             leaves = tree_leaves(copied(model).eval()(*inputs))

@@ -279,7 +279,7 @@ def _whole_batches() -> Iterator[Callable[[], None]]:
 
 
 def class_labels(batch: Batch, classes: int | None) -> Tensor:
-    """The labels of a batch as classes, (N,) int64.
+    """Return the labels of a batch as classes, (N,) int64.
 
     Raises:
         InputError: none, of another shape or kind, or out of range.

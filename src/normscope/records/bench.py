@@ -65,7 +65,7 @@ class Race:
     absent: dict[str, str] = field(default_factory=dict)  # peer -> why it was not measured
 
     def of(self, peer: str) -> Timing | None:
-        """The timing of one peer; None where it was not measured."""
+        """Return the timing of one peer; None where it was not measured."""
         return next((t for t in self.timings if t.peer == peer), None)
 
 
