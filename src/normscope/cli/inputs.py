@@ -34,7 +34,7 @@ class Inputs:
     model: Annotated[
         str | None,
         typer.Option(
-            help="The model: path/file.py:function that returns it, pkg.module:function, timm:NAME, "
+            help="The model: path/file.py:function that makes it, pkg.module:function, timm:NAME, "
             "or a run folder."
         ),
     ] = None

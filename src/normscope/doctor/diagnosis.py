@@ -85,6 +85,15 @@ def diagnose(
         InputError: an unknown code, a loader that fails or is empty.
         ModelError: no layer with running statistics, a forward that fails.
         FileError: a checkpoint that cannot be read.
+
+    >>> import torch
+    >>> import normscope
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+    >>> batches = [(torch.randn(32, 4), torch.arange(32) % 2) for _ in range(4)]
+    >>> with torch.no_grad():
+    ...     net[1].running_mean += 3  # statistics that are not those of the data
+    >>> "NS003" in normscope.diagnose(net, batches).codes
+    True
     """
     checks = _checks(tuple(select), thresholds or {})
     goal = Goal(metric, loss)

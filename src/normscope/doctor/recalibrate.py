@@ -138,6 +138,14 @@ def recalibrate(
 
     Source: Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3 (population
     statistics); Chan, Golub, LeVeque 1979 (merging).
+
+    >>> import torch
+    >>> import normscope
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+    >>> batches = [(torch.randn(32, 4), torch.arange(32) % 2) for _ in range(4)]
+    >>> done = normscope.recalibrate(net, batches)
+    >>> [layer.name for layer in done.layers], done.batches
+    (['1'], 4)
     """
     if propagate not in ("batch", "sequential"):
         raise InputError(f'propagate is {propagate!r}; it can be "batch" or "sequential"')

@@ -102,6 +102,18 @@ def repair(
     Raises:
         InputError: an unknown remedy, a loader that fails or is empty.
         ModelError: a forward that fails.
+
+    >>> import torch
+    >>> import normscope
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+    >>> batches = [(torch.randn(32, 4), torch.arange(32) % 2) for _ in range(4)]
+    >>> with torch.no_grad():
+    ...     net[1].running_mean += 3
+    >>> done = normscope.repair(net, normscope.diagnose(net, batches), batches)
+    >>> done.record.kept
+    ('recalibrate',)
+    >>> net is done.undo()
+    True
     """
     check_runnable(model, writes=True)
     plan = _plan(diagnosis, tuple(remedies))

@@ -191,19 +191,39 @@ class BatchNorm1d(Normalizer, nn.BatchNorm1d):
         RuntimeError: wrong number of channels or mixed dtypes.
 
     Source: Ioffe and Szegedy 2015, "Batch Normalization", algorithms 1 and 2.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.BatchNorm1d(3, act="relu")
+    >>> layer(torch.randn(8, 3)).shape
+    torch.Size([8, 3])
     """
 
     ranks = (2, 3)
 
 
 class BatchNorm2d(Normalizer, nn.BatchNorm2d):
-    """Batch norm over (N, C, H, W), a drop-in for `torch.nn.BatchNorm2d`; see `BatchNorm1d`."""
+    """Batch norm over (N, C, H, W), a drop-in for `torch.nn.BatchNorm2d`; see `BatchNorm1d`.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.BatchNorm2d(3, act="relu")
+    >>> layer(torch.randn(8, 3, 5, 5)).shape
+    torch.Size([8, 3, 5, 5])
+    """
 
     ranks = (4,)
 
 
 class BatchNorm3d(Normalizer, nn.BatchNorm3d):
-    """Batch norm over (N, C, D, H, W), a drop-in for `torch.nn.BatchNorm3d`; see `BatchNorm1d`."""
+    """Batch norm over (N, C, D, H, W), a drop-in for `torch.nn.BatchNorm3d`; see `BatchNorm1d`.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.BatchNorm3d(3, act="relu")
+    >>> layer(torch.randn(8, 3, 2, 5, 5)).shape
+    torch.Size([8, 3, 2, 5, 5])
+    """
 
     ranks = (5,)
 
@@ -270,18 +290,38 @@ class GhostBatchNorm1d(_Ghost):
         As `BatchNorm1d`.
 
     Source: Hoffer, Hubara, Soudry 2017, "Train longer, generalize better", algorithm 1.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.GhostBatchNorm1d(3, ghost_size=4)
+    >>> layer(torch.randn(8, 3)).shape
+    torch.Size([8, 3])
     """
 
     ranks = (2, 3)
 
 
 class GhostBatchNorm2d(_Ghost):
-    """Ghost batch norm over (N, C, H, W); see `GhostBatchNorm1d`."""
+    """Ghost batch norm over (N, C, H, W); see `GhostBatchNorm1d`.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.GhostBatchNorm2d(3, ghost_size=4)
+    >>> layer(torch.randn(8, 3, 5, 5)).shape
+    torch.Size([8, 3, 5, 5])
+    """
 
     ranks = (4,)
 
 
 class GhostBatchNorm3d(_Ghost):
-    """Ghost batch norm over (N, C, D, H, W); see `GhostBatchNorm1d`."""
+    """Ghost batch norm over (N, C, D, H, W); see `GhostBatchNorm1d`.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.GhostBatchNorm3d(3, ghost_size=4)
+    >>> layer(torch.randn(8, 3, 2, 5, 5)).shape
+    torch.Size([8, 3, 2, 5, 5])
+    """
 
     ranks = (5,)

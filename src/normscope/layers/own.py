@@ -131,18 +131,38 @@ class EvalNorm1d(_EvalNorm):
     Source: Singh and Shrivastava 2019, "EvalNorm: estimating batch normalization statistics for
     evaluation"; Summers and Dinneen 2020, "Four things everyone should know to improve batch
     normalization", section 3.1 (example weighing at inference).
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.EvalNorm1d(3, own_weight=0.1)
+    >>> layer(torch.randn(8, 3)).shape
+    torch.Size([8, 3])
     """
 
     ranks = (2, 3)
 
 
 class EvalNorm2d(_EvalNorm):
-    """Batch norm over (N, C, H, W) that looks at the sample itself; see `EvalNorm1d`."""
+    """Batch norm over (N, C, H, W) that looks at the sample itself; see `EvalNorm1d`.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.EvalNorm2d(3, own_weight=0.1)
+    >>> layer(torch.randn(8, 3, 5, 5)).shape
+    torch.Size([8, 3, 5, 5])
+    """
 
     ranks = (4,)
 
 
 class EvalNorm3d(_EvalNorm):
-    """Batch norm over (N, C, D, H, W) that looks at the sample itself; see `EvalNorm1d`."""
+    """Batch norm over (N, C, D, H, W) that looks at the sample itself; see `EvalNorm1d`.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.EvalNorm3d(3, own_weight=0.1)
+    >>> layer(torch.randn(8, 3, 2, 5, 5)).shape
+    torch.Size([8, 3, 2, 5, 5])
+    """
 
     ranks = (5,)

@@ -123,18 +123,38 @@ class BatchRenorm1d(_Renorm):
         As `BatchNorm1d`; ValueError also for limits out of range.
 
     Source: Ioffe 2017, "Batch renormalization", algorithm 1.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.BatchRenorm1d(3, r_max=2.0)
+    >>> layer(torch.randn(8, 3)).shape
+    torch.Size([8, 3])
     """
 
     ranks = (2, 3)
 
 
 class BatchRenorm2d(_Renorm):
-    """Batch renormalisation over (N, C, H, W); see `BatchRenorm1d`."""
+    """Batch renormalisation over (N, C, H, W); see `BatchRenorm1d`.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.BatchRenorm2d(3, r_max=2.0)
+    >>> layer(torch.randn(8, 3, 5, 5)).shape
+    torch.Size([8, 3, 5, 5])
+    """
 
     ranks = (4,)
 
 
 class BatchRenorm3d(_Renorm):
-    """Batch renormalisation over (N, C, D, H, W); see `BatchRenorm1d`."""
+    """Batch renormalisation over (N, C, D, H, W); see `BatchRenorm1d`.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.BatchRenorm3d(3, r_max=2.0)
+    >>> layer(torch.randn(8, 3, 2, 5, 5)).shape
+    torch.Size([8, 3, 2, 5, 5])
+    """
 
     ranks = (5,)

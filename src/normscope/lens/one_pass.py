@@ -77,6 +77,16 @@ def inspect(
             that fails.
         ModelError: no layer to follow, a forward that fails, an activation that is not finite,
             too many classes and channels for memory.
+
+    >>> import torch
+    >>> import normscope
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+    >>> batches = [(torch.randn(32, 4), torch.arange(32) % 2) for _ in range(4)]
+    >>> seen = normscope.inspect(net, batches, model_name="net", data_name="noise")
+    >>> [layer.name for layer in seen.layers]
+    ['1']
+    >>> seen.layers[0].invariance < 1e-5  # the layer took no class information away
+    True
     """
     state = InspectionState(model_name, data_name, None if classes is None else tuple(classes))
     known, passed = expected(batches, batch_limit), count(1)

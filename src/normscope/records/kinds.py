@@ -32,6 +32,11 @@ def load(path: str | os.PathLike[str]) -> Record:
     Raises:
         FileError: the file cannot be read.
         InputError: it holds no record, or one of another version.
+
+    >>> import normscope
+    >>> path = normscope.explain(seeds=1).save("lesson.json")
+    >>> normscope.load(path).kind
+    'lesson'
     """
     return load_all(path)[0]
 
