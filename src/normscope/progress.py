@@ -27,7 +27,7 @@ def bar(
     wanted: bool | None = None,
     total: int = 0,
     *,
-    patience: float = PATIENCE,
+    patience: float | None = None,
     console: Console | None = None,
 ) -> Iterator[Progress]:
     """Show a bar with the time left while the body runs, then take it away.
@@ -38,7 +38,7 @@ def bar(
     Args:
         wanted: None: in a notebook, or where stderr is a terminal.
         total: stands for an unknown number of steps.
-        patience: seconds in which it does not yet appear.
+        patience: seconds in which it does not yet appear; None: PATIENCE.
         console: of rich, where the bar is drawn; None: stderr.
     """
     if wanted is False or _active:
@@ -56,9 +56,10 @@ def bar(
         yield lambda done, total, message: None
         return
     begun, bar_ = monotonic(), drawn
+    wait = PATIENCE if patience is None else patience
 
     def show(done: int, of: int, message: str) -> None:
-        if monotonic() - begun >= patience:
+        if monotonic() - begun >= wait:
             bar_.show(done, of or total, shown(message))
 
     _active.append(bar_)
