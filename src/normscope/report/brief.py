@@ -16,6 +16,8 @@ from normscope.report.document import (
     Figures,
     Finding,
     Interactive,
+    Medium,
+    Only,
     Paragraph,
     Section,
     Table,
@@ -76,11 +78,18 @@ class _Cutter:
         self.left = PICTURES
 
     def section(self, section: Section) -> Section:
-        return replace(section, blocks=tuple(self.blocks(section.blocks)))
+        """Cut a section; of one with a part that scripts move, take what a terminal shows."""
+        medium: Medium = "terminal" if _moved(section.blocks) else "page"
+        return replace(section, blocks=tuple(self.blocks(section.blocks, medium)))
 
-    def blocks(self, blocks: Sequence[Block]) -> Iterator[Block]:
-        for block in for_medium(blocks, "page"):
-            if isinstance(block, Section):
+    def blocks(self, blocks: Sequence[Block], medium: Medium = "page") -> Iterator[Block]:
+        for block in blocks:
+            if isinstance(block, Only):
+                # what a page alone says tells how to move its pictures
+                kept = (b for b in block.blocks if medium != "page" or not isinstance(b, Paragraph))
+                if block.medium == medium:
+                    yield from self.blocks(tuple(kept), medium)
+            elif isinstance(block, Section):
                 yield self.section(block)
             elif isinstance(block, Table):
                 yield _cut(block)
@@ -113,6 +122,15 @@ class _Cutter:
             if isinstance(block, Chart | ChannelPlot):
                 block = replace(block, table=_cut(block.table))
             yield block
+
+
+def _moved(blocks: Sequence[Block]) -> bool:
+    return any(
+        _moved(block.blocks)
+        if isinstance(block, Only | Figures)
+        else isinstance(block, Interactive)
+        for block in blocks
+    )
 
 
 def _pictured(blocks: Sequence[Block]) -> bool:

@@ -51,9 +51,7 @@ def lanes(channel: Mapping[str, Any], lang: Lang) -> Markup:
             value = z.low + (z.high - z.low) * (at - z.start) / (z.end - z.start)
             told = text if row == 0 else number(scale * value + offset, 1e-9, 3).replace("-", "−")
             parts.append(marks.text(at, y + 4, told, "tick", "middle"))
-    box = f"0 0 {WIDTH} {floor + 2 * (SMALL + 14) + 4}"
-    drawn = "".join(parts)
-    return Markup(f'<svg class="still" viewBox="{box}" aria-hidden="true">{drawn}</svg>')
+    return marks.svg(WIDTH, floor + 2 * (SMALL + 14) + 4, "".join(parts))
 
 
 def _reach(channel: Mapping[str, Any], gate: float) -> list[float]:

@@ -17,6 +17,12 @@ SHAPES = {
 }
 
 
+def svg(width: float, height: float, drawn: str) -> Markup:
+    """Put marks together; what is in them is harmless already."""
+    size = f'width="{width:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
+    return Markup(f'<svg class="still" {size} aria-hidden="true">{drawn}</svg>')
+
+
 def shade(share: float) -> str:
     """Return the colour of a share from 0 to 1."""
     place = min(max(share, 0.0), 1.0) * (len(CIVIDIS) - 1)

@@ -16,7 +16,11 @@ LISTED = re.compile(r"^\[(.*)\]\[datum\.value\]$")  # names of the values 0, 1, 
 
 def spoken(value: Any, lang: Lang) -> str:
     """Read a value of a specification as a text."""
-    return value.read(lang) if isinstance(value, Text) else "" if value is None else str(value)
+    if isinstance(value, Text):
+        return value.read(lang)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "" if value is None else str(value)
 
 
 def width_of(text: str) -> float:
@@ -47,6 +51,11 @@ class Scale:
             step = _step(low, high)
             low = float(scale.get("domainMin", step * math.floor(low / step + 1e-9)))
             high = float(scale.get("domainMax", step * math.ceil(high / step - 1e-9)))
+        if self.log and scale.get("nice", True) and "domain" not in scale:
+            low, high = (
+                max(v for v in _rounds(low) if v <= low),
+                min(v for v in _rounds(high) if v >= high),
+            )
         self.low, self.high = low, high
         self.ends = (1.0, 0.0) if scale.get("reverse") else (0.0, 1.0)
 
@@ -69,8 +78,10 @@ class Scale:
         if "values" in axis:
             values = [v for v in axis["values"] if self.low <= v <= self.high]
         elif self.log:
+            values = _rounds(self.low) if self.high < 100 * self.low else []
             powers = range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
-            values = [10.0**p for p in powers]
+            values = sorted({*values, *_rounds(self.high)} if values else {10.0**p for p in powers})
+            values = [v for v in values if self.low <= v <= self.high]
         else:
             step = max(_step(self.low, self.high), axis.get("tickMinStep", 0))
             first = math.ceil(self.low / step - 1e-9)
@@ -119,6 +130,12 @@ def formatted(value: float, pattern: str) -> str:
     if pattern.endswith("e"):
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
     return f"{value:.6g}".replace("-", "−")
+
+
+def _rounds(value: float) -> list[float]:
+    """Return 1, 2 and 5 times the powers of ten around a number."""
+    power = math.floor(math.log10(value))
+    return [m * 10.0**p for p in (power - 1, power, power + 1) for m in (1, 2, 5)]
 
 
 def _step(low: float, high: float) -> float:

@@ -24,9 +24,9 @@ Row = dict[str, Any]
 Axis = Scale | Bands
 
 
-def drawing(chart: Spec, lang: Lang) -> Markup:
+def drawing(chart: Spec, lang: Lang, width: int = WIDTH) -> Markup:
     """Draw a specification as SVG; colours are those of the page around it."""
-    return _Drawing(chart, lang).svg()
+    return _Drawing(chart, lang, width).svg()
 
 
 @dataclass
@@ -49,8 +49,8 @@ class _Layer:
 
 
 class _Drawing:
-    def __init__(self, chart: Spec, lang: Lang) -> None:
-        self.lang, self.height = lang, float(chart.get("height", 200))
+    def __init__(self, chart: Spec, lang: Lang, width: int) -> None:
+        self.lang, self.width, self.height = lang, width, float(chart.get("height", 200))
         self.layers = [_layer(chart, part) for part in chart.get("layer", [chart])]
         self.scales = {name: self._scale(name) for name in ("x", "y")}
         self.colours = self._colours()
@@ -64,16 +64,13 @@ class _Drawing:
         legend, rows = self._legend(left)
         top = rows * LINE + (SMALL + 6 if y is not None and y.title else 6)
         if x is not None:
-            x.place(left, WIDTH - 14)
+            x.place(left, self.width - 14)
         if y is not None:
             y.place(top + self.height, top)
         self.left, self.top, self.bottom = left, top, top + self.height
-        marks = "".join(self._axes()) + "".join(map(self._layer, self.layers))
+        drawn = "".join(self._axes()) + "".join(map(self._layer, self.layers))
         below = 0 if x is None or x.axis is None else SMALL + 8 + (SMALL + 6 if x.title else 0)
-        size = f"0 0 {WIDTH} {self.bottom + below:.0f}"
-        return Markup(  # every text in it went through `_text`
-            f'<svg class="still" viewBox="{size}" aria-hidden="true">{legend}{marks}</svg>'
-        )
+        return marks.svg(self.width, self.bottom + below, legend + drawn)
 
     def _scale(self, name: str) -> Axis | None:
         used = [layer for layer in self.layers if name in layer.channels]
@@ -122,20 +119,25 @@ class _Drawing:
         if not self.colours or all(hidden):
             return "", 0
         parts, at, row = [], left, 0
-        for name, (colour, dash, _) in self.colours.items():
+        lines = any(layer.mark["type"] in ("line", "area") for layer in self.layers)
+        for name, (colour, dash, shape) in self.colours.items():
             text = spoken(name, self.lang)
             wide = 34 + width_of(text)
-            if at + wide > WIDTH and at > left:
+            if at + wide > self.width and at > left:
                 at, row = left, row + 1
             y = row * LINE + 10
-            parts.append(marks.line(at, y, at + 20, y, colour, dash, 2.5))
+            parts.append(
+                marks.line(at, y, at + 20, y, colour, dash, 2.5)
+                if lines
+                else marks.dot(at + 10, y, 60, colour, shape)
+            )
             parts.append(marks.text(at + 26, y + 4, text))
             at += wide + 12
         return "".join(parts), row + 1
 
     def _axes(self) -> Iterator[str]:
         x, y = self.scales["x"], self.scales["y"]
-        right = WIDTH - 14
+        right = self.width - 14
         if y is not None and y.axis is not None:
             if y.title:
                 yield marks.text(0, self.top - 8, y.title, "tick quiet")
@@ -219,7 +221,7 @@ class _Drawing:
 
     def _rule(self, layer: _Layer, row: Row) -> str:
         colour, _, _ = self._look(layer, row, "var(--rule)")
-        x1, x2 = float(self.left), float(WIDTH - 14)
+        x1, x2 = float(self.left), float(self.width - 14)
         y1, y2 = float(self.top), float(self.bottom)
         if "x" in layer.channels and "x2" in layer.channels:
             x1, x2 = self._at("x", layer, row), self._at("x2", layer, row)
@@ -241,7 +243,7 @@ class _Drawing:
         y = self._at("y", layer, row) + layer.mark.get("dy", 0)
         y += 10 if layer.mark.get("baseline") == "top" else 0
         text = spoken(layer.value("text", row), self.lang)
-        room = WIDTH / max(1, len(layer.rows)) if anchor == "start" else WIDTH
+        room = self.width / max(1, len(layer.rows)) if anchor == "start" else self.width
         if width_of(text) > room:
             text = text[: max(1, int(room / 7))] + "…"
         return marks.text(
