@@ -24,6 +24,14 @@ class Moments:
 
     Source: Chan, Golub, LeVeque 1979, "Updating formulae and a pairwise algorithm for computing
     sample variances", equation 1.5.
+
+    >>> import torch
+    >>> import normscope
+    >>> from normscope.functional import moments
+    >>> a, b = torch.randn(10, 3), torch.randn(20, 3)
+    >>> both = moments(a) + moments(b)
+    >>> torch.allclose(both.mean[0], torch.cat([a, b]).double().mean(0))
+    True
     """
 
     count: Tensor

@@ -64,6 +64,13 @@ def from_keras(
             eps below 0, or a count of 1.
 
     Source: https://keras.io/api/layers/normalization_layers/batch_normalization/
+
+    >>> import normscope
+    >>> import numpy as np
+    >>> names = ("gamma", "beta", "moving_mean", "moving_variance")
+    >>> found = normscope.from_keras({f"bn/{name}": np.ones(3) for name in names})
+    >>> found.state["bn.running_var"]
+    tensor([1., 1., 1.], dtype=torch.float64)
     """
     entries = {
         tuple(name.removesuffix(":0").split("/")): (name, value) for name, value in weights.items()
@@ -93,6 +100,15 @@ def from_flax(
         InputError: as for `from_keras`.
 
     Source: https://flax.readthedocs.io/en/latest/api_reference/flax.nnx/nn/normalization.html
+
+    >>> import normscope
+    >>> import numpy as np
+    >>> affine = {"scale": np.ones(3), "bias": np.zeros(3)}
+    >>> stored = {"mean": np.zeros(3), "var": np.ones(3)}
+    >>> variables = {"params": {"bn": affine}, "batch_stats": {"bn": stored}}
+    >>> found = normscope.from_flax(variables, momentum=0.9)
+    >>> round(found.momentum, 3), len(found.state)
+    (0.1, 5)
     """
     entries = {}
     for path, value in _leaves(variables):
@@ -123,6 +139,12 @@ def from_inplace_abn(
         InputError: no layer with running statistics and weight, or a pattern that fits none.
 
     Source: https://github.com/mapillary/inplace_abn, README, note 3.
+
+    >>> import torch
+    >>> import normscope
+    >>> state = torch.nn.BatchNorm1d(2).state_dict() | {"weight": torch.tensor([-1.0, 1.0])}
+    >>> normscope.from_inplace_abn(state)["weight"]
+    tensor([1.0000, 1.0000])
     """
     ending = ".running_var"
     names = [key.removesuffix(ending) for key in state if f".{key}".endswith(ending)]

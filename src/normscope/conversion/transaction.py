@@ -125,6 +125,13 @@ def convert(
         InputError: an unknown kind or option, a pattern that fits nothing.
         ModelError: a layer would lose something (unless partial), no layer is there, or the
             model is a program of TorchScript or torch.export.
+
+    >>> import torch
+    >>> import normscope
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+    >>> done = normscope.convert(net, "ghost", ghost_size=16)
+    >>> type(net[1]).__name__, done.verify(torch.randn(32, 4)).ok
+    ('GhostBatchNorm1d', True)
     """
     refuse_traced(model, parts=False)
     kind = check_options(to, options)

@@ -1,7 +1,7 @@
 """Read the data once and collect what every check needs."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +21,7 @@ from normscope.probe.compare import Answer, Comparison, Goal
 from normscope.probe.grammar import Batch, tensors
 from normscope.probe.run import NormRun, dropouts
 from normscope.probe.stream import MomentStream, total_of
+from normscope.progress import Progress
 
 KEPT = 768  # samples that are kept to measure causes on
 CLOSE = 1024  # samples whose activations and sample means are looked at one by one
@@ -29,8 +30,6 @@ WIDE = 32  # values of a sample, from which two are equal only if one is a copy
 CLOSELY = 0.05  # of the mean squared distance of two samples
 FEW = 16  # distinct samples, on which statistics cannot be judged
 OFTEN = 4  # samples per domain at least; ids that are nearly all distinct are no domains
-
-Progress = Callable[[int, int, str], None]  # done, in all (0: unknown), what is next
 
 
 @dataclass

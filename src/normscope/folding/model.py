@@ -88,6 +88,12 @@ def fold(model: nn.Module) -> Folding:
 
     Source: Jacob et al. 2018, "Quantization and training of neural networks for efficient
     integer-arithmetic-only inference", section 3.2.
+
+    >>> import torch
+    >>> import normscope
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8)).eval()
+    >>> normscope.fold(net).folded
+    (('1', '0'),)
     """
     refuse_traced(model, parts=False)
     refuse_unready(model)
