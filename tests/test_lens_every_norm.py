@@ -4,6 +4,7 @@ import io
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from normscope import lens
+from normscope.layers import EvalNorm2d
 from normscope.records import Inspection, Layer
 from normscope.report import findings, format, html, terminal
 from normscope.report.inspection import document as inspection_document
@@ -44,6 +46,20 @@ def standardised(
 
 def by_group(x: Array, groups: int = 3) -> Array:
     return standardised(x.reshape(len(x), groups, -1), (2,)).reshape(x.shape)
+
+
+def own_weighted(x: Array, w: float = 0.3) -> Array:
+    """By w of each sample's statistics and 1 - w of running ones of mean 0.5 and variance 4."""
+    mean, var = x.mean((2, 3), keepdims=True), x.var((2, 3), keepdims=True)
+    mixed = w * var + (1 - w) * 4 + w * (1 - w) * (mean - 0.5) ** 2
+    return np.asarray((x - (w * mean + (1 - w) * 0.5)) / np.sqrt(mixed + 1e-5))
+
+
+def eval_norm(timm: Any, **options: Any) -> nn.Module:
+    layer = EvalNorm2d(6, own_weight=0.3, **options)
+    layer.load_state_dict({**layer.state_dict(), "running_mean": torch.full((6,), 0.5),
+                           "running_var": torch.full((6,), 4.0)})  # fmt: skip
+    return layer.eval()
 
 
 def timm_layer(name: str, *args: Any, **kwargs: Any) -> Callable[[Any], nn.Module]:
@@ -107,6 +123,8 @@ CASES = {
     "timm act": (timm_layer("GroupNormAct", 6, 3), IMAGE, 1, by_group),
     "llama": (llama, TOKENS, 2, lambda x: standardised(x, (2,), centred=False)),
     "gemma": (gemma, TOKENS, 2, lambda x: standardised(x, (2,), centred=False)),
+    "evalnorm": (eval_norm, IMAGE, 1, own_weighted),
+    "evalnorm act": (partial(eval_norm, act="relu"), IMAGE, 1, own_weighted),
     "convnext": (convnext, IMAGE, 1, lambda x: standardised(x, (1,))),
 }
 
@@ -149,7 +167,7 @@ def test_each_sample_has_a_map_of_its_own(name: str, timm: Any) -> None:
     for parameter in layer.parameters():
         nn.init.normal_(parameter, 0.7, 0.5)
     loader = batches(shape)
-    model = nn.Sequential(layer, nn.ReLU())
+    model = nn.Sequential(layer, nn.ReLU()).eval()
     record = lens.inspect(model, loader)
     (found,) = record.layers
     x = torch.cat([b[0] for b in loader])

@@ -70,11 +70,12 @@ def train(
         MissingExtraError: a package for the data or for events is not installed.
     """
     folder = RunFolder(out)
-    with _one_thread(), ranks.world():
+    with _one_thread(), ranks.world(), ExitStack() as held:
         with ranks.together():
             data = _checked(config, tensorboard=tensorboard)
         facts = environment() | {"data": _fingerprint(data)}
         ranks.check_same((config, resume, tensorboard, facts["data"]), "options or data")
+        ranks.first(lambda: held.enter_context(folder.writing()))
         if resume:
             earlier = ranks.first(lambda: folder.resume(config, facts["data"]))
             if earlier.complete:
