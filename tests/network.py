@@ -60,8 +60,8 @@ class Ghost(nn.Module):
 
     def forward(self, h: Tensor, _: Tensor | None) -> Tensor:
         if not self.training:
-            evaluated: Tensor = self.norm(h)
-            return evaluated
+            y: Tensor = self.norm(h)
+            return y
         self.norm(h.detach())  # moves the running statistics
         count = max(1, len(h) // self.size)
         ends = [self.size * (i + 1) for i in range(count - 1)] + [len(h)]

@@ -13,8 +13,7 @@ from playwright.sync_api import Browser, Locator, Page
 
 from normscope.cli import main
 from normscope.report.messages import catalogue
-from normscope.report.page import render_playground
-from normscope.report.playground import SCRIPTS, digits, lessons
+from normscope.report.playground import SCRIPTS, digits, lessons, page
 from tests.chromium import chromium
 from tests.network import script
 from tests.test_browser import VISIBLE, move
@@ -33,7 +32,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("playground") / "live.html"
-    path.write_text(render_playground("en"), encoding="utf-8")
+    path.write_text(page("en"), encoding="utf-8")
     return path
 
 
@@ -90,9 +89,8 @@ def setting(page: Page) -> dict[str, Any]:
 
 
 def state(page: Page) -> str:
-    """The address's state, which is written a moment later."""
-    page.wait_for_timeout(300)
-    return str(page.evaluate("location.hash")).removeprefix("#")
+    """The state that the address will have in a moment."""
+    return f"net={page.locator('#net').get_attribute('data-state')}"
 
 
 def test_a_lesson_plays_to_its_end_as_the_engine_does(browser: Browser, open_page: Open) -> None:
@@ -143,6 +141,24 @@ def test_play_pause_step_and_reset(open_page: Open) -> None:
     page.wait_for_function("() => document.querySelector('[data-net=steps]').dataset.value > 10")
     page.keyboard.press("Space")
     assert part(page, "play").get_attribute("aria-pressed") == "false"
+    # begun twice, it still makes three steps per picture
+    for _ in range(3):
+        page.locator("[data-lesson=affine]").click()
+    counted = page.evaluate(
+        """() => new Promise((done) => {
+          const steps = () => Number(document.querySelector('[data-net=steps]').dataset.value);
+          const [first, left] = [steps(), { frames: 12 }];
+          const tick = () => (--left.frames ? requestAnimationFrame(tick) : done(steps() - first));
+          requestAnimationFrame(tick);
+        })"""
+    )
+    assert 0 < counted <= 3 * 13
+    part(page, "play").click()
+    part(page, "seed").fill("5")
+    part(page, "seed").press("Enter")
+    pressed = page.locator("[data-lesson=affine]").get_attribute("aria-pressed")
+    assert (pressed, value(page, "steps")) == ("true", 0)
+    page.locator("h1").click()
     page.keyboard.press("7")
     assert setting(page)["norm"] == "per_class"
     page.keyboard.press("Space")
@@ -164,12 +180,18 @@ def test_the_address_brings_everything_back(open_page: Open) -> None:
     assert page.locator(".net-unit").count() == 8 + 5 + 8
     for _ in range(3):
         part(page, "step").click()
+    written = "(state) => new URLSearchParams(location.hash.slice(1)).get('net') === state"
+    page.wait_for_function(written, arg=state(page).removeprefix("net="))
     again = open_page(state(page))
     assert setting(again) == setting(page)
     assert setting(page)["domains"] is True
     assert standing(again) == standing(page)
     assert standing(page)["steps"] == 3
     assert again.locator(".net-unit").count() == 21
+    again.evaluate("() => { location.hash = 'net=lesson_trap' }")
+    again.wait_for_function(
+        "() => document.querySelector('[data-setting=norm]').value === 'per_class'"
+    )
     # what is wrong in an address stands as it was
     broken = open_page(
         "net=norm_evil*lr_NaN*hidden_9-99*seed_-1*steps_x*data_own*points_1*__proto___1"
@@ -273,16 +295,21 @@ def test_pictures_are_drawn_and_have_names(open_page: Open) -> None:
     colours = """(name) => { const c = document.querySelector(`[data-net="${name}"]`);
       const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
       return new Set(Array.from({ length: d.length / 4 }, (_, i) => d.slice(4 * i, 4 * i + 4).join())).size }"""
+    # what is not on the screen is drawn a little later; 300 is the width of a canvas that never was
+    page.wait_for_function(
+        "() => document.querySelector('[data-net=detail]').width !== 300"
+        " && document.querySelector('[data-net=mean]').width !== 300"
+    )
     names = ("surface-train", "surface-eval", "accuracy", "loss", "detail", "affine", "mean")
     light = {name: page.evaluate(colours, name) for name in names}
     assert min(light.values()) > 5, light
     pixels = "() => document.querySelector('[data-net=surface-eval]').toDataURL()"
     before = page.evaluate(pixels)
     page.locator("#theme").click()
-    page.wait_for_timeout(50)
+    page.wait_for_timeout(100)
     assert page.evaluate(pixels) != before
     assert page.evaluate(
-        "() => [...document.querySelectorAll('.net canvas:not([aria-hidden])')].every("
+        "() => [...document.querySelectorAll('.net canvas')].every("
         "(e) => e.getAttribute('aria-label'))"
     )
     assert page.evaluate(
@@ -343,3 +370,14 @@ def test_scripts_are_typed() -> None:
         [compiler, "-p", str(project)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_the_documentation_has_the_measured_numbers() -> None:
+    text = (Path(__file__).parents[1] / "docs/playground.md").read_text(encoding="utf-8")
+    rows = [row for row in text.splitlines() if row.startswith("| ") and "---" not in row][1:]
+    assert len(rows) == len(lessons())
+    for row, lesson in zip(rows, lessons(), strict=True):
+        numbers = [float(n) for n in re.findall(r"(?<![\w.])\d?\.\d+", row)]
+        for claim in lesson["claims"]:
+            median = lesson["measured"][claim["of"]][1]
+            assert min(abs(n - median) for n in numbers) < 0.00051, (row, claim)

@@ -16,7 +16,7 @@ def playground(
     language = known_language(lang)
 
     from normscope.files import write_whole
-    from normscope.report.page import render_playground
+    from normscope.report.playground import page
 
-    write_whole(html, render_playground(language))
+    write_whole(html, page(language))
     tell(language, "cli.page", path=html)

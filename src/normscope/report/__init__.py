@@ -14,7 +14,7 @@ _OF = {  # the kind of a record -> the module and the function that make its doc
     "difference": ("difference", "document"),
     "inspection": ("inspection", "document"),
     "lesson": ("lesson", "document"),
-    "repair": ("diagnosis", "repair"),
+    "repair": ("repair", "document"),
     "run": ("run", "document"),
 }
 

@@ -19,6 +19,7 @@ SYMBOLS: Final[dict[str, tuple[str, Better]]] = {
     "ReLU": ("relu", ""),
     "η²": ("eta2", "up"),
     "J": ("J", "up"),
+    "NCM": ("ncm", "up"),
     "D": ("D", "down"),
     "CDNV": ("cdnv", "down"),
     "κ": ("kappa", "down"),

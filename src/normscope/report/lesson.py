@@ -193,8 +193,8 @@ def _composition(lesson: Lesson) -> Table:
     rows = []
     for r in sorted({c.r for c in lesson.composition}):
         row = [cells[r, m] for m in sizes]
-        rows.append([f"r = {r:g}", *(f"{c.predicted:.3f} ({_three(c.measured)})" for c in row)])
-    return table(said("page.composition.title"), ["", *(f"m = {m}" for m in sizes)], rows)
+        rows.append([f"{r:g}", *(f"{c.predicted:.3f} ({_three(c.measured)})" for c in row)])
+    return table(said("page.composition.title"), ["r", *(f"m = {m}" for m in sizes)], rows)
 
 
 def _three(value: float) -> str:

@@ -44,6 +44,10 @@ class RunFolder:
         """Return the folder of a network's TensorBoard events."""
         return self.root / "tensorboard" / f"{norm}-{seed}"
 
+    def drop_snapshots(self) -> None:
+        """Remove the earlier epochs of the network that was in training."""
+        shutil.rmtree(self.snapshots, ignore_errors=True)
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the folder against other processes that train in it; it is made as needed.
@@ -55,10 +59,6 @@ class RunFolder:
             raise FileError(f"{shown(self.root)} is a file; name a folder for the run")
         with locked(writable_folder(self.root), "run"):
             yield
-
-    def drop_snapshots(self) -> None:
-        """Remove the earlier epochs of the network that was in training."""
-        shutil.rmtree(self.snapshots, ignore_errors=True)
 
     def start(self, *, overwrite: bool) -> None:
         """Make the folder ready for a new run; an earlier run goes only with `overwrite`.

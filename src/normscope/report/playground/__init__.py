@@ -10,8 +10,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from normscope.report.bilingual import said
 from normscope.report.document import Interactive
-from normscope.report.html import asset
+from normscope.report.html import Drawn, asset, render
+from normscope.report.messages import Lang
 
 # in this order one script of a scope of its own: each file uses only what stands before it
 SCRIPTS = (
@@ -24,6 +26,9 @@ SCRIPTS = (
     "surface",
     "units",
     "curves",
+    "editing",
+    "controls",
+    "words",
     "network",
 )
 IMAGES = 30  # digits of each class
@@ -41,6 +46,13 @@ def block(first: str = "mixed") -> Interactive:
         style=asset("network.css"),
         messages=("network.",),
     )
+
+
+def page(lang: Lang) -> str:
+    """Write the page of `playground`: the network alone."""
+    drawn, part = Drawn(), block()
+    drawn.take(part)
+    return render("network_page.html.j2", lang, drawn, said("network.title"), **part.values)
 
 
 @cache

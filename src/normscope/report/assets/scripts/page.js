@@ -129,9 +129,9 @@ function whenOpen(element, start) {
 
 startSwitches();
 for (const box of document.querySelectorAll(".table")) foldable(box);
-glossary();
 if (data.lesson) lessonPage(data.lesson);
 if (data.network) onLanguage(network(data.network));
+glossary();
 speak(lang);
 for (const host of document.querySelectorAll("[data-journey]")) journey(host, data.histories);
 for (const host of document.querySelectorAll("[data-chart]")) whenOpen(host, () => drawChart(host));

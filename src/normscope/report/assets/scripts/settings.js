@@ -70,7 +70,8 @@ function settingSliders(example, host, points) {
   function build() {
     controls = [];
     const editable = example.classes.length <= MOST_CLASSES;
-    const parts = example.classes.map((_, k) =>
+    const listed = editable || !example.shared() ? example.classes : [];
+    const parts = listed.map((_, k) =>
       html("div", { class: "pair" }, ...(editable ? [valuesOf(k)] : [html("span", { class: "of" }, badge(k), say("live.class", { k: k + 1 }))]), ...(example.shared() ? [] : pair(k))),
     );
     if (example.shared()) parts.push(html("div", { class: "pair shared" }, html("span", { class: "of" }, say("live.all_classes")), ...pair(0)));

@@ -23,8 +23,9 @@ function guidedTour(example, names) {
   const asked = Number(remembered().tour);
   let at = Number.isInteger(asked) && asked >= 1 && asked <= names.length ? asked - 1 : -1;
 
-  function say_() {
+  function tell() {
     const own = !example.unchanged();
+    for (const note of document.querySelectorAll("[data-own]")) note.hidden = !own;
     title.hidden = at < 0;
     title.textContent = say("live.tour_at", { step: at + 1, of: names.length });
     back.hidden = at < 0;
@@ -44,7 +45,7 @@ function guidedTour(example, names) {
     example.set({ mode: step.mode, focus: step.focus });
     const { gamma, beta } = example.preset(step.preset);
     example.set({ gamma, beta, focus: step.focus });
-    say_();
+    tell();
   }
   back.addEventListener("click", () => go(at - 1));
   next.addEventListener("click", () => go(at + 1));
@@ -55,7 +56,7 @@ function guidedTour(example, names) {
       next.focus({ preventScroll: true });
     });
   }
-  example.watch((changes) => changes.classes && say_());
-  onLanguage(say_);
+  example.watch((changes) => changes.classes && tell());
+  onLanguage(tell);
   if (at >= 0) go(at);
 }

@@ -72,7 +72,7 @@ function paintTracks(layer, width, rows, { visible = rows.length - 1 } = {}) {
   const links = svg("g", { class: "links" });
   layer.append(links);
   laid.forEach((row, r) => {
-    const group = svg("g", { class: row.current ? "track current" : "track", "data-row": row.key });
+    const group = svg("g", { class: row.current ? "number-track current" : "number-track", "data-row": row.key });
     layer.append(group);
     paintTrack(group, row, { left, right, size, shown: r <= visible, above: laid[r - 1] });
     if (r === 0) return;

@@ -117,3 +117,98 @@ function drawCurves(picture, { steps, curves, range: [low, high], colours, forma
     picture.write(/** @type {string} */ (name), right + 6, y - over, { colour, size: 11.5, bold: true });
   }
 }
+
+/**
+ * A measure in both modes.
+ * @param {Moment[]} moments
+ * @param {"loss" | "accuracy"} what
+ * @param {Colours} colours
+ * @returns {Curve[]}
+ */
+const modeCurves = (moments, what, colours) =>
+  /** @type {const} */ (["train", "eval"]).map((name) => ({
+    values: moments.map((m) => m[name][what]),
+    colour: colours[name],
+    dash: name === "eval" ? [5, 3] : [],
+    name: `${name}()`,
+  }));
+
+/**
+ * Gamma and beta of a unit, for each group that has its own; those of the layer's other units faint.
+ * @param {Moment[]} moments
+ * @param {Hidden} layer
+ * @param {number} l
+ * @param {number} u
+ * @param {Colours} colours
+ */
+function affineCurves(moments, layer, l, u, colours) {
+  /** @type {Curve[]} */
+  const curves = [];
+  const grouped = layer.affineRows > 1;
+  for (let at = 0; at < layer.affineRows * layer.units; at++) {
+    const own = at % layer.units === u;
+    const row = Math.floor(at / layer.units);
+    for (const [name, symbol, colour] of /** @type {const} */ ([
+      ["gamma", "γ", colours.accent],
+      ["beta", "β", colours.eval],
+    ])) {
+      curves.push({
+        values: moments.map((m) => m.layers[l][name][at]),
+        colour: grouped ? colours.classes[row] : colour,
+        alpha: own ? 1 : 0.22,
+        width: own ? 2.25 : 1,
+        dash: name === "beta" ? [5, 3] : [],
+        name: own ? (grouped ? `${symbol} ${row + 1}` : symbol) : undefined,
+      });
+    }
+  }
+  return curves;
+}
+
+/**
+ * A statistic of the batches and the running one, for each group that has its own.
+ * @param {Moment[]} moments
+ * @param {Hidden} layer
+ * @param {number} l
+ * @param {number} u
+ * @param {Colours} colours
+ * @param {"mean" | "deviation"} what
+ * @returns {Curve[]}
+ */
+function statisticsCurves(moments, layer, l, u, colours, what) {
+  if (!layer.tracks) return [];
+  const values = (/** @type {"mean" | "variance" | "runningMean" | "runningVar"} */ name, /** @type {number} */ at) =>
+    moments.map((m) => (what === "mean" ? m.layers[l][name][at] : Math.sqrt(m.layers[l][name][at])));
+  const batch = what === "mean" ? "mean" : "variance";
+  const running = what === "mean" ? "runningMean" : "runningVar";
+  const name = say("network.running.short");
+  return Array.from({ length: layer.groups }, (_, r) => {
+    const at = r * layer.units + u;
+    const grouped = layer.groups > 1;
+    return [
+      { values: values(batch, at), colour: grouped ? colours.classes[r] : colours.train, dots: true, alpha: 0.6 },
+      {
+        values: values(running, at),
+        colour: grouped ? colours.classes[r] : colours.eval,
+        name: grouped ? `${name} ${r + 1}` : name,
+      },
+    ];
+  }).flat();
+}
+
+/**
+ * From the lowest to the highest value, 0 and a level included, but no further than `within`.
+ * @param {Curve[]} curves
+ * @param {[number, number] | null} within
+ * @param {number} [level]
+ * @returns {[number, number]}
+ */
+function curveRange(curves, within, level = 0) {
+  const finite = curves.flatMap((curve) => curve.values).filter(Number.isFinite);
+  const [low, high] = [Math.min(...finite, 0), Math.max(...finite, 1.1 * level, 0.1)];
+  if (within) return [Math.max(within[0], low), Math.min(within[1], high)];
+  const room = 0.06 * (high - low);
+  return [low - room, high + room];
+}
+
+const shownShort = (/** @type {number} */ value) => shownNumber(value, 2);

@@ -6,6 +6,7 @@
  * @property {Partial<Setting>} set
  * @property {number} steps
  * @property {"train" | "eval"} [units] the mode in which it shows the units
+ * @property {Record<string, number[]>} [measured] lowest, median and highest over its seeds
  * @property {Partial<Setting>} [against] what differs in the run it is compared with
  */
 

@@ -48,25 +48,27 @@ class Picture {
     this.height = 0;
   }
 
-  /** Whether any of it is on the screen. */
-  get seen() {
+  /**
+   * Read its size, and whether any of it is on the screen. Apart from drawing, because a page that
+   * is read and written in turns is laid out again each time.
+   */
+  look() {
     const box = this.canvas.getBoundingClientRect();
+    this.width = this.canvas.clientWidth;
+    this.height = this.canvas.clientHeight;
     return box.width > 0 && box.bottom > 0 && box.top < innerHeight;
   }
 
-  /** Clear, at the size that the page gives it. */
+  /** Clear, at the size that the page gave it when it was last looked at. */
   begin() {
-    const { clientWidth, clientHeight } = this.canvas;
     const ratio = Math.min(2, devicePixelRatio || 1);
-    const [width, height] = [Math.round(clientWidth * ratio), Math.round(clientHeight * ratio)];
+    const [width, height] = [Math.round(this.width * ratio), Math.round(this.height * ratio)];
     if (this.canvas.width !== width || this.canvas.height !== height) {
       this.canvas.width = width;
       this.canvas.height = height;
     }
-    this.width = clientWidth;
-    this.height = clientHeight;
     this.context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    this.context.clearRect(0, 0, clientWidth, clientHeight);
+    this.context.clearRect(0, 0, this.width, this.height);
     return this.context;
   }
 
