@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # the same names as in _WHERE, for editors and type checkers
     from normscope import functional as functional
     from normscope import layers as layers
     from normscope import lens as lens
+    from normscope import lesson as lesson
     from normscope import moments as moments
     from normscope import probe as probe
     from normscope import records as records

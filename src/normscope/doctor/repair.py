@@ -40,6 +40,12 @@ class Repair:
     def __init__(self, model: nn.Module, record: Repaired, before: ModelSnapshot) -> None:
         self.model, self.record, self._before = model, record, before
 
+    def __repr__(self) -> str:
+        return repr(self.record)
+
+    def _repr_html_(self) -> str:
+        return self.record._repr_html_()
+
     def undo(self) -> nn.Module:
         """Bring the model back as it was before, to the byte; return it."""
         self._before.rollback()
