@@ -34,6 +34,8 @@ _WHERE = {
     "from_inplace_abn": "conversion",
     "from_keras": "conversion",
     "fold": "folding",
+    "parity": "equivalence",
+    "assert_parity": "equivalence",
     "Moments": "moments",
     "recalibrate": "doctor",
     "recompute": "kernels.recomputation",
@@ -45,6 +47,7 @@ _WHERE = {
 _ROOMS = (
     "conversion",
     "doctor",
+    "equivalence",
     "errors",
     "folding",
     "functional",

@@ -43,6 +43,7 @@ from normscope.records.inspection import (
     WorkName,
 )
 from normscope.records.lesson import ClassValues, Composition, Learning, Lesson, Posterior, Stage
+from normscope.records.parity import ModeParity, NormPair, PairStatus, Parity, Reason
 from normscope.records.run import Epoch, Member, Row, Run, RunConfig, Sweep, Trace
 
 __all__ = [
@@ -74,9 +75,14 @@ __all__ = [
     "Lesson",
     "MapKind",
     "Member",
+    "ModeParity",
+    "NormPair",
     "Numbers",
+    "PairStatus",
+    "Parity",
     "Posterior",
     "Race",
+    "Reason",
     "Record",
     "Repaired",
     "Row",
