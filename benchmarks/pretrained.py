@@ -36,7 +36,8 @@ from torch.optim.swa_utils import update_bn
 
 from normscope.doctor import diagnose, repair
 from normscope.records import Diagnosis
-from normscope.report.text import print_diagnosis
+from normscope.report import terminal
+from normscope.report.diagnosis import document
 
 Norm = nn.BatchNorm2d
 
@@ -168,7 +169,7 @@ def hits(network: Network, model: nn.Module) -> Tensor:
 def first_line(found: Diagnosis) -> str:
     """The first finding's code and the first sentence of the text."""
     out = io.StringIO()
-    print_diagnosis(found, "en", Console(file=out, width=10_000, no_color=True))
+    terminal.show(document(found), "en", Console(file=out, width=10_000, no_color=True))
     line = next(line.strip() for line in out.getvalue().splitlines() if line.strip())
     sentence = line.split(". ")[0].rstrip(".")
     return f"{found.codes[0] if found.codes else '-'}: {sentence}"

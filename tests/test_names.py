@@ -9,15 +9,15 @@ from xml.etree import ElementTree as ET
 
 import pytest
 import torch
+from rich import console
 
 from normscope import doctor
 from normscope.cli.app import Console
 from normscope.errors import FileError, InputError, ModelError, shown
 from normscope.files import json_text, read_bytes, read_json, read_text
 from normscope.records import Diagnosis, Run
-from normscope.report import machine
-from normscope.report.page import render_diagnosis
-from normscope.report.text import print_diagnosis
+from normscope.report import html, machine, terminal
+from normscope.report.diagnosis import document
 
 EVIL = "a\x1b]0;title\x1b[31m\x00\u202eb\x9b2J\U000e0041\udcff\u2028c"
 
@@ -40,7 +40,7 @@ def record() -> Diagnosis:
 @pytest.mark.parametrize("width", [40, 80])
 def test_terminal(record: Diagnosis, width: int) -> None:
     file = io.StringIO()
-    print_diagnosis(record, "en", Console(file=file, width=width))
+    terminal.show(document(record), "en", console.Console(file=file, width=width))
     assert harmless(file.getvalue())
     assert "a\\x1b]0;title" in file.getvalue()
     styled = io.StringIO()
@@ -51,7 +51,8 @@ def test_terminal(record: Diagnosis, width: int) -> None:
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_files_for_people_and_programs(record: Diagnosis, lang: str) -> None:
     for text in (
-        render_diagnosis(record, lang),
+        html.page(document(record), lang),
+        html.fragment(document(record), lang),
         machine.sarif(record, lang),
         machine.junit(record, lang),
         record.to_json(),

@@ -14,11 +14,9 @@ from rich.console import Console
 from normscope.lesson import lesson
 from normscope.records import Lesson, Stage
 from normscope.report import story
-from normscope.report.bilingual import Text
 from normscope.report.messages import LANGUAGES, Lang, catalogue
-from normscope.report.tables import table
+from normscope.report.terminal import wrapped
 from normscope.report.text import print_lesson
-from normscope.report.text.prose import print_table, wrapped
 
 
 @pytest.fixture(scope="module")
@@ -210,21 +208,3 @@ def test_wrapping_breaks_chinese_between_characters_but_not_before_a_comma() -> 
     assert all(line[-1] != "（" for line in lines)
     full = list(wrapped("各个类别的取值范围互不重叠", 12))
     assert [len(line) for line in full] == [6, 6, 1], "Chinese fills its lines"
-
-
-@pytest.mark.parametrize(
-    ("width", "lines"),
-    [
-        (40, ["a name in words  1.25 (1.20 – 1.30)  0.5"]),
-        (37, ["a name in words  1.25 (1.20 –  0.5", "1.30)"]),
-        (34, ["a name in words  1.25 (1.20 –  0.5", "1.30)"]),
-        (31, ["a name in words  1.25  0.5", "(1.20 –", "1.30)"]),
-    ],
-)
-def test_a_table_gives_up_no_more_room_than_it_must(width: int, lines: list[str]) -> None:
-    console = Console(file=io.StringIO(), width=width)
-    rows = table(Text("t", "t"), ["", "b", "c"], [["a name in words", "1.25 (1.20 – 1.30)", "0.5"]])
-    print_table(console, "en", rows)
-    assert isinstance(console.file, io.StringIO)
-    body = console.file.getvalue().splitlines()[4:]
-    assert [" ".join(line.split()) for line in body] == [" ".join(t.split()) for t in lines]

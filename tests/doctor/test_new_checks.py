@@ -13,7 +13,7 @@ import normscope
 from normscope.doctor import diagnose, repair
 from normscope.doctor.checks import CHECKS
 from normscope.records import Diagnosis, Finding
-from normscope.report import checkup
+from normscope.report import diagnosis
 from normscope.train.data import load
 from tests.doctor.patients import accuracy, healthy, in_training, network, norms, state
 
@@ -24,7 +24,7 @@ def asked(code: str, model: Any, batches: Any = None, **more: Any) -> Diagnosis:
 
 def only(record: Diagnosis) -> Finding:
     (finding,) = record.findings
-    text = checkup.evidence(finding)
+    text = diagnosis.evidence(finding)
     for one in (text.en, text.zh):
         assert "{" not in one, one
         assert len(one) > 5
@@ -268,7 +268,7 @@ def test_a_healthy_model_on_data_that_cannot_stand_for_those_of_training() -> No
 
 
 def told(record: Diagnosis) -> tuple[str, str]:
-    texts = checkup.verdict(record)
+    texts = diagnosis.verdict(record)
     for text in texts:
         assert "{" not in text.en + text.zh
     return " ".join(t.en for t in texts), "".join(t.zh for t in texts)

@@ -381,20 +381,26 @@ def test_text_and_page_show_verdict_cause_and_repair(lang: Any) -> None:
 
     from rich.console import Console
 
-    from normscope.report.page import render_diagnosis
-    from normscope.report.text import print_diagnosis, print_repair
+    from normscope.report import html, terminal
+    from normscope.report.diagnosis import document
 
     model = stale()
     found = diagnose(model, in_training(), model_name="<script>")
     done = repair(model, found, in_training())
     console = Console(file=io.StringIO(), width=72)
-    print_diagnosis(found, lang, console)
-    print_repair(done.record, lang, console)
+    shown = document(found, done.record)
+    terminal.show(shown, lang, console)
     text = console.file.getvalue()
     assert "NS003" in text
-    name = {"en": "recalibrate ", "zh": "重新校准 "}[lang]
-    assert any(line.startswith(name) for line in text.splitlines()), "the table keeps it whole"
+    name = {"en": "recalibrate", "zh": "重新校准"}[lang]
+    lines = [line.removeprefix("▸ ") for line in text.splitlines()]
+    assert any(line.startswith(name) for line in lines), "the table keeps it whole"
     assert "{" not in text
-    page = render_diagnosis(found, lang, done.record)
+    page = html.page(shown, lang)
     assert "<script>" not in page.split("<main")[1].split("</main>")[0]
     assert "NS003" in page
+    drawn = page.count('class="bell stored"')
+    assert drawn == 2 * len(found.channels) > 0  # the curve and the bar below it
+    assert page.count('class="bar-before"') == page.count('class="bar-now"') - len(
+        found.causes
+    ) - len(found.by_layer)

@@ -10,7 +10,8 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normscope.report.text import print_diagnosis
+from normscope.report import terminal
+from normscope.report.diagnosis import document
 from tests.situations.situation import (
     assert_cleared,
     assert_kept,
@@ -33,7 +34,7 @@ def block(i: int, o: int) -> nn.Sequential:
 
 def text_of(found: Any) -> str:
     out = io.StringIO()
-    print_diagnosis(found, "en", Console(file=out, width=200))
+    terminal.show(document(found), "en", Console(file=out, width=200))
     return out.getvalue().lower()
 
 

@@ -11,10 +11,12 @@ from rich import console
 from rich.segment import Segment
 
 from normscope.errors import InputError
-from normscope.files import shown
+from normscope.files import json_text, shown
 from normscope.report.messages import LANGUAGES, Lang, locale_language, say
 
 if TYPE_CHECKING:
+    from normscope.records.base import Record
+    from normscope.report.document import Document
     from normscope.train.fit import Progress
 
 app = typer.Typer(
@@ -43,6 +45,31 @@ class Console(console.Console):
         for segment in super().render(*args, **kwargs):
             text = segment.text if segment.control else shown(segment.text, keep="\n")
             yield segment if text == segment.text else Segment(text, segment.style)
+
+
+def present(
+    record: "Record | dict[str, Any]",
+    document: "Document",
+    language: Lang,
+    *,
+    as_json: bool,
+    html: Path | None = None,
+) -> None:
+    """Show a record on stdout, as text or as JSON, and write its page where that is asked for."""
+    if html is not None:
+        from normscope.files import write_whole
+        from normscope.report.html import page
+
+        write_whole(html, page(document, language))
+    if as_json:
+        text = json_text(record) if isinstance(record, dict) else record.to_json()
+        sys.stdout.write(text + "\n")
+    else:
+        from normscope.report.terminal import show
+
+        show(document, language, Console())
+    if html is not None:
+        tell(language, "cli.page", path=html)
 
 
 @contextmanager

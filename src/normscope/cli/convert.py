@@ -1,13 +1,12 @@
 """normscope convert."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from normscope.cli.app import LOCALE, Console, Json, LangOption, known_language, tell
+from normscope.cli.app import LOCALE, Html, Json, LangOption, known_language, present, tell
 from normscope.cli.inputs import Key
 from normscope.errors import InputError
 
@@ -42,6 +41,7 @@ def convert(
     shape: Annotated[
         str | None, typer.Option("--input", help="Shape of the batch to verify on, as 8,3,64,64.")
     ] = None,
+    html: Html = None,
     as_json: Json = False,
     lang: LangOption = LOCALE,
 ) -> None:
@@ -62,12 +62,9 @@ def convert(
         refused=done.refused,
         comparisons=() if batch is None else done.verify(batch).comparisons,
     )
-    if as_json:
-        sys.stdout.write(record.to_json() + "\n")
-    else:
-        from normscope.report.text import print_conversion
+    from normscope.report.conversion import document
 
-        print_conversion(record, language, Console())
+    present(record, document(record), language, as_json=as_json, html=html)
     if not record.ok:
         raise typer.Exit(1)
     notes = {"model": model, "to": to, "options": json.dumps(options)}

@@ -1,6 +1,5 @@
 """normscope diagnose."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -8,14 +7,13 @@ import typer
 
 from normscope.cli.app import (
     LOCALE,
-    Console,
     Html,
     Json,
     LangOption,
     known_language,
     names,
+    present,
     progress_bar,
-    tell,
 )
 from normscope.cli.inputs import Checkup
 from normscope.cli.options import with_options
@@ -58,10 +56,6 @@ def diagnose(
             on_progress=show,
             **given.arguments(network, data),
         )
-    if html is not None:
-        from normscope.report.page import render_diagnosis
-
-        write_whole(html, render_diagnosis(record, language))
     if sarif is not None or junit is not None:
         from normscope.report import machine
 
@@ -69,14 +63,9 @@ def diagnose(
             write_whole(sarif, machine.sarif(record, language))
         if junit is not None:
             write_whole(junit, machine.junit(record, language))
-    if as_json:
-        sys.stdout.write(record.to_json() + "\n")
-    else:
-        from normscope.report.text import print_diagnosis
+    from normscope.report.diagnosis import document
 
-        print_diagnosis(record, language, Console())
-    if html is not None:
-        tell(language, "cli.page", path=html)
+    present(record, document(record), language, as_json=as_json, html=html)
     if record.fails(grave):
         raise typer.Exit(1)
 

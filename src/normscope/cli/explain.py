@@ -73,6 +73,7 @@ def _check(code: str, as_json: bool, language: Lang) -> None:
         title = say(language, f"doctor.{wanted}.title")
         sys.stdout.write(json.dumps({"code": wanted, "title": title, "text": text}) + "\n")
         return
-    from normscope.report.text import print_explanation
+    from normscope.report.diagnosis import explanation
+    from normscope.report.terminal import show
 
-    print_explanation(wanted, text, language, Console())
+    show(explanation(wanted), language, Console())

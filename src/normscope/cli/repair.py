@@ -1,6 +1,5 @@
 """normscope repair."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,19 +7,18 @@ import typer
 
 from normscope.cli.app import (
     LOCALE,
-    Console,
     Html,
     Json,
     LangOption,
     known_language,
     names,
+    present,
     progress_bar,
     tell,
 )
 from normscope.cli.inputs import Checkup
 from normscope.cli.options import with_options
 from normscope.errors import InputError
-from normscope.files import json_text, write_whole
 from normscope.records import plain
 
 
@@ -83,20 +81,10 @@ def repair(
             **arguments,
         )
     record = done.record
-    if html is not None:
-        from normscope.report.page import render_diagnosis
+    from normscope.report.diagnosis import document
 
-        write_whole(html, render_diagnosis(found, language, record))
-    if as_json:
-        both = {"kind": "checkup", "diagnosis": plain(found), "repair": plain(record)}
-        sys.stdout.write(json_text(both) + "\n")
-    else:
-        from normscope.report.text import print_diagnosis, print_repair
-
-        print_diagnosis(found, language, Console())
-        print_repair(record, language, Console())
-    if html is not None:
-        tell(language, "cli.page", path=html)
+    both = {"kind": "checkup", "diagnosis": plain(found), "repair": plain(record)}
+    present(both, document(found, record), language, as_json=as_json, html=html)
     if record.kept and not dry_run:
         if state is None:
             done.save(out)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from normscope.doctor import state
 from normscope.doctor.attribution import Attribution
+from normscope.doctor.channels import channel_gaps
 from normscope.doctor.checks import CHECKS, Check, CheckContext, Skip
 from normscope.doctor.evidence import Evidence, Progress, collected, norms_by_name
 from normscope.doctor.verdict import ranked, verdict
@@ -117,6 +118,7 @@ def diagnose(
         gap=None if case.data is None or not case.data.gap.samples else _gap(case.data),
         causes=causes,
         by_layer=() if case.attribution is None else case.attribution.by_layer(),
+        channels=channel_gaps(case, ordered),
         verdict=verdict(ordered, causes),
     )
 

@@ -18,6 +18,7 @@ from normscope.records.conversion import Change, Comparison, Converted, Left
 from normscope.records.diagnosis import (
     SEVERITIES,
     Cause,
+    ChannelGap,
     Confidence,
     Diagnosis,
     Finding,
@@ -55,6 +56,7 @@ __all__ = [
     "Bench",
     "Cause",
     "Change",
+    "ChannelGap",
     "ClassValues",
     "Collapse",
     "Comparison",

@@ -59,6 +59,20 @@ class LayerGap:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChannelGap:
+    """Statistics of one channel, as stored and as measured on the data in train()."""
+
+    layer: str
+    channel: int
+    stored_mean: float
+    stored_var: float  # may be negative or not finite: then that is what is wrong
+    mean: float
+    var: float
+    distance: float  # 2-Wasserstein of two normal distributions, in std of the data
+    condition: int | None = None  # whose statistics, where each condition has its own
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gap:
     """The same samples and weights, normalised by the batch and by the stored statistics."""
 
@@ -98,6 +112,7 @@ class Diagnosis(Record):
     gap: Gap | None = None
     causes: tuple[Cause, ...] = ()  # those that close most first
     by_layer: tuple[LayerGap, ...] = ()
+    channels: tuple[ChannelGap, ...] = ()  # of layers with findings, the furthest apart first
     verdict: Verdict | None = None
 
     @property

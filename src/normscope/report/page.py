@@ -4,38 +4,26 @@ Everything the page needs is in it. Its policy forbids every request and every s
 that came with it; texts reach the document escaped or as text nodes, numbers as JSON.
 """
 
-import base64
-import hashlib
-import json
-import re
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
-from itertools import count
 from typing import Any
 
-from jinja2 import DictLoader, Environment, StrictUndefined
-from markupsafe import Markup
-
-from normscope.files import shown
 from normscope.records import (
     Bench,
-    Diagnosis,
     Inspection,
     Layer,
     Lesson,
-    Repaired,
     Run,
     Trace,
     plain,
 )
-from normscope.report import channels, checkup, findings, ranking, speed, story, tables, verdict
+from normscope.report import channels, findings, ranking, speed, story, tables, verdict
 from normscope.report.bilingual import Text, said
 from normscope.report.charts import layers as layer_charts
 from normscope.report.charts import speed as speed_charts
 from normscope.report.charts import training as training_charts
-from normscope.report.charts.base import CONFIG, Chart
-from normscope.report.messages import Lang, catalogue
+from normscope.report.document import Chart, Table
+from normscope.report.html import Drawn, render
+from normscope.report.messages import Lang
 
 LAYERS = 24  # with pictures of their own; all others have their numbers
 
@@ -45,12 +33,12 @@ SCRIPTS = ("numbers", "draw", "playground", "replay", "composition", "channels",
 
 def render_lesson(lesson: Lesson, lang: Lang) -> str:
     """The interactive page of `explain --html`."""
-    return _page("lesson.html.j2", lang, _Drawn(), said("page.lesson.title"), lesson=lesson)
+    return _page("lesson.html.j2", lang, Drawn(), said("page.lesson.title"), lesson=lesson)
 
 
 def render_inspection(inspection: Inspection, lang: Lang) -> str:
     """The report of `inspect`: what every layer did to every class."""
-    drawn = _Drawn()
+    drawn = Drawn()
     return _page(
         "inspection.html.j2",
         lang,
@@ -62,23 +50,9 @@ def render_inspection(inspection: Inspection, lang: Lang) -> str:
     )
 
 
-def render_diagnosis(diagnosis: Diagnosis, lang: Lang, repaired: Repaired | None = None) -> str:
-    """The report of `diagnose`, or of `repair` where that followed."""
-    name = "doctor.title" if repaired is None else "doctor.repair.title"
-    return _page(
-        "diagnosis.html.j2",
-        lang,
-        _Drawn(),
-        said(name, model=diagnosis.model),
-        conclusions=checkup.conclusions(diagnosis),
-        diagnosis=diagnosis,
-        repaired=repaired,
-    )
-
-
 def render_run(run: Run, lesson: Lesson | None, lang: Lang) -> str:
     """The report of `train`; the lesson's playground is a part of it where one is given."""
-    drawn = _Drawn()
+    drawn = Drawn()
     inspected = {} if run.inspection is None else _layers(run.inspection, drawn)
     return _page(
         "run.html.j2",
@@ -105,7 +79,7 @@ def render_run(run: Run, lesson: Lesson | None, lang: Lang) -> str:
 
 def render_bench(bench: Bench, lang: Lang) -> str:
     """The report of `bench`: speed, memory and accuracy beside other ways."""
-    drawn = _Drawn()
+    drawn = Drawn()
     return _page(
         "bench.html.j2",
         lang,
@@ -119,34 +93,18 @@ def render_bench(bench: Bench, lang: Lang) -> str:
     )
 
 
-class _Drawn:
-    """The charts and channels of one page, numbered in the order in which they were added."""
-
-    def __init__(self) -> None:
-        self.charts: list[Chart] = []
-        self.channels: list[dict[str, Any]] = []
-
-    def add(self, chart: Chart) -> tuple[int, Chart]:
-        self.charts.append(chart)
-        return len(self.charts) - 1, chart
-
-    def add_channel(self, drawing: dict[str, Any]) -> int:
-        self.channels.append(drawing)
-        return len(self.channels) - 1
-
-
 @dataclass(frozen=True)
 class LayerView:
     """What the section of one layer shows."""
 
     place: int
     layer: Layer
-    numbers: tables.Table | None  # where there are no pictures
+    numbers: Table | None  # where there are no pictures
     firing: tuple[int, Chart] | None
-    cards: list[tuple[int, channels.Chosen, tables.Table]]
+    cards: list[tuple[int, channels.Chosen, Table]]
 
 
-def _layers(inspection: Inspection, drawn: _Drawn) -> dict[str, Any]:
+def _layers(inspection: Inspection, drawn: Drawn) -> dict[str, Any]:
     classes = channels.shown_classes(inspection)
     views = []
     drawn_too = set(ranking.pictured(inspection, LAYERS))
@@ -181,7 +139,7 @@ def _layers(inspection: Inspection, drawn: _Drawn) -> dict[str, Any]:
     }
 
 
-def _parameters(run: Run, drawn: _Drawn) -> list[tuple[Trace, list[tuple[int, Chart]]]]:
+def _parameters(run: Run, drawn: Drawn) -> list[tuple[Trace, list[tuple[int, Chart]]]]:
     """Gamma and beta over training, for the first normalisation that has them."""
     moving = [t for t in run.traces if any(t.gamma) and any(t.beta)]
     shown = [t for t in moving if t.norm == moving[0].norm][:LAYERS] if moving else []
@@ -197,7 +155,7 @@ def _parameters(run: Run, drawn: _Drawn) -> list[tuple[Trace, list[tuple[int, Ch
     ]
 
 
-def _drifts(run: Run, drawn: _Drawn) -> list[tuple[int, Chart]]:
+def _drifts(run: Run, drawn: Drawn) -> list[tuple[int, Chart]]:
     """Drift with and without batch norm where both were trained, otherwise of what was."""
     norms = list(dict.fromkeys(t.norm for t in run.traces))
     compared = [n for n in ("batch", "none") if n in norms] if "batch" in norms else norms[:2]
@@ -209,101 +167,8 @@ def _drifts(run: Run, drawn: _Drawn) -> list[tuple[int, Chart]]:
     ]
 
 
-def _page(template: str, lang: Lang, drawn: _Drawn, title: Text, **context: Any) -> str:
+def _page(template: str, lang: Lang, drawn: Drawn, title: Text, **context: Any) -> str:
     lesson = context.get("lesson")
-    data = {
-        "lang": lang,
-        "messages": {k: v for k, v in catalogue().items() if k.startswith("live.")},
-        "charts": [_printable(plain(chart.spec)) for chart in drawn.charts],
-        "chartConfig": CONFIG,
-        "channels": [_printable(plain(channel)) for channel in drawn.channels],
-        "lesson": None if lesson is None else plain(lesson),
-    }
-    scripts = [_asset("vendor/vega.js")] if drawn.charts else []
-    # strict mode and a scope of its own
-    own = "\n".join(_asset(f"scripts/{name}.js") for name in SCRIPTS)
-    scripts.append(f'"use strict";\n{{\n{own}}}\n')
-    style = _asset("page.css")
-    return (
-        _environment(lang)
-        .get_template(template)
-        .render(
-            lang=lang,
-            title=title,
-            policy=_policy(scripts, style),
-            style=Markup(style),
-            scripts=[Markup(script) for script in scripts],
-            data=Markup(_json(data)),
-            story=story,
-            findings=findings,
-            tables=tables,
-            checkup=checkup,
-            **context,
-        )
-    )
-
-
-def _policy(scripts: list[str], style: str) -> str:
-    """Nothing may be loaded, and only the scripts and the style sheet of this page may run."""
-    allowed = " ".join(map(_hash, scripts))
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src {_hash(style)}; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-def _hash(content: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-    return f"'sha256-{digest}'"
-
-
-def _printable(value: Any) -> Any:
-    """The same value; control characters, line separators and lone surrogates are spelled out."""
-    if isinstance(value, str):
-        return shown(value)
-    if isinstance(value, dict):
-        return {key: _printable(item) for key, item in value.items()}
-    return [_printable(item) for item in value] if isinstance(value, list) else value
-
-
-def _json(value: Any) -> str:
-    """JSON that can stand inside a script element whatever the texts in it are."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return re.sub("[<>&\u2028\u2029]", lambda m: f"\\u{ord(m[0]):04x}", text)
-
-
-@cache
-def _asset(name: str) -> str:
-    return files("normscope.report").joinpath("assets", name).read_text(encoding="utf-8")
-
-
-@cache
-def _templates() -> dict[str, str]:
-    folder = files("normscope.report").joinpath("assets", "templates")
-    return {part.name: part.read_text(encoding="utf-8") for part in folder.iterdir()}
-
-
-def _environment(lang: Lang) -> Environment:
-    environment = Environment(
-        loader=DictLoader(_templates()),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: value if isinstance(value, Markup) else _printable(value),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-    def both(text: Text) -> Markup:
-        """The attributes from which the page switches an element's text."""
-        return Markup('data-en="{}" data-zh="{}"').format(shown(text.en), shown(text.zh))
-
-    def put(text: str | Text) -> Markup:
-        if isinstance(text, Text):
-            return Markup("<span {}>{}</span>").format(both(text), shown(text.read(lang)))
-        return Markup("{}").format(shown(text))
-
-    environment.filters |= {"both": both, "put": put}
-    environment.filters["read"] = lambda text: text.read(lang)
-    environment.globals["say"] = lambda key, **values: put(said(key, **values))
-    environment.globals["number_next"] = count().__next__
-    return environment
+    drawn.data["lesson"] = None if lesson is None else plain(lesson)
+    parts = {"story": story, "findings": findings, "tables": tables}
+    return render(template, lang, drawn, title, **parts, **context)

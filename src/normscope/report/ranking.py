@@ -8,7 +8,8 @@ import numpy as np
 from normscope.records import Inspection, Layer
 from normscope.report import findings
 from normscope.report.bilingual import Words, said
-from normscope.report.tables import Cell, Table, figure, magnitude, share
+from normscope.report.document import Cell, Table
+from normscope.report.format import figure, magnitude, share
 
 IDLE = 1e-3  # a gate that fires less often than this, or more often than 1 - IDLE, tells nothing
 

@@ -5,9 +5,9 @@ from statistics import median
 
 from normscope.records import Bench, Race, Setting, Spread
 from normscope.report.bilingual import Text, Words, said
+from normscope.report.document import Table, table
 from normscope.report.messages import catalogue
 from normscope.report.story import number
-from normscope.report.tables import Table, table
 from normscope.report.verdict import Finding
 
 MINE, PLAIN = "normscope", "torch"

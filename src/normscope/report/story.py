@@ -6,6 +6,8 @@ from itertools import combinations
 
 from normscope.records import ClassValues, Lesson, Stage
 from normscope.report.bilingual import Text, said
+from normscope.report.format import number as number
+from normscope.report.format import percent as percent
 
 Values = dict[str, object]  # of the placeholders
 
@@ -103,23 +105,6 @@ def fraction(share: float, stage: Stage) -> str:
 def eta2(stage: Stage) -> str:
     """The between-class share of the variance; a share of 1e-12 is rounding."""
     return number(stage.eta2, zero=1e-12)
-
-
-def percent(share: float) -> str:
-    """A share in per cent with at most one decimal; 100% only where it is all."""
-    text = f"{100 * share:.1f}"
-    if text == "100.0" and share < 1:
-        return ">99.9%"
-    return text.replace("-0.0", "0.0").removesuffix(".0") + "%"
-
-
-def number(value: float, zero: float = 0.0, digits: int = 4) -> str:
-    """A number in a few significant digits; what is smaller than `zero` is rounding."""
-    if abs(value) <= zero:
-        return "0"
-    text = f"{value:.{digits}g}"
-    # 1e+04 reads worse than 10000
-    return f"{value:.0f}" if "e+0" in text and abs(value) < 1e7 else text
 
 
 def digits(stage: Stage) -> int:

@@ -2,19 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import islice
 from statistics import fmean
 from typing import TypeVar
 
 from normscope.records import Inspection, Layer, Lesson, Member, Run, StageMeasures, StageName
 from normscope.report.bilingual import Text, Words, said
+from normscope.report.document import Cell, Table, table
+from normscope.report.format import figure, magnitude, number, share
 from normscope.report.messages import catalogue
-from normscope.report.story import number, percent
 
 Item = TypeVar("Item")
-
-ROWS = 200  # of one table; the record holds them all
 
 STAGES: tuple[StageName, ...] = (
     "pre_activation",
@@ -24,78 +21,6 @@ STAGES: tuple[StageName, ...] = (
     "activated",
 )
 AFFINE = STAGES[1:4]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A text, with how it looks and a remark beside it."""
-
-    text: Words
-    style: str = ""
-    tag: Text | None = None
-    icon: str = ""
-    link: str = ""  # the id of what it leads to
-    value: float | None = None  # what its column is sorted by
-
-
-@dataclass(frozen=True)
-class Table:
-    """A caption, the heads of the columns, and rows of which the first cell names the row."""
-
-    caption: Text
-    head: Sequence[Words]
-    rows: tuple[tuple[Cell, ...], ...]
-    styles: tuple[str, ...] = ()  # one per row, or none
-    sortable: bool = False  # by any column; then all rows are shown
-
-    @property
-    def columns(self) -> list[tuple[Words, str]]:
-        """The heads, aligned as the cells of the first row are."""
-        styles = [c.style for c in self.rows[0]] if self.rows else [""] * len(self.head)
-        return [
-            (name, style if style in ("measure", "text") else "")
-            for name, style in zip(self.head, styles, strict=True)
-        ]
-
-    @property
-    def shown(self) -> list[tuple[str, tuple[Cell, ...]]]:
-        """The rows that fit on a page, each with its style."""
-        styles = self.styles or ("",) * len(self.rows)
-        most = len(self.rows) if self.sortable else ROWS
-        return list(islice(zip(styles, self.rows, strict=True), most))
-
-    @property
-    def left_out(self) -> int:
-        """How many rows do not fit."""
-        return 0 if self.sortable else max(0, len(self.rows) - ROWS)
-
-
-def table(caption: Text, head: Sequence[Words], rows: list[list[Words]]) -> Table:
-    """A table of plain cells."""
-    return Table(caption, head, tuple(tuple(Cell(c) for c in row) for row in rows))
-
-
-def figure(value: float | None, digits: int = 4) -> Words:
-    """A number; "-" where none was measured, in words where it is not finite."""
-    if value is None:
-        return "-"
-    return number(value, digits=digits) if math.isfinite(value) else said("page.not_finite")
-
-
-def share(value: float | None) -> Words:
-    """A share in per cent with one decimal; "-" and not finite as in `figure`."""
-    if value is None or not math.isfinite(value):
-        return figure(value)
-    text = f"{100 * value:.1f}%"
-    return percent(value) if text in ("0.0%", "100.0%") else text
-
-
-def magnitude(value: float) -> Words:
-    """A number of which the power of ten matters: 7.7 × 10⁶."""
-    if not 1e4 <= value < math.inf:
-        return figure(value, digits=3)
-    digits, power = f"{value:.1e}".split("e+")
-    return f"{digits} × 10{str(int(power)).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
 def norm_name(norm: str) -> Text:

@@ -5,13 +5,11 @@ are names from the style sheet, so that light, dark and paper need no second dra
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from normscope.report.bilingual import Text
-from normscope.report.tables import Table
-
-Spec = dict[str, Any]
+from normscope.report.document import Chart as Chart
+from normscope.report.document import Spec as Spec
 
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 2])
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
@@ -54,17 +52,6 @@ CONFIG: Spec = {
     "text": {"color": "var(--ink)"},
     "rule": {"color": "var(--rule)"},
 }
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A picture with its name, how to read it, and the table of its numbers."""
-
-    title: str | Text
-    note: Text
-    spec: Spec
-    table: Table
-    across: bool = False  # takes the whole width
 
 
 def spec(rows: list[Spec], height: int, **parts: Any) -> Spec:

@@ -6,7 +6,7 @@ from normscope.records import Bench, Race
 from normscope.report import speed
 from normscope.report.bilingual import Text, said
 from normscope.report.charts.base import SHAPES, Chart, Spec, by_series, spec, x_axis, y_axis
-from normscope.report.tables import Table, table
+from normscope.report.document import Table, table
 
 LOG: Spec = {"scale": {"type": "log"}}
 

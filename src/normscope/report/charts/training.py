@@ -17,7 +17,9 @@ from normscope.report.charts.base import (
     x_axis,
     y_axis,
 )
-from normscope.report.tables import Table, figure, table, thinned
+from normscope.report.document import Table, table
+from normscope.report.format import figure
+from normscope.report.tables import thinned
 
 POINTS = 300  # of one line over training
 QUANTILES = ("q5", "q25", "q50", "q75", "q95")

@@ -1,8 +1,6 @@
 """Records as text for a terminal, in English or Chinese: one file per record."""
 
 from normscope.report.text.bench import print_bench
-from normscope.report.text.conversion import print_conversion
-from normscope.report.text.diagnosis import print_diagnosis, print_explanation, print_repair
 from normscope.report.text.difference import print_difference
 from normscope.report.text.inspection import print_inspection
 from normscope.report.text.lesson import print_lesson
@@ -10,12 +8,8 @@ from normscope.report.text.run import print_run
 
 __all__ = [
     "print_bench",
-    "print_conversion",
-    "print_diagnosis",
     "print_difference",
-    "print_explanation",
     "print_inspection",
     "print_lesson",
-    "print_repair",
     "print_run",
 ]

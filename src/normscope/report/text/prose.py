@@ -1,7 +1,4 @@
-"""Headings, tables and paragraphs of a width that reads well."""
-
-import re
-from collections.abc import Iterator
+"""Tables that rich lays out, and the prose of `terminal`."""
 
 from rich import box
 from rich.cells import cell_len
@@ -10,21 +7,14 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from normscope.report.bilingual import Words, read
+from normscope.report.document import Table
 from normscope.report.messages import Lang
-from normscope.report.tables import Table
+from normscope.report.terminal import GAP as GAP
+from normscope.report.terminal import WIDEST as WIDEST
+from normscope.report.terminal import paragraph as paragraph
+from normscope.report.terminal import title as title
 
-WIDEST = 100  # prose is easier to read in lines of this length than over a whole wide terminal
-GAP = 2  # cells between two columns
 NARROW = 9  # characters of a column of numbers, where room is short
-
-WIDE = r"\u2e80-\u9fff\uff00-\uffef"  # Chinese characters and punctuation
-PIECE = re.compile(rf"[（“]*(?:[{WIDE}]|[^ {WIDE}“”]+)[，。；：、）”？！]*| +|.")
-
-
-def title(console: Console, text: str) -> None:
-    """A heading, with a line of air above."""
-    console.print()
-    paragraph(console, text, "bold cyan")
 
 
 def grid(heads: list[str], texts: int = 1) -> Grid:
@@ -53,27 +43,3 @@ def print_table(
     for column in lines.columns[texts:]:
         column.max_width = limit
     console.print(lines)
-
-
-def paragraph(console: Console, text: str, style: str = "", mark: str = "") -> None:
-    """Prose in lines of readable length; `mark` stands before the first, the others align."""
-    lines = wrapped(text, min(console.width, WIDEST) - len(mark))
-    for place, line in enumerate(lines):
-        indented = (mark if place == 0 else " " * len(mark)) + line
-        console.print(Text(indented, style), no_wrap=True, overflow="ignore", crop=False)
-
-
-def wrapped(text: str, width: int) -> Iterator[str]:
-    """Break prose into lines of at most `width` cells.
-
-    Chinese breaks between any two characters, except before closing and after opening
-    punctuation; everything else at spaces only.
-    """
-    line = ""
-    for piece in PIECE.findall(text):
-        if line and cell_len(line + piece.rstrip()) > width:
-            yield line.rstrip()
-            line = ""
-        line += piece if line else piece.lstrip()
-    if line:
-        yield line.rstrip()

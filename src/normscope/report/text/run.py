@@ -8,6 +8,7 @@ from rich.text import Text
 from normscope.records import Run
 from normscope.report import tables, verdict
 from normscope.report.bilingual import read
+from normscope.report.document import Cell
 from normscope.report.messages import Lang
 from normscope.report.text.prose import grid, paragraph, title
 
@@ -35,6 +36,6 @@ def print_run(run: Run, lang: Lang, console: Console) -> None:
     console.print()
 
 
-def _cell(cell: tables.Cell, remarks: list[str], lang: Lang) -> Text:
+def _cell(cell: Cell, remarks: list[str], lang: Lang) -> Text:
     stars = "" if cell.tag is None else "*" * (remarks.index(cell.tag.read(lang)) + 1)
     return Text(read(cell.text, lang) + stars)

@@ -127,6 +127,7 @@ function whenOpen(element, start) {
 }
 
 startSwitches();
+for (const box of document.querySelectorAll(".table")) foldable(box);
 if (data.lesson) onLanguage(playground(data.lesson));
 speak(lang);
 for (const host of document.querySelectorAll("[data-chart]")) whenOpen(host, () => drawChart(host));

@@ -1,4 +1,4 @@
-// Tables whose columns sort, and links that open what they lead to.
+// Tables that fold where they are too wide, whose columns sort, and links that open what they lead to.
 
 // numbers by what the cell holds, texts as they read; what is unknown stays last either way
 function sortRows(table, column, descending) {
@@ -42,4 +42,30 @@ function openTarget(link) {
     target.scrollIntoView();
     target.querySelector("summary").focus({ preventScroll: true });
   });
+}
+
+// a table wider than its box is folded: each row is a block, each value stands behind its head
+function foldable(box) {
+  const table = box.querySelector("table");
+  const roles = { thead: "rowgroup", tbody: "rowgroup", tr: "row", td: "cell", "th[scope=col]": "columnheader", "th[scope=row]": "rowheader" };
+  let width = 0;
+  const fit = () => {
+    if (!box.clientWidth) return; // in a closed part
+    width = box.clientWidth;
+    box.classList.remove("folded");
+    const folded = table.scrollWidth > width + 1;
+    box.classList.toggle("folded", folded);
+    if (!folded) return;
+    table.setAttribute("role", "table"); // what is no longer laid out as one stays one
+    for (const [part, role] of Object.entries(roles)) {
+      for (const element of table.querySelectorAll(part)) element.setAttribute("role", role);
+    }
+    const names = [...table.tHead.rows[0].cells].map((head) => head.textContent);
+    for (const row of table.tBodies[0].rows) {
+      [...row.cells].forEach((cell, i) => (cell.dataset.label = names[i]));
+    }
+  };
+  new ResizeObserver(() => box.clientWidth === width || fit()).observe(box);
+  new MutationObserver(fit).observe(table.tBodies[0], { childList: true });
+  onLanguage(fit);
 }

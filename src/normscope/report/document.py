@@ -1,0 +1,265 @@
+"""What a reader is shown, as plain data between the records and what shows them.
+
+One file per record makes a `Document`. `terminal`, `html.page` and `html.fragment` show documents
+and know no record. All texts are in both languages; names out of files are put in as they are,
+and made harmless by what shows them.
+
+    from normscope.report import html, terminal
+    from normscope.report.document import Chart, Details, Document, Finding, Section, Table
+
+    document = Document(
+        title=said("page.run.title", data="digits", net="mlp"),
+        facts=((said("page.fact.seeds"), "3"),),
+        sections=(
+            Section(said("page.nav.verdict"), (Finding("good", headline, (detail,)),), "verdict"),
+            Section(said("page.nav.evidence"), (table, Details(title, (chart,))), "evidence"),
+        ),
+    )
+    terminal.show(document, "en", Console())  # without what is folded, and without pictures
+    text = html.page(document, "en")  # one offline file
+    text = html.fragment(document, "en")  # for a notebook
+
+A new measure in a table of layers is one more entry in `inspection.MEASURES` with its messages:
+rows, columns, terminal and page follow.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from normscope.report.bilingual import Text, Words
+
+Spec = dict[str, Any]
+BarStyle = Literal["", "good", "warn", "quiet"]
+FindingStyle = Literal["good", "note", "warn", "error"]
+Medium = Literal["terminal", "page"]
+ROWS = 200  # of one table on a page; the record holds them all
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Prose; `lead` is the answer, `quiet` a remark, `notice` a caution."""
+
+    text: Words
+    style: Literal["", "lead", "quiet", "notice"] = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One conclusion: what was found where it can be said in short, and the details."""
+
+    style: FindingStyle
+    headline: Text | None
+    details: tuple[Text, ...]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Short texts one below the other."""
+
+    items: tuple[Words, ...]
+    ordered: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A text, with how it looks and a remark beside it; of style `text` it may break in lines."""
+
+    text: Words
+    style: str = ""
+    tag: Text | None = None
+    icon: str = ""
+    link: str = ""  # the id of what it leads to
+    value: float | None = None  # what its column is sorted by
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption, the heads of the columns, and rows whose first `keys` cells name the row."""
+
+    caption: Text
+    head: Sequence[Words]
+    rows: tuple[tuple[Cell, ...], ...]
+    styles: tuple[str, ...] = ()  # one per row, or none
+    sortable: bool = False  # by any column; then all rows are shown
+    keys: int = 1
+
+    @property
+    def columns(self) -> list[tuple[Words, str]]:
+        """The heads, aligned as the cells of the first row are."""
+        styles = [c.style for c in self.rows[0]] if self.rows else [""] * len(self.head)
+        return [
+            (name, style if style in ("measure", "text") else "")
+            for name, style in zip(self.head, styles, strict=True)
+        ]
+
+    @property
+    def shown(self) -> list[tuple[str, tuple[Cell, ...]]]:
+        """The rows that fit on a page, each with its style."""
+        styles = self.styles or ("",) * len(self.rows)
+        pairs = list(zip(styles, self.rows, strict=True))
+        return pairs if self.sortable else pairs[:ROWS]
+
+    @property
+    def left_out(self) -> int:
+        """How many rows do not fit."""
+        return 0 if self.sortable else max(0, len(self.rows) - ROWS)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A Vega-Lite picture with its name, how to read it, and the table of its numbers."""
+
+    title: Words
+    note: Text
+    spec: Spec
+    table: Table
+    across: bool = False  # takes the whole width
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A name, shares of the axis from 0 to 1 (a second one is the state after), and their text."""
+
+    name: Words
+    shares: tuple[float, ...]
+    text: Words
+    style: BarStyle = ""
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Lengths to compare, on one axis."""
+
+    title: Words
+    note: Text
+    bars: tuple[Bar, ...]
+
+
+@dataclass(frozen=True)
+class Bell:
+    """A distribution by its mean and standard deviation."""
+
+    name: Text
+    mean: float
+    deviation: float
+    style: Literal["stored", "measured"]
+
+
+@dataclass(frozen=True)
+class Bells:
+    """Distributions on one axis, to compare where they lie and how wide they are."""
+
+    title: Words
+    note: Words
+    bells: tuple[Bell, ...]
+
+
+@dataclass(frozen=True)
+class ChannelPlot:
+    """One channel, class by class, with its gate to move; `data` is for the page's script."""
+
+    title: Text
+    data: Mapping[str, Any]
+    table: Table
+
+
+@dataclass(frozen=True)
+class Interactive:
+    """A part of a page that has a template of its own and a script that moves it."""
+
+    template: str  # its name in assets/templates
+    values: Mapping[str, Any] = field(default_factory=dict)  # that the template uses
+    data: Mapping[str, Any] = field(default_factory=dict)  # that the scripts read, by name
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Pictures beside one another where there is room."""
+
+    blocks: tuple["Block", ...]
+    small: bool = False
+
+
+@dataclass(frozen=True)
+class Details:
+    """What a page shows folded, and a terminal leaves out."""
+
+    title: Words
+    blocks: tuple["Block", ...]
+    aside: Words = ""  # beside the title; with one, the title is a heading in a box
+    id: str = ""
+    open: bool = False
+
+
+@dataclass(frozen=True)
+class Only:
+    """What one medium shows and the other has no room for."""
+
+    medium: Medium
+    blocks: tuple["Block", ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with what stands under it; one in another has a smaller heading."""
+
+    title: Text
+    blocks: tuple["Block", ...]
+    id: str = ""  # the page's list of contents leads to it
+    nav: Text | None = None  # its name there; none: the title
+
+
+Block = (
+    Paragraph
+    | Finding
+    | Listing
+    | Table
+    | Chart
+    | Bars
+    | Bells
+    | ChannelPlot
+    | Interactive
+    | Figures
+    | Details
+    | Only
+    | Section
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """All that is shown of one record; the first section holds the answer."""
+
+    title: Text
+    sections: tuple[Section, ...]
+    facts: tuple[tuple[Text, str], ...] = ()
+    footer: tuple[Words, ...] = ()
+
+
+def table(
+    caption: Text, head: Sequence[Words], rows: Sequence[Sequence[Words]], keys: int = 1
+) -> Table:
+    """Make a table of plain cells."""
+    return Table(caption, head, tuple(tuple(map(Cell, row)) for row in rows), keys=keys)
+
+
+def parts(document: Document) -> Iterator[Block]:
+    """Yield every block of a page, those inside of others too, in the order they stand in."""
+
+    def inside(blocks: Sequence[Block]) -> Iterator[Block]:
+        for block in for_medium(blocks, "page"):
+            yield block
+            if isinstance(block, Section | Details | Figures):
+                yield from inside(block.blocks)
+
+    return inside(document.sections)
+
+
+def for_medium(blocks: Sequence[Block], medium: Medium) -> Iterator[Block]:
+    """Yield the blocks that a medium shows."""
+    for block in blocks:
+        if not isinstance(block, Only):
+            yield block
+        elif block.medium == medium:
+            yield from for_medium(block.blocks, medium)
