@@ -12,7 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from normscope.cli import bench, convert, diagnose, env, explain, inspect, repair, report, train
+from normscope.cli import (
+    bench,
+    convert,
+    diagnose,
+    env,
+    explain,
+    inspect,
+    parity,
+    repair,
+    report,
+    train,
+)
 from normscope.cli.app import Console, app
 from normscope.errors import NormscopeError
 
@@ -25,6 +36,7 @@ COMMANDS = (
     diagnose.diagnose,
     repair.repair,
     convert.convert,
+    parity.parity,
     report.report,
     bench.bench,
     env.env,

@@ -139,8 +139,9 @@ def _affine(a: Site, b: Site) -> Iterator[Reason]:
         channel = int((mine - other).abs().argmax()) if mine.shape == other.shape else 0
         values = (f"{float(t.flatten()[channel]):.4g}" for t in (mine, other))
         first, second = values
+        code = how if how == "exchanged_affine" else f"{greek}_{how}"
         yield Reason(
-            code=f"{greek}_{how}",
+            code=code,
             first=first,
             second=second,
             detail=detail or str(channel),
