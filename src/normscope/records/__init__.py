@@ -45,6 +45,13 @@ from normscope.records.inspection import (
 )
 from normscope.records.lesson import ClassValues, Composition, Learning, Lesson, Posterior, Stage
 from normscope.records.parity import ModeParity, NormPair, PairStatus, Parity, Reason
+from normscope.records.passport import (
+    DataPassport,
+    Mismatch,
+    NormPassport,
+    Passport,
+    PassportCheck,
+)
 from normscope.records.run import Epoch, Member, Row, Run, RunConfig, Sweep, Trace
 
 __all__ = [
@@ -63,6 +70,7 @@ __all__ = [
     "Composition",
     "Confidence",
     "Converted",
+    "DataPassport",
     "Diagnosis",
     "Difference",
     "Epoch",
@@ -77,11 +85,15 @@ __all__ = [
     "Lesson",
     "MapKind",
     "Member",
+    "Mismatch",
     "ModeParity",
     "NormPair",
+    "NormPassport",
     "Numbers",
     "PairStatus",
     "Parity",
+    "Passport",
+    "PassportCheck",
     "Posterior",
     "Race",
     "Reason",
