@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import normscope
 from normscope.cli import app
-from normscope.equivalence import parity
+from normscope.equivalence import parity, passport
 from normscope.errors import InputError
 from normscope.records import ModeParity, NormPair, Parity, Reason
 from normscope.report import html, terminal
@@ -123,3 +123,16 @@ def test_pages_of_all_verdicts() -> None:
     assert not outputs.ok
     assert outputs.norms == ()
     assert "difference lies" in html.page(document(outputs), "en")
+
+
+def test_passports_say_which_side_changed() -> None:
+    net, x = trained("mlp"), batch("mlp")
+    other = trained("mlp")
+    norms_of(other)[1].eps = 1e-2
+    own = passport(net)
+    found = parity(net, other, x, passports=(own, own))
+    assert [len(side) for side in found.passports] == [0, 1]
+    assert Parity.from_json(found.to_json()).to_json() == found.to_json()
+    text = html.page(document(found), "en")
+    assert "The second is the one that changed: 1 norms are not what its passport says" in text
+    assert parity(net, other, x).passports == (None, None)

@@ -64,11 +64,18 @@ def parity(
         inputs,
         modes=names(modes) or None,
         ignore=names(ignore),
+        passports=(_passport(weights), _passport(weights_b or weights)),
         names=(first, second),
     )
     present(record, document(record), language, as_json=as_json, html=html)
     if not record.ok:
         raise typer.Exit(1)
+
+
+def _passport(weights: Path | None) -> Any:
+    from normscope.equivalence import read_passport
+
+    return None if weights is None else read_passport(weights)
 
 
 def _side(spec: str, weights: Path | None) -> Any:

@@ -10,10 +10,11 @@ from normscope.equivalence.align import Aligned, aligned
 from normscope.equivalence.effective import affine_reason
 from normscope.equivalence.forms import Form, Inputs, Mode, form_of
 from normscope.equivalence.numbers import own_reasons
+from normscope.equivalence.passports import compare_to_passport
 from normscope.equivalence.sites import Run, Site, gap, largest_gap
 from normscope.equivalence.upstream import input_reason, tail_reasons, weights_reason
 from normscope.errors import InputError
-from normscope.records import ModeParity, NormPair, Parity, Reason
+from normscope.records import Mismatch, ModeParity, NormPair, Parity, Passport, Reason
 
 FLOOR = 4  # rounding errors; a smaller difference needs no explanation
 SAFETY = 16  # the largest of few random roundings, against the largest of all
@@ -29,6 +30,7 @@ def parity(
     inputs_b: Any = None,
     modes: Iterable[str] | None = None,
     ignore: Iterable[str] = (),
+    passports: tuple[Passport | None, Passport | None] = (None, None),
     names: tuple[str, str] = ("A", "B"),
 ) -> Parity:
     """Compare two forms of one network on the same inputs: outputs, then norm by norm, and why.
@@ -52,6 +54,7 @@ def parity(
             folded copy is for inference). In eval() a layer
             that alone was left in train() stays so.
         ignore: codes of reasons that may differ, as "momentum" or "dtype".
+        passports: of the two checkpoints, to say which side it is that changed; of modules only.
         names: shown in the record.
 
     Raises:
@@ -86,8 +89,15 @@ def parity(
         norms=tuple(pairs),
         extra=extra,
         reasons=tuple(reasons[:8]),
+        passports=tuple(map(_held_against, (a, b), passports)),
         forwards=(count[0], count[1]),
     )
+
+
+def _held_against(subject: Any, own: Passport | None) -> tuple[Mismatch, ...] | None:
+    if own is None or not isinstance(subject, torch.nn.Module):
+        return None
+    return tuple(compare_to_passport(subject, own))
 
 
 def assert_parity(a: Any, b: Any, inputs: Any, **options: Any) -> Parity:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from normscope.records.base import Record
+from normscope.records.passport import Mismatch
 
 PairStatus = Literal["same", "fused", "differs", "carried", "missing"]
 
@@ -61,6 +62,8 @@ class Parity(Record):
     norms: tuple[NormPair, ...]  # in the order of execution of the first
     extra: tuple[str, ...] = ()  # norms of one side with nothing in their place on the other
     reasons: tuple[Reason, ...] = ()  # of what is no norm: compiled code, layers behind the last
+    # where each side is not what its own passport says; None where it has none
+    passports: tuple[tuple[Mismatch, ...] | None, ...] = (None, None)
     forwards: tuple[int, int] = (0, 0)  # how often each was run
 
     @property

@@ -14,7 +14,7 @@ LOOK = {"differs": "wrong", "missing": "wrong"}
 def document(record: Parity) -> Document:
     """Show the verdict, the outputs and every norm of two forms of a network."""
     sections = [
-        Section(said("parity.section.verdict"), tuple(_answer(record)), "verdict"),
+        Section(said("parity.section.verdict"), (*_answer(record), *_passports(record)), "verdict"),
         Section(said("parity.section.outputs"), (_outputs(record),), "outputs"),
     ]
     if record.norms:
@@ -47,6 +47,30 @@ def reason_text(reason: Reason) -> Text:
 def _form(kind: str) -> tuple[str, str]:
     text = said(f"parity.form.{kind}")
     return text.en, text.zh
+
+
+def _passports(record: Parity) -> list[Block]:
+    """Say which side is not what its own passport says."""
+    found: list[Block] = []
+    for which, mismatches in zip(("first", "second"), record.passports, strict=True):
+        if mismatches is None:
+            continue
+        side = said(f"parity.which.{which}")
+        if not mismatches:
+            found.append(Paragraph(said("parity.passport.ok", which=side), "quiet"))
+            continue
+        first = mismatches[0]
+        text = said(
+            "parity.passport.bad",
+            which=side,
+            count=len({m.norm for m in mismatches}),
+            norm=first.norm,
+            what=said(f"passport.code.{first.code}"),
+            passport=first.passport[:12],
+            found=first.found[:12],
+        )
+        found.append(Paragraph(text, "notice"))
+    return found
 
 
 def _answer(record: Parity) -> list[Block]:
