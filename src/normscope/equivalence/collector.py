@@ -20,6 +20,7 @@ class Collector:
         self.pending: OperatorCall | None = None  # a batch norm inside the layer that runs
         self._calls: Counter[str] = Counter()
         self._before: dict[str, list[Sketch]] = {}
+        self._scaled: tuple[str, Tensor, Sketch] | None = None
 
     def normed(self, call: Call, before: Tensor, after: Tensor) -> None:
         """A norm layer of a module ran."""
@@ -49,15 +50,30 @@ class Collector:
         """A linear operator of a module ran, or a batch norm inside one of its norm layers."""
         if call.kind == "norm":
             self.pending = call
-        else:
+        elif call.kind == "linear":
             self.step(call)
 
     def step(self, call: OperatorCall) -> None:
         """An operator of a program ran."""
+        if call.kind == "scale":
+            self._scaled = (call.name, call.after, Sketch.of(call.before, 1))
+            return
+        if call.kind == "shift":
+            self._shift(call)
+            return
         kind: Literal["norm", "linear"] = "norm" if call.kind == "norm" else "linear"
         name = self._numbered(call.name, kind) if call.name else ""
         axes, operator = (call.axis, call.axis), call.operator.removeprefix("aten::")
         self._add(name, kind, operator, call.before, call.after, axes, call.tensors, call.settings)
+
+    def _shift(self, call: OperatorCall) -> None:
+        """A sum per channel; behind a product of the same name it is what a norm became."""
+        scaled, self._scaled = self._scaled, None
+        if scaled is not None and scaled[0] == call.name and scaled[1] is call.before:
+            label = self._numbered(call.name, "other")
+            after = Sketch.of(call.after, 1)
+            site = Site(label, label, "other", len(self.sites), "mul, add", scaled[2], after)
+            self.sites.append(site)
 
     def enter(self, name: str, module: nn.Module, before: Tensor) -> None:
         """A module that stands in a norm's place begins."""

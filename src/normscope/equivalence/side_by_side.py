@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from normscope.equivalence.align import Aligned, aligned
+from normscope.equivalence.align import Aligned, aligned, linear_pairs
 from normscope.equivalence.effective import affine_reason
 from normscope.equivalence.forms import Form, Inputs, Mode, form_of
 from normscope.equivalence.numbers import own_reasons
@@ -316,6 +316,8 @@ class _Comparison:
             if same:
                 return self._record(pair, behind_b, "fused", d_in, d_behind, allowed, [])
         allowed = self.allowed(a)
+        if self._same_later(a):
+            return self._record(pair, closest, "fused", d_in, d_out, allowed, [])
         ahead = pair.before[0]
         in_same = ahead is None or d_in != d_in or self._rounds(d_in, ahead, "before")[0]
         if differed and not in_same:
@@ -339,6 +341,16 @@ class _Comparison:
         missing = any(r.code == "missing" for r in reasons)
         status = "missing" if missing else "differs" if reasons else "carried"
         return self._record(pair, closest, status, d_in, d_out, allowed, reasons)
+
+    def _same_later(self, a: Site) -> bool:
+        """Whether what comes next in both is given the same: the map is somewhere before it."""
+        lines = [(x, y) for x, y in linear_pairs(self.a, self.b) if y is not None]
+        norms = [(p.first, p.second) for p in self._aligned if p.second and p.second.kind == "norm"]
+        behind = [(x, y) for x, y in (*lines, *norms) if x.order > a.order]
+        if not behind:
+            return len(self.b.sites) > 0 and self.result().ok
+        mine, other = min(behind, key=lambda both: both[0].order)
+        return self._rounds(gap(mine.before, other.before), mine, "before")[0]
 
     def _record(
         self,

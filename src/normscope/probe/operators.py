@@ -16,6 +16,8 @@ _LINEAR: dict[str, tuple[int, int, int, int]] = {
     "aten::mm": (0, 1, -1, -1),
     "aten::linear": (0, 1, 2, -1),
 }
+# a norm that became two operators: a product and a sum with a tensor per channel
+_AFFINE = {"aten::mul": "scale", "aten::add": "shift"}
 _TURNED = ("aten::addmm", "aten::mm")
 # the norms' arguments behind input, weight, bias, running_mean, running_var
 _NORMS: dict[str, tuple[str, ...]] = {
@@ -38,7 +40,8 @@ class OperatorCall:
     """One run of a linear operator or a batch norm; tensors are the program's own.
 
     Attributes:
-        kind: "linear" or "norm".
+        kind: "linear" or "norm"; "scale" and "shift" for a product and a sum per channel with a
+            tensor that has a name.
         name: of the module that owns its tensors; "" where they have no name.
         operator: as torch calls it.
         axis: of the channels, in input and output.
@@ -85,6 +88,8 @@ class Operators(TorchDispatchMode):
         name = func._schema.name
         self.quantised |= name.startswith(QUANTISING)
         linear, norm = _LINEAR.get(name), _NORMS.get(name)
+        if name in _AFFINE:
+            return self._affine(_AFFINE[name], func, args, kwargs or {})
         if linear is None and norm is None:
             return func(*args, **(kwargs or {}))
         given = _positional(func, args, kwargs or {})
@@ -111,6 +116,17 @@ class Operators(TorchDispatchMode):
                 tensors["weight"] = tensors["weight"].t()
             call = OperatorCall("linear", owner, name, axis, given[x], after, tensors, {})
         self._seen(call)
+        return output
+
+    def _affine(self, kind: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        output = func(*args, **kwargs)
+        both = [a for a in args[:2] if isinstance(a, Tensor)]
+        if len(both) == 2 and isinstance(output, Tensor) and output.dim() > 1:
+            x, own = both if both[0].numel() >= both[1].numel() else both[::-1]
+            owner = self._names.get(own.data_ptr()) if own.numel() else None
+            if owner and own.numel() == output.shape[1] == max(own.shape, default=0):
+                name = func._schema.name
+                self._seen(OperatorCall(kind, owner, name, 1, x, output, {}, {}))
         return output
 
     def _owner(self, tensors: Mapping[str, Tensor]) -> str:
