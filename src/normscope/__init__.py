@@ -37,6 +37,7 @@ _WHERE = {
     "parity": "equivalence",
     "assert_parity": "equivalence",
     "passport": "equivalence",
+    "claims": "published",
     "read_passport": "equivalence",
     "write_passport": "equivalence",
     "apply_passport": "equivalence",
@@ -60,6 +61,7 @@ _ROOMS = (
     "lesson",
     "moments",
     "probe",
+    "published",
     "records",
     "train",
 )

@@ -14,6 +14,7 @@ from types import FrameType
 
 from normscope.cli import (
     bench,
+    claims,
     convert,
     diagnose,
     env,
@@ -41,6 +42,7 @@ COMMANDS = (
     parity.parity,
     passport.passport,
     merge.merge,
+    claims.claims,
     report.report,
     bench.bench,
     env.env,

@@ -14,6 +14,7 @@ from normscope.records.bench import (
     StatisticsError,
     Timing,
 )
+from normscope.records.claims import ClaimResult, Claims, Curve, Measured, StatementVerdict
 from normscope.records.conversion import Change, Comparison, Converted, Left
 from normscope.records.diagnosis import (
     SEVERITIES,
@@ -64,12 +65,15 @@ __all__ = [
     "Cause",
     "Change",
     "ChannelGap",
+    "ClaimResult",
+    "Claims",
     "ClassValues",
     "Collapse",
     "Comparison",
     "Composition",
     "Confidence",
     "Converted",
+    "Curve",
     "DataPassport",
     "Diagnosis",
     "Difference",
@@ -84,6 +88,7 @@ __all__ = [
     "Left",
     "Lesson",
     "MapKind",
+    "Measured",
     "Member",
     "Mismatch",
     "ModeParity",
@@ -111,6 +116,7 @@ __all__ = [
     "StageDifference",
     "StageMeasures",
     "StageName",
+    "StatementVerdict",
     "StatisticsError",
     "Sweep",
     "Table",
