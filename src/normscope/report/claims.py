@@ -1,5 +1,7 @@
 """Published statements and what became of them here, as a document that can be handed out."""
 
+import re
+
 from normscope.records import ClaimResult, Claims, Curve
 from normscope.report.bilingual import Text, said
 from normscope.report.charts.base import Chart, Spec, by_series, spec, x_axis, y_axis
@@ -76,7 +78,14 @@ def _statement(result: ClaimResult) -> Section:
         _numbers(result),
         _picture(result),
     )
-    return Section(said(f"{own}.name"), blocks, result.name, nav=said(f"{own}.name"))
+    return Section(said(f"{own}.name"), blocks, result.name, nav=_author(result.source))
+
+
+def _author(source: str) -> Text:
+    """The first author and the year, for the list of contents."""
+    year = re.search(r"\b(19|20)\d\d\b", source)
+    name = re.split(r",| &| et al", source)[0]
+    return Text(*(f"{name} {year[0] if year else ''}".strip(),) * 2)
 
 
 def _numbers(result: ClaimResult) -> Table:
@@ -113,12 +122,20 @@ def _picture(result: ClaimResult) -> Chart:
     points = any(curve.points for curve in result.curves)
     marks: list[Spec] = [{"mark": "point" if points else {"type": "line", "point": True}}]
     if points:
-        encoding.pop("strokeDash")
+        del encoding["strokeDash"]
+        legend = {"symbolType": "circle", "symbolOpacity": 1}
+        encoding["color"] = {**encoding["color"], "legend": legend}
+        ends = [{"x": 0, "y": 0}, {"x": 1, "y": 1}]
+        dashed: Spec = {"type": "line", "strokeDash": [4, 3], "color": "var(--quiet)"}
+        flat = {key: {"field": key, "type": "quantitative"} for key in ("x", "y")}
+        marks.append({"data": {"values": ends}, "mark": dashed, "encoding": flat})
     elif result.seeds > 1 and not result.log_y:
         band = {"mark": {"type": "errorband", "opacity": 0.18}}
         low = {"field": "low", "type": "quantitative", "title": None}
         marks.insert(0, {**band, "encoding": {"y": low, "y2": {"field": "high"}}})
-    picture = spec(rows, 240, layer=marks, encoding=encoding)
+    first = {**marks[0], "encoding": {**encoding, **marks[0].get("encoding", {})}}
+    others = [m if "data" in m else {**m, "encoding": encoding} for m in marks[1:]]
+    picture = spec(rows, 240, layer=[first, *others])
     note = said(f"claims.{result.name}.note")
     return Chart(said("claims.chart"), note, picture, _table(result), across=True)
 
