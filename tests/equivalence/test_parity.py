@@ -199,6 +199,23 @@ def test_a_fold_of_a_norm_that_was_changed(kind: str) -> None:
     assert (turned.first.name, turned.why) == (names_of(a)[0], "fused_bias")
 
 
+def test_weights_of_a_fold_say_more_than_its_outputs() -> None:
+    """Beside a large variance another eps makes no difference that outputs show."""
+    nets = [trained("resnet"), trained("resnet")]
+    x = batch("resnet")
+    with torch.no_grad():
+        for net in nets:
+            net.blocks[0].conv1.weight.mul_(40)
+            net.blocks[0].bn1.running_mean.mul_(40)
+            net.blocks[0].bn1.running_var.mul_(1600)
+    nets[1].blocks[0].bn1.eps = 3e-3
+    assert parity(nets[0], fold(nets[0]).model, x).ok
+    found = parity(nets[0], fold(nets[1]).model, x)
+    assert found.modes[0].ok
+    assert (found.first.name, found.why) == ("blocks.0.bn1", "eps")
+    assert float(found.first.reasons[0].second) == pytest.approx(3e-3, rel=0.2)
+
+
 def test_a_fold_behind_a_norm_that_is_off() -> None:
     a = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 5)).train()
     x = torch.randn(16, 6)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from normscope.equivalence.numbers import correction, spoken
 from normscope.equivalence.sites import Site, Sketch
 from normscope.records import Reason
 
+FOLDED = 8  # rounding errors of one weight that a fold may be off by
+TOLD = 1e-20  # weights below this are what decay left of a channel
 EXPLAINED = 0.05  # of the difference may be left by a reason
 USUAL = (0.0, 1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 2e-5, 1e-4, 1e-3, 2e-3, 1e-2, 1e-1)  # people's eps
 
@@ -47,6 +50,46 @@ def affine_reason(norm: Site, output: Sketch, allowed: float) -> Reason | None:
         scale = float(((fitted[0] - own[0]).abs() / own[0].abs().clamp(min=1e-30)).median())
         return Reason(code="fused_weight", second=f"{scale:.2g}", amount=start)
     return None
+
+
+def weights_of_fold(norm: Site, first: Site | None, second: Site | None) -> Reason | None:
+    """Which numbers of a norm a fold used, where its weights say more than its outputs.
+
+    W' = scale W and b' = scale b + shift hold scale and shift to the rounding of each weight, while
+    outputs hold them to that of the whole network.
+
+    Args:
+        norm: of the first form.
+        first: the linear layer before it.
+        second: the same in the second form, with the norm in it.
+    """
+    if first is None or second is None or "running_var" not in norm.tensors:
+        return None
+    mine, other = first.tensors.get("weight"), second.tensors.get("weight")
+    if mine is None or other is None or mine.shape != other.shape or mine.dim() < 2:
+        return None
+    if len(mine) != norm.channels or norm.before.values.shape[0] != norm.channels:
+        return None
+    eps = max(torch.finfo(s.dtypes["weight"]).eps for s in (first, second))
+    a, b = mine.flatten(1), other.flatten(1)
+    own_scale, own_shift = _own_map(norm)
+    told = a.abs().amax(1) > TOLD  # a channel without weights says nothing of its scale
+    scale = torch.where(told, (a * b).sum(1) / a.pow(2).sum(1).clamp(min=1e-300), own_scale)
+    if bool((b == a).all()):
+        return None  # nothing was folded into it
+    rest = (b - scale.unsqueeze(1) * a).abs().amax(1)
+    if not bool((rest <= FOLDED * eps * b.abs().amax(1)).all()):
+        return None  # more than one factor per channel: no fold
+    zeros = torch.zeros_like(scale)
+    before = scale * first.tensors.get("bias", zeros)
+    shift = second.tensors.get("bias", zeros) - before
+    size = own_shift.abs() + (own_scale * norm.tensors["running_mean"]).abs() + before.abs()
+    near = bool(((scale - own_scale).abs() <= FOLDED * eps * own_scale.abs()).all())
+    if near and bool(((shift - own_shift).abs() <= FOLDED * eps * (1 + size)).all()):
+        return None
+    x = norm.before.values
+    made = replace(norm.after, values=x * scale.unsqueeze(1) + shift.unsqueeze(1))
+    return affine_reason(norm, made, eps)
 
 
 Map = tuple[Tensor, Tensor]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from normscope.equivalence.align import Aligned, aligned, linear_pairs
-from normscope.equivalence.effective import affine_reason
+from normscope.equivalence.effective import affine_reason, weights_of_fold
 from normscope.equivalence.forms import Form, Inputs, Mode, form_of
 from normscope.equivalence.numbers import own_reasons
 from normscope.equivalence.passports import compare_to_passport
@@ -309,7 +309,10 @@ class _Comparison:
         if closest is not None:
             same, allowed = self._rounds(d_out, a)
             if same:
-                return self._record(pair, closest, "fused", d_in, d_out, allowed, [])
+                exact = None if self.b.quantised else weights_of_fold(a, *pair.before)
+                reasons = [r for r in (exact,) if r and r.code not in self._accepted]
+                status = "differs" if reasons else "fused"
+                return self._record(pair, closest, status, d_in, d_out, allowed, reasons)
         if behind_a is not None and behind_b is not None:
             d_behind = gap(behind_a.after, behind_b.after)
             same, allowed = self._rounds(d_behind, behind_a)
@@ -322,7 +325,7 @@ class _Comparison:
         in_same = ahead is None or d_in != d_in or self._rounds(d_in, ahead, "before")[0]
         if differed and not in_same:
             return self._record(pair, closest, "carried", d_in, d_out, allowed, [])
-        reasons: list[Reason] = []
+        reasons = []
         if self.b.quantised != self.a.quantised:
             reasons = [Reason(code="quantised", amount=d_out)]
         elif not in_same:

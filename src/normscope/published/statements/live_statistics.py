@@ -71,7 +71,7 @@ STATEMENT = Statement(
     "Schneider et al. 2020, Improving robustness against common corruptions by covariate shift "
     "adaptation",
     "2006.16971",
-    5,
+    10,
     run,
     judge,
     percent=("clean", "stored", "live_many", "live_one", "prior_one", "gain_many", "gain_one"),
