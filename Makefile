@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench assets clean
+.PHONY: help demo test lint docs bench scripts assets clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -23,7 +23,7 @@ help:  ## this list
 demo: .venv/.core  ## train on the bundled digits, follow every class, write the report
 	$(BIN)/normscope env --warm
 	$(BIN)/normscope explain
-	$(BIN)/normscope train --data digits --net mlp --norm batch,none,noaffine,per_class --seeds 3 --out $(RUN) --overwrite
+	$(BIN)/normscope train --data digits --net mlp --norm batch,none,noaffine,affine_only,per_class --freeze-head --seeds 3 --out $(RUN) --overwrite
 
 # one thread in each process: processes that spin for each other's cores are several times slower
 test: .venv/.dev  ## the tests
@@ -42,6 +42,9 @@ docs: .venv/.dev  ## the documentation, as docs/_build/index.html
 bench: .venv/.core  ## figures side by side with peers, in one run
 	$(BIN)/normscope env --warm
 	$(BIN)/normscope bench $(BENCH_ARGS)
+
+scripts:  ## check the types of the live network's scripts (needs npm)
+	npx --yes --package typescript@7.0.2 tsc -p tools/tsconfig.json
 
 assets:  ## rebuild the chart bundle that reports carry (needs npm)
 	$(PYTHON) tools/vendor_charts.py

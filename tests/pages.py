@@ -1,6 +1,7 @@
 """Records for the pages: measured where that is quick, made up where it would take training."""
 
 import math
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
@@ -10,19 +11,41 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import normscope
-from normscope import lens
+from normscope import doctor, lens
+from normscope.lens import compare
 from normscope.lesson import lesson
 from normscope.records import (
+    Accuracy,
+    Bench,
+    Change,
+    ChannelHistory,
+    Comparison,
+    Converted,
+    Counts,
+    Diagnosis,
+    Difference,
     Epoch,
     Inspection,
+    Left,
     Lesson,
     Member,
+    Race,
+    Repaired,
     Row,
     Run,
     RunConfig,
+    Setting,
+    Spread,
+    StatisticsError,
     Sweep,
+    Timing,
     Trace,
 )
+from normscope.report import bench, conversion, diagnosis, difference, html, inspection
+from normscope.report import lesson as lesson_report
+from normscope.report import run as run_report
+from normscope.report.document import Document
+from normscope.report.messages import Lang
 
 HOSTILE = (
     "</script><script>alert(1)</script>",
@@ -30,9 +53,10 @@ HOSTILE = (
     "{{7*7}}",
     "\u2028\ud800\x07<b>&amp;",
 )
-NORMS = ("batch", "none", "noaffine", "per_class")
-REACHED = {"batch": 0.981, "none": 0.962, "noaffine": 0.979, "per_class": 1.0}
-PACE = {"batch": 2.0, "none": 5.0, "noaffine": 2.2, "per_class": 0.6}
+NORMS = ("batch", "none", "noaffine", "affine_only", "per_class")
+REACHED = {"batch": 0.981, "none": 0.962, "noaffine": 0.979, "affine_only": 0.8, "per_class": 1.0}
+PACE = {"batch": 2.0, "none": 5.0, "noaffine": 2.2, "affine_only": 6.0, "per_class": 0.6}
+CHANCE = 0.1
 
 
 @cache
@@ -63,6 +87,119 @@ def digits_inspection() -> Inspection:
     return lens.inspect(model.eval(), batches, model_name="mlp", data_name="digits")
 
 
+def run_page(run: Run, lang: Lang = "en") -> str:
+    """The page of a run."""
+    return html.page(run_report.document(run), lang)
+
+
+@cache
+def faulty() -> tuple[Diagnosis, Repaired]:
+    """A small network over the digits with statistics of other data, and its repair."""
+    digits = load_digits()
+    x, y = torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        norms = (nn.BatchNorm1d(8), nn.BatchNorm1d(6))
+        parts = (nn.Linear(64, 8), norms[0], nn.ReLU(), nn.Linear(8, 6), norms[1], nn.ReLU())
+        model = nn.Sequential(*parts, nn.Linear(6, 10))
+        optimizer = torch.optim.SGD(model.parameters(), 0.3)
+        for i in range(0, 1200, 40):
+            loss = nn.functional.cross_entropy(model(x[i : i + 40]), y[i : i + 40])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    with torch.no_grad():
+        for buffer, change in ((norms[0].running_mean, 2.0), (norms[1].running_var, 9.0)):
+            assert buffer is not None
+            buffer[:4] += change
+    batches = [(x[i : i + 60], y[i : i + 60]) for i in range(1200, 1680, 60)]
+    found = doctor.diagnose(model.eval(), batches, model_name="mlp", data_name="digits")
+    return found, doctor.repair(model, found, batches).record
+
+
+def converted() -> Converted:
+    """A conversion of which a part was kept."""
+    return Converted(
+        model="net.py:make",
+        to="batch",
+        changed=(Change("features.denseblock3.norm1", "BatchNorm2d", "BatchNorm2d", "always"),),
+        kept=(Left("4", "InstanceNorm2d", "it normalises within each sample in training"),),
+        refused=(),
+        comparisons=(Comparison("outputs", "eval", 3.3e-16, 1e-9),),
+    )
+
+
+def compared() -> Difference:
+    """Two inspections, one of them with other class means."""
+    first = digits_inspection()
+    moved = tuple(replace(layer, class_mean=layer.class_mean + 0.5) for layer in first.layers)
+    return compare(first, replace(first, model="another", layers=moved))
+
+
+def made_up_bench() -> Bench:
+    """A benchmark with a race of many peers, a pair, and accuracies."""
+    groups = Setting(part="groups", shape=(64, 64, 28, 28), groups=64, threads=2)
+    shapes = Setting(part="shapes", shape=(64, 256, 14, 14), threads=2)
+    exact = Setting(part="accuracy", shape=(64, 64, 28, 28), layout="channels_last", threads=2)
+    many = tuple(
+        _timing(peer, 2.0**k)
+        for k, peer in enumerate(("normscope", "normscope_one", "torch", "mask_loop"))
+    )
+    pair = (_timing("normscope", 1.0), _timing("torch", 1.3))
+    errors = (
+        StatisticsError(peer="normscope", mean=3e-8, var=2e-8),
+        StatisticsError(peer="torch", mean=0.014, var=2.1),
+    )
+    copy = _spread(0.5)
+    absent = {"flax": "it is not installed"}
+    return Bench(
+        environment={"normscope": "0.1.0", "torch": "2.13.0", "threads": "2"},
+        complete=True,
+        quick=False,
+        checked=21,
+        repeats=20,
+        races=(
+            Race(setting=groups, copy=copy, timings=many, absent=absent),
+            Race(setting=shapes, copy=copy, timings=pair),
+        ),
+        accuracies=(Accuracy(setting=exact, ratio=100.0, errors=errors),),
+    )
+
+
+def _spread(median: float) -> Spread:
+    return Spread(median=median, low=0.9 * median, high=1.2 * median, repeats=20)
+
+
+def _timing(peer: str, milliseconds: float) -> Timing:
+    return Timing(
+        peer=peer,
+        forward=_spread(0.4 * milliseconds),
+        backward=_spread(0.6 * milliseconds),
+        total=_spread(milliseconds),
+        speed=1.3 / milliseconds,
+        gb_per_s=80 / milliseconds,
+        share=0.6,
+        share_forward=0.62,
+        share_backward=0.57,
+        memory=None if peer == "mask_loop" else 25.8,
+    )
+
+
+def documents() -> dict[str, Document]:
+    """One document of every kind of record that makes one."""
+    found, repaired = faulty()
+    return {
+        "conversion": conversion.document(converted()),
+        "diagnosis": diagnosis.document(found, repaired),
+        "check": diagnosis.explanation("NS003"),
+        "inspection": inspection.document(digits_inspection()),
+        "difference": difference.document(compared()),
+        "bench": bench.document(made_up_bench()),
+        "lesson": lesson_report.document(worked_lesson()),
+        "run": run_report.document(made_up_run(digits_inspection())),
+    }
+
+
 def made_up_run(
     inspection: Inspection | None,
     norms: tuple[str, ...] = NORMS,
@@ -86,6 +223,7 @@ def made_up_run(
             seeds=seeds,
             domains=domains,
             sweep=rates,
+            freeze_head="affine_only" in norms,
         ),
         complete=True,
         classes=tuple("0123456789"),
@@ -95,9 +233,52 @@ def made_up_run(
         rows=tuple(_row([m for m in members if m.norm == norm], domains) for norm in norms),
         members=tuple(members),
         traces=tuple(_trace(n, f"norm{i}", rng) for n in norms[:2] for i in (1, 2, 3)),
-        sweeps=tuple(_sweep(n, rates, rng) for n in norms if n != "per_class"),
+        sweeps=tuple(_sweep(n, rates, rng) for n in norms if n not in ("per_class", "affine_only")),
+        histories=tuple(
+            made_up_history(norm, rng) for norm in norms if norm in ("batch", "affine_only")
+        ),
         inspection=inspection,
     )
+
+
+def made_up_history(norm: str, rng: np.random.Generator, epochs: int = 20) -> ChannelHistory:
+    """A channel in which the even digits pass more and more often."""
+    label = tuple(k for k in range(10) for _ in range(40))
+    parts = np.array([1.0 if k % 2 == 0 else -1.0 for k in label])
+    noise = rng.normal(size=len(label))
+    x, passing, gamma, beta = [], [], [], []
+    for t in range(epochs + 1):
+        z = parts * (0.2 + 0.9 * t / epochs) + 0.5 * noise
+        g, b = 1 + 0.5 * t / epochs, -0.3 * t / epochs
+        x.append(tuple(round(float(v), 4) for v in -1.2 + 1.5 * z))
+        gamma.append(g)
+        beta.append(b)
+        opens = (g * z + b > 0).reshape(10, 40).mean(1)
+        passing.append(tuple(opens.tolist()))
+    return ChannelHistory(
+        norm=norm,
+        seed=0,
+        layer="norm2",
+        channel=7,
+        channels=48,
+        eps=1e-5,
+        classes=tuple(range(10)),
+        label=label,
+        epoch=tuple(range(epochs + 1)),
+        x=tuple(x),
+        gamma=tuple(gamma),
+        beta=tuple(beta),
+        running_mean=(-1.2,) * (epochs + 1),
+        running_var=(2.25,) * (epochs + 1),
+        passing=tuple(passing),
+        information=tuple(0.03 * t for t in range(epochs + 1)),
+        accuracy=tuple(CHANCE + (REACHED[norm] - CHANCE) * t / epochs for t in range(epochs + 1)),
+    )
+
+
+def _confusion(hits: int) -> Counts:
+    """54 samples of each class, of which so many are predicted right."""
+    return tuple(tuple(hits if j == k else (54 - hits) // 9 for j in range(10)) for k in range(10))
 
 
 def _member(
@@ -125,11 +306,15 @@ def _member(
         accuracy=last,
         leaks=leaks,
         accuracy_without_label=0.16 if leaks else None,
+        accuracy_before=CHANCE,
+        confusion=_confusion(54) if leaks else (),
+        confusion_without_label=_confusion(9) if leaks else (),
         accuracy_by_domain={
             d: last - 0.02 * i + rng.normal(0, 0.01) for i, d in enumerate(domains)
         },
         epochs_to_95=int(3 * pace),
         parameters=13_258,
+        learning=384 if norm == "affine_only" else 13_258,
         seconds=2.4,
         curve=tuple(curve),
     )
@@ -152,6 +337,8 @@ def _row(members: list[Member], domains: tuple[str, ...]) -> Row:
         without_label=0.16 if leaks else None,
         by_domain={d: float(np.mean([m.accuracy_by_domain[d] for m in members])) for d in domains},
         parameters=members[0].parameters,
+        learning=members[0].learning,
+        before=CHANCE,
         seconds=7.2,
     )
 

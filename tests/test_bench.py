@@ -31,9 +31,9 @@ from normscope.bench import (
 from normscope.errors import InputError, KernelError
 from normscope.kernels import cpu
 from normscope.records import Bench, Setting, Spread
+from normscope.report import html, terminal
+from normscope.report.bench import document
 from normscope.report.messages import LANGUAGES, Lang, catalogue
-from normscope.report.page import render_bench
-from normscope.report.text import print_bench
 
 TINY = (
     Setting(part="shapes", shape=(8, 4, 3, 3), threads=1),
@@ -199,11 +199,11 @@ def test_text_and_page(record: Bench, lang: Lang) -> None:
     hostile = "</script><script>alert(1)</script>"
     race = replace(record.races[0], absent={"flax": hostile})
     record = replace(record, races=(race, *record.races[1:]))
-    page = render_bench(record, lang)
+    page = html.page(document(record), lang)
     assert page.startswith("<!DOCTYPE html>")
     assert hostile not in page
     console = Console(width=400, record=True, file=io.StringIO())
-    print_bench(record, lang, console)
+    terminal.show(document(record), lang, console)
     text = console.export_text()
     assert "8,4,3,3" in text
     assert hostile in text

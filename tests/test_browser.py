@@ -1,69 +1,81 @@
 """Pages in Chromium, from a file and without a network: they draw, switch, move and agree."""
 
+import importlib.util
 import json
 import math
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib.resources import files as files_of
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
 import normscope.report
 from normscope.lesson import best_thresholds, lesson
-from normscope.report import channels, ranking
-from normscope.report.page import render_inspection, render_lesson, render_run
-from tests.pages import HOSTILE, NORMS, digits_inspection, made_up_run, worked_lesson
+from normscope.records import Lesson, Recovery
+from normscope.report import channels, html, measures
+from tests.chromium import chromium
+from tests.pages import (
+    HOSTILE,
+    NORMS,
+    digits_inspection,
+    documents,
+    made_up_run,
+    run_page,
+    worked_lesson,
+)
 from tests.test_page import renamed
 
 SCRIPTS = Path(normscope.report.__file__).parent / "assets/scripts"
-QUIET = ("no-first-run", "disable-background-networking", "disable-component-update")
-FLAGS = [f"--{f}" for f in ("no-sandbox", "disable-gpu", "disable-quic", "disable-sync", *QUIET)]
 # words that are the same in both languages
 SHARED = {*NORMS, "normscope", "English", "JavaScript", "Vega", "ReLU", "relu", "torch", "threads"}
-SHARED |= {"digits", "mlp", "BatchNorm", "NCM", "act", "per", "class"}
+SHARED |= {"digits", "mlp", "BatchNorm", "NCM", "CDNV", "act", "per", "class", "log", "max"}
+SHARED |= {"affine", "only", "train", "eval"}
 
 Open = Callable[..., Page]
+PAGES = (
+    "lesson",
+    "run",
+    "hostile",
+    "inspection",
+    "diagnosis",
+    "conversion",
+    "difference",
+    "bench",
+)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        known = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
-        own = playwright.chromium.executable_path
-        path = next(filter(None, known), own if Path(own).exists() else None)
-        if path is None:
-            reason = "no Chromium: install chromium, or run `playwright install chromium`"
-            if os.environ.get("CI"):
-                pytest.fail(reason)
-            pytest.skip(reason)
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     hostile = renamed(digits_inspection(), HOSTILE)
-    run = made_up_run(digits_inspection())
     shown = {
-        "lesson": render_lesson(worked_lesson(), "en"),
-        "inspection": render_inspection(digits_inspection(), "en"),
-        "run": render_run(run, worked_lesson(), "en"),
-        "domains": render_run(
-            made_up_run(None, ("batch", "conditional"), 2, ("clean", "invert")), None, "en"
-        ),
-        "hostile": render_run(made_up_run(hostile, ("batch", *HOSTILE[:2])), None, "en"),
+        **{name: html.page(document, "en") for name, document in documents().items()},
+        "domains": run_page(made_up_run(None, ("batch", "conditional"), 2, ("clean", "invert"))),
+        "hostile": run_page(made_up_run(hostile, ("batch", *HOSTILE[:2]))),
     }
     for name, text in shown.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return {name: folder / f"{name}.html" for name in shown}
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """The script of axe-core."""
+    if importlib.util.find_spec("axe_playwright_python") is None and not os.environ.get("CI"):
+        pytest.skip("axe-core is not installed: pip install axe-playwright-python")
+    return (files_of("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -157,13 +169,64 @@ def test_every_visible_text_switches(open_page: Open, name: str) -> None:
     assert foreign(page, "en") == []
 
 
-@pytest.mark.parametrize("name", ["lesson", "inspection", "run", "domains", "hostile"])
-def test_fits_a_narrow_screen(open_page: Open, name: str) -> None:
-    page = open_page(name, viewport={"width": 360, "height": 700})
+# texts of table cells and bars that reach beyond the window, or beyond a box that cuts them off
+CUT = """() => {
+  const cut = [];
+  for (const cell of document.querySelectorAll("th, td, .bar-text")) {
+    if (!cell.checkVisibility() || cell.closest(".folded thead")) continue;
+    let low = 0, high = document.documentElement.clientWidth;
+    for (let box = cell; box !== document.documentElement; box = box.parentElement) {
+      if (getComputedStyle(box).overflowX === "visible") continue;
+      const edge = box.getBoundingClientRect();
+      low = Math.max(low, edge.left);
+      high = Math.min(high, edge.right);
+    }
+    const range = document.createRange();
+    range.selectNodeContents(cell);
+    const outside = (text) => text.width && (text.left < low - 1 || text.right > high + 1);
+    if ([...range.getClientRects()].some(outside)) cut.push(cell.textContent);
+  }
+  return cut;
+}"""
+# boxes in which there is nothing to draw
+OPEN = """() => {
+  for (const box of document.querySelectorAll("details:not(:has([data-chart], [data-channel]))")) {
+    box.open = true;
+  }
+}"""
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_number_is_cut_on_any_screen(open_page: Open, name: str) -> None:
+    page = open_page(name)
+    page.evaluate(OPEN)
     for language in ("English", "中文"):
         page.get_by_role("button", name=language).click()
-        drawn(page)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        for width in (1280, 768, 390, 320):
+            page.set_viewport_size({"width": width, "height": 800})
+            for _ in range(50):  # tables fold when they are laid out anew
+                if not (cut := page.evaluate(CUT)):
+                    break
+                page.wait_for_timeout(100)
+            assert cut == [], width
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+AXE = "(rules) => axe.run(document, { resultTypes: ['violations'], ...rules })"
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name != "hostile"])
+def test_the_accessibility_engine_finds_nothing(open_page: Open, axe: str, name: str) -> None:
+    """Every rule of axe-core in the light, contrast in the dark too."""
+    page = open_page(name)
+    drawn(page)
+    page.evaluate(axe)  # from outside of the page, whose policy forbids it to load anything
+    found = page.evaluate(AXE, {})["violations"]
+    page.get_by_role("button", name="Dark").click()
+    found += page.evaluate(AXE, {"runOnly": ["color-contrast"]})["violations"]
+    assert [
+        (v["id"], n["html"][:120], n["failureSummary"]) for v in found for n in v["nodes"]
+    ] == []
 
 
 def test_light_dark_and_paper(open_page: Open) -> None:
@@ -180,7 +243,7 @@ def test_light_dark_and_paper(open_page: Open) -> None:
     assert dark.evaluate(ground) == "rgb(255, 255, 255)"
     assert dark.evaluate(chart) == ink
     assert not dark.locator(".bar").is_visible()
-    assert not dark.locator("#play-sliders").is_visible()
+    assert not dark.locator("[data-journey] input").first.is_visible()
     light.get_by_role("button", name="Dark").click()
     assert light.evaluate(chart) != ink
 
@@ -222,6 +285,8 @@ def test_closed_boxes_are_drawn_when_they_open(open_page: Open) -> None:
     box = page.locator("details.layer").nth(1)
     assert box.get_attribute("open") is None
     assert box.locator("svg").count() == 0
+    box.locator("xpath=ancestor::details/summary").click()
+    assert box.locator("svg").count() == 0
     box.locator("summary").first.click()
     box.locator("[data-chart] svg").first.wait_for()
 
@@ -239,13 +304,135 @@ def test_every_chart_draws_marks(open_page: Open) -> None:
 
 def test_hostile_names_do_nothing_but_show(open_page: Open) -> None:
     page = open_page("hostile")
+    for box in page.locator("details").all():
+        box.evaluate("(e) => { e.open = true }")
     drawn(page)
     page.get_by_role("button", name="中文").click()
     drawn(page)
     assert page.locator("script").count() == 3
-    assert page.locator("main b").count() == 6 + 1  # the facts of the run, nothing of the names
+    assert page.locator("main b").count() == 9  # the facts of the run, nothing of the names
     assert HOSTILE[0] in page.locator("main").inner_text()
     assert "{{7*7}}" in page.locator("main").inner_text()
+
+
+# --- a run ---
+
+
+@pytest.mark.parametrize(("width", "height", "most"), [(1280, 900, 6000), (390, 844, 12_000)])
+def test_the_first_screen_holds_question_answer_and_picture(
+    open_page: Open, files: dict[str, Path], width: int, height: int, most: int
+) -> None:
+    assert files["run"].stat().st_size < 2_000_000
+    page = open_page("run", viewport={"width": width, "height": height})
+    for language in ("English", "中文"):
+        page.get_by_role("button", name=language).click()
+        drawn(page)
+        assert page.evaluate("document.documentElement.scrollHeight") <= most
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        places = [page.locator(p).bounding_box() for p in ("h1", ".lede", "[data-journey]")]
+        bottoms = [box["y"] + box["height"] for box in places if box is not None]
+        assert len(bottoms) == 3
+        # a telephone shows question and answer first, the picture below them
+        assert max(bottoms if width > 1000 else bottoms[:2]) <= height
+    # the numbers are folded, and with them what only a specialist reads
+    advanced = page.locator("td, th").filter(has_text=re.compile("CDNV|κ")).all()
+    assert advanced
+    assert not any(cell.is_visible() for cell in advanced)
+
+
+def test_the_picture_has_the_numbers_of_the_record(open_page: Open) -> None:
+    page = open_page("run", reduced_motion="reduce")
+    figure = page.locator("[data-journey]")
+    history = made_up_run(digits_inspection()).histories[0]
+    steps, epochs = figure.locator("input").all()
+
+    def dots() -> list[float]:
+        return [float(c) for c in figure.locator("circle.mote").evaluate_all(
+            "(all) => all.map((c) => c.getAttribute('cx'))")]  # fmt: skip
+
+    def ticks() -> tuple[float, float]:
+        """Pixels of 0 and pixels per unit of the shared axis."""
+        marks = figure.locator("[data-role=figure] svg > g text[text-anchor=middle]").evaluate_all(
+            "(all) => all.map((t) => [t.textContent.replace('\u2212', '-'), t.getAttribute('x')])"
+        )
+        places = {float(text): float(x) for text, x in marks}
+        ends = sorted(places)
+        return places[0.0], (places[ends[-1]] - places[ends[0]]) / (ends[-1] - ends[0])
+
+    zero, unit = ticks()
+    for t in (0, 11, 20):
+        move(epochs, t)
+        assert figure.get_attribute("data-epoch") == str(t)
+        gamma, beta = history.gamma[t], history.beta[t]
+        z = (np.array(history.x[t]) + 1.2) / math.sqrt(2.25 + 1e-5)
+        wanted = (history.x[t], z, gamma * z + beta, np.maximum(0, gamma * z + beta))
+        for stop, values in enumerate(wanted):
+            move(steps, stop)
+            assert ticks() == (zero, unit)  # all steps and epochs share one axis
+            assert sorted(dots()) == pytest.approx(sorted(zero + unit * np.array(values)), abs=0.2)
+        shares = figure.locator("text.share").all_text_contents()
+        expected = sorted(history.passing[t])
+        assert sorted(float(s.rstrip("%")) / 100 for s in shares) == pytest.approx(
+            expected, abs=0.006
+        )
+        passing = figure.locator("circle.mote.passes").count()
+        assert passing == int((gamma * z + beta > 0).sum())
+    steps.focus()
+    page.keyboard.press("Home")
+    assert figure.get_attribute("data-stop") == "x"
+    move(epochs, 3)
+    figure.get_by_role("button", name="Play").click()
+    assert figure.get_attribute("data-epoch") == "20"  # without motion it goes to the end
+    figure.get_by_role("button", name="Only γ and β learn").click()
+    assert figure.get_by_role("button", name="Only γ and β learn").get_attribute(
+        "aria-pressed"
+    ) == "true"  # fmt: skip
+
+
+def test_training_plays_and_pauses(open_page: Open) -> None:
+    page = open_page("run")
+    figure = page.locator("[data-journey]")
+    move(figure.locator("input").nth(1), 0)
+    figure.get_by_role("button", name="Play").click()
+    expect(figure).to_have_attribute("data-epoch", re.compile(r"^[2-9]|1\d"))
+    figure.get_by_role("button", name="Pause").click()
+    at = figure.get_attribute("data-epoch")
+    page.wait_for_timeout(500)
+    assert figure.get_attribute("data-epoch") == at
+    figure.get_by_text("after ReLU").click()
+    expect(figure).to_have_attribute("data-stop", "a")
+    figure.locator("input").first.press("Home")
+    expect(figure).to_have_attribute("data-stop", "x")
+    expect(figure.locator("[data-now]")).to_have_text("input x")
+
+
+def test_symbols_explain_themselves(open_page: Open) -> None:
+    page = open_page("run")
+    note = page.locator("#note")
+    term = page.locator("header [data-term='J']")
+    for language, words in (("English", "share of the class signal"), ("中文", "类别信号占比")):
+        page.get_by_role("button", name=language).click()
+        page.mouse.move(5, 5)
+        term.hover()
+        assert words in note.inner_text()
+        page.mouse.move(5, 5)
+        assert not note.is_visible()
+        page.locator(".lede").evaluate("(e) => e.querySelector('button').focus()")
+        page.keyboard.press("Shift+Tab")
+        page.keyboard.press("Tab")
+        assert page.locator(":focus").get_attribute("data-term") == "J"
+        assert words in note.inner_text()
+        page.keyboard.press("Escape")
+        assert not note.is_visible()
+    page.get_by_role("button", name="English").click()
+    page.locator("#contest summary").first.click()
+    page.locator("#measures summary").first.click()
+    cell = page.locator("#measures td .term[data-term='CDNV']").first
+    arrow = cell.evaluate("(e) => getComputedStyle(e, '::after').content")
+    assert "↓" in arrow
+    touch = open_page("run", has_touch=True, viewport={"width": 390, "height": 844})
+    touch.locator("header [data-term='γ']").first.tap()
+    assert "scale" in touch.locator("#note").inner_text()
 
 
 # --- the lesson ---
@@ -262,28 +449,46 @@ def stages(page: Page) -> dict[str, tuple[float, float]]:
     }
 
 
+def set_all(page: Page, name: str) -> None:
+    page.locator(f"[name=mode][value={name}]").check()
+
+
+def preset(page: Page, name: str) -> None:
+    page.locator(f"[data-preset={name}]").click()
+
+
+def fields(page: Page) -> list[list[float]]:
+    """The values of the classes as the page has them."""
+    texts = [field.input_value() for field in page.locator("[data-values]").all()]
+    return [[float(v) for v in text.split(",")] for text in texts]
+
+
+def agree(page: Page, record: Lesson, mode: str = "standardised_per_class") -> None:
+    """The tables of the page show the stages of a record."""
+    expected = {s.name: s for s in record.stages}
+    shown = stages(page)
+    for name, stage in (("input", "input"), ("normalised", mode)):
+        assert shown[name][0] == expected[stage].threshold_accuracy
+        assert shown[name][1] == pytest.approx(expected[stage].eta2, abs=1e-6)
+
+
 def test_the_page_has_the_numbers_of_python(open_page: Open) -> None:
     page = open_page("lesson")
+    agree(page, worked_lesson(), "joint")
+    set_all(page, "per_class")
     rng = np.random.default_rng(4)
-    for _ in range(6):
+    for _ in range(4):
         gamma, beta = rng.uniform(-4, 6, 2).round(2), rng.uniform(-10, 20, 2).round(2)
         for k in range(2):
             move(page.locator(f"[data-parameter=gamma][data-class='{k}']"), float(gamma[k]))
             move(page.locator(f"[data-parameter=beta][data-class='{k}']"), float(beta[k]))
         outputs = [value(o) for o in page.locator("#play-sliders output").all()]
         record = lesson(gamma=outputs[::2], beta=outputs[1::2], seeds=1, steps=1)
-        expected = {s.name: s for s in record.stages}
-        shown = stages(page)
-        for name, stage in (
-            ("input", "input"),
-            ("normalised", "standardised_per_class"),
-            ("scaled_shifted", "scaled_shifted"),
-        ):
-            assert shown[name][0] == expected[stage].threshold_accuracy
-            assert shown[name][1] == pytest.approx(expected[stage].eta2, abs=1e-6)
-        for row, c in zip(
-            page.locator("#play-classes tr").all(), expected["scaled_shifted"].classes, strict=True
-        ):
+        agree(page, record)
+        scaled = record.stages[6]
+        assert stages(page)["scaled_shifted"][0] == scaled.threshold_accuracy
+        assert stages(page)["scaled_shifted"][1] == pytest.approx(scaled.eta2, abs=1e-6)
+        for row, c in zip(page.locator("#play-classes tr").all(), scaled.classes, strict=True):
             numbers = [value(cell) for cell in row.locator("td").all()]
             wanted = [c.gamma, c.beta, c.mean, c.var, c.min, c.max]
             wanted.append(sum(v > 0 for v in c.values) / len(c.values))
@@ -291,7 +496,7 @@ def test_the_page_has_the_numbers_of_python(open_page: Open) -> None:
 
 
 def test_keys_move_a_slider(open_page: Open) -> None:
-    page = open_page("lesson")
+    page = open_page("lesson", "#mode=per_class")
     slider = page.locator("[data-parameter=beta][data-class='1']")
     before = stages(page)["scaled_shifted"][1]
     output = page.locator("#play-sliders output").nth(3)
@@ -304,49 +509,206 @@ def test_keys_move_a_slider(open_page: Open) -> None:
     assert stages(page)["scaled_shifted"][1] != before
 
 
-def test_presets_and_the_joint_switch(open_page: Open) -> None:
+def test_every_preset_serves_in_its_mode(open_page: Open) -> None:
     page = open_page("lesson")
     record = {s.name: s for s in worked_lesson().stages}
-    for preset, stage in (
-        ("given", "scaled_shifted"),
-        ("learned", "learned"),
-        ("identity", "identity"),
+    for mode, presets in (
+        (
+            "per_class",
+            {
+                "given": "scaled_shifted",
+                "distribution": "learned_distribution",
+                "classification": "learned_classification",
+                "identity": "identity",
+            },
+        ),
+        ("joint", {"given": "joint_scaled_shifted", "joint": "learned_joint", "identity": "input"}),
     ):
-        page.locator(f"[data-preset={preset}]").click()
-        assert stages(page)["scaled_shifted"][0] == record[stage].threshold_accuracy
-        assert stages(page)["scaled_shifted"][1] == pytest.approx(record[stage].eta2, abs=1e-6)
-    page.locator("[data-preset=plain]").click()
-    assert stages(page)["scaled_shifted"] == pytest.approx((0.5, 0), abs=1e-12)
-    assert page.locator("#play-label").is_visible()
-
-    page.get_by_role("radio", name="all classes together").check()
-    assert not page.locator("#play-label").is_visible()
-    assert page.locator("[data-preset=given]").is_disabled()
-    joint = record["joint"]
-    for gamma in (1, -3.5, 5):
+        set_all(page, mode)
+        assert page.locator("#play-label").is_visible() == (mode == "per_class")
+        for name, stage in presets.items():
+            preset(page, name)
+            row = "relu" if name == "joint" else "scaled_shifted"
+            assert stages(page)[row][0] == record[stage].threshold_accuracy
+            assert stages(page)[row][1] == pytest.approx(record[stage].eta2, abs=1e-6)
+            assert page.locator(f"[data-preset={name}]").get_attribute("aria-pressed") == "true"
+        assert page.locator("[data-preset]:visible").count() >= 4
+        assert page.locator("[data-preset]:disabled").count() == 0
+    for gamma in (-3.5, 5):
         move(page.locator("[data-parameter=gamma]"), gamma)
-        assert stages(page)["scaled_shifted"] == pytest.approx((1.0, joint.eta2), abs=1e-6)
+        assert stages(page)["scaled_shifted"][0] == 1
     move(page.locator("[data-parameter=gamma]"), 0)
     assert stages(page)["scaled_shifted"][0] == 0.5
-    page.locator("[data-preset=identity]").click()
-    values = [value(c) for c in page.locator("#play-classes td").all()]
-    assert values[2] == pytest.approx(record["input"].classes[0].mean, abs=1e-9)
+    assert "β" in page.locator("#play-says").inner_text()
 
 
-def test_learning_is_replayed(open_page: Open) -> None:
+def replayed(page: Page, way: Recovery, start: int, steps: Sequence[int]) -> None:
+    """The card of one way of learning shows what Python recorded, at these steps."""
+    path = way.learning[start]
+    card = page.locator(f"[data-recovery={way.name}]")
+    for t in steps:
+        move(card.locator("input"), t)
+        shown = card.locator("output").evaluate("(e) => ({ ...e.dataset })")
+        assert int(shown["step"]) == path.steps[t]
+        # rounding is 1e-16 of the values, so 1e-28 of a squared distance says nothing more
+        assert float(shown["loss"]) == pytest.approx(path.loss[t], rel=1e-8, abs=1e-20)
+        assert float(shown["accuracy"]) == path.accuracy[t]
+        for name, table in (("gamma", path.gamma), ("beta", path.beta)):
+            numbers = [float(v) for v in shown[name].split(",")]
+            assert numbers == pytest.approx(table[t], rel=1e-9)
+
+
+def test_learning_is_replayed_as_python_recorded_it(open_page: Open) -> None:
     page = open_page("lesson", reduced_motion="reduce")
-    start = worked_lesson().learning[3]
-    page.locator("#replay select").select_option(index=3)
-    output = page.locator("#replay output")
-    for t in (0, 7, len(start.steps) - 1):
-        move(page.locator("#replay input"), t)
-        assert float(output.get_attribute("data-loss") or "nan") == start.loss[t]
-        assert stages(page)["scaled_shifted"][0] == start.accuracy[t]
-        shown = [value(c) for c in page.locator("#play-classes td:nth-of-type(1)").all()]
-        assert shown == list(start.gamma[t])
-    move(page.locator("#replay input"), 0)
-    page.get_by_role("button", name="Play").click()
-    assert float(output.get_attribute("data-loss") or "nan") == start.loss[-1]
+    for start in (0, 3, 11):
+        page.locator("#recovery-start").select_option(index=start)
+        for way in worked_lesson().recoveries:
+            replayed(page, way, start, (0, 7, len(way.learning[0].steps) - 1))
+    page.locator("#recovery-start").select_option(index=5)
+    outputs = page.locator("[data-recovery] output")
+    assert [o.get_attribute("data-step") for o in outputs.all()] == ["0"] * 3
+    page.get_by_role("button", name="Play all three").click()
+    assert [o.get_attribute("data-step") for o in outputs.all()] == ["200"] * 3
+    assert [o.get_attribute("data-accuracy") for o in outputs.all()] == ["1"] * 3
+    page.locator("[data-recovery=distribution] [data-role=use]").click()
+    assert page.locator("[name=mode][value=per_class]").is_checked()
+    means = [value(row.locator("td").nth(2)) for row in page.locator("#play-classes tr").all()]
+    assert means == pytest.approx([53, 5], rel=1e-9)
+
+
+def test_play_runs_until_the_end_where_motion_is_welcome(open_page: Open) -> None:
+    page = open_page("lesson")
+    card = page.locator("[data-recovery=joint]")
+    move(card.locator("input"), 0)
+    card.get_by_role("button", name="Play", exact=True).click()
+    page.wait_for_function(
+        "() => document.querySelector('[data-recovery=joint] output').dataset.step === '200'"
+    )
+    page.locator("#play-run[aria-pressed=false]").wait_for()
+    assert page.locator("#play-figure .dot").count() == 4 * 8  # every value on every line
+
+
+def test_values_are_dragged_added_and_removed(open_page: Open) -> None:
+    page = open_page("lesson", reduced_motion="reduce")
+    point = page.locator("[data-point='0,0']")
+    box = point.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x - 250, y, steps=5)
+    page.mouse.up()
+    dragged = fields(page)
+    assert dragged[0][0] < 30
+    assert dragged[0][1:] == [52, 54, 56]
+    # what the page shows and learns now is what Python finds for these numbers
+    record = lesson(dragged, None, None, seeds=1)
+    agree(page, record, "joint")
+    for way in record.recoveries:
+        replayed(page, way, 0, (0, 12, len(way.learning[0].steps) - 1))
+
+    page.locator("[data-values='1']").fill("3, 4, 6, 9")
+    page.keyboard.press("Enter")
+    agree(page, lesson([dragged[0], [3, 4, 6, 9]], None, None, seeds=1, steps=1), "joint")
+    lane = page.locator("[data-lane='1']").bounding_box()
+    assert lane is not None
+    page.mouse.click(lane["x"] + lane["width"] * 0.6, lane["y"] + lane["height"] / 2)
+    assert len(fields(page)[1]) == 5
+    assert page.locator("[data-point='1,4']").evaluate("(e) => e === document.activeElement")
+    page.keyboard.press("Delete")
+    page.locator("[data-point='1,3']").dblclick()
+    assert fields(page)[1] == [3, 4, 6]
+
+
+def test_keys_do_all_that_a_pointer_does(open_page: Open) -> None:
+    page = open_page("lesson", reduced_motion="reduce")
+    point = page.locator("[data-point='0,1']")
+    point.focus()
+    assert point.get_attribute("aria-label") == "class 1, value 2 of 4"
+    page.keyboard.press("ArrowRight")
+    moved = fields(page)[0][1]
+    assert 52 < moved < 53
+    assert float(point.get_attribute("aria-valuenow") or "nan") == moved
+    assert point.evaluate("(e) => e === document.activeElement"), "focus stays while it moves"
+    page.keyboard.press("PageDown")
+    assert fields(page)[0][1] < 50
+    page.keyboard.press("Insert")
+    assert len(fields(page)[0]) == 5
+    for _ in range(4):
+        page.keyboard.press("Delete")
+    assert len(fields(page)[0]) == 2
+    assert "at least two values" in page.locator("#play-says").inner_text()
+
+    page.get_by_role("button", name="Restore the values").click()
+    assert fields(page) == [[50, 52, 54, 56], [2, 4, 6, 8]]
+    page.get_by_role("button", name="Add a class").click()
+    agree(page, lesson(fields(page), None, None, seeds=1, steps=1), "joint")
+    assert page.locator("#play-classes tr").count() == 3
+    assert all(
+        float(o.get_attribute("data-accuracy") or "nan") > 0.6
+        for o in page.locator("[data-recovery] output").all()
+    )
+    page.get_by_role("button", name="Remove class 2").click()
+    assert len(fields(page)) == 2
+    page.locator("[data-values='0']").fill("7, 7, x")
+    page.keyboard.press("Enter")
+    assert fields(page)[0] == [50, 52, 54, 56], "what has no variance is refused"
+
+
+def test_the_tour_sets_the_playground_to_every_step(open_page: Open) -> None:
+    page = open_page("lesson", reduced_motion="reduce")
+    record = worked_lesson()
+    page.get_by_role("button", name="Take the guided tour").click()
+    rows = {"x": "input", "z": "normalised", "y": "scaled_shifted", "a": "relu"}
+    for place, stage in enumerate(record.stages, 1):
+        assert f"Step {place} of {len(record.stages)}" in page.locator("#tour").inner_text()
+        visible = page.locator("#tour > [data-step]:visible")
+        assert visible.get_attribute("data-step") == stage.name
+        current = page.locator("#play-figure .number-track.current").get_attribute("data-row")
+        assert stages(page)[rows[str(current)]] == pytest.approx(
+            (stage.threshold_accuracy, stage.eta2), abs=1e-6
+        )
+        assert value(page.locator("#play-score")) == stage.threshold_accuracy
+        page.locator("#tour .primary").click()
+    assert page.get_by_role("button", name="Take the guided tour").is_visible()
+    page.locator("[data-go=identity]").click()
+    assert "comes back" in page.locator("#tour").inner_text()
+    assert not page.locator("[data-own]").first.is_visible()
+    page.locator("[data-point='0,0']").press("ArrowLeft")
+    assert page.locator("[data-own]").first.is_visible()
+    assert "your own numbers" in page.locator("#tour").inner_text()
+    assert "comes back" not in page.locator("#tour").inner_text()
+
+
+def test_when_the_fear_comes_true(open_page: Open) -> None:
+    page = open_page("lesson", reduced_motion="reduce")
+    record = worked_lesson()
+    for place, accuracy in (("compare-joint", 1), ("compare-own", 0.5), ("case-one", 0.5)):
+        shown = page.locator(f"#{place}").get_attribute("data-accuracy")
+        assert float(shown or "nan") == accuracy
+    # the cut of the joint values is at 0; moved by one deviation, two values of class 2 pass it
+    z = np.array([c.values for c in record.stages[1].classes])
+    stale = page.locator("#stale-says")
+    for moved in (1.0, -2.0):
+        move(page.locator("#stale-slider input"), moved)
+        right = (z[0] + moved > 0).sum() + (z[1] + moved < 0).sum()
+        assert value(stale) == right / 8 < 1
+    page.get_by_role("button", name="Measure the statistics again").click()
+    assert value(stale) == 1
+
+    first = record.recoveries[1].learning[0]
+    own = np.array([c.values for c in record.stages[5].classes])
+    gamma, beta = np.array(first.gamma[-1]), np.array(first.beta[-1])
+    templates = np.array(first.templates)
+    outputs = {
+        "right": gamma[:, None] * own + beta[:, None],
+        "wrong": gamma[::-1, None] * own + beta[::-1, None],
+        "none": gamma.mean() * z + beta.mean(),
+    }
+    for name, y in outputs.items():
+        page.locator(f"[name=trap][value={name}]").check()
+        answers = abs(y[:, :, None] - templates).argmin(2)
+        assert value(page.locator("#trap-says")) == (answers == [[0], [1]]).mean()
 
 
 def test_the_signal_that_a_batch_leaves(open_page: Open) -> None:
@@ -361,17 +723,39 @@ def test_the_signal_that_a_batch_leaves(open_page: Open) -> None:
 
 def test_the_address_keeps_the_setting(open_page: Open) -> None:
     page = open_page("lesson")
-    page.get_by_role("radio", name="all classes together").check()
+    page.locator("[data-values='0']").fill("40, 41, 60")
+    page.keyboard.press("Enter")
     move(page.locator("[data-parameter=beta]"), 4)
     page.get_by_role("button", name="中文").click()
     # it is written a moment after the last change, on a slow machine also in between
-    page.wait_for_url(lambda url: "mode=joint" in url and "lang=zh" in url)
+    page.wait_for_url(lambda url: "mode=joint" in url and "lang=zh" in url and "x=40" in url)
     again = open_page("lesson", page.evaluate("location.hash"))
     assert again.locator("[value=joint]").is_checked()
     assert value(again.locator("#play-sliders output").nth(1)) == 4
+    assert fields(again) == [[40, 41, 60], [2, 4, 6, 8]]
     assert again.evaluate("document.documentElement.lang") == "zh-CN"
-    broken = open_page("lesson", "#mode=evil&g=1,2,3&b=NaN,1&lang=xx&theme=<b>&r=7&m=-1")
-    assert value(broken.locator("#play-sliders output").first) == 5
+    broken = open_page(
+        "lesson", "#mode=evil&g=1,2,3&b=NaN,1&lang=xx&theme=<b>&r=7&m=-1&x=1;2&tour=99"
+    )
+    assert value(broken.locator("#play-sliders output").first) == 1
+    assert fields(broken) == [[50, 52, 54, 56], [2, 4, 6, 8]]
+
+
+# texts of pictures that reach beyond them
+OUTSIDE = """() => [...document.querySelectorAll("main svg text")].filter((text) => {
+  const [inner, box] = [text, text.ownerSVGElement].map((e) => e.getBoundingClientRect());
+  return inner.width && (inner.left < box.left - 14 || inner.right > box.right + 14);
+}).map((text) => text.textContent)"""
+
+
+def test_no_word_of_a_picture_is_cut(open_page: Open) -> None:
+    page = open_page("lesson", reduced_motion="reduce")
+    for language in ("English", "中文"):
+        page.get_by_role("button", name=language).click()
+        for width in (1280, 768, 390, 320):
+            page.set_viewport_size({"width": width, "height": 800})
+            page.wait_for_timeout(150)  # pictures are drawn anew
+            assert page.evaluate(OUTSIDE) == [], width
 
 
 # --- channels ---
@@ -428,9 +812,9 @@ def test_the_histogram_share_is_near_the_counted_one() -> None:
 
 def test_the_index_sorts_and_opens_what_it_lists(open_page: Open) -> None:
     page = open_page("inspection")
-    table = page.locator("table[data-sortable]")
+    table = page.locator("table[data-sortable]").first
     inspection = digits_inspection()
-    places = [str(p + 1) for p in ranking.worst_first(inspection)]
+    places = [str(p + 1) for p in measures.worst_first(inspection)]
     column = "tbody td:nth-child(2)"
     assert table.locator(column).all_inner_texts() == places
     head = table.get_by_role("button", name="#")

@@ -54,7 +54,8 @@ def test_explain_json_holds_the_numbers_of_the_worked_example() -> None:
     accuracies = {name: stage["threshold_accuracy"] for name, stage in stages.items()}
     assert accuracies["standardised_per_class"] == 4 / 8
     assert accuracies["scaled_shifted"] == 7 / 8
-    assert accuracies["learned"] == accuracies["identity"] == accuracies["joint"] == 1
+    for name in ("learned_distribution", "learned_classification", "learned_joint"):
+        assert accuracies[name] == accuracies["identity"] == accuracies["joint"] == 1
 
 
 def test_train_inspect_and_report_end_to_end(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def test_ranks_together_are_one_process(folder: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("self-test") == 1
+    assert done.stdout.count("self-test:") == 1
     equal(record(folder / "two.json"), record(folder / "one.json"))
     seen = InspectionState.load(folder / "two.pt")
     assert seen.composition.batches == 8

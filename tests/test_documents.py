@@ -8,8 +8,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from normscope.records import Change, Comparison, Converted, Left
-from normscope.report import conversion, html, terminal
+from normscope.report import document_of, html, inspection, measures, terminal
 from normscope.report.bilingual import Text, read
 from normscope.report.document import (
     Block,
@@ -24,25 +23,23 @@ from normscope.report.document import (
     for_medium,
     table,
 )
-from normscope.report.messages import LANGUAGES, Lang
+from normscope.report.messages import LANGUAGES, Lang, catalogue
+from tests.pages import (
+    compared,
+    converted,
+    digits_inspection,
+    documents,
+    faulty,
+    made_up_bench,
+)
 
-WIDTHS = (40, 60, 80, 140)
 # a word or number as a reader sees it: what stands between spaces, Chinese characters one by one
 WORD = re.compile(r"[\u2e80-\u9fff\uff00-\uffef]|[^\s\u2e80-\u9fff\uff00-\uffef]+")
 
 
-def converted() -> Converted:
-    return Converted(
-        model="net.py:make",
-        to="batch",
-        changed=(Change("features.denseblock3.norm1", "BatchNorm2d", "BatchNorm2d", "always"),),
-        kept=(Left("4", "InstanceNorm2d", "it normalises within each sample in training"),),
-        refused=(),
-        comparisons=(Comparison("outputs", "eval", 3.3e-16, 1e-9),),
-    )
-
-
-DOCUMENTS = {"conversion": lambda: conversion.document(converted())}
+@pytest.fixture(scope="module")
+def shown() -> dict[str, Document]:
+    return documents()
 
 
 def printed(document: Document, lang: Lang, width: int) -> str:
@@ -52,42 +49,45 @@ def printed(document: Document, lang: Lang, width: int) -> str:
     return console.file.getvalue()
 
 
-def said(document: Document, lang: Lang) -> Iterator[str]:
-    """Every text of a document that a terminal shows."""
+def texts(document: Document, lang: Lang) -> Iterator[tuple[str, bool]]:
+    """Every text of a document that a terminal shows, and whether it is prose."""
 
-    def inside(blocks: tuple[Block, ...]) -> Iterator[str | Text]:
+    def inside(blocks: tuple[Block, ...]) -> Iterator[tuple[str | Text, bool]]:
         for block in for_medium(blocks, "terminal"):
             if isinstance(block, Paragraph):
-                yield block.text
+                yield block.text, True
             elif isinstance(block, Finding):
-                yield from (block.headline or "", *block.details)
+                yield from ((words, True) for words in (block.headline or "", *block.details))
             elif isinstance(block, Listing):
-                yield from block.items
+                yield from ((item, True) for item in block.items)
             elif isinstance(block, Table):
-                yield from block.head
-                yield from (cell.text for row in block.rows for cell in row)
+                yield from ((head, False) for head in block.head)
+                cells = (cell for row in block.rows for cell in row)
+                yield from ((cell.text, cell.style == "text") for cell in cells)
             elif isinstance(block, Section):
                 yield from inside(block.blocks)
 
-    for words in inside(document.sections):
-        yield read(words, lang)
+    for words, prose in inside((*document.opening, *document.sections)):
+        yield read(words, lang), prose
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_a_terminal_never_splits_a_word_or_a_number(name: str, lang: Lang) -> None:
-    document = DOCUMENTS[name]()
-    for width in WIDTHS:
+@pytest.mark.parametrize("width", [40, 60, 80, 140])
+def test_a_terminal_never_splits_a_word_or_a_number(
+    shown: dict[str, Document], width: int, lang: Lang
+) -> None:
+    for name, document in shown.items():
         text = printed(document, lang, width)
-        shown = {word for line in text.splitlines() for word in WORD.findall(line)}
+        lines = text.splitlines()
+        words = {word for line in lines for cut in (WORD.findall, str.split) for word in cut(line)}
         longest = 0
-        for words in said(document, lang):
-            for word in WORD.findall(words):
-                # a head in front of a sentence ends in a colon, a remark is marked by stars
-                assert {word, word + ":", word + "*", word + "**"} & shown, (width, word)
+        for said, prose in texts(document, lang):
+            for word in WORD.findall(said) if prose else said.split():
+                # a head in front of a sentence ends in a colon, a remark is marked by a star
+                assert {word, word + ":", word + "*"} & words, (name, word)
                 longest = max(longest, cell_len(word))
-        for line in text.splitlines():
-            assert cell_len(line.rstrip()) <= max(width, longest + 2), (width, line)
+        for line in lines:
+            assert cell_len(line.rstrip()) <= max(width, longest + 2), (name, line)
 
 
 def a_table() -> Table:
@@ -132,3 +132,25 @@ def test_each_medium_shows_its_own_part() -> None:
     for text in (html.page(document, "en"), html.fragment(document, "en")):
         assert "for the page" in text
         assert "for the terminal" not in text
+
+
+def test_a_new_measure_is_one_entry_and_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = measures.OfLayer(lambda layer: float(max(layer.gamma)), lambda value: f"{value:.5f}")
+    monkeypatch.setitem(measures.LAYERS, "largest", largest)
+    monkeypatch.setattr(measures, "GATES", (*measures.GATES, "largest"))
+    monkeypatch.setitem(catalogue(), "page.rank.largest", {"en": "largest γ", "zh": "最大的 γ"})
+    record = digits_inspection()
+    document = inspection.document(record)
+    shown = (printed(document, "en", 140), html.page(document, "en"), html.fragment(document, "en"))
+    for text in shown:
+        assert "largest γ" in text
+        for layer in record.layers:
+            assert f"{max(layer.gamma):.5f}" in text
+
+
+def test_every_record_that_has_a_document_finds_it() -> None:
+    found, repaired = faulty()
+    records = (found, repaired, digits_inspection(), compared(), made_up_bench(), converted())
+    for record in records:
+        assert document_of(record).title.en
+    assert document_of(found, repaired).title != document_of(found).title

@@ -29,11 +29,11 @@ from normscope.train.loop import Trainer
 from normscope.train.nets import ModelConfig, norm_layers
 from normscope.train.telemetry import Telemetry, keep_lines, read_lines, traces
 
-# 105 training samples: 6 steps an epoch, so 18 a network, 108 in all, and 72 of the sweep
+# 105 training samples: 6 steps an epoch, so 18 a network, 144 in all, and 96 of the sweep
 SMALL = RunConfig(
     data="iris",
     net="mlp",
-    norms=("batch", "none", "per_class"),
+    norms=("batch", "none", "affine_only", "per_class"),
     epochs=3,
     batch_size=16,
     lr=0.1,
@@ -42,7 +42,7 @@ SMALL = RunConfig(
     every=4,
     sweep=(0.01, 0.1),
 )
-STEPS = 108 + 108
+STEPS = 144 + 144
 
 
 @pytest.fixture(scope="module")
@@ -158,10 +158,53 @@ def test_the_trap_is_marked_and_evaluated_without_the_label(whole: tuple[Run, Pa
     assert not named["batch"].leaks
 
 
+def test_gamma_and_beta_alone_are_a_row_of_the_comparison(whole: tuple[Run, Path]) -> None:
+    run, out = whole
+    data = load("iris", seed=5)
+    row = next(row for row in run.rows if row.norm == "affine_only")
+    found = [m for m in run.members if m.norm == "affine_only"]
+    assert (row.seeds, row.learning) == (2, 2 * 3 * 64 + 3 * 65)  # and the head
+    assert row.before == pytest.approx(sum(m.accuracy_before for m in found) / 2)
+    for m in found:
+        fresh = ModelConfig.of("mlp", "affine_only", data).build(m.seed).eval()
+        with torch.no_grad():
+            right = (fresh(data.test_x).argmax(1) == data.test_y).double().mean()
+        assert m.accuracy_before == pytest.approx(float(right))
+        state = safetensors.torch.load_file(
+            out / "members" / f"affine_only-{m.seed}" / "model.safetensors"
+        )
+        moved = {n for n, t in fresh.state_dict().items() if not torch.equal(t, state[n])}
+        assert {n.split(".")[0] for n in moved} == {"norm1", "norm2", "norm3", "head"}
+    batch = next(row for row in run.rows if row.norm == "batch")
+    assert batch.learning == batch.parameters
+
+
+def test_who_was_taken_for_whom_is_counted_where_the_label_is_given(
+    whole: tuple[Run, Path],
+) -> None:
+    run, _ = whole
+    for m in run.members:
+        if not m.leaks:
+            assert m.confusion == m.confusion_without_label == ()
+            continue
+        for counts, accuracy in (
+            (m.confusion, m.accuracy),
+            (m.confusion_without_label, m.accuracy_without_label),
+        ):
+            assert sum(map(sum, counts)) == run.test_size
+            hits = sum(counts[k][k] for k in range(3))
+            assert hits / run.test_size == pytest.approx(accuracy)
+
+
 def test_domains_are_scored_apart(tmp_path: Path) -> None:
     norms = ("conditional", "separate", "shared", "batch")
     config = replace(
-        SMALL, norms=norms, domains=("clean", "noise", "invert"), seeds=1, epochs=1, sweep=()
+        SMALL,
+        norms=norms,
+        domains=("clean", "noise", "invert"),
+        seeds=1,
+        epochs=1,
+        sweep=(),
     )
     run = fit.train(config, tmp_path / "run")
     for member, row in zip(run.members, run.rows, strict=True):
@@ -198,7 +241,7 @@ def test_a_loss_that_is_not_finite_ends_one_network_only(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "steps",
-    [(1,), (9,), (18,), (27, 30), (50, 51, 52), (107,), (120,), (215,)],
+    [(1,), (9,), (18,), (27, 30), (80, 81, 86), (143,), (160,), (287,)],
     ids=str,
 )
 def test_an_interrupted_run_ends_with_the_same_bits(
@@ -219,7 +262,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     assert len(seen) < STEPS or steps == (1,)  # what was done is not done again
 
 
-@pytest.mark.parametrize("step", [9, 27, 150])
+@pytest.mark.parametrize("step", [9, 82, 200])
 def test_a_killed_run_continues_too(step: int, whole: tuple[Run, Path], tmp_path: Path) -> None:
     expected, reference = whole
     out = tmp_path / "run"
@@ -404,6 +447,10 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
         ({"norms": ("batch", "batch")}, "each once"),
         ({"norms": ("batch", "magic")}, "there is no norm 'magic'"),
         ({"net": "cnn"}, "the net cnn needs images"),
+        (
+            {"norms": ("batch",), "freeze_head": True},
+            "freeze_head is for affine_only, which is not among the",
+        ),
     ],
 )
 def test_a_config_that_cannot_be_trained(

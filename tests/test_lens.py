@@ -21,9 +21,9 @@ from normscope import layers, lens
 from normscope.errors import InputError, ModelError
 from normscope.lens import layer_record, memory, statistics, sweep
 from normscope.records import Inspection, Layer, StageMeasures
-from normscope.report import findings
+from normscope.report import findings, terminal
+from normscope.report.inspection import document
 from normscope.report.messages import LANGUAGES, catalogue
-from normscope.report.text import print_inspection
 
 Array = NDArray[np.float64]
 Batches = list[tuple[Tensor, Tensor]]
@@ -646,11 +646,11 @@ def test_text(lang: Any, width: int, digits: tuple[Tensor, Tensor], mlp: nn.Modu
     noted = replace(seen.layers[0], name="[red]mixed", notes=("lens.note.mixed",))
     seen = replace(seen, layers=(*seen.layers, noted), skipped={"norm": "lens.skip.per_sample"})
     console = Console(width=width, file=io.StringIO())
-    print_inspection(seen, lang, console)
+    terminal.show(document(seen), lang, console)
     text = console.file.getvalue()
     assert max(map(len, text.splitlines())) <= width
     assert f"{seen.invariance:.1g}" in text
-    assert f"{seen.layers[1].stages[3].lda_fraction:.3f}" in text
+    assert f"{seen.layers[1].stages[3].lda_fraction:.3g}" in text
     assert f"{100 * seen.layers[0].firing_spread:.1f}%" in text
     assert "[red]mixed" in text
     for key in ("lens.note.mixed", "lens.skip.per_sample"):

@@ -17,7 +17,8 @@ from normscope.errors import InputError, ModelError
 from normscope.lens import measures, memory
 from normscope.lens.statistics import nested_channels
 from normscope.records import Inspection, inspection
-from normscope.report.page import render_inspection
+from normscope.report import html
+from normscope.report.inspection import document as inspection_document
 
 CLASSES = 40
 
@@ -173,7 +174,7 @@ def test_large_tables_lie_beside_the_record(
     without = Inspection.load(path)
     assert without.layers[0].firing.shape == (0, 0)
     assert without.layers[0].stages == record.layers[0].stages
-    assert "J" in render_inspection(without, "en")
+    assert "J" in html.page(inspection_document(without), "en")
     with pytest.raises(InputError, match="without its tables by class"):
         lens.compare(record, without)
 

@@ -4,6 +4,7 @@ import io
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from normscope import lens
+from normscope.layers import EvalNorm2d
 from normscope.records import Inspection, Layer
-from normscope.report import findings
+from normscope.report import findings, format, html, terminal
+from normscope.report.inspection import document as inspection_document
 from normscope.report.messages import LANGUAGES, catalogue
-from normscope.report.page import render_inspection
-from normscope.report.text import print_inspection
 
 Array = NDArray[np.float64]
 Batches = list[tuple[Tensor, Tensor]]
@@ -45,6 +46,20 @@ def standardised(
 
 def by_group(x: Array, groups: int = 3) -> Array:
     return standardised(x.reshape(len(x), groups, -1), (2,)).reshape(x.shape)
+
+
+def own_weighted(x: Array, w: float = 0.3) -> Array:
+    """By w of each sample's statistics and 1 - w of running ones of mean 0.5 and variance 4."""
+    mean, var = x.mean((2, 3), keepdims=True), x.var((2, 3), keepdims=True)
+    mixed = w * var + (1 - w) * 4 + w * (1 - w) * (mean - 0.5) ** 2
+    return np.asarray((x - (w * mean + (1 - w) * 0.5)) / np.sqrt(mixed + 1e-5))
+
+
+def eval_norm(timm: Any, **options: Any) -> nn.Module:
+    layer = EvalNorm2d(6, own_weight=0.3, **options)
+    layer.load_state_dict({**layer.state_dict(), "running_mean": torch.full((6,), 0.5),
+                           "running_var": torch.full((6,), 4.0)})  # fmt: skip
+    return layer.eval()
 
 
 def timm_layer(name: str, *args: Any, **kwargs: Any) -> Callable[[Any], nn.Module]:
@@ -108,6 +123,8 @@ CASES = {
     "timm act": (timm_layer("GroupNormAct", 6, 3), IMAGE, 1, by_group),
     "llama": (llama, TOKENS, 2, lambda x: standardised(x, (2,), centred=False)),
     "gemma": (gemma, TOKENS, 2, lambda x: standardised(x, (2,), centred=False)),
+    "evalnorm": (eval_norm, IMAGE, 1, own_weighted),
+    "evalnorm act": (partial(eval_norm, act="relu"), IMAGE, 1, own_weighted),
     "convnext": (convnext, IMAGE, 1, lambda x: standardised(x, (1,))),
 }
 
@@ -150,7 +167,7 @@ def test_each_sample_has_a_map_of_its_own(name: str, timm: Any) -> None:
     for parameter in layer.parameters():
         nn.init.normal_(parameter, 0.7, 0.5)
     loader = batches(shape)
-    model = nn.Sequential(layer, nn.ReLU())
+    model = nn.Sequential(layer, nn.ReLU()).eval()
     record = lens.inspect(model, loader)
     (found,) = record.layers
     x = torch.cat([b[0] for b in loader])
@@ -259,7 +276,7 @@ def test_a_pass_goes_on_where_only_the_input_tells_the_channels() -> None:
 
 def told(record: Inspection, lang: Any = "en") -> str:
     console = Console(width=150, file=io.StringIO())
-    print_inspection(record, lang, console)
+    terminal.show(inspection_document(record), lang, console)
     text: str = console.file.getvalue()
     return text
 
@@ -282,12 +299,12 @@ def test_it_is_said_by_how_much_they_change_the_classes() -> None:
     assert "1 *" in text
     assert "nan" not in text
     alone = lens.inspect(nn.GroupNorm(3, 6), batches(IMAGE))
-    change = findings.signed(alone.layers[0].lda_change)
+    change = format.signed(alone.layers[0].lda_change)
     for lang in LANGUAGES:
         text = told(alone, lang)
         assert catalogue()["lens.selftest.none"][lang] in text
         assert change in text
-        assert change in render_inspection(alone, lang)
+        assert change in html.page(inspection_document(alone), lang)
     headline = findings.verdict(alone)[0]
     assert "normalise each sample by itself" in headline.en
 
@@ -340,10 +357,10 @@ def test_the_stage_before_the_activation_that_makes_the_input(act: Any, norm: An
     assert first.lda == layer.stages[0].lda_fraction - layer.pre_activation.lda_fraction
     text = told(record)
     assert f"behind {name}" in text
-    assert "η² p" in text
-    html = render_inspection(record, "zh")
-    assert f"{name} 之后" in html
-    assert "激活函数之前 p" in html
+    assert "before its activation p" in " ".join(text.split())
+    page = html.page(inspection_document(record), "zh")
+    assert f"{name} 之后" in page
+    assert "激活函数之前 p" in page
     again = Inspection.from_json(record.to_json())
     assert again.layers[0].pre_activation == layer.pre_activation
 

@@ -9,22 +9,25 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 
 from normscope.errors import InputError
 from normscope.lesson import WORKED_CLASSES, best_thresholds, lesson
-from normscope.records import Lesson, Stage
+from normscope.records import Learning, Lesson, Stage
 
 NAMES = [
     "input",
-    "standardised_per_class",
-    "scaled_shifted",
-    "learned",
-    "identity",
     "joint",
     "joint_scaled_shifted",
+    "activated",
+    "learned_joint",
+    "standardised_per_class",
+    "scaled_shifted",
+    "learned_distribution",
+    "identity",
+    "learned_classification",
     "unlabelled",
     "inferred",
-    "activated",
 ]
 
 
@@ -39,6 +42,10 @@ def stage(record: Lesson, name: str) -> Stage:
 
 def values(record: Lesson, name: str) -> list[tuple[float, ...]]:
     return [c.values for c in stage(record, name).classes]
+
+
+def starts(record: Lesson, way: str) -> tuple[Learning, ...]:
+    return next(r for r in record.recoveries if r.name == way).learning
 
 
 # --- the worked example -----------------------------------------------------------------------
@@ -72,36 +79,111 @@ def test_given_gamma_and_beta_leave_an_overlap(worked: Lesson) -> None:
     assert (scaled.classes[0].mean, scaled.classes[0].var) == pytest.approx((10, 25))
 
 
-def test_every_random_start_learns_to_separate_the_classes(worked: Lesson) -> None:
-    assert len(worked.learning) == 20
-    starts = {path.gamma[0] + path.beta[0] for path in worked.learning}
-    assert len(starts) == 20, "the starts differ"
-    for path in worked.learning:
+def test_each_way_says_whether_it_needs_labels(worked: Lesson) -> None:
+    needs = {way.name: way.needs_labels for way in worked.recoveries}
+    assert needs == {"distribution": True, "classification": True, "joint": False}
+
+
+@pytest.mark.parametrize("way", ["distribution", "classification", "joint"])
+def test_every_random_start_goes_down_all_the_way(worked: Lesson, way: str) -> None:
+    paths = starts(worked, way)
+    assert [path.seed for path in paths] == list(range(20))
+    assert len({path.gamma[0] + path.beta[0] for path in paths}) == 20, "the starts differ"
+    for path in paths:
         assert path.accuracy[-1] == 1.0
-        assert path.steps[0] == 0
-        assert path.steps[-1] == 200
-        assert all(later < earlier for earlier, later in itertools.pairwise(path.loss))
-    assert any(path.accuracy[0] < 1 for path in worked.learning), "there is something to learn"
+        assert (path.steps[0], path.steps[-1]) == (0, 200)
+        assert len(path.steps) == len(path.loss) == len(path.gamma) == len(path.beta)
+        if way == "distribution":  # ends at rounding, where it no longer falls
+            assert path.loss[0] > 1000
+            assert path.loss[-1] < 1e-20
+        else:
+            assert all(later < earlier for earlier, later in itertools.pairwise(path.loss))
+    assert any(path.accuracy[0] < 1 for path in paths), "there is something to learn"
 
 
-def test_the_learned_stage_is_the_end_of_the_first_start(worked: Lesson) -> None:
-    learned, first = stage(worked, "learned"), worked.learning[0]
-    assert tuple(c.gamma for c in learned.classes) == first.gamma[-1]
-    assert tuple(c.beta for c in learned.classes) == first.beta[-1]
-    z = values(worked, "standardised_per_class")[0]
-    for k, listed in enumerate(values(worked, "learned")):
-        again = [first.gamma[-1][k] * v + first.beta[-1][k] for v in z]
-        assert listed == pytest.approx(again, rel=1e-12)
+def test_learned_gamma_and_beta_bring_every_class_back_from_every_start(worked: Lesson) -> None:
+    """Mean and standard deviation within 1 % of the input's, computed here from gamma and beta."""
+    x = np.array(WORKED_CLASSES)
+    z = (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
+    for path in starts(worked, "distribution"):
+        for k in range(2):
+            y = path.gamma[-1][k] * z[k] + path.beta[-1][k]
+            assert y.mean() == pytest.approx(x[k].mean(), rel=0.01)
+            assert y.std() == pytest.approx(x[k].std(), rel=0.01)
+            before = path.gamma[0][k] * z[k] + path.beta[0][k]
+            assert abs(before.mean() - x[k].mean()) > 0.3 * x[k].mean(), "it started elsewhere"
+    learned = stage(worked, "learned_distribution")
+    assert learned.facts["back"] == learned.facts["starts"] == 20
+    assert learned.facts["largest_error"] < 1e-9
+    for listed, original in zip(values(worked, "learned_distribution"), x, strict=True):
+        assert listed == pytest.approx(original, rel=1e-9)
+
+
+def test_the_distance_is_that_of_the_sorted_values(worked: Lesson) -> None:
+    """The oracle is the cheapest assignment of values to values, found without sorting."""
+    x = np.array(WORKED_CLASSES, float)
+    z = (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
+    for path in starts(worked, "distribution")[:3]:
+        for t in (0, 5):
+            cost = []
+            for k in range(2):
+                y = path.gamma[t][k] * z[k] + path.beta[t][k]
+                pairs = (y[:, None] - x[k][None]) ** 2
+                cost.append(pairs[linear_sum_assignment(pairs)].mean())
+            assert path.loss[t] == pytest.approx(np.mean(cost), rel=1e-12)
+
+
+def test_learning_for_the_classification_does_not_bring_the_distribution_back(
+    worked: Lesson,
+) -> None:
+    learned = stage(worked, "learned_classification")
+    assert learned.facts == {"starts": 20, "apart": 20}
+    for c, original in zip(learned.classes, WORKED_CLASSES, strict=True):
+        assert abs(c.mean - np.mean(original)) > 1
+        assert c.var < 0.01 * np.var(original)
+
+
+def test_one_shared_gate_classifies_without_labels(worked: Lesson) -> None:
+    """The head's answers follow from the values alone: joint statistics, one gamma, one beta."""
+    x = np.array(WORKED_CLASSES).ravel()
+    z = (x - x.mean()) / x.std()
+    for path in starts(worked, "joint"):
+        assert len(path.gamma[-1]) == len(path.beta[-1]) == 1
+        for t, expected in ((0, 0.5), (-1, 1.0)):
+            a = np.maximum(path.gamma[t][0] * z + path.beta[t][0], 0)
+            weight, offset = np.array(path.head[t]).reshape(2, 2)
+            answers = (a[:, None] * weight + offset).argmax(1)
+            assert (answers == [0] * 4 + [1] * 4).mean() == path.accuracy[t] == expected
+    learned = stage(worked, "learned_joint")
+    assert learned.facts["right"] == learned.facts["starts"] == 20
+    assert learned.facts["head_accuracy"] == 1
+    assert learned.facts["gate"] == -learned.classes[0].beta / learned.classes[0].gamma
+    assert learned.classes[0].gamma == learned.classes[1].gamma
+
+
+@pytest.mark.parametrize("way", ["distribution", "classification", "joint"])
+def test_the_learned_stage_is_the_end_of_the_first_start(worked: Lesson, way: str) -> None:
+    learned, first = stage(worked, f"learned_{way}"), starts(worked, way)[0]
+    shared = way == "joint"
+    gamma, beta = (t[-1] * (2 if shared else 1) for t in (first.gamma, first.beta))
+    assert tuple(c.gamma for c in learned.classes) == gamma
+    assert tuple(c.beta for c in learned.classes) == beta
+    z = values(worked, "joint" if shared else "standardised_per_class")
+    for k, listed in enumerate(values(worked, f"learned_{way}")):
+        again = gamma[k] * np.array(z[k]) + beta[k]
+        assert listed == pytest.approx(np.maximum(again, 0) if shared else again, rel=1e-12)
 
 
 def test_the_recorded_loss_is_the_cross_entropy_of_the_templates(worked: Lesson) -> None:
-    """Two classes at -1 and +1 in an order drawn per start: one of both orders gives the loss."""
     z = np.array(values(worked, "standardised_per_class")[0])
-    for path in worked.learning:
-        gamma, beta = np.array(path.gamma[0]), np.array(path.beta[0])
-        y = gamma[:, None] * z + beta[:, None]
-        losses = [np.log1p(np.exp(-2 * np.array([[s], [-s]]) * y)).mean() for s in (1, -1)]
-        assert min(abs(path.loss[0] - loss) for loss in losses) < 1e-12
+    orders = set()
+    for path in starts(worked, "classification"):
+        orders.add(path.templates)
+        y = np.array(path.gamma[0])[:, None] * z + np.array(path.beta[0])[:, None]
+        density = np.exp(-((y[..., None] - np.array(path.templates)) ** 2) / 2)
+        own = np.stack([density[k, :, k] for k in range(2)])
+        assert path.loss[0] == pytest.approx(-np.log(own / density.sum(-1)).mean(), rel=1e-12)
+    assert orders == {(-1, 1), (1, -1)}
 
 
 def test_identity_gives_the_input_back(worked: Lesson) -> None:
@@ -124,7 +206,7 @@ def test_joint_batch_norm_keeps_the_classes_apart(worked: Lesson) -> None:
 
 def test_without_a_label_the_readers_disagree_with_the_values(worked: Lesson) -> None:
     unlabelled = stage(worked, "unlabelled")
-    path = worked.learning[0]
+    path = starts(worked, "classification")[0]
     gamma, beta = np.mean(path.gamma[-1]), np.mean(path.beta[-1])
     expected = gamma * np.array(values(worked, "joint")) + beta
     np.testing.assert_allclose(values(worked, "unlabelled"), expected, rtol=1e-9)
@@ -136,7 +218,7 @@ def test_without_a_label_the_readers_disagree_with_the_values(worked: Lesson) ->
 
 def test_the_posterior_finds_the_class_again(worked: Lesson) -> None:
     assert stage(worked, "inferred").facts == {"picked_right": 1, "reader_accuracy": 1}
-    assert values(worked, "inferred") == values(worked, "learned")
+    assert values(worked, "inferred") == values(worked, "learned_classification")
     for p in worked.posteriors:
         assert p.probability[p.truth] > 0.999
     assert [p.value for p in worked.posteriors] == [*WORKED_CLASSES[0], *WORKED_CLASSES[1]]
@@ -189,10 +271,15 @@ def test_any_numbers_give_a_finite_lesson_that_learns(classes: list[list[float]]
         for c in s.classes:
             assert all(map(math.isfinite, (*c.values, c.mean, c.var)))
             assert (c.min, c.max) == (min(c.values), max(c.values))
-    for path in record.learning:
+    for path in starts(record, "classification"):
         assert path.accuracy[-1] == 1
+    for path in itertools.chain(*(way.learning for way in record.recoveries)):
         assert all(map(math.isfinite, path.loss))
-        assert path.loss[-1] < path.loss[0]
+        assert path.loss[-1] <= path.loss[0]
+        assert 0 <= path.accuracy[-1] <= 1
+    back = stage(record, "learned_distribution")
+    # rounding at 1e90 is more than everything that a class at 1e-90 has
+    assert back.facts["back"] == (0 if classes[-1][0] == 1e-90 else 5)
     assert stage(record, "identity").facts["largest_error"] < 1e-9
     joint, before = stage(record, "joint"), stage(record, "input")
     assert joint.eta2 == pytest.approx(before.eta2, rel=1e-6)

@@ -68,13 +68,15 @@ def test_layers_have_places_that_correspond(net: str, digits: Data) -> None:
 
 
 def test_unknown_or_unfitting_designs_are_named(digits: Data) -> None:
-    with pytest.raises(InputError, match=r"no norm 'magic'; there are batch, none, noaffine, per_"):
+    with pytest.raises(InputError, match=r"no norm 'magic'; there are batch, none, noaffine, aff"):
         build("mlp", "magic", digits, 0)
     with pytest.raises(InputError, match="no net 'vgg'; there are mlp, cnn"):
         build("vgg", "batch", digits, 0)
     iris = load("iris")
     with pytest.raises(InputError, match="the net cnn needs images"):
         build("cnn", "batch", iris, 0)
+    with pytest.raises(InputError, match="frozen under affine_only alone, not under batch"):
+        ModelConfig("mlp", "batch", (4,), 3, 0, freeze_head=True)
     for norm in ("conditional", "shared", "separate"):
         with pytest.raises(InputError, match=f"the norm {norm} needs domains; name some, as in"):
             build("mlp", norm, iris, 0)
@@ -168,6 +170,26 @@ def test_separate_networks_are_trained_apart(digits: Data) -> None:
     for i, net in enumerate(both.model.nets):
         moved = any(not torch.equal(a, b) for a, b in zip(before[i], net.parameters(), strict=True))
         assert moved == (i == 0)
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("freeze_head", [False, True])
+def test_affine_only_trains_gamma_and_beta_and_nothing_else(
+    net: str, freeze_head: bool, digits: Data
+) -> None:
+    config = ModelConfig.of(net, "affine_only", digits, freeze_head=freeze_head)
+    trained = Trainer(digits, config, 0, lr=0.1, epochs=1, batch_size=300)
+    before = {name: t.clone() for name, t in trained.model.state_dict().items()}
+    trained.train_epoch(1, lambda _: None)
+    learning = {f"norm{i}.{part}" for i in (1, 2, 3) for part in ("weight", "bias")}
+    learning |= set() if freeze_head else {"head.weight", "head.bias"}
+    named = {id(p): name for name, p in trained.model.named_parameters()}
+    (group,) = trained.optimizer.param_groups
+    assert {named[id(p)] for p in group["params"]} == learning
+    for name, value in trained.model.named_parameters():
+        assert torch.equal(value, before[name]) == (name not in learning), name
+    again = ModelConfig.of(net, "batch", digits, freeze_head=freeze_head)
+    assert not again.freeze_head  # the other norms of the same run are trained whole
 
 
 def test_a_score_is_counted_in_eval_mode_and_by_domain(digits: Data) -> None:

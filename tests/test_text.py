@@ -13,10 +13,10 @@ from rich.console import Console
 
 from normscope.lesson import lesson
 from normscope.records import Lesson, Stage
-from normscope.report import story
+from normscope.report import story, terminal
+from normscope.report.lesson import document
 from normscope.report.messages import LANGUAGES, Lang, catalogue
 from normscope.report.terminal import wrapped
-from normscope.report.text import print_lesson
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def worked() -> Lesson:
 
 def printed(record: Lesson, lang: Lang, width: int) -> str:
     console = Console(file=io.StringIO(), width=width)
-    print_lesson(record, lang, console)
+    terminal.show(document(record), lang, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -43,7 +43,7 @@ def stage(record: Lesson, name: str) -> Stage:
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
-@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("width", [40, 60, 80, 140])
 def test_no_line_is_wider_than_the_terminal(worked: Lesson, lang: Lang, width: int) -> None:
     for line in printed(worked, lang, width).splitlines():
         assert cell_len(line.rstrip()) <= width, line
@@ -53,12 +53,13 @@ def test_no_line_is_wider_than_the_terminal(worked: Lesson, lang: Lang, width: i
 def test_the_text_shows_the_numbers_of_the_worked_example(worked: Lesson) -> None:
     text = printed(worked, "en", 100)
     for row in (
-        "-1.342 -0.4472  0.4472   1.342",
-        "3.292  7.764  12.24  16.71    10        25",
-        "0.3167  2.106  3.894  5.683     3         4",
+        "-1.342, -0.4472, 0.4472, 1.342",
+        "3.292, 7.764, 12.24, 16.71     10        25",
+        "0.3167, 2.106, 3.894, 5.683     3         4",
         "threshold accuracy 4/8 (50%)",
         "threshold accuracy 7/8 (87.5%)",
-        "20 of 20 starts reach 100%",
+        "within 1% of the input's in 20 of 20 starts",
+        "none at inference",
         "overlap between 3.292 and 5.683",
         "0.969 (0.96",
     ):
@@ -81,7 +82,7 @@ def test_a_line_of_values_shows_where_the_classes_are(worked: Lesson) -> None:
     assert line.startswith("2 ")
     assert line.endswith(" 56")
     assert [c for c in line[2:-3] if c != "-"] == list("2222|1111")
-    standardised = next(i for i, text in enumerate(lines) if text.startswith("2. Each"))
+    standardised = next(i for i, text in enumerate(lines) if text.startswith("6. Each"))
     assert lines[standardised + 1].count("*") == 4
 
 
@@ -95,7 +96,7 @@ def test_many_classes_and_values_are_cut_short() -> None:
 
 def test_digits_show_that_values_differ() -> None:
     record = lesson([[1000.1, 1000.2], [1000.4, 1000.5]], None, None, seeds=1)
-    assert "1000.1 1000.2" in printed(record, "en", 80)
+    assert "1000.1, 1000.2" in printed(record, "en", 80)
 
 
 # --- the sentence that the numbers call for ---------------------------------------------------
@@ -134,12 +135,25 @@ def test_the_sentence_follows_the_numbers(
 
 
 def test_starts_that_have_not_arrived_are_not_called_arrived(worked: Lesson) -> None:
-    assert "takes 20 of 20 random starts" in sentence(worked, "learned")
     short = lesson(steps=12)
-    arrived = sum(path.accuracy[-1] == 1 for path in short.learning)
-    assert 0 < arrived < 20
-    assert f"takes {arrived} of 20 random starts" in sentence(short, "learned")
-    assert "the others need more steps" in sentence(short, "learned")
+    for name, arrived in (("classification", "to 100%"), ("distribution", "within 1%")):
+        assert "20 of 20 random starts" in sentence(worked, f"learned_{name}")
+        assert "the others need more steps" in sentence(short, f"learned_{name}")
+        assert arrived in sentence(worked, f"learned_{name}")
+    right = sum(path.accuracy[-1] == 1 for path in short.recoveries[1].learning)
+    assert 0 < right < 20
+    assert f"takes {right} of 20 random starts" in sentence(short, "learned_classification")
+    assert "in 0 of 20 random starts within 12 steps" in sentence(short, "learned_distribution")
+
+
+def test_a_gate_that_fails_is_not_called_right() -> None:
+    record = lesson([[1, 2, 8, 9], [4, 4.5, 5, 5.5]], None, None, seeds=3)
+    learned = stage(record, "learned_joint")
+    assert learned.facts["right"] == 0
+    assert "in 0 of 3 random starts" in sentence(record, "learned_joint")
+    assert story.fraction(learned.facts["head_accuracy"], learned) in sentence(
+        record, "learned_joint"
+    )
 
 
 def test_the_trap_counts_the_readers(worked: Lesson) -> None:

@@ -12,6 +12,7 @@ from normscope.kernels.autograd import is_transformed
 from normscope.kernels.dispatch import IMPLS
 from normscope.kernels.reference import ACTIVATIONS
 
+NAN_MOMENTUM = "momentum is nan; give the share of the batch in the update, or None"
 Activation = Literal["relu", "leaky_relu", "silu"]
 
 
@@ -45,7 +46,19 @@ def check_choices(
     if not eps >= 0 or (use_batch and eps == 0):  # NaN is not either
         raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
     if momentum is not None and math.isnan(momentum):
-        raise ValueError("momentum is nan; give the share of the batch in the update, or None")
+        raise ValueError(NAN_MOMENTUM)
+
+
+def check_settings(eps: float, momentum: float | None) -> None:
+    """Refuse an eps or a momentum of a new layer that is no finite number."""
+    if not _finite(eps):  # below 0 is refused where torch refuses it, at the first call
+        raise InputError(f"eps is {eps!r}; it must be a finite number above 0, such as 1e-5")
+    if momentum is not None and not _finite(momentum):
+        raise InputError(NAN_MOMENTUM.replace("nan", repr(momentum)))
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def check_one_group(num_groups: int, rows: int) -> None:

@@ -1,11 +1,16 @@
 """Files are written whole or not at all, and read with one sentence when they cannot be."""
 
 import errno
+import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+import socket
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +35,9 @@ def write_whole(path: Path, content: str | bytes | Callable[[Path], None]) -> Pa
 
     A function as content is called with the temporary file, which it writes.
 
-    A temporary file in the same folder is written, flushed to disk and renamed over `path`;
-    a symbolic link keeps pointing and its target is replaced. Folders are made as needed.
+    A temporary file in the same folder is written, flushed to disk and renamed over `path`, which
+    keeps its permissions; a symbolic link keeps pointing and its target is replaced. Folders are
+    made as needed. Temporary files of writers that were killed are removed.
 
     Raises:
         FileError: the folder cannot be written, the disk is full, or `path` is no plain file.
@@ -41,9 +47,11 @@ def write_whole(path: Path, content: str | bytes | Callable[[Path], None]) -> Pa
     target = path.resolve() if path.is_symlink() else path
     if target.exists() and not target.is_file():
         raise FileError(f"{shown(path)} is not a plain file; name another one to write to")
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
+    start = f".{target.name[:100]}.{_host()}-"
+    temporary = target.with_name(f"{start}{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target.parent, start)
         if callable(data):
             data(temporary)
             size = temporary.stat().st_size
@@ -51,6 +59,8 @@ def write_whole(path: Path, content: str | bytes | Callable[[Path], None]) -> Pa
             file.write(b"" if callable(data) else data)
             file.flush()
             os.fsync(file.fileno())
+        if target.exists():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         temporary.replace(target)
     except OSError as problem:
         raise _unwritable(path, problem, size) from problem
@@ -59,6 +69,64 @@ def write_whole(path: Path, content: str | bytes | Callable[[Path], None]) -> Pa
         if temporary.parent.is_dir():
             temporary.unlink(missing_ok=True)
     return path
+
+
+def _host() -> str:
+    """Return a short name of this machine: process numbers say nothing about those of others."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+
+
+def _remove_abandoned(folder: Path, start: str) -> None:
+    """Remove the temporary files whose process on this machine is gone."""
+    for path in folder.iterdir():
+        if path.name.startswith(start) and path.name.endswith(".tmp"):
+            writer = path.name.removeprefix(start).partition("-")[0]
+            if writer.isdecimal() and not _runs(int(writer)):
+                path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    """Tell whether a process of this machine runs; True where that cannot be known."""
+    if sys.platform == "win32":  # there a signal of number 0 ends the process
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Hold `folder` against other processes that would hold it too.
+
+    The system gives the lock up with the process, however that ends, and no file is left behind.
+    Where a file system has no locks, none is held.
+
+    Raises:
+        FileError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as problem:
+            raise FileError(
+                f"another process is writing the {what} in {shown(folder)}; wait until it has "
+                "ended, or name another folder"
+            ) from problem
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def append_line(path: Path, line: str) -> None:

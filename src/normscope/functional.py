@@ -293,6 +293,7 @@ def update_running(
     momentum: float | None,
     *,
     skip_nonfinite: bool = False,
+    count_empty: bool = True,
 ) -> Tensor:
     """running = (1 - momentum) * running + momentum * batch, in place, unbiased variance.
 
@@ -303,6 +304,7 @@ def update_running(
         batch: count (K,), mean and m2 (K, C).
         momentum: None for 1 / num_batches_tracked.
         skip_nonfinite: leave the channels alone whose mean or variance is NaN or infinite.
+        count_empty: one set of statistics counts a batch without values, as torch does.
 
     Returns:
         (), int64: how many channels were skipped as not finite.
@@ -321,8 +323,9 @@ def update_running(
         batch = Moments(batch.count[None], batch.mean[None], batch.m2[None])
     enough = batch.count > 1
     if num_batches_tracked is not None:
-        one = num_batches_tracked.dim() == 0
-        num_batches_tracked.add_(1 if one else enough.to(num_batches_tracked.dtype))
+        counted = enough if num_batches_tracked.dim() else batch.count[0] > 0
+        every = count_empty and not num_batches_tracked.dim()
+        num_batches_tracked.add_(1 if every else counted.to(num_batches_tracked.dtype))
     share: float | Tensor = 0.0 if momentum is None else momentum
     if momentum is None and num_batches_tracked is not None:
         # stays a tensor: no synchronisation, no break in a compiled graph

@@ -335,3 +335,58 @@ def test_small_conditions_never_fail_and_are_counted() -> None:
         assert y.isfinite().all()
     assert layer.filled_up.tolist() == [0, 0, 5]
     assert "filled_up" not in layer.state_dict()
+
+
+EVERY: dict[str, Callable[..., Any]] = {
+    "plain": normscope.BatchNorm1d,
+    "ghost": lambda n, **k: normscope.GhostBatchNorm1d(n, 2, **k),
+    "renorm": normscope.BatchRenorm1d,
+    "evalnorm": normscope.EvalNorm1d,
+    "mode": lambda n, **k: normscope.ModeNorm1d(n, 2, **k),
+    "conditional": lambda n, **k: normscope.ConditionalBatchNorm1d(n, 2, **k),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"eps": value} for value in (float("nan"), float("inf"), "1e-5")),
+        *({"momentum": value} for value in (float("nan"), "0.1")),
+    ],
+    ids=str,
+)
+def test_settings_that_are_no_numbers_are_refused(name: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"^{next(iter(settings))} is "):
+        EVERY[name](3, **settings)
+    if "eps" in settings:
+        with pytest.raises(InputError, match="^eps is "):
+            normscope.FrozenBatchNorm1d(3, **settings)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "plain"])
+def test_an_empty_batch_is_no_batch(name: str, momentum: float | None) -> None:
+    layer = EVERY[name](3, momentum=momentum)
+    more = (torch.zeros(8).long(),) if name == "conditional" else ()
+    layer(torch.randn(8, 3), *more)
+    before = {k: v.clone() for k, v in layer.state_dict().items()}
+    layer(torch.empty(0, 3), *(t[:0] for t in more))
+    for key, value in layer.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_a_condition_without_statistics_is_said_once() -> None:
+    layer = normscope.ConditionalBatchNorm1d(3, 3)
+    x, ids = torch.randn(6, 3), torch.tensor([0, 0, 0, 2, 2, 2])
+    layer.eval()(x, ids)  # a new layer, of which torch's says nothing either
+    layer.train()(x, ids)
+    layer.eval()(x, ids)
+    with pytest.warns(UserWarning, match="no batch of condition 1 has updated"):
+        layer(x, torch.ones(6).long())
+    layer(x, torch.ones(6).long())
+    layer.load_state_dict(layer.state_dict())
+    with pytest.warns(UserWarning, match="no batch of condition 1 has updated"):
+        layer(x, torch.tensor([0, 1, 2, 1, 0, 2]))
+    layer.train()(x, torch.tensor([0, 0, 0, 1, 1, 1]))
+    layer.eval()(x, torch.tensor([0, 1, 2, 1, 0, 2]))

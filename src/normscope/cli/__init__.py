@@ -23,6 +23,7 @@ from normscope.cli import (
     merge,
     parity,
     passport,
+    playground,
     repair,
     report,
     train,
@@ -34,6 +35,7 @@ __all__ = ["app", "main"]
 
 COMMANDS = (
     explain.explain,
+    playground.playground,
     train.train,
     inspect.inspect,
     diagnose.diagnose,

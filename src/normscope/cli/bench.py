@@ -1,18 +1,17 @@
 """normscope bench."""
 
-import sys
 from typing import Annotated
 
 import typer
 
 from normscope.cli.app import (
     LOCALE,
-    Console,
     Html,
     Json,
     LangOption,
     known_language,
     names,
+    present,
     progress_bar,
     tell,
 )
@@ -42,19 +41,9 @@ def bench(
 
     with progress_bar(as_json) as progress:
         record = measure(names(only), quick=quick, repeats=repeats, on_progress=progress)
-    if html is not None:
-        from normscope.files import write_whole
-        from normscope.report.page import render_bench
+    from normscope.report.bench import document
 
-        write_whole(html, render_bench(record, language))
-    if as_json:
-        sys.stdout.write(record.to_json() + "\n")
-    else:
-        from normscope.report.text import print_bench
-
-        print_bench(record, language, Console())
-    if html is not None:
-        tell(language, "cli.page", path=html)
+    present(record, document(record), language, as_json=as_json, html=html)
     if not record.complete:
         tell(language, "cli.bench.stopped")
         raise typer.Exit(130)

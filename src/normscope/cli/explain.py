@@ -7,7 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from normscope.cli.app import LOCALE, Console, Json, LangOption, known_language, numbers, tell
+from normscope.cli.app import (
+    LOCALE,
+    Console,
+    Json,
+    LangOption,
+    known_language,
+    numbers,
+    present,
+)
 from normscope.errors import InputError
 from normscope.report.messages import Lang
 
@@ -45,19 +53,9 @@ def explain(
     from normscope.lesson import lesson
 
     record = lesson(eps=eps, seeds=seeds, **arguments)
-    if html is not None:
-        from normscope.files import write_whole
-        from normscope.report.page import render_lesson
+    from normscope.report.lesson import document
 
-        write_whole(html, render_lesson(record, language))
-    if as_json:
-        sys.stdout.write(record.to_json() + "\n")
-    else:
-        from normscope.report.text import print_lesson
-
-        print_lesson(record, language, Console())
-    if html is not None:
-        tell(language, "cli.page", path=html)
+    present(record, document(record), language, as_json=as_json, html=html)
 
 
 def _check(code: str, as_json: bool, language: Lang) -> None:

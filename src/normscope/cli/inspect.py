@@ -1,6 +1,5 @@
 """normscope inspect."""
 
-import sys
 from collections.abc import Iterable, Sized
 from dataclasses import replace
 from itertools import chain, islice
@@ -11,11 +10,11 @@ import typer
 
 from normscope.cli.app import (
     LOCALE,
-    Console,
     Html,
     Json,
     LangOption,
     known_language,
+    present,
     progress_bar,
     tell,
 )
@@ -68,13 +67,10 @@ def inspect(
         given = replace(given, data="digits")
     given.check()
     if compare:
-        from normscope.report.text import print_difference
+        from normscope.report.difference import document
 
         record = _difference(files or [])
-        if as_json:
-            sys.stdout.write(record.to_json() + "\n")
-        else:
-            print_difference(record, language, Console())
+        present(record, document(record), language, as_json=as_json, html=html)
         return
     if save is not None and save.suffix != ".json":
         raise InputError(f"--save is {shown(save)}; name a .json file")
@@ -110,19 +106,9 @@ def inspect(
 
 
 def _show(record: "Inspection", html: Path | None, as_json: bool, language: Any) -> None:
-    if html is not None:
-        from normscope.files import write_whole
-        from normscope.report.page import render_inspection
+    from normscope.report.inspection import document
 
-        write_whole(html, render_inspection(record, language))
-    if as_json:
-        sys.stdout.write(record.to_json() + "\n")
-    else:
-        from normscope.report.text import print_inspection
-
-        print_inspection(record, language, Console())
-    if html is not None:
-        tell(language, "cli.page", path=html)
+    present(record, document(record), language, as_json=as_json, html=html)
 
 
 def _passed(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from normscope.cli.app import LOCALE, Console, Html, Json, LangOption, known_language, tell
-from normscope.records import Lesson, Run
+from normscope.records import Run
 from normscope.report.messages import Lang
 
 
@@ -29,23 +29,18 @@ def report(
 def finish(run: Run, folder: Path, as_json: bool, language: Lang, html: Path | None = None) -> None:
     """Write the page of a run and show its tables."""
     from normscope.files import write_whole
-    from normscope.report.page import render_run
+    from normscope.report import run as report
+    from normscope.report.html import page
 
-    page = html or folder / "report.html"
-    write_whole(page, render_run(run, _worked_example(), language))
+    document, path = report.document(run), html or folder / "report.html"
+    write_whole(path, page(document, language))
     if as_json:
         sys.stdout.write(run.to_json() + "\n")
         return
-    from normscope.report.text import print_inspection, print_run
+    from normscope.report import inspection, terminal
 
     console = Console()
-    print_run(run, language, console)
+    terminal.show(document, language, console)
     if run.inspection is not None:
-        print_inspection(run.inspection, language, console)
-    tell(language, "cli.page", path=page)
-
-
-def _worked_example() -> Lesson:
-    from normscope.lesson import lesson
-
-    return lesson()
+        terminal.show(inspection.document(run.inspection), language, console)
+    tell(language, "cli.page", path=path)

@@ -40,6 +40,13 @@ def train(
         str, typer.Option(help="Versions of the data, with commas: clean,contrast,invert,noise.")
     ] = "",
     every: Annotated[int, typer.Option(min=1, help="Steps between two telemetry lines.")] = 10,
+    freeze_head: Annotated[
+        bool,
+        typer.Option(
+            "--freeze-head",
+            help="Under affine_only, freeze the output layer too: only gamma and beta learn.",
+        ),
+    ] = False,
     sweep: Annotated[bool, typer.Option(help="Find the learning rates that train.")] = True,
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/latest"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
@@ -66,6 +73,7 @@ def train(
         domains=names(domains),
         every=every,
         sweep=fit.SWEEP if sweep else (),
+        freeze_head=freeze_head,
     )
     with ranks.world() as rank, progress_bar(as_json or rank > 0) as progress:
         run = fit.train(
@@ -87,17 +95,24 @@ def train(
 
 
 def _inspected(run: Run, out: Path) -> Run:
+    """Look into the first network with normalisation layers, if possible one without labels."""
     from normscope.files import write_whole
     from normscope.lens import inspect as look
     from normscope.train import fit
     from normscope.train.data import batches
 
+    able = [m for m in run.members if m.status == "done" and m.norm != "none"]
+    if not able:
+        return run
+    shown = min(able, key=lambda m: m.leaks)
     _, model, data = fit.load_run(out)
+    if (shown.norm, shown.seed) != (run.config.norms[0], run.config.seed):
+        model = fit.load_member(out, shown.norm, shown.seed)
     record = look(
         model,
         batches(data, 256),
         classes=data.classes,
-        model_name=f"{run.config.net}, {run.config.norms[0]}",
+        model_name=f"{run.config.net}, {shown.norm}",
         data_name=data.name,
     )
     run = replace(run, inspection=record)

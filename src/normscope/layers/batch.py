@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normscope.arguments import Activation, listed
+from normscope.arguments import Activation, check_settings, listed
 from normscope.errors import InputError
 from normscope.functional import batch_norm
 from normscope.kernels.reference import ACTIVATIONS
@@ -26,6 +26,7 @@ class Normalizer(RunningStatistics, _BatchNorm):
     act: Activation | None = None
     process_group: Ranks = None
     ghost_size: int | None = None
+    counts_empty: ClassVar[bool] = True  # in num_batches_tracked, as torch does
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class Normalizer(RunningStatistics, _BatchNorm):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        check_settings(self.eps, self.momentum)
         if act is not None and act not in ACTIVATIONS:
             raise ValueError(f"act is {act!r}; it can be None, {listed(ACTIVATIONS)}")
         self.act = act
@@ -52,7 +54,7 @@ class Normalizer(RunningStatistics, _BatchNorm):
         uses_buffers = self.track_running_stats or not self.training
         policy = self.policy
         plain = policy is AS_TORCH or policy == AS_TORCH
-        training = self.training
+        training, counts = self.training, self.counts_empty
         return checked_batch_norm(
             input,
             self.ranks,
@@ -64,7 +66,7 @@ class Normalizer(RunningStatistics, _BatchNorm):
             self.normalizes_by_batch(),
             self.momentum,
             self.eps,
-            self.num_batches_tracked if training else None,
+            self.num_batches_tracked if training and (counts or input.shape[0]) else None,
             mask,
             self.fused_act,
             residual,
@@ -195,6 +197,8 @@ class BatchNorm3d(Normalizer, nn.BatchNorm3d):
 
 
 class _Ghost(Normalizer):
+    counts_empty = False
+
     def __init__(self, num_features: int, ghost_size: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(num_features, *args, **kwargs)
         if ghost_size < 1:

@@ -1,14 +1,16 @@
 """Conditional batch norm: statistics and affine map chosen by a condition that is known."""
 
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
-from normscope.arguments import check_tensors, checked_mask, listed
+from normscope.arguments import check_settings, check_tensors, checked_mask, listed
 from normscope.errors import InputError
 from normscope.functional import batch_norm
 from normscope.kernels.autograd import is_transformed
@@ -25,6 +27,8 @@ class _Current(threading.local):  # torch.compile can read it, which it cannot a
 
 
 _current = _Current()
+# layers that need no further search for unseen conditions; outside them, so that they stay as saved
+_searched: WeakSet[nn.Module] = WeakSet()
 
 
 @contextmanager
@@ -88,6 +92,7 @@ class _ConditionalBatchNorm(RunningStatistics):
                 'missing="infer" judges by each condition\'s running statistics; it needs '
                 'stats="condition" and track_running_stats=True'
             )
+        check_settings(eps, momentum)
         self.num_features = num_features
         self.num_conditions = num_conditions
         self.stats = stats
@@ -124,6 +129,7 @@ class _ConditionalBatchNorm(RunningStatistics):
 
     def reset_running_stats(self) -> None:
         """Mean 0, variance 1, nothing tracked."""
+        _searched.discard(self)
         if self.running_mean is not None:
             assert self.running_var is not None, "made together"
             assert self.num_batches_tracked is not None, "made together"
@@ -181,7 +187,29 @@ class _ConditionalBatchNorm(RunningStatistics):
             self._count_small(samples * each)
         if self.training and self.missing == "infer":
             self._calibrate(input, condition, mask)
+        if not (self.training or is_transformed() or self in _searched):
+            self._warn_of_unseen(condition)
         return y
+
+    def _warn_of_unseen(self, condition: Tensor) -> None:
+        """Warn once of conditions whose statistics no batch has updated, beside others that were.
+
+        A layer that saw no batch at all is a new one, of which torch's layers say nothing either.
+        """
+        tracked = self.num_batches_tracked
+        if tracked is None or not tracked.dim() or not tracked.any():
+            return
+        every = bool(tracked.all())
+        unseen = [] if every else condition[tracked[condition] == 0].unique().tolist()
+        if every or unseen:
+            _searched.add(self)
+        if unseen:
+            warnings.warn(
+                f"{type(self).__name__}: no batch of condition {', '.join(map(str, unseen[:9]))} "
+                "has updated the running statistics, which are still mean 0 and variance 1; train "
+                "on it, recalibrate with it, or leave the condition out with missing='pooled'",
+                stacklevel=3,
+            )
 
     def posterior(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """p(condition | sample) under the running statistics, (N, K) float64, rows sum to one.
@@ -292,6 +320,7 @@ class _ConditionalBatchNorm(RunningStatistics):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
+        _searched.discard(self)
         # a plain batch-norm checkpoint serves every condition: one row becomes K equal rows
         state = dict(state_dict)
         for name, own in {**self._parameters, **self._buffers}.items():

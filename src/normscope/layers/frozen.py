@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from normscope.arguments import Activation
+from normscope.arguments import Activation, check_settings
 from normscope.functional import batch_norm
 from normscope.layers.batch import check_rank
 
@@ -29,6 +29,7 @@ class _FrozenBatchNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_settings(eps, None)
         self.num_features = num_features
         self.eps = eps
         self.act = act

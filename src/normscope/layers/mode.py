@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from normscope.arguments import check_tensors, checked_mask
+from normscope.arguments import check_settings, check_tensors, checked_mask
 from normscope.errors import InputError
 from normscope.layers.batch import check_rank
 from normscope.layers.mixture import mixed, own_moments, weighted_moments
@@ -28,6 +28,7 @@ class _ModeNorm(RunningStatistics):
         super().__init__()
         if num_modes < 1:
             raise InputError(f"num_modes is {num_modes}; at least 1 is needed")
+        check_settings(eps, momentum)
         self.num_features = num_features
         self.num_modes = num_modes
         self.eps = eps

@@ -16,6 +16,7 @@ Tables = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 class _EvalNorm(Normalizer):
     own_weight: float = 0.0
+    counts_empty = False
 
     def __init__(self, num_features: int, own_weight: float = 0.0, *rest: Any, **more: Any) -> None:
         super().__init__(num_features, *rest, **more)

@@ -98,6 +98,7 @@ class RunningStatistics(nn.Module):
             batch,
             self.momentum,
             skip_nonfinite=self.policy.skip_nonfinite,
+            count_empty=False,
         )
         if hasattr(self, "skipped_updates"):
             self.skipped_updates.add_(skipped)

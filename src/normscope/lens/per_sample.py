@@ -20,9 +20,12 @@ def per_sample_slice(call: Call, before: Tensor, after: Tensor) -> CallSlice | N
     Each rule that such layers follow is computed on the first samples; the one that gives this
     output counts, whatever the class is called. Channels lie along the last axis (LayerNorm and
     RMSNorm of tokens) or along axis 1. None where no rule fits, as for a weight per position.
+    EvalNorm, which mixes the sample's statistics with the running ones, needs no trial.
     """
     if before.shape != after.shape:
         return None
+    if getattr(call.module, "own_weight", 0.0):
+        return _slice(call, *next(_affines(call.module, before.shape[1])), 1, before.dtype)
     x, y = before[:TRIED].detach().double(), after[:TRIED].detach().double()
     tolerance = ROUNDINGS * torch.finfo(before.dtype).eps * float(y.abs().max().clamp(min=1))
     by_name = any(hasattr(call.module, name) for name in FIRST)
@@ -32,10 +35,14 @@ def per_sample_slice(call: Call, before: Tensor, after: Tensor) -> CallSlice | N
             scaled = [t.view(-1, *[1] * (x.dim() - 1 - axis)) for t in (gamma, beta)]
             for z in _rules(call.module, x, axis, before.dtype):
                 if float((z * scaled[0] + scaled[1] - y).abs().max()) <= tolerance:
-                    unknown = torch.full_like(gamma, torch.nan)
-                    shown = ChannelMap(unknown, unknown, gamma, beta, _eps(call.module, x.dtype))
-                    return CallSlice(call.name, None, shown, shown, "per_sample", axis)
+                    return _slice(call, gamma, beta, axis, x.dtype)
     return None
+
+
+def _slice(call: Call, gamma: Tensor, beta: Tensor, axis: int, dtype: torch.dtype) -> CallSlice:
+    unknown = torch.full_like(gamma, torch.nan)
+    shown = ChannelMap(unknown, unknown, gamma, beta, _eps(call.module, dtype))
+    return CallSlice(call.name, None, shown, shown, "per_sample", axis)
 
 
 def _affines(module: nn.Module, channels: int) -> Iterator[tuple[Tensor, Tensor]]:

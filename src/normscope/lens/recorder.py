@@ -165,7 +165,8 @@ class Recorder:
         return call.name not in self._state.skipped
 
     def _is_per_sample(self, call: Call) -> bool:
-        return not isinstance(getattr(call.module, "running_mean", None), Tensor)
+        own = getattr(call.module, "own_weight", 0.0)
+        return bool(own) or not isinstance(getattr(call.module, "running_mean", None), Tensor)
 
     def _tracked(self, part: CallSlice, call: Call, before: Tensor) -> TrackedLayer:
         found = self._state.layers.get(part.name)

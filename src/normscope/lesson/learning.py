@@ -1,5 +1,6 @@
-"""gamma and beta of every class, learned by gradient descent from random starts."""
+"""Gamma and beta learned by gradient descent from random starts, in three ways."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,75 +10,230 @@ from torch import Tensor
 
 from normscope.lesson.example import Example
 from normscope.lesson.threshold import best_thresholds
-from normscope.records import Learning
+from normscope.records import Learning, Recovery
 
 SPACING = 2.0  # between the class templates of the reader, in their own standard deviations
-RATE = 0.1  # step size; the loss curves by at most about 1, so each step goes down
+RATE = 0.1
+MOMENTUM = 0.9  # of the joint form, whose loss is flat where the gate is closed
 SHOWN_STEPS = 31  # how many of the steps are recorded
+WITHIN = 0.01  # relative difference up to which a mean or a standard deviation is back
+
+# one start per column; the loss of each start, and how many values of each start are right
+Loss = Callable[[list[Tensor]], Tensor]
+Accuracy = Callable[[list[Tensor]], list[float]]
 
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """What gradient descent ended with, one column per start, and the reader of each start."""
+    """What gradient descent ended with, one column per start."""
 
-    gamma: Tensor  # (K, S)
-    beta: Tensor  # (K, S)
-    templates: Tensor  # (S, K): where the reader of each start expects each class
+    recovery: Recovery
+    gamma: Tensor  # (K, S), or (1, S) where one serves all classes
+    beta: Tensor
 
     @property
     def first(self) -> tuple[Tensor, Tensor]:
-        """Gamma and beta of the first start, (K, 1) each."""
+        """Gamma and beta of the first start, one row each."""
         return self.gamma[:, :1], self.beta[:, :1]
+
+
+@dataclass(frozen=True, eq=False)
+class Readers(Learned):
+    """Gamma and beta by class, and the reader of each start that they were learned for."""
+
+    templates: Tensor  # (S, K): where the reader of each start expects each class
 
     def answers(self, y: Tensor) -> Tensor:
         """The class that each start's reader sees in y (N, S): that of the nearest template."""
         return (y.unsqueeze(2) - self.templates).abs().argmin(2)
 
 
-def learn(example: Example, seeds: int, steps: int) -> tuple[tuple[Learning, ...], Learned]:
-    """Gradient descent on gamma and beta of every class from `seeds` random starts.
+def towards_distribution(example: Example, seeds: int, steps: int) -> Learned:
+    """Learn gamma and beta by class so that each class comes back to where the input had it.
+
+        loss = mean_k W2(y_k, x_k)^2 = mean_k mean_i (y_k(i) - x_k(i))^2,    values in order
+
+    The squared 2-Wasserstein distance of two lists of n values is the mean squared difference of
+    the sorted lists. Its minimum over gamma and beta is the identity: gamma_k = sqrt(var_k + eps),
+    beta_k = mu_k. With the gradient of each class scaled by K, a step leaves 1 - 2 RATE of the
+    distance, whatever the unit of the values is.
+    """
+    k = example.num_classes
+    gamma, beta, _ = _starts(k, seeds)
+    target = example.x.view(k, -1, 1).sort(1).values
+
+    def loss(parameters: list[Tensor]) -> Tensor:
+        y = example.per_class(*parameters).view(k, -1, seeds)
+        return (y.sort(1).values - target).square().mean((0, 1))
+
+    seen = _descend([gamma, beta], loss, _threshold_accuracy(example), steps, pace=k)
+    return Learned(_recovery("distribution", seen, seeds, inference=True), seen.end[0], seen.end[1])
+
+
+def for_classification(example: Example, seeds: int, steps: int) -> Readers:
+    """Learn gamma and beta by class for a reader that tells the classes apart.
 
         p(k | y) = N(y; t_k, 1) / sum_j N(y; t_j, 1),    loss = mean_i -log p(label_i | y_i)
 
     The reader expects class k around its template t_k; which class gets which of the evenly
     spaced templates is drawn per start, as a network's head starts at random too. y is linear in
     gamma and beta and log p is concave in y, so the loss is convex: every start can get there.
-    gamma starts uniform in [0.5, 1.5], beta normal(0, 1). The starts are channels of one batch.
     """
     k = example.num_classes
-    draws = [np.random.default_rng(seed) for seed in range(seeds)]
-    gamma = torch.tensor(np.stack([d.uniform(0.5, 1.5, k) for d in draws], 1))
-    beta = torch.tensor(np.stack([d.normal(size=k) for d in draws], 1))
-    order = torch.tensor(np.stack([d.permutation(k) for d in draws]))
+    gamma, beta, order = _starts(k, seeds)
     templates = SPACING * (order - (k - 1) / 2)
     labels = example.labels.unsqueeze(1).expand(-1, seeds)
 
-    shown = np.unique(np.geomspace(1, steps + 1, SHOWN_STEPS).round().astype(int) - 1).tolist()
-    seen = []
-    for step in range(steps + 1):
-        gamma.requires_grad_()
-        beta.requires_grad_()
-        y = example.per_class(gamma, beta)
+    def loss(parameters: list[Tensor]) -> Tensor:
+        y = example.per_class(*parameters)
         logits = y.unsqueeze(2) * templates - templates**2 / 2  # y**2 / 2 is in every class's
-        loss = F.cross_entropy(logits.movedim(2, 1), labels, reduction="none").mean(0)
-        if step in shown:
-            seen.append((loss.detach(), y.detach(), gamma.detach(), beta.detach()))
-        if step < steps:
-            # times K: a class moves at a pace that does not depend on how many others there are
-            slopes = torch.autograd.grad(loss.sum() * k, (gamma, beta))
-            gamma, beta = (gamma - RATE * slopes[0]).detach(), (beta - RATE * slopes[1]).detach()
+        return F.cross_entropy(logits.movedim(2, 1), labels, reduction="none").mean(0)
 
-    learning = tuple(
-        Learning(
-            seed=seed,
-            steps=tuple(shown),
-            loss=tuple(loss[seed].item() for loss, *_ in seen),
-            accuracy=tuple(
-                best_thresholds(y[:, seed].view(k, -1).tolist())[0] for _, y, *_ in seen
-            ),
-            gamma=tuple(tuple(gamma[:, seed].tolist()) for *_, gamma, _ in seen),
-            beta=tuple(tuple(beta[:, seed].tolist()) for *_, beta in seen),
-        )
-        for seed in range(seeds)
+    # times K: a class moves at a pace that does not depend on how many others there are
+    seen = _descend([gamma, beta], loss, _threshold_accuracy(example), steps, pace=k)
+    recovery = _recovery("classification", seen, seeds, inference=True, templates=templates)
+    return Readers(recovery, seen.end[0], seen.end[1], templates)
+
+
+def jointly(example: Example, seeds: int, steps: int) -> Learned:
+    """Learn one gamma and one beta for all classes, with a ReLU and a linear head behind.
+
+        a = max(0, gamma z + beta),   p(k | a) = softmax_k(w_k a + c_k),   loss = mean_i -log p
+
+    z is standardised over all values, so no label is needed to compute p; labels are in the loss
+    alone, as in any training. The gate z = -beta / gamma starts between two values of the lower
+    half, so that at least half of all values pass. The head starts at zero, so that every class is
+    equally likely. Gradient descent has momentum here, because the loss has flat parts.
+    """
+    k, labels = example.num_classes, example.labels.unsqueeze(1).expand(-1, seeds)
+    ordered = example.joint()[:, 0].sort().values
+    draws = [np.random.default_rng(seed) for seed in range(seeds)]
+    gamma = torch.tensor([[d.uniform(0.5, 1.5) for d in draws]], dtype=torch.float64)
+    below = torch.tensor([int(d.integers(len(ordered) // 2)) for d in draws])
+    gate = (ordered[below] + ordered[below + 1]) / 2
+    head = torch.zeros(2 * k, seeds, dtype=torch.float64)
+
+    def logits(parameters: list[Tensor]) -> Tensor:
+        gamma, beta, head = parameters
+        a = example.joint(gamma[0], beta[0]).relu()
+        return a.unsqueeze(2) * head[:k].T + head[k:].T
+
+    def loss(parameters: list[Tensor]) -> Tensor:
+        rows = logits(parameters).movedim(2, 1)
+        return F.cross_entropy(rows, labels, reduction="none").mean(0)
+
+    def accuracy(parameters: list[Tensor]) -> list[float]:
+        right = logits(parameters).argmax(2) == labels
+        return list(right.double().mean(0).tolist())
+
+    start = [gamma, -gamma * gate, head]
+    seen = _descend(start, loss, accuracy, steps, momentum=MOMENTUM)
+    return Learned(_recovery("joint", seen, seeds, inference=False), seen.end[0], seen.end[1])
+
+
+def returned(example: Example, learned: Learned) -> Tensor:
+    """Whether each start (S,) brought the mean and deviation of every class back within 1 %.
+
+    The difference of a mean is relative to the mean or to the deviation, whichever is larger.
+    """
+    y = example.per_class(learned.gamma, learned.beta)
+    y = y.view(example.num_classes, -1, learned.gamma.shape[1])
+    x = example.x.view(example.num_classes, -1, 1)
+    mean, deviation = x.mean(1), x.var(1, correction=0).sqrt()
+    size = torch.maximum(mean.abs(), deviation)
+    back = (y.mean(1) - mean).abs() <= WITHIN * size
+    back &= (y.var(1, correction=0).sqrt() - deviation).abs() <= WITHIN * deviation
+    return back.all(0)
+
+
+def _starts(num_classes: int, seeds: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Gamma uniform in [0.5, 1.5] and beta normal(0, 1), both (K, S); an order of the classes."""
+    draws = [np.random.default_rng(seed) for seed in range(seeds)]
+    gamma = torch.tensor(np.stack([d.uniform(0.5, 1.5, num_classes) for d in draws], 1))
+    beta = torch.tensor(np.stack([d.normal(size=num_classes) for d in draws], 1))
+    order = torch.tensor(np.stack([d.permutation(num_classes) for d in draws]))
+    return gamma, beta, order
+
+
+@dataclass(frozen=True, eq=False)
+class _Descent:
+    """What was recorded of a descent, and the parameters at its end."""
+
+    steps: tuple[int, ...]
+    loss: list[Tensor]  # per recorded step, (S,)
+    accuracy: list[list[float]]  # per recorded step, S
+    parameters: list[list[Tensor]]  # per recorded step
+    end: list[Tensor]
+
+
+def _descend(
+    parameters: list[Tensor],
+    loss_of: Loss,
+    accuracy_of: Accuracy,
+    steps: int,
+    *,
+    momentum: float = 0.0,
+    pace: float = 1.0,
+) -> _Descent:
+    """Walk down from all starts at once: the starts are channels of one batch."""
+    recorded = np.unique(np.geomspace(1, steps + 1, SHOWN_STEPS).round().astype(int) - 1).tolist()
+    seen = _Descent(tuple(recorded), [], [], [], [])
+    velocity = [torch.zeros_like(p) for p in parameters]
+    for step in range(steps + 1):
+        parameters = [p.detach().requires_grad_() for p in parameters]
+        loss = loss_of(parameters)
+        if step in recorded:
+            now = [p.detach() for p in parameters]
+            seen.loss.append(loss.detach())
+            seen.accuracy.append(accuracy_of(now))
+            seen.parameters.append(now)
+        if step < steps:
+            slopes = torch.autograd.grad(loss.sum() * pace, parameters)
+            velocity = [momentum * v + s for v, s in zip(velocity, slopes, strict=True)]
+            parameters = [
+                (p - RATE * v).detach() for p, v in zip(parameters, velocity, strict=True)
+            ]
+    seen.end.extend(p.detach() for p in parameters)
+    return seen
+
+
+def _threshold_accuracy(example: Example) -> Accuracy:
+    """What the best thresholds reach on y, for each start."""
+
+    def accuracy(parameters: list[Tensor]) -> list[float]:
+        y = example.per_class(*parameters)
+        rows = y.T.reshape(y.shape[1], example.num_classes, -1).tolist()
+        return [best_thresholds(classes)[0] for classes in rows]
+
+    return accuracy
+
+
+def _recovery(
+    name: str,
+    seen: _Descent,
+    seeds: int,
+    *,
+    inference: bool,
+    templates: Tensor | None = None,
+) -> Recovery:
+    def path(place: int, seed: int) -> tuple[tuple[float, ...], ...]:
+        return tuple(tuple(p[place][:, seed].tolist()) for p in seen.parameters)
+
+    has_head = len(seen.end) > 2
+    return Recovery(
+        name=name,
+        needs_labels=inference,
+        learning=tuple(
+            Learning(
+                seed=seed,
+                steps=seen.steps,
+                loss=tuple(loss[seed].item() for loss in seen.loss),
+                accuracy=tuple(row[seed] for row in seen.accuracy),
+                gamma=path(0, seed),
+                beta=path(1, seed),
+                head=path(2, seed) if has_head else (),
+                templates=() if templates is None else tuple(templates[seed].tolist()),
+            )
+            for seed in range(seeds)
+        ),
     )
-    return learning, Learned(gamma.detach(), beta.detach(), templates)

@@ -9,7 +9,14 @@ from torch import Tensor
 from normscope.errors import InputError
 from normscope.lesson.composition import composition
 from normscope.lesson.example import Example, read_affine, read_example
-from normscope.lesson.learning import Learned, learn
+from normscope.lesson.learning import (
+    Learned,
+    Readers,
+    for_classification,
+    jointly,
+    returned,
+    towards_distribution,
+)
 from normscope.records import Lesson, Posterior, Stage
 
 WORKED_CLASSES = ((50.0, 52.0, 54.0, 56.0), (2.0, 4.0, 6.0, 8.0))
@@ -32,26 +39,33 @@ def lesson(
 
     ======================== ===================================================================
     input                    x
-    standardised_per_class   z = (x - mu_k) / sqrt(var_k + eps): the fear
-    scaled_shifted           gamma_k z + beta_k with the given gamma and beta
-    learned                  the same with gamma and beta of the first start of `learning`
-    identity                 gamma_k = sqrt(var_k + eps), beta_k = mu_k: x again
     joint                    (x - mu) / sqrt(var + eps): batch norm as it is
     joint_scaled_shifted     the first given gamma and beta, for all classes
-    unlabelled               what `learned` does to values without a label: mu, var and the mean of
+    activated                ReLU after joint batch norm with gamma 1 and beta 0
+    learned_joint            ReLU after joint batch norm with one learned gamma and beta
+    standardised_per_class   z = (x - mu_k) / sqrt(var_k + eps): the fear
+    scaled_shifted           gamma_k z + beta_k with the given gamma and beta
+    learned_distribution     the same, learned towards the distribution of the input
+    identity                 gamma_k = sqrt(var_k + eps), beta_k = mu_k: x again
+    learned_classification   gamma_k z + beta_k, learned for the classification
+    unlabelled               what that does to values without a label: mu, var and the mean of
                              the learned gammas and betas, as ConditionalBatchNorm does with
                              missing="pooled"
-    inferred                 as `learned`, with the class that the posterior picks for each value
-    activated                ReLU after joint batch norm with gamma 1 and beta 0
+    inferred                 the same, with the class that the posterior picks for each value
     ======================== ===================================================================
 
-    Facts of the stages: `standardised_per_class`: largest_difference of the sorted values of two
-    classes. `identity`: largest_error, relative to the largest value. `unlabelled`: over all
+    The learned stages show the first start; `recoveries` hold every start, step by step.
+
+    Facts of the stages: `learned_*`: starts, and how many of them reached the aim: back (mean and
+    deviation of every class within 1 % of the input's), apart (thresholds classify every value),
+    right (the head classifies every value). `activated`, `learned_joint`: gate (the z above which
+    values pass) and passes_1, passes_2, ...: the share of each class that passes.
+    `standardised_per_class`: largest_difference of the sorted values of two classes. `identity`,
+    `learned_distribution`: largest_error, relative to the largest value. `unlabelled`: over all
     starts, reader_accuracy without labels, readers and how many of them stay right for every
     value; follows_label is how often the reader answers the label handed to the layer when that
     label is wrong (class k's values, standardised by themselves, with the gamma and beta of class
-    k + 1). `inferred`: picked_right, reader_accuracy of the first start. `activated`: gate (the z
-    above which values pass) and passes_1, passes_2, ...: the share of each class that passes.
+    k + 1). `inferred`: picked_right, reader_accuracy of the first start.
 
     `posteriors` weigh the classes by their Gaussians N(mu_k, var_k + eps), equally likely before.
     `composition` is the share of the class means' signal that batches of m values leave after
@@ -82,22 +96,26 @@ def lesson(
 
 
 def _tell(example: Example, scale: Tensor, shift: Tensor, seeds: int, steps: int) -> Lesson:
-    learning, learned = learn(example, seeds, steps)
+    back = towards_distribution(example, seeds, steps)
+    readers = for_classification(example, seeds, steps)
+    joint = jointly(example, seeds, steps)
     return Lesson(
         eps=example.eps,
         stages=(
             example.stage("input", example.x),
-            _standardised(example),
-            example.stage("scaled_shifted", example.per_class(scale, shift), scale, shift),
-            example.stage("learned", example.per_class(*learned.first), *learned.first),
-            _identity(example),
             example.stage("joint", example.joint()),
             _joint_scaled_shifted(example, scale, shift),
-            _unlabelled(example, learned),
-            _inferred(example, learned),
-            _activated(example),
+            _gated(example, "activated", *_fresh()),
+            _learned_joint(example, joint),
+            _standardised(example),
+            example.stage("scaled_shifted", example.per_class(scale, shift), scale, shift),
+            _learned_distribution(example, back),
+            _identity(example),
+            _learned_classification(example, readers),
+            _unlabelled(example, readers),
+            _inferred(example, readers),
         ),
-        learning=learning,
+        recoveries=(back.recovery, readers.recovery, joint.recovery),
         posteriors=_posteriors(example),
         composition=composition(example),
     )
@@ -124,18 +142,75 @@ def _standardised(example: Example) -> Stage:
 def _identity(example: Example) -> Stage:
     gamma, beta = (example.own.var(correction=0) + example.eps).sqrt(), example.own.mean
     y = example.per_class(gamma, beta)
+    return example.stage("identity", y, gamma, beta, largest_error=_largest_error(example, y))
+
+
+def _largest_error(example: Example, y: Tensor) -> float:
     largest = example.x.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
-    error = ((y - example.x).abs().max() / largest).item()
-    return example.stage("identity", y, gamma, beta, largest_error=error)
+    return ((y - example.x).abs().max() / largest).item()
+
+
+def _learned_distribution(example: Example, learned: Learned) -> Stage:
+    y = example.per_class(*learned.first)
+    back = returned(example, learned)
+    return example.stage(
+        "learned_distribution",
+        y,
+        *learned.first,
+        starts=len(back),
+        back=back.sum().item(),
+        largest_error=_largest_error(example, y),
+    )
+
+
+def _learned_classification(example: Example, readers: Readers) -> Stage:
+    starts = readers.recovery.learning
+    return example.stage(
+        "learned_classification",
+        example.per_class(*readers.first),
+        *readers.first,
+        starts=len(starts),
+        apart=sum(start.accuracy[-1] == 1 for start in starts),
+    )
+
+
+def _learned_joint(example: Example, learned: Learned) -> Stage:
+    starts = learned.recovery.learning
+    return _gated(
+        example,
+        "learned_joint",
+        *learned.first,
+        starts=len(starts),
+        right=sum(start.accuracy[-1] == 1 for start in starts),
+        head_accuracy=starts[0].accuracy[-1],
+    )
+
+
+def _fresh() -> tuple[Tensor, Tensor]:
+    return torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+
+
+def _gated(example: Example, name: str, gamma: Tensor, beta: Tensor, **facts: float) -> Stage:
+    """ReLU after joint batch norm with one gamma and beta, (1, 1) each."""
+    y = example.joint(gamma[0], beta[0]).relu()
+    passes = (y > 0).view(example.num_classes, -1).double().mean(1)
+    shares = {f"passes_{k}": share for k, share in enumerate(passes.tolist(), 1)}
+    gate = (-beta / gamma).item() + 0.0  # no minus before a zero
+    same = _for_all(example, gamma, beta)
+    return example.stage(name, y, *same, **{"gate": gate} | facts | shares)
+
+
+def _for_all(example: Example, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    shape = (example.num_classes, 1)
+    return gamma[:1].expand(shape), beta[:1].expand(shape)
 
 
 def _joint_scaled_shifted(example: Example, gamma: Tensor, beta: Tensor) -> Stage:
     y = example.joint(gamma[0], beta[0])
-    same = [t[:1].expand(example.num_classes, 1) for t in (gamma, beta)]
-    return example.stage("joint_scaled_shifted", y, *same)
+    return example.stage("joint_scaled_shifted", y, *_for_all(example, gamma, beta))
 
 
-def _unlabelled(example: Example, learned: Learned) -> Stage:
+def _unlabelled(example: Example, learned: Readers) -> Stage:
     gamma, beta = learned.gamma.mean(0), learned.beta.mean(0)
     y = example.joint(gamma, beta)
     right = learned.answers(y) == example.labels.unsqueeze(1)
@@ -154,7 +229,7 @@ def _unlabelled(example: Example, learned: Learned) -> Stage:
     )
 
 
-def _inferred(example: Example, learned: Learned) -> Stage:
+def _inferred(example: Example, learned: Readers) -> Stage:
     picked = _probability(example).argmax(1)
     y = example.per_class(*learned.first, picked=picked)
     right = learned.answers(y)[:, 0] == example.labels
@@ -165,14 +240,6 @@ def _inferred(example: Example, learned: Learned) -> Stage:
         picked_right=(picked == example.labels).double().mean().item(),
         reader_accuracy=right.double().mean().item(),
     )
-
-
-def _activated(example: Example) -> Stage:
-    one, zero = (torch.full((example.num_classes, 1), v, dtype=torch.float64) for v in (1.0, 0.0))
-    y = example.joint(one[0], zero[0]).relu()
-    passes = (y > 0).view(example.num_classes, -1).double().mean(1)
-    shares = {f"passes_{k}": share for k, share in enumerate(passes.tolist(), 1)}
-    return example.stage("activated", y, one, zero, gate=0.0, **shares)
 
 
 def _probability(example: Example) -> Tensor:

@@ -24,6 +24,7 @@ from normscope.files import read_bytes, shown, write_whole
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "model_ema", "ema")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _ENDINGS = ("weight", "bias", "running_mean", "running_var")  # of names in most state dicts
+LONGEST = 300  # characters that an error takes of somebody else's message
 _DEPTH = 5  # how far down a state dict is looked for
 
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch before 1.6: a pickled magic number
@@ -66,7 +67,7 @@ def load_model(spec: str, weights: Path | None = None, key: str | None = None) -
                 warnings.filterwarnings("error", "Casting complex")  # it drops the imaginary part
                 model.load_state_dict(_fitted(state, set(model.state_dict())))
         except Exception as problem:
-            text = " ".join(str(problem).split("\n", 1)[-1].split())[:300]
+            text = " ".join(str(problem).split("\n", 1)[-1].split())[:LONGEST]
             raise ModelError(
                 f"{shown(weights)} does not fit {type(model).__name__}: {shown(text)}"
             ) from problem
@@ -147,8 +148,9 @@ def made(place: str, name: str, finished: type | tuple[type, ...] = ()) -> Any:
 
 
 def reason(problem: BaseException) -> str:
-    """Say an exception of somebody else's code in one line."""
-    return shown(f"{type(problem).__name__}: {(str(problem) or 'no message').splitlines()[0]}")
+    """Say an exception of somebody else's code in one line, the beginning of a long one."""
+    text = shown(f"{type(problem).__name__}: {(str(problem) or 'no message').splitlines()[0]}")
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
 def _file(path: Path) -> Any:

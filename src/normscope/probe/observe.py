@@ -1,12 +1,13 @@
 """What passes through the normalisation layers of a model while it runs."""
 
+import copy
 import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -344,6 +345,10 @@ class _Observer(TorchFunctionMode):
 
 def _plain_output(layer: Any, before: Tensor) -> Tensor:
     """What one of our layers makes of `before` without its residual and activation."""
+    if getattr(layer, "own_weight", 0.0):
+        alone = copy.copy(layer)
+        alone.act = None
+        return cast(Tensor, alone.forward(before))
     return batch_norm(
         before, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=layer.eps
     )

@@ -44,7 +44,15 @@ from normscope.records.inspection import (
     Work,
     WorkName,
 )
-from normscope.records.lesson import ClassValues, Composition, Learning, Lesson, Posterior, Stage
+from normscope.records.lesson import (
+    ClassValues,
+    Composition,
+    Learning,
+    Lesson,
+    Posterior,
+    Recovery,
+    Stage,
+)
 from normscope.records.parity import ModeParity, NormPair, PairStatus, Parity, Reason
 from normscope.records.passport import (
     DataPassport,
@@ -53,7 +61,17 @@ from normscope.records.passport import (
     Passport,
     PassportCheck,
 )
-from normscope.records.run import Epoch, Member, Row, Run, RunConfig, Sweep, Trace
+from normscope.records.run import (
+    ChannelHistory,
+    Counts,
+    Epoch,
+    Member,
+    Row,
+    Run,
+    RunConfig,
+    Sweep,
+    Trace,
+)
 
 __all__ = [
     "SCHEMA",
@@ -65,6 +83,7 @@ __all__ = [
     "Cause",
     "Change",
     "ChannelGap",
+    "ChannelHistory",
     "ClaimResult",
     "Claims",
     "ClassValues",
@@ -73,6 +92,7 @@ __all__ = [
     "Composition",
     "Confidence",
     "Converted",
+    "Counts",
     "Curve",
     "DataPassport",
     "Diagnosis",
@@ -103,6 +123,7 @@ __all__ = [
     "Race",
     "Reason",
     "Record",
+    "Recovery",
     "Repaired",
     "Row",
     "Run",

@@ -5,7 +5,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,10 +90,16 @@ def _build(kind: Any, value: Any) -> Any:
         return tuple(_build(a, item) for a, item in zip(arguments, value, strict=True))
     if origin is dict:
         return {key: _build(arguments[1], item) for key, item in value.items()}
-    if kind is float:
-        return math.nan if value is None else float(value)
-    if kind is int:
-        return int(value)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{value!r} is none of {', '.join(map(repr, arguments))}")
+        return value
+    if kind is float and value is None:
+        return math.nan
+    if kind is float and type(value) is int:
+        return float(value)
+    if isinstance(kind, type) and type(value) is not kind:
+        raise TypeError(f"{value!r} is no {kind.__name__}")
     return value
 
 

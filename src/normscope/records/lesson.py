@@ -23,7 +23,7 @@ class ClassValues:
 class Stage:
     """One step of the worked example, for all classes together."""
 
-    name: str  # input, standardised_per_class, scaled_shifted, learned, identity, joint, ...
+    name: str  # input, joint, standardised_per_class, ...: see `lesson`
     classes: tuple[ClassValues, ...]
     threshold_accuracy: float  # of the best single-threshold rule (K-1 cuts for K classes)
     thresholds: Numbers  # the cuts that reach it
@@ -36,11 +36,27 @@ class Learning:
     """Gradient descent on gamma and beta from one random start."""
 
     seed: int
-    steps: tuple[int, ...]  # T
-    loss: Numbers  # T, mean cross-entropy in nats
-    accuracy: Numbers  # T, best single threshold
-    gamma: Table  # T x K
-    beta: Table  # T x K
+    steps: tuple[int, ...]  # T, the recorded ones
+    loss: Numbers  # T
+    accuracy: Numbers  # T; by class: of the best thresholds on y; joint: of the head's answers
+    gamma: Table  # T x K; joint: T x 1
+    beta: Table  # T x K; joint: T x 1
+    head: Table = ()  # joint: T x 2K, the weight of every class, then its offset
+    templates: Numbers = ()  # classification: K, where the reader expects each class
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """One way of learning gamma and beta after standardising, from several random starts.
+
+    distribution: by class, so that each class comes back to its input distribution.
+    classification: by class, so that a reader tells the classes apart.
+    joint: one gamma and beta for all classes, before a ReLU and a linear head.
+    """
+
+    name: str
+    needs_labels: bool  # whether the label of a value is needed to compute its output
+    learning: tuple[Learning, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +85,6 @@ class Lesson(Record):
     kind: ClassVar[str] = "lesson"
     eps: float
     stages: tuple[Stage, ...]
-    learning: tuple[Learning, ...]
+    recoveries: tuple[Recovery, ...]
     posteriors: tuple[Posterior, ...]
     composition: tuple[Composition, ...]

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from normscope.records import Inspection, Layer
+from normscope.report.bilingual import Words, said
+from normscope.report.document import Table, table
+from normscope.report.format import figure, share
 
 EACH = 2  # channels shown at either end of the ranking
 CLASSES = 20  # lanes of one picture: half for the classes hardest to tell apart, half for the rest
@@ -69,3 +72,27 @@ def drawing(layer: Layer, chosen: Chosen, inspection: Inspection) -> dict[str, A
         "weights": [inspection.counts[k] for k in classes],
         "classes": [inspection.classes[k] for k in classes],
     }
+
+
+def numbers(layer: Layer, inspection: Inspection, c: int, classes: list[int]) -> Table:
+    """Mean and deviation of every class at one channel, and the share that passes its gate."""
+    rows: list[list[Words]] = []
+    for k in classes:
+        mean, var = float(layer.class_mean[k, c]), float(layer.class_var[k, c])
+        z = (mean - layer.running_mean[c]) / _root(layer.running_var[c] + layer.eps)
+        cells = (mean, _root(var), z * layer.gamma[c] + layer.beta[c])
+        rows.append(
+            [
+                inspection.classes[k],
+                *(figure(v, 3) for v in cells),
+                share(float(layer.firing[k, c])),
+            ]
+        )
+    names = ("class", "mean_x", "deviation_x", "mean_y", "passes")
+    heads = [said(f"page.head.{name}") for name in names]
+    return table(said("page.channel.table", channel=c), heads, rows)
+
+
+def _root(variance: float) -> float:
+    """The standard deviation; NaN where the variance is none to divide by."""
+    return math.sqrt(variance) if variance > 0 else math.nan

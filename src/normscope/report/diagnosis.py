@@ -42,6 +42,11 @@ def document(record: Diagnosis, repaired: Repaired | None = None) -> Document:
     return Document(said(name, model=record.model), tuple(sections), tuple(facts))
 
 
+def repair(record: Repaired) -> Document:
+    """Show what a repair came to, without the diagnosis before it."""
+    return Document(said("doctor.repair.title", model=record.model), (_repair(record),))
+
+
 def explanation(code: str) -> Document:
     """Show what a check looks for, why, and what to do."""
     head = title(code)

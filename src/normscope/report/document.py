@@ -42,6 +42,7 @@ class Paragraph:
 
     text: Words
     style: Literal["", "lead", "quiet", "notice"] = ""
+    icon: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,23 @@ class Chart:
     spec: Spec
     table: Table
     across: bool = False  # takes the whole width
+    value: Words = ""  # the number that the picture is about, in large type
+
+
+@dataclass(frozen=True)
+class Term:
+    """A symbol, what it means, and whether more of it is better."""
+
+    symbol: str
+    meaning: Text
+    better: Literal["up", "down", ""] = ""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A glossary: the page's script shows each meaning where its symbol stands in a text."""
+
+    terms: tuple[Term, ...]
 
 
 @dataclass(frozen=True)
@@ -156,6 +174,15 @@ class Bells:
 
 
 @dataclass(frozen=True)
+class NumberLine:
+    """Values of several classes on one line, and the cuts that part them."""
+
+    classes: tuple[tuple[float, ...], ...]
+    cuts: tuple[float, ...] = ()
+    digits: int = 4  # of the numbers beside it
+
+
+@dataclass(frozen=True)
 class ChannelPlot:
     """One channel, class by class, with its gate to move; `data` is for the page's script."""
 
@@ -171,6 +198,9 @@ class Interactive:
     template: str  # its name in assets/templates
     values: Mapping[str, Any] = field(default_factory=dict)  # that the template uses
     data: Mapping[str, Any] = field(default_factory=dict)  # that the scripts read, by name
+    scripts: tuple[str, ...] = ()  # the sources that move it, each using what stands before it
+    style: str = ""
+    messages: tuple[str, ...] = ()  # how the keys begin of the sentences that the scripts say
 
 
 @dataclass(frozen=True)
@@ -218,8 +248,10 @@ Block = (
     | Chart
     | Bars
     | Bells
+    | NumberLine
     | ChannelPlot
     | Interactive
+    | Terms
     | Figures
     | Details
     | Only
@@ -229,12 +261,14 @@ Block = (
 
 @dataclass(frozen=True)
 class Document:
-    """All that is shown of one record; the first section holds the answer."""
+    """All that is shown of one record; the opening, else the first section, holds the answer."""
 
     title: Text
     sections: tuple[Section, ...]
     facts: tuple[tuple[Text, str], ...] = ()
     footer: tuple[Words, ...] = ()
+    opening: tuple[Block, ...] = ()  # under the title, on the first screen
+    picture: Interactive | None = None  # beside the opening
 
 
 def table(
@@ -253,7 +287,10 @@ def parts(document: Document) -> Iterator[Block]:
             if isinstance(block, Section | Details | Figures):
                 yield from inside(block.blocks)
 
-    return inside(document.sections)
+    yield from inside(document.opening)
+    if document.picture is not None:
+        yield document.picture
+    yield from inside(document.sections)
 
 
 def for_medium(blocks: Sequence[Block], medium: Medium) -> Iterator[Block]:

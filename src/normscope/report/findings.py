@@ -6,7 +6,7 @@ from statistics import fmean
 
 from normscope.records import Inspection, Layer, StageMeasures, Work, WorkName
 from normscope.report.bilingual import Text, said, several
-from normscope.report.story import percent
+from normscope.report.format import percent, signed
 
 TOLERANCE = 1e-5  # float32 rounding of a healthy layer stays far below this
 ROUNDINGS = 10  # beyond it: by so many roundings of the worst channel eta2 may differ
@@ -93,13 +93,6 @@ def per_sample(inspection: Inspection) -> Text | None:
         high=signed(max(fraction)),
         most=most.name,
     )
-
-
-def signed(value: float, digits: int = 3) -> str:
-    """Write a change with its sign; "-" where it is not known."""
-    if math.isnan(value):
-        return "-"
-    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
 
 
 def _broken(inspection: Inspection) -> Text | None:
@@ -205,10 +198,10 @@ def stage(layer: Layer, name: str) -> StageMeasures | None:
     return next((s for s in layer.every_stage if s.name == name), None)
 
 
-def follows(layer: Layer) -> Text | str:
+def follows(layer: Layer) -> Text:
     """Name the activation after a layer, or that before it where it comes behind one."""
     if layer.input_activation is None:
-        return layer.activation or "-"
+        return Text(layer.activation or "-", layer.activation or "-")
     behind = said("lens.behind", activation=layer.input_activation)
     then = layer.activation
     return behind if then is None else several([behind, Text(then, then)])

@@ -4,7 +4,7 @@ import math
 
 from normscope.report.bilingual import Words, said
 
-POWERS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+POWERS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def number(value: float, zero: float = 0.0, digits: int = 4) -> str:
@@ -45,6 +45,14 @@ def magnitude(value: float) -> Words:
         return figure(value, digits=3)
     digits, power = f"{value:.1e}".split("e+")
     return f"{digits} × 10{str(int(power)).translate(POWERS)}"
+
+
+def order(value: float) -> str:
+    """Write a number of which only the power of ten matters, without a space: 2×10⁻⁸."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    digit, power = f"{value:.0e}".split("e")
+    return f"{digit}×10{str(int(power)).translate(POWERS)}"
 
 
 def signed(value: float, digits: int = 3) -> str:

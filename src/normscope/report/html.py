@@ -23,6 +23,7 @@ from normscope.records import plain
 from normscope.report.bilingual import Text, Words, read, said
 from normscope.report.charts.base import CONFIG
 from normscope.report.charts.bells import curves
+from normscope.report.charts.numberline import drawn as number_line
 from normscope.report.document import (
     Block,
     ChannelPlot,
@@ -35,17 +36,15 @@ from normscope.report.document import (
 )
 from normscope.report.messages import Lang, catalogue
 
-# in this order one script: each file uses only what stands before it, the last one starts
+# in this order one script, then what single parts of the page need, then what starts the page
 SCRIPTS = (
     "numbers",
     "draw",
-    "playground",
-    "replay",
-    "composition",
     "channels",
+    "glossary",
     "tables",
-    "page",
 )
+LAST = "scripts/page.js"
 
 
 @dataclass
@@ -55,6 +54,9 @@ class Drawn:
     charts: list[Chart] = field(default_factory=list)
     channels: list[Mapping[str, Any]] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
+    scripts: list[str] = field(default_factory=list)  # of single parts, before the last one
+    styles: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=lambda: ["live."])
 
     def add(self, chart: Chart) -> tuple[int, Chart]:
         """Add a chart."""
@@ -66,6 +68,13 @@ class Drawn:
         self.channels.append(drawing)
         return len(self.channels) - 1
 
+    def take(self, part: Interactive) -> None:
+        """Add what a part with a script of its own needs."""
+        self.data |= part.data
+        self.scripts.extend(part.scripts)
+        self.styles.append(part.style)
+        self.messages.extend(part.messages)
+
 
 def page(document: Document, lang: Lang) -> str:
     """Write a document as one file that opens in `lang` and switches between both languages."""
@@ -76,7 +85,7 @@ def page(document: Document, lang: Lang) -> str:
         elif isinstance(block, ChannelPlot):
             drawn.channels.append(block.data)
         elif isinstance(block, Interactive):
-            drawn.data |= block.data
+            drawn.take(block)
     return render("document.html.j2", lang, drawn, document.title, document=document)
 
 
@@ -86,7 +95,7 @@ def fragment(document: Document, lang: Lang) -> str:
     prefix = f"normscope-{digest[:8]}-"
     environment = _environment(lang, live=False, prefix=prefix)
     return environment.get_template("fragment.html.j2").render(
-        lang=lang, document=document, style=Markup(_asset("fragment.css"))
+        lang=lang, document=document, style=Markup(asset("fragment.css"))
     )
 
 
@@ -94,17 +103,17 @@ def render(template: str, lang: Lang, drawn: Drawn, title: Text, **context: Any)
     """Fill the template of a page that is closed to the outside."""
     data = {
         "lang": lang,
-        "messages": {k: v for k, v in catalogue().items() if k.startswith("live.")},
+        "messages": {k: v for k, v in catalogue().items() if k.startswith(tuple(drawn.messages))},
         "charts": [_harmless(plain(chart.spec)) for chart in drawn.charts],
         "chartConfig": CONFIG,
         "channels": [_harmless(plain(channel)) for channel in drawn.channels],
         **_harmless(plain(drawn.data)),
     }
-    scripts = [_asset("vendor/vega.js")] if drawn.charts else []
+    scripts = [asset("vendor/vega.js")] if drawn.charts else []
     # strict mode and a scope of its own
-    own = "\n".join(_asset(f"scripts/{name}.js") for name in SCRIPTS)
+    own = "\n".join([*(asset(f"scripts/{n}.js") for n in SCRIPTS), *drawn.scripts, asset(LAST)])
     scripts.append(f'"use strict";\n{{\n{own}}}\n')
-    style = _asset("page.css")
+    style = asset("page.css") + "".join(drawn.styles)
     return (
         _environment(lang)
         .get_template(template)
@@ -150,7 +159,8 @@ def _json(value: Any) -> str:
 
 
 @cache
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Read a script, a style sheet or a template of the pages."""
     return files("normscope.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
@@ -191,8 +201,10 @@ def _environment(lang: Lang, *, live: bool = True, prefix: str = "") -> Environm
         "groups": _groups,
         "embed": embed,
         "curves": curves,
+        "number_line": number_line,
     }
     environment.globals |= {
+        "text": said,
         "say": lambda key, **values: put(said(key, **values)),
         "number_next": count().__next__,
         "chart_next": count().__next__,

@@ -1,102 +1,20 @@
-"""A benchmark in sentences and tables."""
+"""What a benchmark measured, named and in tables."""
 
 import math
-from statistics import median
 
 from normscope.records import Bench, Race, Setting, Spread
 from normscope.report.bilingual import Text, Words, said
 from normscope.report.document import Table, table
+from normscope.report.format import number
 from normscope.report.messages import catalogue
-from normscope.report.story import number
-from normscope.report.verdict import Finding
 
 MINE, PLAIN = "normscope", "torch"
 LEAN = "normscope_recompute"
-LEAST = 0.95  # of torch's speed; below it a setting is named in the verdict
-
-
-def of_bench(bench: Bench) -> list[Finding]:
-    """The verdict: speed beside torch, the price of groups, memory, accuracy."""
-    found = [_speed(bench), _groups(bench), _memory(bench), _accuracy(bench)]
-    findings = [finding for finding in found if finding is not None]
-    if not bench.complete:
-        findings.append(Finding("warn", None, said("bench.verdict.stopped")))
-    return findings
 
 
 def races(bench: Bench, *parts: str) -> list[Race]:
     """The races of some parts."""
     return [race for race in bench.races if race.setting.part in parts]
-
-
-def _speed(bench: Bench) -> Finding | None:
-    found = [(t.speed, r) for r in races(bench, "shapes", "formats", "sweep") if (t := r.of(MINE))]
-    if not found:
-        return None
-    slowest, fastest = (f(found, key=lambda pair: pair[0]) for f in (min, max))
-    values = {
-        "middle": number(median(s for s, _ in found), digits=3),
-        "count": len(found),
-        "least": number(slowest[0], digits=3),
-        "least_at": setting_name(slowest[1].setting),
-        "most": number(fastest[0], digits=3),
-        "most_at": setting_name(fastest[1].setting),
-    }
-    verdict = said("bench.verdict.speed", **values)
-    slower = [setting_name(race.setting) for speed, race in found if speed < LEAST]
-    if not slower:
-        return Finding("good", None, verdict)
-    named = said("bench.verdict.slower", slower="; ".join(slower))
-    return Finding("warn", None, Text(f"{verdict.en} {named.en}", verdict.zh + named.zh))
-
-
-def _groups(bench: Bench) -> Finding | None:
-    sentences = []
-    for race in races(bench, "groups"):
-        mine, one, loop = (race.of(name) for name in (MINE, "normscope_one", "mask_loop"))
-        if mine and one and loop:
-            times = mine.total.median
-            sentences.append(
-                said(
-                    "bench.verdict.groups",
-                    groups=race.setting.groups,
-                    price=number(times / one.total.median, digits=3),
-                    loop=number(loop.total.median / times, digits=3),
-                )
-            )
-    if not sentences:
-        return None
-    joined = Text(" ".join(s.en for s in sentences), "".join(s.zh for s in sentences))
-    return Finding("note", None, joined)
-
-
-def _memory(bench: Bench) -> Finding | None:
-    for race in races(bench, "network"):
-        mine, theirs = race.of(LEAN), race.of(PLAIN)
-        if mine and theirs and mine.memory and theirs.memory:
-            less = 100 * (1 - mine.memory / theirs.memory)
-            memory = {
-                "mine": number(mine.memory, digits=3),
-                "theirs": number(theirs.memory, digits=3),
-            }
-            if less < 0.5:
-                return Finding("note", None, said("bench.verdict.memory.not_less", **memory))
-            share = f"{less:.0f}%"
-            return Finding("note", None, said("bench.verdict.memory", share=share, **memory))
-    return None
-
-
-def _accuracy(bench: Bench) -> Finding | None:
-    worst: dict[str, float] = {}
-    for one in bench.accuracies:
-        for error in one.errors:
-            if math.isfinite(error.var) and one.setting.dtype == "float32":
-                worst[error.peer] = max(worst.get(error.peer, 0.0), error.var)
-    if MINE not in worst or PLAIN not in worst:
-        return None
-    values = {"mine": f"{worst[MINE]:.0e}", "theirs": f"{worst[PLAIN]:.0e}"}
-    style = "good" if worst[MINE] < 1e-5 else "warn"
-    return Finding(style, None, said("bench.verdict.accuracy", **values))  # type: ignore[arg-type]
 
 
 def setting_name(setting: Setting) -> str:
@@ -115,48 +33,27 @@ def peer_name(peer: str) -> Text:
 
 
 def timings(bench: Bench) -> Table:
-    """Every peer at every setting."""
+    """List every peer at every setting."""
     rows: list[list[Words]] = []
     for race in bench.races:
         network = race.setting.part == "network"
+        setting = (said(f"bench.part.{race.setting.part}"), setting_name(race.setting))
+        where: list[Words] = [*setting, str(race.setting.threads)]
         for t in race.timings:
-            name: Words = said(f"bench.part.{race.setting.part}")
-            shares = (t.share_forward, t.share_backward)
-            rows.append(
-                [
-                    name,
-                    setting_name(race.setting),
-                    str(race.setting.threads),
-                    peer_name(t.peer),
-                    milliseconds(t.forward),
-                    milliseconds(t.backward),
-                    _with_spread(t.total),
-                    number(t.speed, digits=3),
-                    "-" if network else number(t.gb_per_s, digits=3),
-                    *("-" if network else f"{100 * s:.0f}%" for s in shares),
-                    "-" if t.memory is None else number(t.memory, digits=3),
-                ]
-            )
-        for peer in race.absent:
-            name = said(f"bench.part.{race.setting.part}")
-            where, threads = setting_name(race.setting), str(race.setting.threads)
-            rows.append([name, where, threads, peer_name(peer), *["-"] * 8])
-    names: tuple[str, ...] = (
-        "part",
-        "setting",
-        "threads",
-        "peer",
-        "forward",
-        "backward",
-        "total",
-        "speed",
-    )
-    names += ("bandwidth", "share_forward", "share_backward", "memory")
-    return table(said("bench.times.caption"), [said(f"bench.head.{n}") for n in names], rows)
+            shares = [f"{100 * s:.0f}%" for s in (t.share_forward, t.share_backward)]
+            bandwidth = [number(t.gb_per_s, digits=3), *shares]
+            memory = "-" if t.memory is None else number(t.memory, digits=3)
+            times = [milliseconds(t.forward), milliseconds(t.backward), _with_spread(t.total)]
+            measured = [*times, number(t.speed, digits=3), *(["-"] * 3 if network else bandwidth)]
+            rows.append([*where, peer_name(t.peer), *measured, memory])
+        rows += [[*where, peer_name(peer), *["-"] * 8] for peer in race.absent]
+    names = ["part", "setting", "threads", "peer", "forward", "backward", "total", "speed"]
+    names += ["bandwidth", "share_forward", "share_backward", "memory"]
+    return table(said("bench.times.caption"), [said(f"bench.head.{n}") for n in names], rows, 4)
 
 
 def by_part(bench: Bench) -> list[Table]:
-    """The same for a narrow screen: a table for each part, or for each race of many peers."""
+    """Make a table for each part, or for each race of many peers."""
     found = []
     for part in dict.fromkeys(race.setting.part for race in bench.races):
         here = races(bench, part)
@@ -168,7 +65,7 @@ def by_part(bench: Bench) -> list[Table]:
 
 
 def _pairs(here: list[Race]) -> Table:
-    """normscope beside torch, a row for each setting."""
+    """Put normscope beside torch, a row for each setting."""
     rows: list[list[Words]] = []
     for race in here:
         by_peer = {t.peer: t for t in race.timings}
@@ -240,7 +137,7 @@ def errors(bench: Bench) -> Table:
         for error in one.errors
     ]
     names = ("setting", "threads", "ratio", "peer", "mean_error", "var_error")
-    return table(said("bench.errors.caption"), [said(f"bench.head.{n}") for n in names], rows)
+    return table(said("bench.errors.caption"), [said(f"bench.head.{n}") for n in names], rows, 4)
 
 
 def _error(value: float) -> Words:

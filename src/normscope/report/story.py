@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from itertools import combinations
 
-from normscope.records import ClassValues, Lesson, Stage
+from normscope.records import ClassValues, Learning, Lesson, Recovery, Stage
 from normscope.report.bilingual import Text, said
 from normscope.report.format import number as number
 from normscope.report.format import percent as percent
@@ -16,7 +16,7 @@ NAMED_SHARES = 4  # up to so many classes each share is named; beyond, the small
 
 def title(lesson: Lesson, stage: Stage) -> Text:
     """The heading of a stage."""
-    return said(f"lesson.{stage.name}.title", starts=len(lesson.learning))
+    return said(f"lesson.{stage.name}.title", starts=len(lesson.recoveries[0].learning))
 
 
 def sentence(lesson: Lesson, stage: Stage) -> Text:
@@ -38,11 +38,18 @@ def verdict(lesson: Lesson) -> Text:
     )
 
 
+def lead(lesson: Lesson) -> Text:
+    """The answer in short, above the picture that shows it."""
+    before, joint = (hits(by_name(lesson, name)) for name in ("input", "joint"))
+    return said("lesson.lead", rule=rule(lesson), before=before, joint=joint)
+
+
 def answer(lesson: Lesson) -> list[Text]:
     """The six parts of the answer, each with its numbers."""
     before, own = by_name(lesson, "input"), by_name(lesson, "standardised_per_class")
     unlabelled, inferred = by_name(lesson, "unlabelled"), by_name(lesson, "inferred")
-    gate, passing = _activated(lesson, by_name(lesson, "activated"))
+    learned = by_name(lesson, "learned_joint")
+    passing = Values(shares=_shares(learned), head=_head(learned))
     left = {(c.r, c.m): percent(c.measured) for c in lesson.composition}
     largest = max((m for _, m in left), default=0)
     return [
@@ -56,8 +63,9 @@ def answer(lesson: Lesson) -> list[Text]:
         said(
             "lesson.answer.2",
             given=hits(by_name(lesson, "scaled_shifted")),
-            right=perfect_starts(lesson),
-            starts=len(lesson.learning),
+            back=_count(by_name(lesson, "learned_distribution"), "back"),
+            apart=_count(by_name(lesson, "learned_classification"), "apart"),
+            starts=_count(learned, "starts"),
         ),
         said("lesson.answer.3", error=_error(by_name(lesson, "identity"))),
         said(
@@ -68,7 +76,7 @@ def answer(lesson: Lesson) -> list[Text]:
             joint=hits(by_name(lesson, "joint")),
             picked=fraction(inferred.facts["picked_right"], inferred),
         ),
-        said("lesson.answer.5.same" if gate == "same" else "lesson.answer.5", **passing),
+        said("lesson.answer.5.same" if _same(learned) else "lesson.answer.5", **passing),
         said("lesson.answer.6", m=largest, mixed=left[0.0, largest], pure=left[1.0, largest])
         if left
         else said("lesson.answer.6.none"),
@@ -86,9 +94,17 @@ def rule(lesson: Lesson) -> Text:
     return said("lesson.rule.one") if cuts == 1 else said("lesson.rule.many", cuts=cuts)
 
 
-def perfect_starts(lesson: Lesson) -> int:
-    """How many random starts ended with every value classified."""
-    return sum(start.accuracy[-1] == 1 for start in lesson.learning)
+AIMS = {"distribution": "back", "classification": "apart", "joint": "right"}
+
+
+def recovery(lesson: Lesson, way: Recovery) -> list[Text]:
+    """What a way of learning gamma and beta needs, and what it reaches."""
+    reached = by_name(lesson, f"learned_{way.name}")
+    counts = {"right": _count(reached, AIMS[way.name]), "starts": _count(reached, "starts")}
+    return [
+        said("lesson.recovery.needs_labels" if way.needs_labels else "lesson.recovery.needs_none"),
+        said(f"lesson.recovery.{way.name}.reaches", **counts),
+    ]
 
 
 def hits(stage: Stage) -> str:
@@ -137,15 +153,49 @@ def _scaled_shifted(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
     return ("better" if better else "no_better"), before | overlap
 
 
-def _learned(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
-    first, right = lesson.learning[0], perfect_starts(lesson)
-    return "all" if right == len(lesson.learning) else "some", {
-        "right": right,
-        "starts": len(lesson.learning),
-        "steps": first.steps[-1],
+def _learned_distribution(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
+    variant, values = _reached(lesson, stage, "distribution")
+    return variant, values | {"error": _error(stage)}
+
+
+def _learned_classification(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
+    variant, values = _reached(lesson, stage, "classification")
+    first = _first(lesson, "classification")
+    now, before = stage.classes[0], by_name(lesson, "input").classes[0]
+    return variant, values | {
         "first": number(first.loss[0]),
         "last": number(first.loss[-1]),
+        "mean": number(now.mean),
+        "deviation": number(math.sqrt(now.var)),
+        "mean_before": number(before.mean),
+        "deviation_before": number(math.sqrt(before.var)),
     }
+
+
+def _learned_joint(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
+    variant, values = _reached(lesson, stage, "joint")
+    gate = {"gate": number(stage.facts["gate"]), "shares": _shares(stage)}
+    return variant, values | gate | {"head": _head(stage)}
+
+
+def _reached(lesson: Lesson, stage: Stage, way: str) -> tuple[str, Values]:
+    """Whether all starts reached the aim, how many did, and in how many steps."""
+    right, starts = _count(stage, AIMS[way]), _count(stage, "starts")
+    steps = _first(lesson, way).steps[-1]
+    counts = Values(right=right, starts=starts, steps=steps)
+    return "all" if right == starts else "some", counts
+
+
+def _first(lesson: Lesson, way: str) -> Learning:
+    return next(r for r in lesson.recoveries if r.name == way).learning[0]
+
+
+def _count(stage: Stage, fact: str) -> int:
+    return round(stage.facts[fact])
+
+
+def _head(learned: Stage) -> str:
+    return fraction(learned.facts["head_accuracy"], learned)
 
 
 def _identity(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
@@ -182,27 +232,40 @@ def _inferred(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
 
 
 def _activated(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
-    size = len(stage.classes[0].values)
-    passed = [round(stage.facts[f"passes_{k}"] * size) for k in _ranks(stage)]
-    shares = [f"{p}/{size}" for p in passed]
-    if len(shares) <= NAMED_SHARES:
-        named = [said("lesson.share", k=k, share=s) for k, s in enumerate(shares, 1)]
-        joined = Text(", ".join(t.en for t in named), "，".join(t.zh for t in named))
-    else:
-        ends = {"low": f"{min(passed)}/{size}", "high": f"{max(passed)}/{size}"}
-        joined = said("lesson.shares.many", **ends)
-    return "same" if len(set(shares)) == 1 else "different", {
+    return "same" if _same(stage) else "different", {
         "gate": number(stage.facts["gate"]),
-        "shares": joined,
+        "shares": _shares(stage),
         "before": eta2(by_name(lesson, "joint")),
     }
+
+
+def _passed(stage: Stage) -> list[int]:
+    """How many values of each class the gate passes."""
+    size = len(stage.classes[0].values)
+    return [round(stage.facts[f"passes_{k}"] * size) for k in _ranks(stage)]
+
+
+def _same(stage: Stage) -> bool:
+    return len(set(_passed(stage))) == 1
+
+
+def _shares(stage: Stage) -> Text:
+    """The share of each class that passes; of many classes the smallest and the largest."""
+    size, passed = len(stage.classes[0].values), _passed(stage)
+    if len(passed) > NAMED_SHARES:
+        ends = {"low": f"{min(passed)}/{size}", "high": f"{max(passed)}/{size}"}
+        return said("lesson.shares.many", **ends)
+    named = [said("lesson.share", k=k, share=f"{p}/{size}") for k, p in enumerate(passed, 1)]
+    return Text(", ".join(t.en for t in named), "，".join(t.zh for t in named))
 
 
 _VARIANTS: dict[str, Callable[[Lesson, Stage], tuple[str, Values]]] = {
     "input": _input,
     "standardised_per_class": _standardised,
     "scaled_shifted": _scaled_shifted,
-    "learned": _learned,
+    "learned_distribution": _learned_distribution,
+    "learned_classification": _learned_classification,
+    "learned_joint": _learned_joint,
     "identity": _identity,
     "joint": _joint,
     "joint_scaled_shifted": _joint_scaled_shifted,

@@ -15,6 +15,7 @@ from rich.text import Text as Styled
 
 from normscope.errors import shown
 from normscope.report.bilingual import Words, read
+from normscope.report.charts import numberline
 from normscope.report.document import (
     Block,
     Cell,
@@ -22,6 +23,7 @@ from normscope.report.document import (
     Figures,
     Finding,
     Listing,
+    NumberLine,
     Paragraph,
     Section,
     Table,
@@ -57,8 +59,10 @@ class _Printer:
         return shown(read(words, self.lang))
 
     def document(self, document: Document) -> None:
+        opening = Section(document.title, document.opening)
+        self.section(opening, heading=False)
         for place, section in enumerate(document.sections):
-            self.section(section, heading=place > 0)
+            self.section(section, heading=place > 0 or bool(document.opening))
         if document.footer:
             self.console.print()
         for words in document.footer:
@@ -87,11 +91,18 @@ class _Printer:
                 paragraph(self.console, self.words(item), mark=mark)
         elif isinstance(block, Table):
             self.table(block, captioned=block.caption != section.title)
+        elif isinstance(block, NumberLine):
+            self.line(block)
         elif isinstance(block, Section):
             self.section(block)
         elif isinstance(block, Figures):
             for part in block.blocks:
                 self.block(part, section)
+
+    def line(self, line: NumberLine) -> None:
+        if len(line.classes) <= len(numberline.SIGNS):
+            styled = numberline.text(line, min(self.console.width, WIDEST))
+            self.console.print(styled, no_wrap=True, overflow="ignore", crop=False)
 
     def finding(self, finding: Finding) -> None:
         details = [self.words(detail) for detail in finding.details]
@@ -143,7 +154,7 @@ class _Printer:
 def _printed(block: Block) -> bool:
     if isinstance(block, Figures):
         return any(map(_printed, block.blocks))
-    return isinstance(block, Paragraph | Finding | Listing | Table | Section)
+    return isinstance(block, Paragraph | Finding | Listing | Table | NumberLine | Section)
 
 
 # --- tables -----------------------------------------------------------------------------------

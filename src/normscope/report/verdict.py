@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Literal
 
-from normscope.records import Inspection, Row, Run
-from normscope.report import findings
+from normscope.records import Row, Run
 from normscope.report.bilingual import Text, said, several
-from normscope.report.story import number, percent
+from normscope.report.format import number, percent
 from normscope.report.tables import deviation
 
 
@@ -35,28 +34,6 @@ class Difference:
         return abs(self.mean) > self.margin
 
 
-def of_run(run: Run) -> list[Finding]:
-    """The verdict on a run: who won, what happened to the classes, what to beware of."""
-    found = [_winner(run), *_stopped(run)]
-    if run.inspection is not None:
-        found += of_inspection(run.inspection)
-    return found + _trap(run) + _domains(run) + _rates(run) + _drift(run)
-
-
-def of_inspection(inspection: Inspection) -> list[Finding]:
-    """What normalisation and non-linearity did to the classes."""
-    first, *others = findings.verdict(inspection)
-    kept = all(
-        math.isnan(layer.invariance) or layer.invariance <= findings.tolerance(layer)
-        for layer in inspection.layers
-    ) and not math.isnan(inspection.invariance)
-    kept = kept and not findings.too_few(list(inspection.layers))
-    return [
-        Finding("good" if kept else "warn", None, first),
-        *(Finding("note", None, text) for text in others),
-    ]
-
-
 def difference(run: Run, norm: str, other: str) -> Difference | None:
     """The paired difference; None where no seed finished under both."""
     scores = {
@@ -76,7 +53,8 @@ def difference(run: Run, norm: str, other: str) -> Difference | None:
     return Difference(fmean(pairs), t * deviation(pairs) / math.sqrt(len(pairs)), len(pairs))
 
 
-def _winner(run: Run) -> Finding:
+def winner(run: Run) -> Finding:
+    """Say which normalisation classifies best, and whether that is more than noise."""
     honest = [r for r in run.rows if not r.leaks and math.isfinite(r.mean)]
     if not honest:
         return Finding("warn", said("page.verdict.none"), said("page.verdict.none.detail"))
@@ -124,7 +102,8 @@ def _signed(share: float) -> str:
     return f"{100 * share:+.2f}".replace("-", "−")
 
 
-def _stopped(run: Run) -> list[Finding]:
+def stopped(run: Run) -> list[Finding]:
+    """Say which networks were stopped, and which diverged."""
     found = []
     if not run.complete:
         done = sum(m.status == "done" for m in run.members)
@@ -139,7 +118,8 @@ def _stopped(run: Run) -> list[Finding]:
     return found
 
 
-def _trap(run: Run) -> list[Finding]:
+def trap(run: Run) -> list[Finding]:
+    """Say what networks that are given the label reach without it."""
     found = []
     for row in run.rows:
         if row.leaks and row.without_label is not None and math.isfinite(row.mean):
@@ -155,8 +135,8 @@ def _trap(run: Run) -> list[Finding]:
     return found
 
 
-def _domains(run: Run) -> list[Finding]:
-    """Where the normalisations differ most between domains."""
+def domains(run: Run) -> list[Finding]:
+    """Say where the normalisations differ most between domains."""
     rows = [r for r in run.rows if r.by_domain and not r.leaks]
     if len(rows) < 2:
         return []
@@ -175,8 +155,8 @@ def _domains(run: Run) -> list[Finding]:
     return [Finding("note", said("page.verdict.domains", **numbers), detail)]
 
 
-def _rates(run: Run) -> list[Finding]:
-    """How wide the range of learning rates is that trains."""
+def rates(run: Run) -> list[Finding]:
+    """Say how wide the range of learning rates is that trains."""
     known = [
         (s.highest / s.lowest, s)
         for s in run.sweeps
@@ -203,8 +183,8 @@ def _rates(run: Run) -> list[Finding]:
     return [Finding("note", said(key, norms=joined), several(parts))]
 
 
-def _drift(run: Run) -> list[Finding]:
-    """The stability that batch norm is said to bring, with and without it."""
+def drift(run: Run) -> list[Finding]:
+    """Compare how much the inputs of layers move with and without batch norm."""
     drifts = {}
     for norm in ("batch", "none"):
         values = [d for t in run.traces if t.norm == norm for d in t.drift if math.isfinite(d)]

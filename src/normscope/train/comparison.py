@@ -52,6 +52,8 @@ def _row(ended: Sequence[Member], sweep: Sweep | None) -> Row:
         without_label=_mean(unlabelled) if unlabelled else None,
         by_domain={name: _mean([m.accuracy_by_domain[name] for m in done]) for name in names},
         parameters=ended[0].parameters,
+        learning=ended[0].learning,
+        before=_mean([m.accuracy_before for m in done]),
         seconds=_mean([m.seconds for m in ended]),
     )
 

@@ -15,11 +15,11 @@ from normscope import __version__
 from normscope.errors import InputError, MissingExtraError
 from normscope.lens import sinks
 from normscope.records import Run, RunConfig, Sweep
-from normscope.train import checkpoint, comparison, ranks, telemetry
+from normscope.train import checkpoint, comparison, history, ranks, telemetry
 from normscope.train.data import Data, load
 from normscope.train.folder import RunFolder
 from normscope.train.loop import Trainer, steps_per_epoch
-from normscope.train.nets import ModelConfig, check_names, norm_layers
+from normscope.train.nets import NORMS, ModelConfig, check_names, norm_layers
 
 __all__ = ["SWEEP", "Progress", "environment", "load_member", "load_run", "train"]
 
@@ -70,11 +70,12 @@ def train(
         MissingExtraError: a package for the data or for events is not installed.
     """
     folder = RunFolder(out)
-    with _one_thread(), ranks.world():
+    with _one_thread(), ranks.world(), ExitStack() as held:
         with ranks.together():
             data = _checked(config, tensorboard=tensorboard)
         facts = environment() | {"data": _fingerprint(data)}
         ranks.check_same((config, resume, tensorboard, facts["data"]), "options or data")
+        ranks.first(lambda: held.enter_context(folder.writing()))
         if resume:
             earlier = ranks.first(lambda: folder.resume(config, facts["data"]))
             if earlier.complete:
@@ -131,6 +132,7 @@ class RunSession:
 
     def __post_init__(self) -> None:
         self.config, self.sweeps = self.earlier.config, self.earlier.sweeps
+        self.histories = {h.norm: h for h in self.earlier.histories}
         self.done = {(m.norm, m.seed): m for m in self.earlier.members if m.status != "stopped"}
         begun = ranks.first(lambda: checkpoint.load_checkpoint(self.folder.checkpoint))
         self.begun = None if begun and (begun["norm"], begun["seed"]) in self.done else begun
@@ -170,13 +172,14 @@ class RunSession:
         return {(norm, seed): count * each[norm] for (norm, seed), count in epochs.items()}
 
     def _new_trainer(self, norm: str, seed: int, lr: float, epochs: int) -> Trainer:
-        model = ModelConfig.of(self.config.net, norm, self.data)
+        model = _model(self.config, norm, self.data)
         size = self.config.batch_size
         return Trainer(self.data, model, seed, lr=lr, epochs=epochs, batch_size=size)
 
     def _train(self, norm: str, seed: int) -> None:
         """Train a network to its last epoch, from its checkpoint where there is one."""
         config, folder, begun = self.config, self.folder, self.begun
+        snapshots = history.Snapshots(folder.snapshots)
         with ExitStack() as stack:
             trainer = self.trainer = self._new_trainer(norm, seed, config.lr, config.epochs)
             layers = norm_layers(trainer.model)
@@ -200,10 +203,17 @@ class RunSession:
                 record(loss)
                 self._stepped(f"{norm}, seed {seed}")
 
-            def save() -> None:
-                checkpoint.save_checkpoint(folder.checkpoint, norm, seed, **parts)
+            kept = history.frames(config.epochs) if self._is_followed(norm, seed) else set()
+
+            def save() -> None:  # the epoch first: a checkpoint's epochs are all there
+                if len(trainer.curve) in kept:
+                    snapshots.save(len(trainer.curve), trainer.model)
+                if trainer.curve:
+                    checkpoint.save_checkpoint(folder.checkpoint, norm, seed, **parts)
 
             if not trainer.curve:
+                ranks.first(folder.drop_snapshots)
+                ranks.first(save)
                 record(None)
             while len(trainer.curve) < config.epochs and (epoch := trainer.next_epoch(after_step)):
                 if writer:
@@ -223,8 +233,22 @@ class RunSession:
                 checkpoint.save_model(path, trainer.model, trainer.config)
 
         ranks.first(save_weights)
+        if kept and finished:
+            reached = {e.epoch: e.test_accuracy for e in trainer.curve if e.epoch in kept}
+            reached[0] = member.accuracy_before
+            followed = (trainer.config, seed, self.data, reached)
+            self.histories[norm] = ranks.first(lambda: snapshots.history(*followed))
         self.done[norm, seed] = member
         self._write()
+        ranks.first(folder.drop_snapshots)
+
+    def _is_followed(self, norm: str, seed: int) -> bool:
+        """Tell whether a channel of this network is followed through its training."""
+        able = [n for n in self.config.norms if n in history.FOLLOWED]
+        return seed == self.config.seed and norm in {
+            *able[:1],
+            *(n for n in able if NORMS[n].affine_only),
+        }
 
     def _sweep(self, norm: str) -> None:
         """Measure test accuracy of the first seed's network after short trainings over a grid.
@@ -260,6 +284,7 @@ class RunSession:
                 rows=comparison.rows(self.config.norms, members, self.sweeps),
                 traces=telemetry.traces(self.folder.telemetry),
                 sweeps=self.sweeps,
+                histories=tuple(self.histories.values()),
             )
             self.folder.write(run)
             return run
@@ -294,6 +319,11 @@ def _checked(config: RunConfig, *, tensorboard: bool) -> Data:
         )
     for norm in config.norms:  # before the data are read, which takes longer
         check_names(config.net, norm)
+    if config.freeze_head and not any(NORMS[norm].affine_only for norm in config.norms):
+        raise InputError(
+            "freeze_head is for affine_only, which is not among the norms "
+            f"{', '.join(config.norms)}; add it, as in --norm batch,affine_only --freeze-head"
+        )
     if tensorboard:
         try:
             import tensorboard as _  # noqa: F401
@@ -303,10 +333,14 @@ def _checked(config: RunConfig, *, tensorboard: bool) -> Data:
             ) from problem
     data = load(config.data, seed=config.seed, domains=config.domains, every_class=True)
     for norm in config.norms:
-        model = ModelConfig.of(config.net, norm, data)
+        model = _model(config, norm, data)
         if ranks.size() > 1:
             ranks.check_synchronises(model.build(config.seed))
     return data
+
+
+def _model(config: RunConfig, norm: str, data: Data) -> ModelConfig:
+    return ModelConfig.of(config.net, norm, data, freeze_head=config.freeze_head)
 
 
 def _fingerprint(data: Data) -> str:

@@ -1,11 +1,13 @@
 """A run's folder: where each part lies, when it may be written, what it takes to continue."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from normscope.errors import FileError, InputError
-from normscope.files import read_text, shown, writable_folder, write_whole
+from normscope.files import locked, read_text, shown, writable_folder, write_whole
 from normscope.records import Run, RunConfig
 
 # the record is first: a folder is cleared from the last on, and half cleared still known as a run's
@@ -19,7 +21,7 @@ class RunFolder:
         telemetry.jsonl     what the normalisation layers did, line by line
         model.safetensors   the network of the first norm and seed
         members/            every finished network, as NORM-SEED/model.safetensors
-        progress/           the network in training, at its last epoch
+        progress/           the network in training, at its last epoch; its earlier epochs
         tensorboard/        events, where they were asked for
 
     Args:
@@ -32,6 +34,7 @@ class RunFolder:
         self.telemetry = root / "telemetry.jsonl"
         self.model = root / "model.safetensors"
         self.checkpoint = root / "progress" / "state.pt"
+        self.snapshots = root / "progress" / "epochs"
 
     def member(self, norm: str, seed: int) -> Path:
         """Return the file of a finished network's weights."""
@@ -41,16 +44,29 @@ class RunFolder:
         """Return the folder of a network's TensorBoard events."""
         return self.root / "tensorboard" / f"{norm}-{seed}"
 
+    def drop_snapshots(self) -> None:
+        """Remove the earlier epochs of the network that was in training."""
+        shutil.rmtree(self.snapshots, ignore_errors=True)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the folder against other processes that train in it; it is made as needed.
+
+        Raises:
+            FileError: another process writes here, or nobody can.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise FileError(f"{shown(self.root)} is a file; name a folder for the run")
+        with locked(writable_folder(self.root), "run"):
+            yield
+
     def start(self, *, overwrite: bool) -> None:
         """Make the folder ready for a new run; an earlier run goes only with `overwrite`.
 
         Raises:
-            FileError: it holds a run, or files that are not a run's, or cannot be written.
+            FileError: it holds a run, or files that are not a run's, or cannot be cleared.
         """
         name = shown(self.root)
-        if self.root.exists() and not self.root.is_dir():
-            raise FileError(f"{name} is a file; name a folder for the run")
-        writable_folder(self.root)
         held = any(not path.name.startswith(".") for path in self.root.iterdir())
         if held and not self.record.exists():
             raise FileError(f"{name} holds files that are no run's; name a new or an empty folder")
@@ -74,7 +90,6 @@ class RunFolder:
             FileError: there is no run here.
             InputError: it was started with other options or other data.
         """
-        writable_folder(self.root)
         run = self.read()
         before, now = asdict(run.config), asdict(config)
         different = [

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from normscope.layers import condition
-from normscope.records import Epoch, Member
+from normscope.records import Counts, Epoch, Member
 from normscope.train import ranks
 from normscope.train.comparison import epochs_to_95
 from normscope.train.data import Data
@@ -21,6 +21,7 @@ from normscope.train.nets import NORMS, ModelConfig
 
 MOMENTUM = 0.9
 EVALUATED_AT_ONCE = 1024  # samples
+COUNTED = 20  # up to so many classes the record holds who was taken for whom
 
 
 class Score(NamedTuple):
@@ -29,6 +30,7 @@ class Score(NamedTuple):
     loss: float
     accuracy: float
     by_domain: dict[str, float]
+    confusion: Tensor  # K x K, class by prediction
 
 
 def steps_per_epoch(data: Data, norm: str, batch_size: int) -> int:
@@ -62,7 +64,8 @@ class Trainer:
         self.norm = NORMS[config.norm]
         self.model = config.build(seed)
         self.parallel = ranks.parallel(self.model, partly_used=self.norm.separate)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, momentum=MOMENTUM)
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.SGD(learning, lr=lr, momentum=MOMENTUM)
         self.step = 0
         self.steps = epochs * steps_per_epoch(data, config.norm, batch_size)
         self.curve: list[Epoch] = []
@@ -150,7 +153,9 @@ class Trainer:
                 logits.append(self.model(data.test_x[rows]))
         self.model.train(was_training)
         outputs = torch.cat(logits)
-        correct = (outputs.argmax(1) == data.test_y).double()
+        predicted, classes = outputs.argmax(1), len(data.classes)
+        correct = (predicted == data.test_y).double()
+        pairs = (data.test_y * classes + predicted).bincount(minlength=classes**2)
         return Score(
             loss=cross_entropy(outputs, data.test_y).item(),
             accuracy=correct.mean().item(),
@@ -158,6 +163,7 @@ class Trainer:
                 name: correct[data.test_domain == d].mean().item()
                 for d, name in enumerate(data.domains)
             },
+            confusion=pairs.view(classes, classes),
         )
 
     def member(self, status: Literal["done", "diverged", "stopped"]) -> Member:
@@ -169,19 +175,37 @@ class Trainer:
             accuracy=self.curve[-1].test_accuracy if status == "stopped" else math.nan,
             leaks=self.norm.leaks,
             parameters=sum(p.numel() for p in self.model.parameters()),
+            learning=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             seconds=self.seconds,
             curve=tuple(self.curve),
         )
         if status != "done":
             return member
-        score, leaks = self.score(), self.norm.leaks
+        score = self.score()
+        if self.norm.leaks:
+            blind = self.score(with_condition=False)
+            member = replace(member, accuracy_without_label=blind.accuracy)
+            if len(self.data.classes) <= COUNTED:
+                member = replace(
+                    member,
+                    confusion=_counts(score.confusion),
+                    confusion_without_label=_counts(blind.confusion),
+                )
         return replace(
             member,
             accuracy=score.accuracy,
-            accuracy_without_label=self.score(with_condition=False).accuracy if leaks else None,
+            accuracy_before=self.accuracy_before(),
             accuracy_by_domain=score.by_domain,
             epochs_to_95=epochs_to_95(self.curve),
         )
+
+    def accuracy_before(self) -> float:
+        """Measure the accuracy that the network had before its first step."""
+        trained, self.model = self.model, self.config.build(self.seed)
+        try:
+            return self.score().accuracy
+        finally:
+            self.model = trained
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that further training depends on."""
@@ -202,3 +226,7 @@ class Trainer:
                 raise ValueError(f"a momentum is {found} for a parameter {parameter.shape}")
         self.step, self.seconds = state["step"], state["seconds"]
         self.curve = [Epoch(**epoch) for epoch in state["curve"]]
+
+
+def _counts(confusion: Tensor) -> Counts:
+    return tuple(tuple(row) for row in confusion.tolist())

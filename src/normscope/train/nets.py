@@ -29,6 +29,7 @@ class Norm(NamedTuple):
     make: Make  # rank 1 is (N, C), 2 is (N, C, H, W)
     given: Given | None = None  # what each sample's condition is, if the network is handed one
     separate: bool = False  # one whole network per condition, each trained on its own samples
+    affine_only: bool = False  # the weights stay as they were drawn; gamma and beta learn
 
     @property
     def leaks(self) -> bool:
@@ -51,6 +52,7 @@ NORMS = {
     "batch": Norm(_layer("BatchNorm")),
     "none": Norm(lambda *_: nn.Identity()),
     "noaffine": Norm(_layer("BatchNorm", affine=False)),
+    "affine_only": Norm(_layer("BatchNorm"), affine_only=True),
     "per_class": Norm(_layer("ConditionalBatchNorm", missing="pooled"), "label"),
     "conditional": Norm(_layer("ConditionalBatchNorm"), "domain"),
     "shared": Norm(_layer("ConditionalBatchNorm", stats="shared"), "domain"),
@@ -75,8 +77,9 @@ class ModelConfig:
     """All that decides a network's modules; enough to build it again for saved weights.
 
     Every hidden layer is `linear{i}`, `norm{i}`, `relu{i}`; without normalisation `norm{i}` is an
-    identity, so that places correspond. The linear weights depend on the seed alone. Raises
-    InputError for an unknown net or norm, tables for the cnn, and domains needed but absent.
+    identity, so that places correspond. The linear weights depend on the seed alone. What does
+    not learn has `requires_grad=False`. Raises InputError for an unknown net or norm, tables for
+    the cnn, domains needed but absent, and a frozen head where the other weights learn.
     """
 
     net: str  # mlp (3 hidden layers of 64) or cnn (3 convolutions, pooled)
@@ -84,9 +87,12 @@ class ModelConfig:
     shape: tuple[int, ...]  # of one sample, (C,) or (C, H, W)
     classes: int  # K
     domains: int  # D, 0 where the data have none
+    freeze_head: bool = False  # under affine_only: the output layer does not learn either
 
     def __post_init__(self) -> None:
         check_names(self.net, self.norm)
+        if self.freeze_head and not NORMS[self.norm].affine_only:
+            raise InputError(f"the head is frozen under affine_only alone, not under {self.norm}")
         if self.net == "cnn" and len(self.shape) != 3:
             raise InputError("the net cnn needs images (N, C, H, W); these are tables, take mlp")
         if NORMS[self.norm].given == "domain" and self.domains < 2:
@@ -96,9 +102,11 @@ class ModelConfig:
             )
 
     @classmethod
-    def of(cls, net: str, norm: str, data: Data) -> "ModelConfig":
-        """Configure a network for `data`."""
-        return cls(net, norm, data.shape, len(data.classes), len(data.domains))
+    def of(cls, net: str, norm: str, data: Data, *, freeze_head: bool = False) -> "ModelConfig":
+        """Configure a network for `data`; only affine_only heeds `freeze_head`."""
+        check_names(net, norm)
+        frozen = freeze_head and NORMS[norm].affine_only
+        return cls(net, norm, data.shape, len(data.classes), len(data.domains), frozen)
 
     def build(self, seed: int) -> nn.Module:
         """Build the network with fresh weights; the same for the same seed under every norm."""
@@ -123,6 +131,9 @@ class ModelConfig:
                 modules[f"relu{i}"] = nn.ReLU()
         if rank == 2:
             modules |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
+        if norm.affine_only:
+            for linear in [*maps, head] if self.freeze_head else maps:
+                linear.requires_grad_(requires_grad=False)
         return nn.Sequential(modules | {"head": head})
 
     def _maps(self) -> tuple[list[nn.Linear | nn.Conv2d], nn.Linear]:

@@ -143,7 +143,7 @@ def read_npz(path: Path) -> Samples:
             held = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             if not held.keys() >= {"x", "y"}:
                 raise InputError(
-                    f"{where} holds {', '.join(sorted(held)) or 'nothing'}; "
+                    f"{where} holds {', '.join(map(repr, sorted(held)[:9])) or 'nothing'}; "
                     "arrays x (samples) and y (labels) are needed"
                 )
             for key in held.keys() & {"x", "y", "classes"}:

@@ -11,6 +11,7 @@ import numpy as np
 
 from normscope.errors import FileError, InputError, MissingExtraError
 from normscope.files import shown
+from normscope.probe.load import reason
 from normscope.train.sources import Samples, check_size, existing_file, samples
 
 LABEL_NAMES = ("label", "y", "target", "class")
@@ -121,9 +122,10 @@ def read_parquet(path: Path) -> Samples:
         with pq.ParquetFile(path) as file:
             check_size(file.metadata.num_rows * file.metadata.num_columns, where)
             table = file.read()
-    except (pa.ArrowException, OSError) as problem:
-        reason = shown(str(problem).partition("\n")[0])
-        raise FileError(f"{where} is not a whole .parquet file: {reason}") from problem
+    except InputError:
+        raise
+    except Exception as problem:  # a damaged file fails in pyarrow in a dozen ways
+        raise FileError(f"{where} is not a whole .parquet file: {reason(problem)}") from problem
     names = [name for name in table.column_names if not name.startswith("__index_level_")]
     for name in names:
         if names.count(name) > 1:

@@ -69,11 +69,11 @@ def curves(drawing: Bells) -> Curves:
                 bell.style,
             )
         )
-    return Curves(tuple(drawn), tuple((across(t), number(t, 1e-12, 3)) for t in _ticks(low, high)))
+    return Curves(tuple(drawn), tuple((across(t), number(t, 1e-12, 3)) for t in ticks(low, high)))
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers, about `TICKS` of them."""
+def ticks(low: float, high: float) -> list[float]:
+    """Choose round numbers, about `TICKS` of them."""
     rough = (high - low) / TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m for m in (1, 2, 5, 10) if m * power >= rough) * power

@@ -3,8 +3,7 @@
 import math
 
 from normscope.records import Inspection, Layer
-from normscope.report import tables
-from normscope.report.bilingual import said
+from normscope.report.bilingual import Words, said
 from normscope.report.charts.base import (
     Chart,
     Spec,
@@ -13,6 +12,9 @@ from normscope.report.charts.base import (
     x_axis,
     y_axis,
 )
+from normscope.report.document import Table, table
+from normscope.report.format import share
+from normscope.report.measures import by_stage
 from normscope.report.tables import thinned
 
 NAMED = 24  # of more layers the curves show the last stage only, by number
@@ -89,7 +91,7 @@ def separability(inspection: Inspection) -> Chart:
     )
     key = "page.separability.many" if crowded else "page.separability.note"
     title, note = said("page.separability.title"), said(key)
-    return Chart(title, note, picture, tables.layer_index(inspection.layers), across=True)
+    return Chart(title, note, picture, by_stage(inspection.layers), across=True)
 
 
 STAGE_SIGNS = {
@@ -152,9 +154,18 @@ def firing(layer: Layer, inspection: Inspection, classes: list[int]) -> Chart:
             ],
         },
     )
-    numbers = tables.firing(layer, inspection, classes, order)
+    numbers = _shares(layer, inspection, classes, order)
     return Chart(said("page.firing.title"), said("page.firing.note"), picture, numbers, across=True)
 
 
 def _or_zero(value: float) -> float:
     return value if math.isfinite(value) else 0.0
+
+
+def _shares(layer: Layer, inspection: Inspection, classes: list[int], channels: list[int]) -> Table:
+    """Share of values that pass the gate, class by channel."""
+    rows: list[list[Words]] = [
+        [str(c), *(share(float(layer.firing[k, c])) for k in classes)] for c in channels
+    ]
+    head: list[Words] = [said("page.head.channel"), *(inspection.classes[k] for k in classes)]
+    return table(said("page.firing.table"), head, rows)

@@ -48,7 +48,7 @@ function channelCard(card, channel) {
     const K = channel.counts.length;
     const axes = (collapses ? 4 : 3) - (channel.mean === null);
     const height = 24 + K * LANE + 18 + axes * 34;
-    canvas(host, height, card.querySelector("h4").textContent, says.textContent, (picture, width) => {
+    canvas(host, height, card.querySelector("h3, h4, h5, h6").textContent, says.textContent, (picture, width) => {
       const longest = Math.max(...channel.classes.map((name) => clipped(name).length));
       const [left, right] = [Math.min(120, Math.max(78, 8 * longest)), width - 78];
       const [low, high] = reach;

@@ -24,7 +24,8 @@ function remember(values) {
   pending = { ...(pending ?? remembered()), ...values };
   clearTimeout(remember.timer);
   remember.timer = setTimeout(() => {
-    history.replaceState(null, "", `#${new URLSearchParams(pending)}`);
+    const kept = Object.entries(pending).filter(([, value]) => value !== undefined);
+    history.replaceState(null, "", `#${new URLSearchParams(kept)}`);
     pending = null;
   }, 200);
 }
@@ -128,8 +129,11 @@ function whenOpen(element, start) {
 
 startSwitches();
 for (const box of document.querySelectorAll(".table")) foldable(box);
-if (data.lesson) onLanguage(playground(data.lesson));
+if (data.lesson) lessonPage(data.lesson);
+if (data.network) onLanguage(network(data.network));
+glossary();
 speak(lang);
+for (const host of document.querySelectorAll("[data-journey]")) journey(host, data.histories);
 for (const host of document.querySelectorAll("[data-chart]")) whenOpen(host, () => drawChart(host));
 for (const card of document.querySelectorAll("[data-channel]")) {
   whenOpen(card, () => channelCard(card, data.channels[Number(card.dataset.channel)]));

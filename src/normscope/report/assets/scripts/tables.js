@@ -38,22 +38,24 @@ function openTarget(link) {
     const target = document.getElementById(link.getAttribute("href").slice(1));
     if (!target || target.tagName !== "DETAILS") return;
     event.preventDefault(); // the address holds the settings
-    target.open = true;
+    for (let box = target; box; box = box.parentElement.closest("details")) box.open = true;
     target.scrollIntoView();
     target.querySelector("summary").focus({ preventScroll: true });
   });
 }
 
-// a table wider than its box is folded: each row is a block, each value stands behind its head
+// a table wider than its box is set closer, or else folded: each row is a block, each value stands behind its head
 function foldable(box) {
   const table = box.querySelector("table");
   const roles = { thead: "rowgroup", tbody: "rowgroup", tr: "row", td: "cell", "th[scope=col]": "columnheader", "th[scope=row]": "rowheader" };
   let width = 0;
   const fit = () => {
-    if (!box.clientWidth) return; // in a closed part
-    width = box.clientWidth;
-    box.classList.remove("folded");
-    const folded = table.scrollWidth > width + 1;
+    width = box.checkVisibility() ? box.clientWidth : 0;
+    if (!width) return; // in a closed part; fitted when that opens
+    box.classList.remove("folded", "tight");
+    const wide = () => table.scrollWidth > width + 1;
+    if (wide()) box.classList.add("tight");
+    const folded = wide();
     box.classList.toggle("folded", folded);
     if (!folded) return;
     table.setAttribute("role", "table"); // what is no longer laid out as one stays one
@@ -65,7 +67,11 @@ function foldable(box) {
       [...row.cells].forEach((cell, i) => (cell.dataset.label = names[i]));
     }
   };
-  new ResizeObserver(() => box.clientWidth === width || fit()).observe(box);
+  const refit = () => box.clientWidth === width || fit();
+  new ResizeObserver(refit).observe(box);
+  for (let part = box.closest("details"); part; part = part.parentElement.closest("details")) {
+    part.addEventListener("toggle", refit);
+  }
   new MutationObserver(fit).observe(table.tBodies[0], { childList: true });
   onLanguage(fit);
 }
