@@ -13,8 +13,8 @@ import normscope
 from normscope.cli import app
 from normscope.equivalence import parity, passport
 from normscope.errors import InputError
-from normscope.records import ModeParity, NormPair, Parity, Reason
-from normscope.report import html, terminal
+from normscope.records import ModeParity, NormPair, Parity, PassportCheck, Reason
+from normscope.report import document_of, html, terminal
 from normscope.report.messages import catalogue
 from normscope.report.parity import document
 from tests.equivalence.nets import batch, norms_of, trained
@@ -136,3 +136,11 @@ def test_passports_say_which_side_changed() -> None:
     text = html.page(document(found), "en")
     assert "The second is the one that changed: 1 norms are not what its passport says" in text
     assert parity(net, other, x).passports == (None, None)
+
+
+def test_documents_are_found_by_the_kind_of_a_record() -> None:
+    net = trained("mlp")
+    own = passport(net)
+    check = PassportCheck(subject="net", passport=own, mismatches=())
+    for record in (parity(net, net, batch("mlp")), own, check):
+        assert document_of(record).sections

@@ -20,7 +20,7 @@ from normscope.published.digits import Digits, digits
 from normscope.published.statement import Outcome, Summary
 from normscope.published.statements import sorted_streams
 from normscope.records import Claims
-from normscope.report import html, terminal
+from normscope.report import document_of, html, terminal
 from normscope.report.claims import document
 from normscope.report.messages import catalogue
 
@@ -91,7 +91,7 @@ def test_every_statement_runs_and_is_shown() -> None:
     assert names() == tuple(r.name for r in found.results) == NAMES
     assert Claims.from_json(found.to_json()).to_json() == found.to_json()
     for lang in ("en", "zh"):
-        page = html.page(document(found), lang)
+        page = html.page(document_of(found), lang)
         assert all(r.link in page for r in found.results)
         file = io.StringIO()
         terminal.show(document(found), lang, Console(file=file, width=100))

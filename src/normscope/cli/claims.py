@@ -48,8 +48,8 @@ def claims(
         for name in published.names():
             typer.echo(f"{name:18} {say(language, f'claims.{name}.said')}")
         return
-    from normscope.report.claims import document
+    from normscope.report import document_of
 
     with progress_bar(as_json) as bar:
         record = published.claims(names(only), data=data, seeds=seeds, folder=out, on_progress=bar)
-    present(record, document(record), language, as_json=as_json, html=html)
+    present(record, document_of(record), language, as_json=as_json, html=html)

@@ -55,7 +55,7 @@ def parity(
             raise InputError(f"{option} is for a model; {shown(side)} has its own weights")
     from normscope.cli.convert import batch_of
     from normscope.equivalence import parity as compared
-    from normscope.report.parity import document
+    from normscope.report import document_of
 
     inputs: Any = batch_of(shape) if batch is None else _made(batch)
     record = compared(
@@ -67,7 +67,7 @@ def parity(
         passports=(_passport(weights), _passport(weights_b or weights)),
         names=(first, second),
     )
-    present(record, document(record), language, as_json=as_json, html=html)
+    present(record, document_of(record), language, as_json=as_json, html=html)
     if not record.ok:
         raise typer.Exit(1)
 

@@ -32,7 +32,7 @@ def passport(
     from normscope import equivalence
     from normscope.probe.load import read_weights
     from normscope.records import Passport, PassportCheck
-    from normscope.report.passport import document
+    from normscope.report import document_of
 
     network = data = None
     if given.model is not None:
@@ -62,7 +62,7 @@ def passport(
         record = equivalence.passport(
             network, None if data is None else given.reader(network)(data.train)
         )
-    present(record, document(record), language, as_json=as_json, html=html)
+    present(record, document_of(record), language, as_json=as_json, html=html)
     if write:
         assert given.weights is not None and isinstance(record, Passport)  # noqa: PT018
         path = equivalence.write_passport(given.weights, record)

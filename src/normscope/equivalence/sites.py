@@ -42,7 +42,7 @@ class Sketch:
         rows = tensor.movedim(axis, 0).flatten(1) if tensor.dim() > 1 else tensor.unsqueeze(1)
         rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
         if not rows.is_floating_point():
-            rows = rows.double()
+            rows = rows.float()
         channels, count = rows.shape
         step = max(1, count // max(LEAST, VALUES // max(channels, 1)))
         step += step > 1 and step % 2 == 0  # an even step would stay in the same columns
@@ -54,9 +54,9 @@ class Sketch:
         return cls(
             tuple(tensor.shape),
             tensor.dtype,
-            rows[:, ::step].double().cpu(),
-            mean.double().cpu(),
-            var.double().cpu(),
+            rows[:, ::step].cpu().double(),
+            mean.cpu().double(),
+            var.cpu().double(),
             float(finite.abs().max()) if rows.numel() else 0.0,
             count,
         )
@@ -154,5 +154,5 @@ def largest_gap(a: Tensor, b: Tensor, size: float | None = None) -> float:
 def numbers(tensors: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, torch.dtype]]:
     """Copies of what a norm holds, in float64, and their dtypes."""
     held = {k: tensors[k] for k in TENSORS if isinstance(tensors.get(k), Tensor)}
-    wide = {k: t.detach().double().cpu().clone() for k, t in held.items()}
+    wide = {k: t.detach().cpu().double().clone() for k, t in held.items()}
     return wide, {k: t.dtype for k, t in held.items()}

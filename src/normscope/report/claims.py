@@ -70,7 +70,8 @@ def _statement(result: ClaimResult) -> Section:
         )
     )
     label = said("claims.source")
-    where = f"{result.source}. arXiv:{result.link}"
+    end = "" if result.source.endswith("?") else "."
+    where = f"{result.source}{end} arXiv:{result.link}"
     source = Text(f"{label.en}: {where}", f"{label.zh}：{where}")
     blocks: tuple[Block, ...] = (
         Finding(LOOK[result.verdict], headline, details),
@@ -133,7 +134,8 @@ def _picture(result: ClaimResult) -> Chart:
         band = {"mark": {"type": "errorband", "opacity": 0.18}}
         low = {"field": "low", "type": "quantitative", "title": None}
         marks.insert(0, {**band, "encoding": {"y": low, "y2": {"field": "high"}}})
-    first = {**marks[0], "encoding": {**encoding, **marks[0].get("encoding", {})}}
+    whole = {k: v for k, v in encoding.items() if len(marks) == 1 or k != "strokeDash"}
+    first = {**marks[0], "encoding": {**whole, **marks[0].get("encoding", {})}}
     others = [m if "data" in m else {**m, "encoding": encoding} for m in marks[1:]]
     picture = spec(rows, 240, layer=[first, *others])
     note = said(f"claims.{result.name}.note")
