@@ -350,3 +350,12 @@ def _state(net: nn.Module) -> list[Any]:
     tensors = [t.detach().numpy().tobytes() for t in (*net.parameters(), *net.buffers())]
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
     return [tensors, hooks, [m.training for m in net.modules()], torch.get_rng_state().tolist()]
+
+
+def test_a_setting_counts_where_outputs_do_not_show_it() -> None:
+    a, b, x = trained("resnet"), trained("resnet"), batch("resnet")
+    norms_of(b)[2].eps = 1.02e-5
+    found = parity(a, b, x, modes="eval")
+    assert found.modes[0].ok
+    assert (found.first.name, found.why) == (names_of(a)[2], "eps")
+    assert parity(a, b, x, modes="eval", ignore=["eps"]).ok
