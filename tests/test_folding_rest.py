@@ -130,3 +130,27 @@ def test_activations_hooks_and_half_precision_stay() -> None:
     done = fold(converted, rest="affine")
     assert done.affine == ("1",)
     assert torch.allclose(done.model(x), expected, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_behind_torch_export(decomposed: bool) -> None:
+    net, x = lived(Hard()).double(), torch.randn(4, 3, 9, 9, dtype=torch.float64)
+    net = nn.Sequential(lived(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))).double(), net)
+    program = torch.export.export(net.eval(), (x,))
+    program = program.run_decompositions() if decomposed else program
+    plain = fold(program)
+    # in a program every run of a norm is one of its own
+    assert [name for name, _ in plain.folded] == ["0.1", "1.twice"]
+    assert [name for name, _ in plain.left] == ["1.bn1", "1.bn2", "1.twice", "1.flat"]
+    assert plain.verify(x, tolerance=1e-12).ok
+    done = fold(program, rest="affine")
+    assert done.left == ()
+    assert not [n for n in done.model.graph.nodes if "norm" in str(n.target)]
+    assert not [name for name, _ in done.model.named_buffers() if "running" in name]
+    assert done.verify(x, tolerance=1e-12).ok
+    assert parity(net, done.model, x).ok
+    again = torch.export.export(done.model, (x,))  # what comes out is a program again
+    assert parity(program, again, x).ok
+    in_train = fold(torch.export.export(net.train(), (x,)), rest="affine")
+    assert "exported in train()" in in_train.left[0][1]

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from normscope.arguments import listed
@@ -12,7 +12,8 @@ from normscope.conversion.kinds import Plain, Refusal, read
 from normscope.errors import InputError, ModelError
 from normscope.folding.flow import Flow, copied, is_norm
 from normscope.folding.pair import Side, difference, fold_into, make_affine
-from normscope.probe.frozen import refuse_traced, refuse_unready
+from normscope.folding.program import fold_graph
+from normscope.probe.frozen import program_kind, refuse_traced, refuse_unready
 from normscope.probe.load import reason
 from normscope.probe.random import kept_generators
 from normscope.records import Comparison
@@ -63,7 +64,7 @@ class Folding:
 
 @kept_generators()  # tracing runs the forward
 @torch.no_grad()
-def fold(model: nn.Module, rest: Rest = "norm") -> Folding:
+def fold(model: nn.Module | torch.export.ExportedProgram, rest: Rest = "norm") -> Folding:
     """A copy of a model for inference, with batch norms folded into their linear neighbours.
 
         scale = weight / sqrt(running_var + eps),  shift = bias - running_mean * scale
@@ -84,7 +85,8 @@ def fold(model: nn.Module, rest: Rest = "norm") -> Folding:
     arguments.
 
     Args:
-        model: any module; it is not changed.
+        model: any module; it is not changed. Or a program of torch.export: its graph is folded into
+            the operators before each norm, and the result is a module of the new graph.
         rest: what becomes of norms that no neighbour takes in. "norm": they stay. "affine": each
             becomes a multiplication and an addition, so that nothing is left for back ends that
             know no batch norm; of norms with several maps or none, and of models that torch.fx
@@ -101,6 +103,11 @@ def fold(model: nn.Module, rest: Rest = "norm") -> Folding:
     """
     if rest not in RESTS:
         raise InputError(f"rest is {rest!r}; it can be {listed(RESTS)}")
+    if isinstance(model, torch.export.ExportedProgram):
+        graph = model.module()
+        assert isinstance(graph, fx.GraphModule), "an exported program is a graph"
+        into, stay, lines = fold_graph(graph, affine=rest == "affine")
+        return Folding(graph, tuple(into), tuple(stay), model.module(), tuple(lines))
     refuse_traced(model, parts=False)
     refuse_unready(model)
     folded = copied(model).eval()
@@ -171,7 +178,9 @@ def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     """The floating point tensors that a copy of a model gives in eval()."""
     with kept_generators(0), torch.no_grad():
         try:
-            leaves = tree_leaves(copied(model).eval()(*inputs))
+            # a program has no modes
+            own = model if program_kind(model) == "exported" else copied(model).eval()
+            leaves = tree_leaves(own(*inputs))
         except Exception as problem:
             raise ModelError(
                 f"{type(model).__name__} fails on these inputs: {reason(problem)}"
