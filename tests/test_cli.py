@@ -94,7 +94,7 @@ BAD = [
     (("train", "--net", "magic"), "magic"),
     (("train", "--out", "/proc/nothing"), "cannot be written"),
     (("inspect", "--model", "nowhere:factory"), "nowhere"),
-    (("report", "missing"), "there is no run record missing"),
+    (("report", "missing"), "there is no record missing"),
 ]
 
 

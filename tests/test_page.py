@@ -447,7 +447,7 @@ def test_a_stopped_run_says_so() -> None:
 def test_one_seed_is_no_evidence() -> None:
     first = verdict.winner(made_up_run(None, ("batch", "none"), seeds=1))
     assert first.headline is not None
-    assert "from a single seed" in first.detail.en
+    assert "from a single seed" in first.details[0].en
     assert first.headline.en.startswith("One seed decides nothing: ")
     assert first.style == "note"
 

@@ -89,9 +89,8 @@ def setting(page: Page) -> dict[str, Any]:
 
 
 def state(page: Page) -> str:
-    """The address's state, which is written a moment later."""
-    page.wait_for_timeout(300)
-    return str(page.evaluate("location.hash")).removeprefix("#")
+    """The state that the address will have in a moment."""
+    return f"net={page.locator('#net').get_attribute('data-state')}"
 
 
 def test_a_lesson_plays_to_its_end_as_the_engine_does(browser: Browser, open_page: Open) -> None:
@@ -181,6 +180,8 @@ def test_the_address_brings_everything_back(open_page: Open) -> None:
     assert page.locator(".net-unit").count() == 8 + 5 + 8
     for _ in range(3):
         part(page, "step").click()
+    written = "(state) => new URLSearchParams(location.hash.slice(1)).get('net') === state"
+    page.wait_for_function(written, arg=state(page).removeprefix("net="))
     again = open_page(state(page))
     assert setting(again) == setting(page)
     assert setting(page)["domains"] is True
@@ -294,7 +295,11 @@ def test_pictures_are_drawn_and_have_names(open_page: Open) -> None:
     colours = """(name) => { const c = document.querySelector(`[data-net="${name}"]`);
       const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
       return new Set(Array.from({ length: d.length / 4 }, (_, i) => d.slice(4 * i, 4 * i + 4).join())).size }"""
-    page.wait_for_timeout(300)  # what is not on the screen is drawn a little later
+    # what is not on the screen is drawn a little later; 300 is the width of a canvas that never was
+    page.wait_for_function(
+        "() => document.querySelector('[data-net=detail]').width !== 300"
+        " && document.querySelector('[data-net=mean]').width !== 300"
+    )
     names = ("surface-train", "surface-eval", "accuracy", "loss", "detail", "affine", "mean")
     light = {name: page.evaluate(colours, name) for name in names}
     assert min(light.values()) > 5, light

@@ -13,7 +13,7 @@ import normscope
 from normscope.doctor import diagnose, repair
 from normscope.doctor.checks import CHECKS
 from normscope.records import Diagnosis, Finding
-from normscope.report import diagnosis
+from normscope.report import checks, diagnosis
 from normscope.train.data import load
 from tests.doctor.patients import accuracy, healthy, in_training, network, norms, state
 
@@ -24,7 +24,7 @@ def asked(code: str, model: Any, batches: Any = None, **more: Any) -> Diagnosis:
 
 def only(record: Diagnosis) -> Finding:
     (finding,) = record.findings
-    text = diagnosis.evidence(finding)
+    text = checks.evidence(finding)
     for one in (text.en, text.zh):
         assert "{" not in one, one
         assert len(one) > 5

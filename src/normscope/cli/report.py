@@ -6,24 +6,65 @@ from typing import Annotated
 
 import typer
 
-from normscope.cli.app import LOCALE, Console, Html, Json, LangOption, known_language, tell
-from normscope.records import Run
+from normscope.cli.app import (
+    LOCALE,
+    Console,
+    Html,
+    Json,
+    LangOption,
+    known_language,
+    present,
+    tell,
+)
+from normscope.errors import InputError
+from normscope.files import read_json, read_text, shown
+from normscope.records import (
+    Bench,
+    Converted,
+    Diagnosis,
+    Difference,
+    Inspection,
+    Lesson,
+    Repaired,
+    Run,
+)
+from normscope.records.base import Record
 from normscope.report.messages import Lang
+
+RECORDS = (Bench, Converted, Diagnosis, Difference, Lesson, Repaired, Run)
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder, or its run.json.")],
+    saved: Annotated[
+        Path, typer.Argument(help="A run folder, or a record that --save or --json wrote.")
+    ],
     html: Html = None,
     as_json: Json = False,
     lang: LangOption = LOCALE,
 ) -> None:
-    """Show a finished run again: the tables here, the page in a file."""
+    """Show a saved record again: the text here, the page in a file."""
     language = known_language(lang)
-    from normscope.files import read_text
+    path = saved / "run.json" if saved.is_dir() else saved
+    record = _read(path)
+    if isinstance(record, Run):
+        finish(record, path.parent, as_json, language, html)
+        return
+    from normscope.report import document_of
 
-    path = run / "run.json" if run.is_dir() else run
-    record = Run.from_json(read_text(path, "run record"))
-    finish(record, path.parent, as_json, language, html)
+    present(record, document_of(record), language, as_json=as_json, html=html)
+
+
+def _read(path: Path) -> Record:
+    """Read a record of any kind."""
+    content = read_json(path)
+    kind = content.get("kind") if isinstance(content, dict) else None
+    if kind == Inspection.kind:  # may have tables beside it
+        return Inspection.load(path)
+    for known in RECORDS:
+        if kind == known.kind:
+            return known.from_json(read_text(path, f"{kind} record"))
+    kinds = ", ".join(sorted((Inspection.kind, *(known.kind for known in RECORDS))))
+    raise InputError(f"{shown(path)} is no record that can be shown; its kind must be {kinds}")
 
 
 def finish(run: Run, folder: Path, as_json: bool, language: Lang, html: Path | None = None) -> None:

@@ -18,7 +18,7 @@ _OF = {  # the kind of a record -> the module and the function that make its doc
     "parity": ("parity", "document"),
     "passport": ("passport", "document"),
     "passport_check": ("passport", "document"),
-    "repair": ("diagnosis", "repair"),
+    "repair": ("repair", "document"),
     "run": ("run", "document"),
 }
 

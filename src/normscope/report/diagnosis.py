@@ -1,20 +1,18 @@
-"""A diagnosis, a repair and what a check means, as documents."""
+"""A diagnosis, and what a check means, as documents."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from normscope.records import ChannelGap, Diagnosis, Finding, Gap, Repaired, Score, Severity, Trial
+from normscope.records import ChannelGap, Diagnosis, Finding, Gap, Repaired, Severity
 from normscope.report import document as doc
+from normscope.report import repair
 from normscope.report.bilingual import Text, Words, said
-from normscope.report.document import Bar, Bars, Bell, Bells, Cell, Document, Section, Table
+from normscope.report.checks import Rows, advice, evidence, few, grouped, place, title, worded
+from normscope.report.document import Bar, Bars, Bell, Bells, Document, Section, Table
 from normscope.report.format import number, percent
-from normscope.report.messages import catalogue
 
 DRAWN = 6  # channels that are not folded
-NAMED = 3  # layers that are listed for one finding; the others are counted
-WORDS = 24  # characters; what is longer is a sentence and may break
 STYLES: dict[Severity, doc.FindingStyle] = {"error": "error", "warning": "warn", "info": "note"}
-Rows = list[list[Words]]
 
 
 def document(record: Diagnosis, repaired: Repaired | None = None) -> Document:
@@ -38,13 +36,8 @@ def document(record: Diagnosis, repaired: Repaired | None = None) -> Document:
         sections.append(Section(said("doctor.section.causes"), shown, "causes"))
     sections += _checks(record)
     if repaired is not None:
-        sections.insert(1, _repair(repaired))
+        sections.insert(1, repair.section(repaired))
     return Document(said(name, model=record.model), tuple(sections), tuple(facts))
-
-
-def repair(record: Repaired) -> Document:
-    """Show what a repair came to, without the diagnosis before it."""
-    return Document(said("doctor.repair.title", model=record.model), (_repair(record),))
 
 
 def explanation(code: str) -> Document:
@@ -53,49 +46,6 @@ def explanation(code: str) -> Document:
     name = Text(f"{code}: {head.en}", f"{code}：{head.zh}")
     found = doc.Finding("note", name, (said(f"doctor.{code}.explain"),))
     return Document(name, (Section(name, (found,)),))
-
-
-def grouped(findings: Iterable[Finding]) -> list[list[Finding]]:
-    """Findings of the same code, severity and evidence sentence together."""
-    groups: dict[tuple[str, str, str], list[Finding]] = {}
-    for f in findings:
-        groups.setdefault((f.code, f.severity, f.facts.get("kind", "")), []).append(f)
-    return list(groups.values())
-
-
-def evidence(finding: Finding) -> Text:
-    """What was found, in one sentence with its numbers."""
-    key = f"doctor.{finding.code}.found"
-    kind = finding.facts.get("kind", "")
-    if kind and f"{key}.{kind}" in catalogue():
-        key = f"{key}.{kind}"
-    values: dict[str, object] = dict(finding.facts)
-    values["measured"] = number(finding.measured, digits=3)
-    values["share"] = percent(finding.measured) if math.isfinite(finding.measured) else "-"
-    return said(key, **values)
-
-
-def title(code: str) -> Text:
-    """What a check looks for, as a phrase."""
-    return said(f"doctor.{code}.title")
-
-
-def advice(code: str, kind: str = "") -> Text:
-    """What to do about it."""
-    key = f"doctor.{code}.do.{kind}"
-    return said(key if kind and key in catalogue() else f"doctor.{code}.do")
-
-
-def place(group: list[Finding]) -> Text | str:
-    """The layers of a group, the first few by name."""
-    names = [f.layer for f in group if f.layer]
-    if not names:
-        return said("doctor.whole")
-    shown = ", ".join(names[:NAMED])
-    if len(names) <= NAMED:
-        return shown
-    more = said("doctor.more", count=len(names) - NAMED)
-    return Text(f"{shown} {more.en}", f"{shown} {more.zh}")
 
 
 def verdict(record: Diagnosis) -> list[Text]:
@@ -164,7 +114,7 @@ def _channels(gaps: Sequence[ChannelGap]) -> Section:
         ]
         for gap in gaps
     ]
-    numbers = _worded(said("doctor.channels.caption"), names, rows, keys=2)
+    numbers = worded(said("doctor.channels.caption"), names, rows, keys=2)
     folded, others = pictures[DRAWN:], said("doctor.channels.more", count=len(pictures) - DRAWN)
     more = (doc.Details(others, (doc.Figures(folded, small=True),)),) if folded else ()
     blocks = (
@@ -246,40 +196,6 @@ def _checks(record: Diagnosis) -> list[Section]:
     return sections
 
 
-def _repair(record: Repaired) -> Section:
-    """Tell what was tried, what held-out samples said, and what was kept."""
-    first, *others = outcome(record)
-    kept: doc.FindingStyle = "good" if record.kept else "note"
-    blocks: list[doc.Block] = [doc.Finding(kept, None, (first, *others))]
-    if record.trials:
-        bars = _before_after(record)
-        if bars.bars:
-            blocks.append(bars)
-        blocks.append(trials(record))
-    for code in record.advice:
-        head = title(code)
-        do = advice(code)
-        lines = (said("doctor.repair.advice"), do)
-        blocks.append(doc.Finding("warn", Text(f"{code}: {head.en}", f"{code}：{head.zh}"), lines))
-    return Section(said("doctor.section.trials"), tuple(blocks), "repair")
-
-
-def _before_after(record: Repaired) -> Bars:
-    """Draw every measure of held-out samples before and after, each on a scale of its own."""
-    bars = []
-    for name, higher in (("metric", True), ("accuracy", True), ("loss", False), ("gap", False)):
-        before, after = getattr(record.before, name), getattr(record.after, name)
-        if math.isnan(before) or math.isnan(after):
-            continue
-        most = 1.0 if name == "accuracy" else max(abs(before), abs(after)) or 1.0
-        shares = tuple(min(max(v / most, 0.0), 1.0) for v in (before, after))
-        better = (after > before) == higher and after != before
-        text = _change(before, after, share=name == "accuracy")
-        style: doc.BarStyle = "good" if better else "" if after == before else "warn"
-        bars.append(Bar(said(f"doctor.measure.{name}"), shares, text, style))
-    return Bars(said("doctor.repair.picture"), said("doctor.repair.bars"), tuple(bars))
-
-
 def _share(closes: float) -> float:
     return min(max(closes, 0.0), 1.0)
 
@@ -303,7 +219,7 @@ def findings(record: Diagnosis) -> Table:
         for f in record.findings
     ]
     names = ("code", "severity", "layer", "found", "threshold", "source", "confidence")
-    return _worded(said("doctor.section.findings"), names, rows)
+    return worded(said("doctor.section.findings"), names, rows)
 
 
 def causes(record: Diagnosis) -> Table:
@@ -314,12 +230,12 @@ def causes(record: Diagnosis) -> Table:
             c.code or "-",
             _closes(c.closes),
             "-" if math.isnan(c.advantage) else f"{c.advantage:+.1f}",
-            _few(c.layers),
+            few(c.layers),
         ]
         for c in record.causes
     ]
     caption = said("doctor.causes.caption")
-    return _worded(caption, ("cause", "code", "closes", "sure", "layers"), rows)
+    return worded(caption, ("cause", "code", "closes", "sure", "layers"), rows)
 
 
 def layers(record: Diagnosis) -> Table:
@@ -336,7 +252,7 @@ def layers(record: Diagnosis) -> Table:
         for layer in record.by_layer
     ]
     names = ("layer", "distance", "both", "mean", "var", "channels")
-    return _worded(said("doctor.section.layers"), names, rows)
+    return worded(said("doctor.section.layers"), names, rows)
 
 
 def skipped(record: Diagnosis) -> Table:
@@ -345,103 +261,8 @@ def skipped(record: Diagnosis) -> Table:
     for check in record.skipped:
         codes.setdefault(check.reason, []).append(check.code)
     rows: Rows = [[said(reason), ", ".join(found)] for reason, found in codes.items()]
-    return _worded(said("doctor.section.skipped"), ("reason", "code"), rows)
-
-
-def trials(record: Repaired) -> Table:
-    """Every remedy: before, after, and what held-out samples said."""
-    rows: Rows = [
-        [
-            said(f"doctor.remedy.{t.remedy}"),
-            ", ".join(t.codes),
-            _few(t.layers),
-            _change(t.before.accuracy, t.after.accuracy, share=True),
-            _change(t.before.loss, t.after.loss),
-            _change(t.before.gap, t.after.gap),
-            judged(t),
-        ]
-        for t in record.trials
-    ]
-    names = ["remedy", "code", "layers", "accuracy", "loss", "gap", "verdict"]
-    if not math.isnan(record.before.metric):
-        names.insert(3, "metric")
-        for row, t in zip(rows, record.trials, strict=True):
-            row.insert(3, _change(t.before.metric, t.after.metric))
-    return _worded(said("doctor.section.trials"), tuple(names), rows)
-
-
-def judged(trial: Trial) -> Text:
-    """What became of a remedy."""
-    if trial.note:
-        return said("doctor.repair.unfit", note=trial.note)
-    if trial.kept:
-        return said("doctor.repair.kept" if trial.helps else "doctor.repair.forced")
-    return said("doctor.repair.taken_back")
-
-
-def outcome(record: Repaired) -> list[Text]:
-    """What a repair came to."""
-    if not record.trials:
-        found = [said("doctor.repair.verdict.nothing")]
-    elif not record.kept:
-        found = [said("doctor.repair.verdict.none")]
-    else:
-        names = [said(f"doctor.remedy.{name}") for name in record.kept]
-        joined = Text(", ".join(t.en for t in names), "、".join(t.zh for t in names))
-        found = [_outcome(record.before, record.after, joined)]
-    if record.dry_run:
-        found.append(said("doctor.repair.dry"))
-    return found
-
-
-def _outcome(before: Score, after: Score, names: Text) -> Text:
-    if not before.samples:
-        return said("doctor.repair.verdict.unjudged", remedies=names)
-    for name in ("metric", "accuracy", "loss"):
-        if not math.isnan(getattr(after, name)):
-            break
-    else:
-        name = "gap"
-    if name != "accuracy":
-        key = "unlabelled" if name == "gap" else name
-        values = [number(getattr(score, name), digits=3) for score in (before, after)]
-        return said(
-            f"doctor.repair.verdict.{key}", remedies=names, before=values[0], after=values[1]
-        )
-    return said(
-        "doctor.repair.verdict.kept",
-        remedies=names,
-        before=percent(before.accuracy),
-        after=percent(after.accuracy),
-        loss_before=number(before.loss, digits=3),
-        loss_after=number(after.loss, digits=3),
-    )
-
-
-def _worded(caption: Text, names: Sequence[str], rows: Rows, keys: int = 1) -> Table:
-    """Make a table; numbers are narrow, only sentences need the room of a text column."""
-    cells = tuple(tuple(Cell(w, "text" if _is_sentence(w) else "") for w in row) for row in rows)
-    return Table(caption, [said(f"doctor.column.{name}") for name in names], cells, keys=keys)
-
-
-def _is_sentence(text: Words) -> bool:
-    return len(text.en if isinstance(text, Text) else text) > WORDS
+    return worded(said("doctor.section.skipped"), ("reason", "code"), rows)
 
 
 def _closes(share: float) -> str:
     return percent(share) if share > -1 else "< -100%"
-
-
-def _few(names: tuple[str, ...]) -> str | Text:
-    shown = ", ".join(names[:NAMED])
-    if len(names) <= NAMED:
-        return shown
-    more = said("doctor.more", count=len(names) - NAMED)
-    return Text(f"{shown} {more.en}", f"{shown} {more.zh}")
-
-
-def _change(before: float, after: float, *, share: bool = False) -> str:
-    if math.isnan(before) or math.isnan(after):
-        return "-"
-    tell = percent if share else (lambda value: number(value, digits=3))
-    return f"{tell(before)} → {tell(after)}"

@@ -19,8 +19,9 @@ and made harmless by what shows them.
     text = html.page(document, "en")  # one offline file
     text = html.fragment(document, "en")  # for a notebook
 
-A new measure in a table of layers is one more entry in `inspection.MEASURES` with its messages:
-rows, columns, terminal and page follow.
+A new measure of layers is one more entry in `measures.STAGES` or `measures.LAYERS` with its
+message: rows, columns, terminal and page follow. A new kind of block is a class here, a method of
+`terminal` and a macro of `blocks.html.j2`; a new record is a file with `document(record)`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

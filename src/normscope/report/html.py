@@ -58,16 +58,6 @@ class Drawn:
     styles: list[str] = field(default_factory=list)
     messages: list[str] = field(default_factory=lambda: ["live."])
 
-    def add(self, chart: Chart) -> tuple[int, Chart]:
-        """Add a chart."""
-        self.charts.append(chart)
-        return len(self.charts) - 1, chart
-
-    def add_channel(self, drawing: Mapping[str, Any]) -> int:
-        """Add a channel."""
-        self.channels.append(drawing)
-        return len(self.channels) - 1
-
     def take(self, part: Interactive) -> None:
         """Add what a part with a script of its own needs."""
         self.data |= part.data

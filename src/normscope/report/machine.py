@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 from normscope import __version__
 from normscope.files import json_text, shown
 from normscope.records import Diagnosis, Finding
-from normscope.report import diagnosis
+from normscope.report import checks
 from normscope.report.messages import Lang, say
 
 LEVELS = {"error": "error", "warning": "warning", "info": "note"}
@@ -19,9 +19,9 @@ def sarif(record: Diagnosis, lang: Lang) -> str:
     rules = [
         {
             "id": code,
-            "shortDescription": {"text": diagnosis.title(code).read(lang)},
+            "shortDescription": {"text": checks.title(code).read(lang)},
             "fullDescription": {"text": say(lang, f"doctor.{code}.explain")},
-            "help": {"text": diagnosis.advice(code).read(lang)},
+            "help": {"text": checks.advice(code).read(lang)},
         }
         for code in codes
     ]
@@ -36,7 +36,7 @@ def sarif(record: Diagnosis, lang: Lang) -> str:
 
 def _result(record: Diagnosis, finding: Finding, rule: int, lang: Lang) -> dict[str, Any]:
     where = shown(finding.layer or record.model)
-    text = diagnosis.evidence(finding).read(lang)
+    text = checks.evidence(finding).read(lang)
     return {
         "ruleId": finding.code,
         "ruleIndex": rule,
@@ -61,18 +61,18 @@ def junit(record: Diagnosis, lang: Lang) -> str:
         skipped=str(len(skipped)),
     )
     for code in codes:
-        name = f"{code} {diagnosis.title(code).read(lang)}"
+        name = f"{code} {checks.title(code).read(lang)}"
         case = ET.SubElement(suite, "testcase", classname="normscope", name=name)
         if code in skipped:
             ET.SubElement(case, "skipped", message=say(lang, skipped[code]))
             continue
         found = [f for f in record.findings if f.code == code]
         lines = [
-            f"{shown(f.layer or record.model)}: {diagnosis.evidence(f).read(lang)}" for f in found
+            f"{shown(f.layer or record.model)}: {checks.evidence(f).read(lang)}" for f in found
         ]
         if code in failing:
             failure = ET.SubElement(case, "failure", message=lines[0], type=found[0].severity)
-            failure.text = "\n".join([*lines, diagnosis.advice(code).read(lang)])
+            failure.text = "\n".join([*lines, checks.advice(code).read(lang)])
         elif lines:
             ET.SubElement(case, "system-out").text = "\n".join(lines)
     # XML knows no escape for control characters

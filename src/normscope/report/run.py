@@ -93,9 +93,8 @@ def _opening(run: Run) -> Iterator[Block]:
             how.append(said("page.answer.how.alone"))
         yield Only("page", (Paragraph(several(how), "quiet"),))
     if answered is None:
-        yield _finding(verdict.winner(run))
-    for found in verdict.stopped(run):
-        yield _finding(found)
+        yield verdict.winner(run)
+    yield from verdict.stopped(run)
 
 
 def answer(run: Run) -> Text | None:
@@ -169,7 +168,7 @@ def _cards(run: Run) -> Section:
     blocks: list[Block] = [Only("terminal", tuple(told))] if told else []
     if found:
         blocks.append(Figures(tuple(found), small=True))
-    blocks += [_finding(item) for item in trapped]
+    blocks += [*trapped]
     return Section(said("page.cards.title"), tuple(blocks), "evidence", said("page.nav.evidence"))
 
 
@@ -199,7 +198,7 @@ def _training(run: Run) -> Section:
     charts = training.learning_curves(run)
     if run.sweeps:
         charts.append(training.sweep(run))
-    blocks: list[Block] = [_finding(f) for f in (*verdict.rates(run), *verdict.drift(run))]
+    blocks: list[Block] = [*verdict.rates(run), *verdict.drift(run)]
     if charts:
         blocks.insert(0, Figures(tuple(charts), small=True))
     drifts = _drifts(run)
@@ -236,7 +235,7 @@ def _drifts(run: Run) -> list[Chart]:
 
 def _contest(run: Run) -> Section:
     """Compare the accuracies in a terminal; a page has them folded among its numbers."""
-    found: list[Block] = [_finding(f) for f in (verdict.winner(run), *verdict.domains(run))]
+    found: list[Block] = [verdict.winner(run), *verdict.domains(run)]
     found += _comparisons(run)
     blocks = (Only("terminal", tuple(found)),) if run.rows else ()
     return Section(said("page.contest.title"), blocks)
@@ -251,7 +250,7 @@ def _numbers(run: Run) -> Section:
     """Fold the accuracy contest, every measure at every stage, and what the symbols mean."""
     folded: list[Block] = []
     if run.rows:
-        told = [_finding(f) for f in (verdict.winner(run), *verdict.domains(run))]
+        told = [verdict.winner(run), *verdict.domains(run)]
         names = [
             several([Text(f"{r.norm}: ", f"{r.norm}："), tables.norm_name(r.norm)])
             for r in run.rows
@@ -271,7 +270,3 @@ def _numbers(run: Run) -> Section:
 def _measures(inspection: Inspection) -> Details:
     """Fold every measure at every stage, and what to know about single layers."""
     return Details(said("page.advanced.open"), inspections.evidence(inspection), id="measures")
-
-
-def _finding(found: verdict.Finding) -> Finding:
-    return Finding(found.style, found.headline, (found.detail,))

@@ -3,21 +3,12 @@
 import math
 from dataclasses import dataclass
 from statistics import fmean, median
-from typing import Literal
 
 from normscope.records import Row, Run
 from normscope.report.bilingual import Text, said, several
+from normscope.report.document import Finding
 from normscope.report.format import number, percent
 from normscope.report.tables import deviation
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One conclusion: what was found where it can be said in short, and the numbers."""
-
-    style: Literal["good", "warn", "note"]
-    headline: Text | None
-    detail: Text
 
 
 @dataclass(frozen=True)
@@ -57,22 +48,22 @@ def winner(run: Run) -> Finding:
     """Say which normalisation classifies best, and whether that is more than noise."""
     honest = [r for r in run.rows if not r.leaks and math.isfinite(r.mean)]
     if not honest:
-        return Finding("warn", said("page.verdict.none"), said("page.verdict.none.detail"))
+        return Finding("warn", said("page.verdict.none"), (said("page.verdict.none.detail"),))
     ranked = sorted(honest, key=lambda r: -r.mean)
     best = ranked[0]
     accuracy = {"norm": best.norm, "accuracy": percent(best.mean)}
     if len(ranked) == 1:
-        return Finding("good", said("page.verdict.only", **accuracy), _spread(best))
+        return Finding("good", said("page.verdict.only", **accuracy), (_spread(best),))
     found = {r.norm: difference(run, best.norm, r.norm) for r in ranked[1:]}
     level = [n for n, d in found.items() if d is None or not d.clear]
     sentences = [_spread(best)] + [_against(n, d) for n, d in found.items() if d is not None]
     if any(d is not None and math.isnan(d.margin) for d in found.values()):
-        return Finding("note", said("page.verdict.undecided", **accuracy), several(sentences))
+        return Finding("note", said("page.verdict.undecided", **accuracy), (several(sentences),))
     if level:
         names = {"others": Text(", ".join(level), "、".join(level))}
         headline = said("page.verdict.level", **accuracy, **names)
-        return Finding("note", headline, several(sentences))
-    return Finding("good", said("page.verdict.won", **accuracy), several(sentences))
+        return Finding("note", headline, (several(sentences),))
+    return Finding("good", said("page.verdict.won", **accuracy), (several(sentences),))
 
 
 def _spread(row: Row) -> Text:
@@ -109,12 +100,12 @@ def stopped(run: Run) -> list[Finding]:
         done = sum(m.status == "done" for m in run.members)
         planned = len(run.config.norms) * run.config.seeds
         text = said("page.verdict.stopped.detail", done=done, planned=planned)
-        found.append(Finding("warn", said("page.verdict.stopped"), text))
+        found.append(Finding("warn", said("page.verdict.stopped"), (text,)))
     diverged = [f"{r.norm} ({r.diverged}/{r.seeds})" for r in run.rows if r.diverged]
     if diverged:
         names = Text(", ".join(diverged), "、".join(diverged))
         detail = said("page.verdict.diverged.detail", norms=names)
-        found.append(Finding("warn", said("page.verdict.diverged"), detail))
+        found.append(Finding("warn", said("page.verdict.diverged"), (detail,)))
     return found
 
 
@@ -131,7 +122,7 @@ def trap(run: Run) -> list[Finding]:
                 else said("page.not_finite"),
             }
             headline = said("page.verdict.trap", **numbers)
-            found.append(Finding("warn", headline, said("page.verdict.trap.detail", **numbers)))
+            found.append(Finding("warn", headline, (said("page.verdict.trap.detail", **numbers),)))
     return found
 
 
@@ -152,7 +143,7 @@ def domains(run: Run) -> list[Finding]:
     numbers = {"domain": domain, "best": high[1], "worst": low[1]}
     numbers |= {"high": percent(high[0]), "low": percent(low[0])}
     detail = said("page.verdict.domains.detail", **numbers)
-    return [Finding("note", said("page.verdict.domains", **numbers), detail)]
+    return [Finding("note", said("page.verdict.domains", **numbers), (detail,))]
 
 
 def rates(run: Run) -> list[Finding]:
@@ -177,10 +168,10 @@ def rates(run: Run) -> list[Finding]:
     widest = max(factor for factor, _ in known)
     names = [s.norm for factor, s in known if math.isclose(factor, widest)]
     if len(names) == len(known):
-        return [Finding("note", said("page.verdict.rates.alike"), several(parts))]
+        return [Finding("note", said("page.verdict.rates.alike"), (several(parts),))]
     joined = Text(" and ".join(names), "、".join(names))
     key = "page.verdict.rates.one_widest" if len(names) == 1 else "page.verdict.rates.widest"
-    return [Finding("note", said(key, norms=joined), several(parts))]
+    return [Finding("note", said(key, norms=joined), (several(parts),))]
 
 
 def drift(run: Run) -> list[Finding]:
@@ -195,4 +186,4 @@ def drift(run: Run) -> list[Finding]:
     calmer = drifts["batch"] < drifts["none"]
     headline = said("page.verdict.calmer" if calmer else "page.verdict.not_calmer")
     numbers = {norm: number(value, digits=2) for norm, value in drifts.items()}
-    return [Finding("note", headline, said("page.verdict.drift.detail", **numbers))]
+    return [Finding("note", headline, (said("page.verdict.drift.detail", **numbers),))]

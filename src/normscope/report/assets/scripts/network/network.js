@@ -150,7 +150,8 @@ function network(config) {
     clearTimeout(later);
     later = setTimeout(() => playing || drawAll(), 60);
     const more = { lesson: comparing ? "" : (lesson?.name ?? ""), steps: replayable ? Math.min(run.steps, MOST_STEPS) : 0 };
-    remember({ net: encode(setting, more) });
+    host.dataset.state = encode(setting, more);
+    remember({ net: host.dataset.state });
   }
 
   // what is on the screen is drawn at once, all else when the page has answered
