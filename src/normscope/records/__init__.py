@@ -44,6 +44,7 @@ from normscope.records.inspection import (
     Work,
     WorkName,
 )
+from normscope.records.kinds import CHECKUP, KINDS, load, load_all
 from normscope.records.lesson import (
     ClassValues,
     Composition,
@@ -74,6 +75,8 @@ from normscope.records.run import (
 )
 
 __all__ = [
+    "CHECKUP",
+    "KINDS",
     "SCHEMA",
     "SEVERITIES",
     "Accuracy",
@@ -147,5 +150,7 @@ __all__ = [
     "Verdict",
     "Work",
     "WorkName",
+    "load",
+    "load_all",
     "plain",
 ]
