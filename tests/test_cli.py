@@ -165,7 +165,7 @@ def test_convert_proves_what_it_writes(tmp_path: Path) -> None:
     assert "computes and trains as it did" in " ".join(again.stdout.split())
     (tmp_path / "new.safetensors").unlink()
     for arguments, sentence in (
-        (("--to", "batch", "--verify"), "--verify needs the shape of a batch"),
+        (("--to", "batch", "--verify"), "the shape of a batch is needed"),
         (("--to", "batch", *proof[:2], "6,3"), "cannot be verified: in eval() it fails"),
         (("--to", "ghost", "--option", "ghost_size"), "write name=value"),
         (("--to", "bach"), "it can be 'torch'"),

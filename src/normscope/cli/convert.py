@@ -55,7 +55,7 @@ def convert(
     from normscope.probe.load import load_model, write_weights
     from normscope.records import Converted
 
-    options, batch = _options(option or []), _batch(shape) if verify else None
+    options, batch = _options(option or []), batch_of(shape) if verify else None
     network = load_model(model, weights, key)
     done = conversion.convert(network, to, only=only or [], partial=partial, **options)
     record = Converted(
@@ -90,13 +90,11 @@ def _options(pairs: list[str]) -> dict[str, Any]:
     return options
 
 
-def _batch(shape: str | None) -> Any:
+def batch_of(shape: str | None) -> Any:
     """Draw standard normal numbers in the shape that was asked for."""
     import torch
 
     sizes = (shape or "").split(",")
     if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
-        raise InputError(
-            f"--input is {shape!r}; --verify needs the shape of a batch: --input 8,3,64,64"
-        )
+        raise InputError(f"--input is {shape!r}; the shape of a batch is needed: --input 8,3,64,64")
     return torch.randn([int(size) for size in sizes], generator=torch.Generator().manual_seed(0))

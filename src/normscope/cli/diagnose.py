@@ -59,6 +59,7 @@ def diagnose(
             select=names(select),
             model_name=name,
             data_name=data.name if data else "",
+            passport=given.passport(),
             on_progress=show,
             **given.arguments(network, data),
         )

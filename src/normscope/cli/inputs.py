@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from normscope.cli.app import LOCALE, tell
 from normscope.errors import InputError
 from normscope.files import shown
 from normscope.progress import expected
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from normscope.probe.batches import Loader
+    from normscope.records import Passport
     from normscope.train.model_data import ModelData
 
 Key = Annotated[
@@ -103,9 +105,31 @@ class Inputs:
         from normscope.probe.load import load_model
 
         network = load_model(self.model, self.weights, self.key).eval()
+        self._hold_against_passport(network)
         factory, sizes = bool(self.loader), (batch_size, test_size)
         data = None if spec is None else data_for_model(spec, *sizes, factory=factory)
         return network, self.model, data
+
+    def passport(self) -> "Passport | None":
+        """What the weights say of themselves, where they say it."""
+        if self.weights is None:
+            return None
+        from normscope.equivalence import read_passport
+
+        return read_passport(self.weights)
+
+    def _hold_against_passport(self, network: "nn.Module") -> None:
+        """Say on stderr where a loaded model is not what the passport of its weights says."""
+        own = self.passport()
+        if own is None:
+            return
+        from normscope.equivalence import compare_to_passport
+
+        found = compare_to_passport(network, own)
+        if found:
+            count, first = len({m.norm for m in found}), found[0]
+            values = {key: getattr(first, key) for key in ("norm", "code", "passport", "found")}
+            tell(LOCALE, "passport.loaded", count=count, **values)
 
     def expected(self, data: "ModelData | None") -> int | None:
         """How many batches will be read, where that can be said."""

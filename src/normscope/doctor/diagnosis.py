@@ -14,6 +14,7 @@ from normscope.doctor.channels import channel_gaps
 from normscope.doctor.checks import CHECKS, Check, CheckContext, Skip
 from normscope.doctor.evidence import Evidence, collected, norms_by_name
 from normscope.doctor.verdict import ranked, verdict
+from normscope.equivalence import read_passport
 from normscope.errors import InputError, ModelError
 from normscope.probe.batches import Forward, Loader, Part
 from normscope.probe.compare import Answer, Goal, Loss, Metric
@@ -21,7 +22,7 @@ from normscope.probe.frozen import check_runnable, refuse_traced
 from normscope.probe.grammar import Labels
 from normscope.probe.load import read_weights
 from normscope.progress import Progress, expected, steps
-from normscope.records import Cause, Diagnosis, Finding, Gap, Severity, Skipped
+from normscope.records import Cause, Diagnosis, Finding, Gap, Passport, Severity, Skipped
 
 Subject = nn.Module | Mapping[str, Tensor] | str | Path
 
@@ -42,6 +43,7 @@ def diagnose(
     accumulate: int | None = None,
     momentum: float = state.MOMENTUM,
     eps: float = state.EPS,
+    passport: Passport | None = None,
     batch_limit: int | None = None,
     model_name: str = "",
     data_name: str = "",
@@ -74,6 +76,8 @@ def diagnose(
         accumulate: batches per step of the optimizer.
         momentum: of training, for a checkpoint alone, which does not say.
         eps: likewise.
+        passport: of the checkpoint; None: the one in it or beside it, where a path is given. It
+            comes before `momentum` and `eps`.
         batch_limit: read so many batches at most; None: all, or 1,000 of a loader without length.
         model_name: shown in the record.
         data_name: shown in the record.
@@ -104,7 +108,7 @@ def diagnose(
         assert isinstance(subject, nn.Module), "asked with a model only"
         return Loader(given, subject, forward=forward, labels=labels, limit=batch_limit)
 
-    case = _context(subject, batches, live, momentum, eps)
+    case = _context(subject, batches, live, momentum, eps, passport)
     case.optimizer, case.accumulate, case.reference = optimizer, accumulate, reference
     with steps(progress, on_progress, expected(batches, batch_limit)) as told:
         if case.subject is not None:
@@ -163,6 +167,7 @@ def _context(
     live: Iterable[Any] | None,
     momentum: float,
     eps: float,
+    passport: Passport | None,
 ) -> CheckContext:
     refuse_traced(subject)
     if isinstance(subject, nn.Module):
@@ -170,11 +175,14 @@ def _context(
         layers = state.of_model(subject)
         if not layers:
             raise ModelError(state.without_statistics(subject))
-        return CheckContext(layers, subject)
+        return CheckContext(layers, subject, passport=passport)
     if batches is not None or live is not None:
         raise InputError("data need a model to run them through; give the model, not a file")
     content = read_weights(Path(subject)) if isinstance(subject, (str, Path)) else subject
-    return CheckContext(state.of_checkpoint(content, momentum, eps), names=frozenset(content))
+    if passport is None and isinstance(subject, (str, Path)):
+        passport = read_passport(Path(subject))
+    layers = state.of_checkpoint(content, momentum, eps, passport)
+    return CheckContext(layers, names=frozenset(content), passport=passport, state=content)
 
 
 def _asked(

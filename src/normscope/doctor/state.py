@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from normscope import probe
 from normscope.errors import ModelError
 from normscope.probe.run import tensors_of
+from normscope.records import Passport
 
 MOMENTUM, EPS = 0.1, 1e-5  # torch's defaults, assumed where a checkpoint does not say
 
@@ -107,7 +108,10 @@ def without_statistics(model: nn.Module) -> str:
 
 
 def of_checkpoint(
-    state: Mapping[str, Tensor], momentum: float = MOMENTUM, eps: float = EPS
+    state: Mapping[str, Tensor],
+    momentum: float = MOMENTUM,
+    eps: float = EPS,
+    passport: Passport | None = None,
 ) -> list[LayerState]:
     """Every layer that a checkpoint's names tell of: prefixes with running_mean and running_var.
 
@@ -115,11 +119,13 @@ def of_checkpoint(
         state: named tensors.
         momentum: of training, which a checkpoint does not say.
         eps: likewise.
+        passport: says both for every norm that is in it.
 
     Raises:
         ModelError: there is none, or a pair does not fit.
     """
     found = []
+    known = {} if passport is None else {norm.name: norm for norm in passport.norms}
     for key, mean in state.items():
         if key.rpartition(".")[2] != "running_mean":
             continue
@@ -132,16 +138,18 @@ def of_checkpoint(
                 f"{prefix}running_mean is {tuple(mean.shape)} and running_var "
                 f"{tuple(var.shape)}; both must be (C,), or (K, C)"
             )
+        name = prefix.removesuffix(".") or "BatchNorm"
+        own = known.get(name)
         found.append(
             LayerState(
-                name=prefix.removesuffix(".") or "BatchNorm",
+                name=name,
                 mean=_wide(mean),
                 var=_wide(var),
                 weight=_fitting(state.get(prefix + "weight"), mean),
                 bias=_fitting(state.get(prefix + "bias"), mean),
                 tracked=_count(state.get(prefix + "num_batches_tracked")),
-                momentum=momentum,
-                eps=eps,
+                momentum=momentum if own is None else own.momentum,
+                eps=eps if own is None else own.eps,
                 dtype=mean.dtype,
                 unseen=_unseen(mean, var, state.get(prefix + "num_batches_tracked")),
             )

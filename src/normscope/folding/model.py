@@ -1,22 +1,26 @@
 """A copy of a model in which the batch norms are folded, and what became of each."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from normscope.conversion.kinds import Refusal, read
+from normscope.arguments import listed
+from normscope.conversion.kinds import Plain, Refusal, read
 from normscope.errors import InputError, ModelError
 from normscope.folding.flow import Flow, copied, is_norm
-from normscope.folding.pair import Side, difference, fold_into
-from normscope.probe.frozen import refuse_traced, refuse_unready
+from normscope.folding.pair import Side, difference, fold_into, make_affine
+from normscope.folding.program import fold_graph
+from normscope.probe.frozen import program_kind, refuse_traced, refuse_unready
 from normscope.probe.load import reason
 from normscope.probe.random import kept_generators
 from normscope.records import Comparison
 
 KINDS = ("torch", "sync", "batch", "ghost", "renorm", "frozen")  # one affine map in eval()
+Rest = Literal["norm", "affine"]
+RESTS: tuple[Rest, ...] = get_args(Rest)
 SIDES: tuple[Side, ...] = ("before", "behind")
 
 
@@ -28,6 +32,7 @@ class Folding:
         model: the folded copy, in eval().
         folded: the name of each folded norm, with that of the neighbour that took it in.
         left: the name of each norm that is still there, with the reason.
+        affine: the name of each norm that became a multiplication and an addition.
         original: the model that was folded, by reference.
     """
 
@@ -35,6 +40,7 @@ class Folding:
     folded: tuple[tuple[str, str], ...]
     left: tuple[tuple[str, str], ...]
     original: nn.Module = field(repr=False)
+    affine: tuple[str, ...] = ()
 
     def verify(self, *inputs: Any, tolerance: float | None = None) -> Comparison:
         """Compare the outputs of the original and the folded model, both copied and in eval().
@@ -58,7 +64,7 @@ class Folding:
 
 @kept_generators()  # tracing runs the forward
 @torch.no_grad()
-def fold(model: nn.Module) -> Folding:
+def fold(model: nn.Module | torch.export.ExportedProgram, rest: Rest = "norm") -> Folding:
     """Copy a model for inference, with batch norms folded into their linear neighbours.
 
         scale = weight / sqrt(running_var + eps),  shift = bias - running_mean * scale
@@ -79,9 +85,15 @@ def fold(model: nn.Module) -> Folding:
     arguments.
 
     Args:
-        model: any module; it is not changed.
+        model: any module; it is not changed. Or a program of torch.export: its graph is folded into
+            the operators before each norm, and the result is a module of the new graph.
+        rest: what becomes of norms that no neighbour takes in. "norm": they stay. "affine": each
+            becomes a multiplication and an addition, so that nothing is left for back ends that
+            know no batch norm; of norms with several maps or none, and of models that torch.fx
+            cannot trace, see `Folding.left` and `Folding.affine`.
 
     Raises:
+        InputError: another `rest`.
         ModelError: the model cannot be copied or, as a whole, not be traced by torch.fx, is a
             program of TorchScript or torch.export, lazy, or on the meta device; a norm or the
             result of its folding is not finite, or a running_var is below 0.
@@ -95,32 +107,67 @@ def fold(model: nn.Module) -> Folding:
     >>> normscope.fold(net).folded
     (('1', '0'),)
     """
+    if rest not in RESTS:
+        raise InputError(f"rest is {rest!r}; it can be {listed(RESTS)}")
+    if isinstance(model, torch.export.ExportedProgram):
+        graph = model.module()
+        assert isinstance(graph, fx.GraphModule), "an exported program is a graph"
+        into, stay, lines = fold_graph(graph, affine=rest == "affine")
+        return Folding(graph, tuple(into), tuple(stay), model.module(), tuple(lines))
     refuse_traced(model, parts=False)
     refuse_unready(model)
     folded = copied(model).eval()
     names = [name for name, module in folded.named_modules() if is_norm(module)]
-    if names in ([], [""]):
+    if names in ([], [""]) and rest == "norm":
         alone = tuple((type(model).__name__, "it is the whole model") for _ in names)
         return Folding(folded, (), alone, model)
-    flow = Flow(folded)
-    pairs, left = [], []
+    flow: Flow | None = None
+    try:
+        flow = Flow(folded) if names not in ([], [""]) else None
+    except ModelError:
+        if rest == "norm":
+            raise
+    pairs, left, affine = [], [], []
     for name in names:
         try:
+            if flow is None:
+                raise Refusal("torch.fx cannot trace the model")
             pairs.append((name, _fold(flow, name)))
         except Refusal as problem:
             left.append((name, str(problem)))
-    return Folding(folded, tuple(pairs), tuple(left), model)
+    for name, why in left if rest == "affine" else ():
+        layer = folded.get_submodule(name)
+        try:
+            if is_norm(layer):  # else it is one that was met before under another name
+                make_affine(layer, _one_map(layer), name or type(model).__name__)
+            affine.append(name or type(model).__name__)
+        except Refusal as problem:
+            if str(problem) not in why:
+                left[left.index((name, why))] = (name, str(problem))
+    done = set(affine)
+    left = [(name, why) for name, why in left if (name or type(model).__name__) not in done]
+    return Folding(folded, tuple(pairs), tuple(left), model, tuple(affine))
 
 
-def _fold(flow: Flow, name: str) -> str:
-    """Fold one norm; the name of the neighbour that took it in."""
-    norm = flow.modules[name]
+def _one_map(norm: nn.Module) -> Plain:
+    """A norm in its five tensors, if in eval() it is one affine map for all samples.
+
+    Raises:
+        Refusal: it is not.
+    """
     plain = read(norm)
     assert plain is not None, "asked before"
     if plain.kind not in KINDS:
         raise Refusal(f"{plain.kind} norm is not one map for all samples")
     if plain.tensors["running_mean"] is None:
         raise Refusal("it keeps no running statistics: each batch has its own")
+    return plain
+
+
+def _fold(flow: Flow, name: str) -> str:
+    """Fold one norm; the name of the neighbour that took it in."""
+    norm = flow.modules[name]
+    plain = _one_map(norm)
     node = flow.call(name)
     reasons = []
     for side in SIDES:
@@ -137,7 +184,9 @@ def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     """Run a copy of a model in eval() and return its floating point tensors."""
     with kept_generators(0), torch.no_grad():
         try:
-            leaves = tree_leaves(copied(model).eval()(*inputs))
+            # a program has no modes
+            own = model if program_kind(model) == "exported" else copied(model).eval()
+            leaves = tree_leaves(own(*inputs))
         except Exception as problem:
             raise ModelError(
                 f"{type(model).__name__} fails on these inputs: {reason(problem)}"

@@ -48,6 +48,61 @@ class Folded(nn.Identity):
         return f"rank={self.rank}"
 
 
+@fx.wrap  # likewise
+def scaled(x: Tensor, weight: Tensor, bias: Tensor, ranks: tuple[int, ...]) -> Tensor:
+    """x * weight + bias per channel, in the dtype of x; ValueError for another rank."""
+    if x.dim() not in ranks:
+        allowed = " or ".join(f"{rank}D" for rank in ranks)
+        raise ValueError(f"expected {allowed} input (got {x.dim()}D input)")
+    shape = (1, -1, *(1,) * (x.dim() - 2))
+    return (x * weight.reshape(shape) + bias.reshape(shape)).to(x.dtype)
+
+
+class ScaleShift(nn.Module):
+    """What a batch norm is in eval(): a multiplication and an addition per channel."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, ranks: tuple[int, ...]) -> None:
+        super().__init__()
+        self.ranks = ranks
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply and add."""
+        return scaled(input, self.weight, self.bias, self.ranks)
+
+    def extra_repr(self) -> str:
+        """The channels."""
+        return f"{len(self.weight)}"
+
+
+def make_affine(norm: nn.Module, plain: Plain, name: str) -> None:
+    """Make a norm a multiplication and an addition, in place; its hooks stay.
+
+        scale = weight / sqrt(running_var + eps),  shift = bias - running_mean * scale
+
+    In float64, rounded once to the dtype of its statistics.
+
+    Raises:
+        ModelError: a number that is not finite, or a running_var below 0, by its channel.
+    """
+    scale, shift = _affine(plain, name)
+    like = plain.tensors["running_mean"]
+    assert like is not None, "asked before"
+    rounded = [torch.empty_like(like).copy_(t) for t in (scale, shift)]
+    for values in rounded:
+        if not values.isfinite().all():
+            raise ModelError(
+                f"fold of {name!r}: channel {_first(~values.isfinite())} would not be finite in "
+                f"{str(like.dtype).removeprefix('torch.')}; mend its numbers, or use a wider dtype"
+            )
+    trained = any(p.requires_grad for p in norm.parameters(recurse=False))
+    ranks = {None: (2, 3, 4, 5), 1: (2, 3)}.get(plain.dims, ((plain.dims or 0) + 2,))
+    layer = ScaleShift(rounded[0], rounded[1], ranks).requires_grad_(trained)
+    new = _with_rest(norm, plain, layer)
+    hooks = {key: norm.__dict__[key] for key in HOOKS}
+    norm.__class__, norm.__dict__ = type(new), {**new.__dict__, **hooks}
+
+
 def fold_into(
     layer: nn.Module, norm: nn.Module, plain: Plain, side: Side, names: tuple[str, str]
 ) -> None:
@@ -151,14 +206,19 @@ def _table(layer: nn.Module, weight: Tensor) -> Tensor:
 
 def _identity(norm: nn.Module, plain: Plain, rank: int) -> nn.Module:
     """Return what remains where the norm was."""
+    return _with_rest(norm, plain, Folded(rank))
+
+
+def _with_rest(norm: nn.Module, plain: Plain, new: nn.Module) -> nn.Module:
+    """Put the activations that the norm brought along behind a module."""
     rest: dict[str, nn.Module] = {}
     if plain.behind:
         rest = {key: norm.get_submodule(key) for key in ("drop", "act")}
     elif plain.act is not None:
         rest = {"act": ACTIVATIONS[plain.act]()}
     if all(type(module) is nn.Identity for module in rest.values()):
-        return Folded(rank).eval()
-    return nn.Sequential(OrderedDict(norm=Folded(rank), **rest)).eval()
+        return new.eval()
+    return nn.Sequential(OrderedDict(norm=new, **rest)).eval()
 
 
 def _check_pair(

@@ -1,6 +1,7 @@
 """Subjects whose layers nobody can watch or change, each refused in one sentence."""
 
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from torch import fx, nn
@@ -74,6 +75,14 @@ def check_runnable(model: nn.Module, *, writes: bool = False) -> None:
     """Refuse what a pass cannot run or see into; see `refuse_traced` and `refuse_unready`."""
     refuse_traced(model)
     refuse_unready(model, writes=writes)
+
+
+def program_kind(module: object) -> Literal["exported", "torchscript"] | None:
+    """Return what kind of program a module is; None where it is none."""
+    kind = _program(module)
+    if kind is None:
+        return None
+    return "torchscript" if "TorchScript" in kind else "exported"
 
 
 def _program(module: object) -> str | None:

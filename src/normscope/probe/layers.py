@@ -91,6 +91,11 @@ def find_norms(model: nn.Module, *, per_sample: bool = False) -> list[Norm]:
     return found
 
 
+def has_statistics(model: nn.Module) -> bool:
+    """Whether a model has a norm with running statistics per channel."""
+    return any(norm.skipped is None for norm in find_norms(model))
+
+
 def culprit(model: nn.Module, problem: BaseException) -> str:
     """Name the innermost module of `model` that was running when `problem` was raised."""
     model = bare(model)

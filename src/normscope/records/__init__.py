@@ -14,6 +14,7 @@ from normscope.records.bench import (
     StatisticsError,
     Timing,
 )
+from normscope.records.claims import ClaimResult, Claims, Curve, Measured, StatementVerdict
 from normscope.records.conversion import Change, Comparison, Converted, Left
 from normscope.records.diagnosis import (
     SEVERITIES,
@@ -53,6 +54,14 @@ from normscope.records.lesson import (
     Recovery,
     Stage,
 )
+from normscope.records.parity import ModeParity, NormPair, PairStatus, Parity, Reason
+from normscope.records.passport import (
+    DataPassport,
+    Mismatch,
+    NormPassport,
+    Passport,
+    PassportCheck,
+)
 from normscope.records.run import (
     ChannelHistory,
     Counts,
@@ -78,6 +87,8 @@ __all__ = [
     "Change",
     "ChannelGap",
     "ChannelHistory",
+    "ClaimResult",
+    "Claims",
     "ClassValues",
     "Collapse",
     "Comparison",
@@ -85,6 +96,8 @@ __all__ = [
     "Confidence",
     "Converted",
     "Counts",
+    "Curve",
+    "DataPassport",
     "Diagnosis",
     "Difference",
     "Epoch",
@@ -98,10 +111,20 @@ __all__ = [
     "Left",
     "Lesson",
     "MapKind",
+    "Measured",
     "Member",
+    "Mismatch",
+    "ModeParity",
+    "NormPair",
+    "NormPassport",
     "Numbers",
+    "PairStatus",
+    "Parity",
+    "Passport",
+    "PassportCheck",
     "Posterior",
     "Race",
+    "Reason",
     "Record",
     "Recovery",
     "Repaired",
@@ -117,6 +140,7 @@ __all__ = [
     "StageDifference",
     "StageMeasures",
     "StageName",
+    "StatementVerdict",
     "StatisticsError",
     "Sweep",
     "Table",

@@ -9,11 +9,15 @@ if TYPE_CHECKING:
 
 _OF = {  # the kind of a record -> the module and the function that make its document
     "bench": ("bench", "document"),
+    "claims": ("claims", "document"),
     "conversion": ("conversion", "document"),
     "diagnosis": ("diagnosis", "document"),
     "difference": ("difference", "document"),
     "inspection": ("inspection", "document"),
     "lesson": ("lesson", "document"),
+    "parity": ("parity", "document"),
+    "passport": ("passport", "document"),
+    "passport_check": ("passport", "document"),
     "repair": ("repair", "document"),
     "run": ("run", "document"),
 }

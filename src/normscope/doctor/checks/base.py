@@ -1,7 +1,7 @@
 """What every check is: a code, what it needs, thresholds with their source, and a question."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -14,7 +14,7 @@ from normscope.doctor.evidence import Evidence
 from normscope.doctor.state import LayerState
 from normscope.moments import drift
 from normscope.probe.compare import SURE, Answer
-from normscope.records import Confidence, Finding, Severity
+from normscope.records import Confidence, Finding, Passport, Severity
 
 Needs = Literal["checkpoint", "model", "data"]
 SHOWN = 20  # channels that a finding lists
@@ -37,6 +37,8 @@ class CheckContext:
         optimizer: that trains the model.
         accumulate: batches per optimizer step.
         reference: the model that this one is an average or a copy of.
+        passport: of the checkpoint; None where it has none.
+        state: the tensors of a checkpoint without a model.
     """
 
     layers: list[LayerState]
@@ -48,6 +50,8 @@ class CheckContext:
     optimizer: torch.optim.Optimizer | None = None
     accumulate: int | None = None
     reference: nn.Module | None = None
+    passport: Passport | None = None
+    state: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def model(self) -> nn.Module:

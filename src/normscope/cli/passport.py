@@ -1,0 +1,71 @@
+"""normscope passport."""
+
+from typing import Annotated
+
+import typer
+
+from normscope.cli.app import LOCALE, Html, Json, LangOption, known_language, present, tell
+from normscope.cli.inputs import Inputs
+from normscope.cli.options import with_options
+from normscope.errors import InputError
+from normscope.files import shown
+
+
+@with_options(Inputs)
+def passport(
+    given: Inputs,
+    write: Annotated[
+        bool, typer.Option("--write", help="Make it of the model and write it to --weights.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Of --data, as in training.")] = 64,
+    html: Html = None,
+    as_json: Json = False,
+    lang: LangOption = LOCALE,
+) -> None:
+    """Make the passport of a checkpoint, or hold a checkpoint or model against its own."""
+    language = known_language(lang)
+    given.check()
+    if given.model is None and given.weights is None:
+        raise InputError("name a checkpoint (--weights), a model (--model), or both")
+    if write and (given.model is None or given.weights is None):
+        raise InputError("--write needs --model, which says eps and momentum, and --weights")
+    from normscope import equivalence
+    from normscope.probe.load import read_weights
+    from normscope.records import Passport, PassportCheck
+    from normscope.report import document_of
+
+    network = data = None
+    if given.model is not None:
+        network, _, data = given.loaded(batch_size)
+    own = None
+    if given.weights is not None and not write:
+        own = equivalence.read_passport(given.weights)
+    record: Passport | PassportCheck
+    if own is not None:
+        if data is not None:
+            raise InputError(
+                f"{shown(given.weights or '')} has a passport; leave the data out to hold the "
+                "model against it, or give --write to make a new one"
+            )
+        assert given.weights is not None, "it has a passport"
+        subject = network if network is not None else read_weights(given.weights, given.key)
+        found = equivalence.compare_to_passport(subject, own)
+        record = PassportCheck(
+            subject=given.model or str(given.weights), passport=own, mismatches=tuple(found)
+        )
+    elif network is None:
+        raise InputError(
+            f"{shown(given.weights or '')} has no passport, in it or beside it; name its model "
+            "(--model) to make one, and --write it"
+        )
+    else:
+        record = equivalence.passport(
+            network, None if data is None else given.reader(network)(data.train)
+        )
+    present(record, document_of(record), language, as_json=as_json, html=html)
+    if write:
+        assert given.weights is not None and isinstance(record, Passport)  # noqa: PT018
+        path = equivalence.write_passport(given.weights, record)
+        tell(language, "passport.written", path=path)
+    if isinstance(record, PassportCheck) and not record.ok:
+        raise typer.Exit(1)

@@ -1,0 +1,84 @@
+"""Where a passport lies: in the metadata of safetensors, or in a file beside any checkpoint."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from normscope.errors import FileError, InputError
+from normscope.files import json_text, read_bytes, read_text, shown, write_whole
+from normscope.probe.load import read_weights, write_weights
+from normscope.records import Passport
+
+KEY = "normscope.passport"
+ENDING = ".passport.json"
+LARGEST = 100_000_000  # bytes of a header, as safetensors allows
+
+
+def beside(path: Path) -> Path:
+    """The file beside a checkpoint that holds its passport."""
+    return path.with_name(path.name + ENDING)
+
+
+def write_passport(path: Path, own: Passport) -> Path:
+    """Give a checkpoint its passport: into safetensors, beside any other; where it was written.
+
+    Other metadata, names, dtypes and values stay as they are.
+
+    Raises:
+        FileError: the checkpoint cannot be read, or the file not be written.
+    """
+    if is_safetensors(path):
+        metadata = {**_metadata(path), KEY: own.to_json()}
+        write_weights(path, read_weights(path), metadata)
+        return path
+    read_bytes(path, "checkpoint")
+    return write_whole(beside(path), json_text(json.loads(own.to_json()), indent=1) + "\n")
+
+
+def read_passport(path: Path) -> Passport | None:
+    """The passport in a checkpoint, or beside it; None where there is none.
+
+    Raises:
+        FileError: a file that cannot be read, or a passport that is damaged.
+    """
+    path = Path(path)
+    text = _metadata(path).get(KEY) if is_safetensors(path) else None
+    where = path
+    if text is None and beside(path).is_file():
+        where = beside(path)
+        text = read_text(where, "passport")
+    if text is None:
+        return None
+    try:
+        return Passport.from_json(text)
+    except InputError as problem:
+        raise FileError(f"{shown(where)} holds a damaged passport: {problem}") from problem
+
+
+def passport_in(content: Mapping[str, Any]) -> Passport | None:
+    """The passport that a callback wrote into a checkpoint of a training framework."""
+    text = content.get(KEY)
+    return Passport.from_json(text) if isinstance(text, str) else None
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is in this format, by its first bytes."""
+    if not path.is_file():
+        raise FileError(f"there is no checkpoint {shown(path)}; check the path")
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """The strings in the header of a safetensors file; the tensors are not read."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length <= LARGEST else b""
+    try:
+        found = json.loads(header).get("__metadata__", {})
+    except (ValueError, AttributeError, RecursionError) as problem:
+        raise FileError(
+            f"{shown(path)} is truncated or damaged; copy or download the checkpoint again"
+        ) from problem
+    return {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, str)}

@@ -1,0 +1,71 @@
+"""Noise behind the norm, which brings covariate shift back, hardly harms training."""
+
+import torch
+from torch import Tensor, nn
+
+from normscope.published.digits import Digits, accuracy, fit, mlp, seeded
+from normscope.published.statement import Outcome, Statement, Summary, graded
+from normscope.records import StatementVerdict
+
+DEPTH, WIDTH, EPOCHS, LR = 4, 64, 8, 0.05
+KEPT = 0.02  # of accuracy may be lost
+
+
+class Noisy(nn.BatchNorm1d):
+    """Batch norm, and in training behind it another scale and shift per channel at every step."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise, then draw."""
+        y = super().forward(input)
+        if not self.training:
+            return y
+        scale = 1 + 0.25 * torch.randn(y.shape[1])
+        return y * scale + 0.5 * torch.randn(y.shape[1])
+
+
+def run(data: Digits, seed: int) -> Outcome:
+    """Train without norm, with it, and with noise behind it; and how far inputs jump per step."""
+    numbers, curves = {}, {}
+    for name, norm in (("none", None), ("norm", nn.BatchNorm1d), ("noisy", Noisy)):
+        seeded(seed)
+        net = mlp(data.train_x[0].numel(), DEPTH, WIDTH, norm)
+        seen: list[Tensor] = []
+        jumps: list[float] = []
+        hook = net[-1].register_forward_pre_hook(lambda module, x, s=seen: s.append(x[0].detach()))
+        reached: list[tuple[float, float]] = []
+        steps = -(-len(data.train_x) // 64)
+
+        def after(step: int, seen: list[Tensor] = seen, jumps: list[float] = jumps) -> None:
+            if len(seen) > 1:
+                first, second = seen[-2].mean(0), seen[-1].mean(0)
+                size = seen[-2].std(0).pow(2).mean().sqrt().clamp(min=1e-6)
+                jumps.append(float((second - first).pow(2).mean().sqrt() / size))
+            del seen[:-1]
+
+        for epoch in range(EPOCHS):
+            fit(net, data, seed + 1000 * epoch, epochs=1, lr=LR, after_step=after)
+            reached.append(((epoch + 1.0) * steps, accuracy(net, data.test_x, data.test_y)))
+            seen.clear()
+        hook.remove()
+        numbers[name], curves[name] = reached[-1][1], reached
+        numbers[f"jump_{name}"] = sum(jumps) / max(1, len(jumps))
+    numbers["lost"] = numbers["norm"] - numbers["noisy"]
+    return Outcome(numbers, curves)
+
+
+def judge(found: Summary) -> StatementVerdict:
+    """Noise makes inputs jump more, and costs 2 points at most; direction: not below no norm."""
+    shifts = found.mean("jump_noisy") > found.mean("jump_norm")
+    well = found.mean("noisy") >= found.mean("none")
+    return graded(shifts and found.mean("lost") <= KEPT, shifts and well)
+
+
+STATEMENT = Statement(
+    "covariate_noise",
+    "Santurkar, Tsipras, Ilyas & Madry 2018, How does batch normalization help optimization?",
+    "1805.11604",
+    5,
+    run,
+    judge,
+    percent=("none", "norm", "noisy", "lost"),
+)

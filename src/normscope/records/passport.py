@@ -1,0 +1,81 @@
+"""What a state dict cannot carry: settings of every norm, and which data made its statistics."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from normscope.records.base import Numbers, Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormPassport:
+    """One norm: its settings, and its statistics in a form that tells them apart."""
+
+    name: str
+    layer: str  # class name
+    channels: int
+    eps: float
+    momentum: float | None  # None: the cumulative mean
+    convention: Literal["unbiased", "unknown"]  # of the running variance
+    training: bool
+    frozen: bool  # statistics never change, or neither gamma nor beta is trained
+    tracked: int | None  # batches seen; None where they are not counted
+    dtype: str  # of the statistics
+    digest: str  # of mean and variance, to the bit
+    sketch: Numbers  # of the same, by which a change of dtype is told from other statistics
+    deviations: Numbers  # sizes of sketch: of the means in deviations, of the variances in parts
+    # root mean square over channels; NaN without data
+    distance: float = float("nan")  # of what is stored from the data, in deviations
+    mean_error: float = float("nan")  # standard error, in deviations
+    var_error: float = float("nan")  # standard error, as a part of the variance
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPassport:
+    """The data that were measured, by what enters the first norm."""
+
+    batches: int
+    samples: int
+    sizes: tuple[int, ...]  # of batches, the different ones, the most frequent first
+    norm: str  # the first norm that runs
+    count: int  # values per channel there
+    mean: Numbers  # (C,) of its input
+    var: Numbers  # (C,) unbiased
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passport(Record):
+    """The batch norms of one checkpoint."""
+
+    kind: ClassVar[str] = "passport"
+    model: str  # class name
+    torch: str
+    normscope: str
+    norms: tuple[NormPassport, ...]
+    data: DataPassport | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mismatch:
+    """Where a model or checkpoint is not what its passport says."""
+
+    # eps, momentum, reset, overwritten, channels, missing
+    code: Literal["eps", "momentum", "reset", "overwritten", "channels", "missing"]
+    norm: str
+    passport: str  # the value there, as text
+    found: str
+    amount: float = float("nan")  # of statistics: about how far they moved, in deviations
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassportCheck(Record):
+    """A checkpoint or model held against its passport."""
+
+    kind: ClassVar[str] = "passport_check"
+    subject: str
+    passport: Passport
+    mismatches: tuple[Mismatch, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is what its passport says."""
+        return not self.mismatches
