@@ -61,15 +61,16 @@ def test_explain_json_holds_the_numbers_of_the_worked_example() -> None:
 def test_train_inspect_and_report_end_to_end(tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = (
-        "train", "--data", "iris", "--norm", "batch,none", "--seeds", "1",
+        "train", "--data", "iris", "--norm", "none,batch", "--seeds", "1",
         "--epochs", "3", "--no-sweep", "--out", out,
     )  # fmt: skip
     trained = run(*arguments, "--json")
     assert trained.returncode == 0, trained.stderr
     record = json.loads(trained.stdout)
     assert record["complete"]
-    assert [row["norm"] for row in record["rows"]] == ["batch", "none"]
+    assert [row["norm"] for row in record["rows"]] == ["none", "batch"]
     assert record["inspection"]["invariance"] < 1e-6
+    assert record["inspection"]["model"] == "mlp, batch"  # none has no layers to look into
     for name in ("run.json", "telemetry.jsonl", "model.safetensors", "report.html"):
         assert (out / name).stat().st_size > 0
     again = run(*arguments)

@@ -95,24 +95,23 @@ def train(
 
 
 def _inspected(run: Run, out: Path) -> Run:
-    """Look into the first network with normalisation layers, if possible one without labels."""
+    """Look into the network that stands for the run, if it was trained and has layers to see."""
     from normscope.files import write_whole
     from normscope.lens import inspect as look
     from normscope.train import fit
     from normscope.train.data import batches
+    from normscope.train.nets import standing_for
 
-    able = [m for m in run.members if m.status == "done" and m.norm != "none"]
-    if not able:
+    place = (standing_for(run.config.norms), run.config.seed)
+    trained = any((m.norm, m.seed) == place and m.status == "done" for m in run.members)
+    if not trained or place[0] == "none":
         return run
-    shown = min(able, key=lambda m: m.leaks)
     _, model, data = fit.load_run(out)
-    if (shown.norm, shown.seed) != (run.config.norms[0], run.config.seed):
-        model = fit.load_member(out, shown.norm, shown.seed)
     record = look(
         model,
         batches(data, 256),
         classes=data.classes,
-        model_name=f"{run.config.net}, {shown.norm}",
+        model_name=f"{run.config.net}, {place[0]}",
         data_name=data.name,
     )
     run = replace(run, inspection=record)

@@ -19,7 +19,7 @@ from normscope.train import checkpoint, comparison, history, ranks, telemetry
 from normscope.train.data import Data, load
 from normscope.train.folder import RunFolder
 from normscope.train.loop import Trainer, steps_per_epoch
-from normscope.train.nets import NORMS, ModelConfig, check_names, norm_layers
+from normscope.train.nets import NORMS, ModelConfig, check_names, norm_layers, standing_for
 
 __all__ = ["SWEEP", "Progress", "environment", "load_member", "load_run", "train"]
 
@@ -99,7 +99,7 @@ def load_member(out: Path, norm: str, seed: int) -> nn.Module:
 
 
 def load_run(out: Path) -> tuple[Run, nn.Module, Data]:
-    """Load the run in `out`: its record, the network of its first norm and seed, its data."""
+    """Load the run in `out`: its record, the network that stands for it, its data."""
     folder = RunFolder(out)
     run = folder.read()
     model = checkpoint.load_model(folder.model)
@@ -227,7 +227,7 @@ class RunSession:
 
         def save_weights() -> None:
             paths = [folder.member(norm, seed)]
-            if (norm, seed) == (config.norms[0], config.seed):
+            if (norm, seed) == (standing_for(config.norms), config.seed):
                 paths.append(folder.model)
             for path in paths:
                 checkpoint.save_model(path, trainer.model, trainer.config)

@@ -19,7 +19,7 @@ class RunFolder:
 
         run.json            the record, rewritten after every network
         telemetry.jsonl     what the normalisation layers did, line by line
-        model.safetensors   the network of the first norm and seed
+        model.safetensors   the network that stands for the run, of the first seed
         members/            every finished network, as NORM-SEED/model.safetensors
         progress/           the network in training, at its last epoch; its earlier epochs
         tensorboard/        events, where they were asked for

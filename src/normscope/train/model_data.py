@@ -15,6 +15,7 @@ from normscope.probe.grammar import walk
 from normscope.probe.load import made
 from normscope.train import fit, sources
 from normscope.train.data import TEST_SHARE, Data, batches, load
+from normscope.train.nets import standing_for
 
 TEST_SIZE = 256  # samples in a batch of the test part
 
@@ -89,7 +90,7 @@ def data_for_run(
         FileError, MissingExtraError, ModelError: as `fit.load_run` and `data.load`.
     """
     run, network, own = fit.load_run(folder)
-    name = f"{run.config.net}, {run.config.norms[0]}"
+    name = f"{run.config.net}, {standing_for(run.config.norms)}"
     if spec is None:
         return network, name, _parts(own, batch_size, test_size)
     if sources.is_factory(spec):
