@@ -238,3 +238,19 @@ def test_key_chooses_one_of_several_state_dicts(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert "no state dict 'step'; it has 'g', 'g_ema'" in done.stderr
     assert run("diagnose", "--weights", path, "--key", "g_ema").returncode == 1
+
+
+def test_version_and_what_to_try_first() -> None:
+    assert run("--version").stdout == f"normscope {normscope.__version__}\n"
+    alone = run()
+    assert alone.returncode == 0
+    tried = [
+        line.split()[1] for line in alone.stdout.splitlines() if line.startswith("  normscope")
+    ]
+    assert tried == ["explain", "train", "inspect", "diagnose"]
+    listed = run("-h").stdout
+    assert "..." not in listed.replace("[ARGS]...", ""), "a summary is cut"
+    assert all(f"  {name} " in listed for name in tried)
+    unknown = run("explain", "NS999")
+    assert unknown.returncode == 2
+    assert "NS003 Statistics that are not those of the data" in unknown.stderr

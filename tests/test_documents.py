@@ -3,15 +3,11 @@
 import io
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
-from typer.testing import CliRunner
 
-from normscope.cli import app
-from normscope.errors import InputError
 from normscope.report import document_of, html, inspection, measures, terminal
 from normscope.report.bilingual import Text, read
 from normscope.report.document import (
@@ -158,18 +154,3 @@ def test_every_record_that_has_a_document_finds_it() -> None:
     for record in records:
         assert document_of(record).title.en
     assert document_of(found, repaired).title != document_of(found).title
-
-
-def test_a_saved_record_of_any_kind_is_shown_again(tmp_path: Path) -> None:
-    found, repaired = faulty()
-    for record in (found, repaired, digits_inspection(), compared(), made_up_bench(), converted()):
-        saved, page = tmp_path / f"{record.kind}.json", tmp_path / f"{record.kind}.html"
-        saved.write_text(record.to_json(), encoding="utf-8")
-        done = CliRunner().invoke(app, ["report", str(saved), "--html", str(page), "--lang", "en"])
-        assert done.exit_code == 0, done.output
-        first, *_ = (said for said, _ in texts(document_of(record), "en") if said)
-        assert " ".join(first.split()[:4]) in " ".join(done.output.split())
-        assert document_of(record).title.zh in page.read_text(encoding="utf-8")
-    saved.write_text('{"kind": "soup"}', encoding="utf-8")
-    with pytest.raises(InputError, match="its kind must be bench, conversion, diagnosis"):
-        CliRunner().invoke(app, ["report", str(saved)], catch_exceptions=False)

@@ -164,7 +164,7 @@ def _check_storage(name: str, tensor: Tensor | None) -> None:
 
 
 def plain(tensor: Tensor | None) -> Any:
-    """The same values as memory that loops can read: no negated view, no zeros without memory."""
+    """Copy the same values to memory that loops can read: no negated view, no zeros alone."""
     if tensor is None:
         return None
     if tensor._is_zerotensor():
@@ -172,8 +172,11 @@ def plain(tensor: Tensor | None) -> Any:
     return tensor.resolve_neg()
 
 
-def checked_groups(groups: Tensor, x: Tensor, num_groups: int) -> Tensor:
-    """The groups as int64 on x's device, each in 0..num_groups-1 (not asked under a compiler)."""
+def checked_groups(groups: Tensor, x: Tensor, num_groups: int, *, look: bool = True) -> Tensor:
+    """Check the groups: int64 on x's device, each in 0..num_groups-1.
+
+    That is not asked under a compiler, nor without `look`: it waits for the device.
+    """
     if groups.dtype.is_floating_point or groups.dtype.is_complex or groups.dtype == torch.bool:
         raise TypeError(f"groups are {groups.dtype}; they must be integers, one per sample")
     if groups.shape != (x.shape[0],):
@@ -181,7 +184,7 @@ def checked_groups(groups: Tensor, x: Tensor, num_groups: int) -> Tensor:
             f"groups are {tuple(groups.shape)}; one per sample is needed: ({x.shape[0]},)"
         )
     groups = groups.to(device=x.device, dtype=torch.int64)
-    if groups.numel() and not is_transformed():
+    if look and groups.numel() and not is_transformed():
         lowest, highest = groups.aminmax()
         if int(lowest) < 0 or int(highest) >= num_groups:
             wrong = int(((groups < 0) | (groups >= num_groups)).nonzero()[0])
@@ -192,7 +195,7 @@ def checked_groups(groups: Tensor, x: Tensor, num_groups: int) -> Tensor:
 
 
 def checked_mask(mask: Tensor, x: Tensor) -> Tensor:
-    """The mask as (N, 1, *S)."""
+    """Return the mask as (N, 1, *S)."""
     if mask.dtype != torch.bool:
         raise TypeError(f"mask is {mask.dtype}; it must be torch.bool, True where a value counts")
     n, positions = x.shape[0], x.shape[2:]
@@ -209,5 +212,5 @@ def checked_mask(mask: Tensor, x: Tensor) -> Tensor:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The allowed values, for a message."""
+    """Return the allowed values, for a message."""
     return ", ".join(repr(name) for name in names)

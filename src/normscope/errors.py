@@ -4,7 +4,7 @@ import os
 
 
 def shown(path: str | os.PathLike[str], keep: str = "") -> str:
-    """A path or name as clean text: control characters and undecodable bytes are spelled out.
+    """Write a path or name as clean text: control characters and undecodable bytes are spelled out.
 
     Names in files of others may hold what a terminal obeys, or what turns the order of letters.
 
@@ -20,36 +20,75 @@ def shown(path: str | os.PathLike[str], keep: str = "") -> str:
 
 
 class NormscopeError(Exception):
-    """Base of all errors that a user can cause and mend; the command line exits with 2."""
+    """Base of all errors that a user can cause and mend; the command line exits with 2.
+
+    >>> import torch
+    >>> import normscope
+    >>> try:
+    ...     normscope.convert(torch.nn.ReLU(), "nothing")
+    ... except normscope.NormscopeError as problem:
+    ...     print(problem)  # doctest: +ELLIPSIS
+    to is 'nothing'; it can be 'torch', ...
+    """
 
     slug = "normscope"
     told = False  # by another rank of the same run
 
     def __str__(self) -> str:
-        """The message; names in it cannot give a terminal orders."""
+        """Return the message; names in it cannot give a terminal orders."""
         return shown(super().__str__(), keep="\n")
 
 
 class InputError(NormscopeError, ValueError):
-    """Numbers, labels or arguments that cannot be used as they are."""
+    """Numbers, labels or arguments that cannot be used as they are.
+
+    >>> import normscope
+    >>> try:
+    ...     normscope.BatchNorm1d(3, eps=float("nan"))
+    ... except normscope.InputError as problem:
+    ...     print(problem)
+    eps is nan; it must be a finite number above 0, such as 1e-5
+    """
 
     slug = "input"
 
 
 class ModelError(NormscopeError):
-    """A model, factory or checkpoint that cannot be loaded or run."""
+    """A model, factory or checkpoint that cannot be loaded or run.
+
+    >>> import torch
+    >>> import normscope
+    >>> try:
+    ...     normscope.recalibrate(torch.nn.ReLU(), [torch.ones(2, 3)])
+    ... except normscope.ModelError as problem:
+    ...     print(problem)  # doctest: +ELLIPSIS
+    the model (ReLU) has no layer with running statistics: ...
+    """
 
     slug = "model"
 
 
 class FileError(NormscopeError):
-    """A file or folder that cannot be read or written; nothing was left half-written."""
+    """A file or folder that cannot be read or written; nothing was left half-written.
+
+    >>> import normscope
+    >>> try:
+    ...     normscope.load("nowhere.json")
+    ... except normscope.FileError as problem:
+    ...     print(problem)
+    there is no record nowhere.json; check the path
+    """
 
     slug = "file"
 
 
 class MissingExtraError(NormscopeError):
-    """An optional package is needed for this; the message carries the exact pip command."""
+    """An optional package is needed for this; the message carries the exact pip command.
+
+    >>> import normscope
+    >>> issubclass(normscope.MissingExtraError, normscope.NormscopeError)
+    True
+    """
 
     slug = "extra"
 

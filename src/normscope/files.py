@@ -171,7 +171,7 @@ def read_bytes(path: Path, what: str = "file") -> bytes:
 
 
 def read_text(path: Path, what: str = "file") -> str:
-    """The text of a UTF-8 file.
+    """Read the text of a UTF-8 file.
 
     Raises:
         FileError: as `read_bytes`, or where it is not text or blank.
@@ -186,7 +186,7 @@ def read_text(path: Path, what: str = "file") -> str:
 
 
 def read_json(path: Path, what: str = "record") -> Any:
-    """The JSON value in a file; raises FileError as `read_text`, or where it is not JSON."""
+    """Read the JSON value in a file; raises FileError as `read_text`, or where it is not JSON."""
     try:
         return json.loads(read_text(path, what))
     except json.JSONDecodeError as problem:

@@ -23,8 +23,9 @@ from normscope.arguments import (
 )
 from normscope.errors import InputError
 from normscope.kernels import cpu, recomputation, reference
+from normscope.kernels.as_torch import by_torch
 from normscope.kernels.autograd import Stored, is_transformed, remember, standardise, statistics
-from normscope.kernels.dispatch import explanation, kernel_for
+from normscope.kernels.dispatch import explanation, kernel_for, prefers_torch
 from normscope.kernels.problem import Affine, Epilogue, Problem, Statistics
 from normscope.moments import Moments
 
@@ -70,7 +71,9 @@ def batch_norm(
             the running statistics the plain average over batches.
         eps: added to the variance.
         num_batches_tracked: int64, () or (num_groups,); counts the updates, in place.
-        groups: (N,) integers, the group of each sample. None: all samples are one group.
+        groups: (N,) integers, the group of each sample. None: all samples are one group. The
+            "gpu" kernel does not wait for the device to look for a group that does not exist:
+            its samples enter no statistic and leave as NaN.
         num_groups: how many groups have statistics of their own. 1 with `groups` given: one set
             of statistics for all, and groups choose only the rows of weight and bias.
         mask: (N,), (N, *S) or (N, 1, *S) bool, True where a value counts. What is masked enters
@@ -84,8 +87,9 @@ def batch_norm(
             pseudo-values that have its running mean and variance, so a tiny group never fails.
         on_moments: receives the batch's Moments (detached) in place of the update of the running
             statistics; for those who decide themselves when and whether to update.
-        impl: "auto": the kernel of x's device, see `why`. Or by name, and then never another one
-            instead: "cpu" (C++), "gpu" (Triton), "reference" (the definition in plain PyTorch).
+        impl: "auto": the kernel of x's device, or torch's own functions, see `why`. Or by name,
+            and then never another one instead: "cpu" (C++), "gpu" (Triton), "reference" (the
+            definition in plain PyTorch).
 
     Returns:
         (N, C, *S) in x's memory format, and in its dtype unless a residual promotes it.
@@ -152,7 +156,7 @@ def batch_norm(
         if use_batch and process_group is None:
             check_batch_size(x.shape[0] * math.prod(x.shape[2:]), x)
     else:
-        groups = checked_groups(groups, x, rows)
+        groups = checked_groups(groups, x, rows, look=impl != "gpu")
     if residual is not None and residual.dtype != x.dtype:
         # as torch: the layer in x's dtype, the sum in the one that both are promoted to
         y = batch_norm(
@@ -164,6 +168,12 @@ def batch_norm(
         y = y + residual
         y = y if act is None else reference.ACTIVATIONS[act](y)
         return y if mask is None else torch.where(mask, y, 0)
+    plain_call = groups is None and mask is None and process_group is None and on_moments is None
+    if plain_call and impl == "auto" and prefers_torch(x):
+        return by_torch(
+            act, x, running_mean, running_var, weight, bias, use_batch, training, momentum, eps,
+            num_batches_tracked, residual,
+        )  # fmt: skip
     kernel = reference if transformed else kernel_for(x, impl)
     if kernel is not reference:
         x, weight, bias, residual, groups, mask = map(
@@ -186,6 +196,22 @@ def batch_norm(
 
     problem = Problem(x, groups, num_groups, mask)
     epilogue = Epilogue(Affine(weight, bias), residual, act)
+    if process_group is None and kernel not in (reference, cpu):
+        running = None
+        if running_mean is not None and running_var is not None:
+            running = kernel.Running(running_mean, running_var, num_batches_tracked, momentum)
+            num_groups = num_groups if use_batch else running_mean.numel() // x.shape[1]
+        call = kernel.Call(
+            num_groups=num_groups,
+            running=running,
+            eps=eps,
+            by_batch=use_batch,
+            update=training and running is not None and on_moments is None,
+            fill=min_count if groups is not None and running is not None and use_batch else None,
+            on_moments=on_moments,
+        )
+        whole: Tensor = kernel.batch_norm(problem, epilogue, call)
+        return whole
     differentiable = transformed or impl == "reference"
     stored = _stored(running_mean, running_var, num_groups)
     if use_batch:
@@ -295,7 +321,7 @@ def update_running(
     skip_nonfinite: bool = False,
     count_empty: bool = True,
 ) -> Tensor:
-    """running = (1 - momentum) * running + momentum * batch, in place, unbiased variance.
+    """Set running = (1 - momentum) * running + momentum * batch, in place, unbiased variance.
 
     Args:
         running_mean: (K, C), or (C,): the groups of the batch are then pooled first.
@@ -341,7 +367,7 @@ def update_running(
 def _stored(
     running_mean: Tensor | None, running_var: Tensor | None, num_groups: int
 ) -> tuple[Tensor, Tensor] | None:
-    """The running statistics as (1 or num_groups, C) views; None where they are not tracked."""
+    """View the running statistics as (1 or num_groups, C); None where they are not tracked."""
     if running_mean is None or running_var is None:
         return None
     shape = (-1 if running_mean.numel() else num_groups, running_mean.shape[-1])

@@ -24,6 +24,14 @@ class Moments:
 
     Source: Chan, Golub, LeVeque 1979, "Updating formulae and a pairwise algorithm for computing
     sample variances", equation 1.5.
+
+    >>> import torch
+    >>> import normscope
+    >>> from normscope.functional import moments
+    >>> a, b = torch.randn(10, 3), torch.randn(20, 3)
+    >>> both = moments(a) + moments(b)
+    >>> torch.allclose(both.mean[0], torch.cat([a, b]).double().mean(0))
+    True
     """
 
     count: Tensor
@@ -32,12 +40,12 @@ class Moments:
 
     @classmethod
     def empty(cls, *shape: int, device: torch.device | str | None = None) -> Self:
-        """The neutral element with mean and m2 of `shape` = (*B, C), float64."""
+        """Return the neutral element with mean and m2 of `shape` = (*B, C), float64."""
         zeros = torch.zeros(shape, dtype=torch.float64, device=device)
         return cls(zeros.new_zeros(shape[:-1]), zeros, zeros.clone())
 
     def __add__(self, other: "Moments") -> "Moments":
-        """The moments of both sets together; associative up to rounding."""
+        """Merge the moments of both sets; associative up to rounding."""
         count = self.count + other.count
         share = (other.count / count.clamp(min=1)).unsqueeze(-1)  # of the second set
         step = other.mean - self.mean
@@ -48,7 +56,7 @@ class Moments:
         )
 
     def detach(self) -> "Moments":
-        """The same numbers without their gradients."""
+        """Return the same numbers without their gradients."""
         return Moments(self.count.detach(), self.mean.detach(), self.m2.detach())
 
     def var(self, correction: int) -> Tensor:
@@ -68,7 +76,7 @@ class Moments:
         return Moments(count, mean, self.m2.sum(0) + between)
 
     def all_reduce(self, process_group: dist.ProcessGroup | None = None) -> "Moments":
-        """The moments of all ranks together, the same on every rank: one packed collective.
+        """Merge the moments of all ranks, the same on every rank: one packed collective.
 
         Every rank must call it, a rank without data too (its count is zero). Works on any
         backend, gloo on CPU included. Not differentiable.

@@ -20,7 +20,7 @@ SHAPE = (15, 3, 2, 2)
 
 def layers() -> dict[str, nn.Module]:
     torch.manual_seed(1)
-    made = {
+    made: dict[str, nn.Module] = {
         "plain": normscope.BatchNorm2d(3, process_group="world"),
         "activated": normscope.BatchNorm2d(3, momentum=None, act="silu", process_group="world"),
         "masked": normscope.BatchNorm2d(3, process_group="world"),

@@ -33,7 +33,7 @@ def _faults() -> int:
 
 
 def explanation() -> str:
-    """What `keeps_pages` found and what to do, as a phrase."""
+    """Return what `keeps_pages` found and what to do, as a phrase."""
     found = keeps_pages()
     if found is None:
         return "not measured on this system"

@@ -35,7 +35,7 @@ QUICK_SWEEP = ((64, 64), (1024, 256), (8, 64, 7, 7), (32, 64, 16, 16))
 
 
 def settings(only: Sequence[str] = (), *, quick: bool = False) -> list[Setting]:
-    """The settings of the parts that are asked for, or of all.
+    """Return the settings of the parts that are asked for, or of all.
 
     Raises:
         InputError: a part that there is not.

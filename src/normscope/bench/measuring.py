@@ -35,7 +35,7 @@ def threads(count: int) -> Iterator[None]:
 def in_turns(
     peers: Mapping[str, Peer], x: Tensor, repeats: int
 ) -> tuple[Spread, dict[str, tuple[Spread, Spread, Spread]]]:
-    """A copy of x, and forward, backward and both of each peer, one after the other each round.
+    """Time a copy of x, and forward, backward and both of each peer, in turn in each round.
 
     So a busy moment of the machine hits all alike; in another order each round, since what ran
     before leaves its data in the caches and its threads awake. Two rounds before are not counted.
@@ -96,7 +96,7 @@ def timing(
     size: int,
     memory: float | None,
 ) -> Timing:
-    """What the times amount to.
+    """Summarise the times.
 
     Args:
         peer: its name.
@@ -149,7 +149,7 @@ def peak_memory(peer: Peer) -> float | None:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """The profiler's own library writes lines of no use to the file of stderr."""
+    """Keep the profiler's own lines out of stderr."""
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
     try:

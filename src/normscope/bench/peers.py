@@ -48,7 +48,7 @@ def names(setting: Setting, *, quick: bool = False) -> list[str]:
 
 
 def build(name: str, setting: Setting) -> Peer:
-    """A peer with tensors of its own.
+    """Return a peer with tensors of its own.
 
     Raises:
         AbsentError: what it needs is not installed.
@@ -98,7 +98,7 @@ def layer(source: Any, setting: Setting, **given: Any) -> Any:
 
 
 def table_dtype(setting: Setting) -> torch.dtype:
-    """The dtype of scale and shift: float32 for a 16-bit x, as in mixed precision."""
+    """Return the dtype of scale and shift: float32 for a 16-bit x, as in mixed precision."""
     return torch.float64 if setting.dtype == "float64" else torch.float32
 
 
@@ -124,14 +124,14 @@ def mask_loop(layers: nn.ModuleList, ids: Tensor) -> Module:
 
 
 def chunk_loop(layers: nn.ModuleList) -> Module:
-    """Samples sorted by group: every chunk through a layer of its own."""
+    """Sort samples by group and put every chunk through a layer of its own."""
     return lambda x: torch.cat(
         [one(part) for one, part in zip(layers, x.chunk(len(layers)), strict=True)]
     )
 
 
 def reshaped(setting: Setting) -> Module:
-    """Groups as channels of one batch norm, as MoCo's shuffled batch norm does; equal sizes only.
+    """Take groups as channels of one batch norm, as MoCo's shuffled one does; equal sizes only.
 
     Scale and shift are repeated for every group.
     """
@@ -150,7 +150,7 @@ def reshaped(setting: Setting) -> Module:
 
 
 def vectorised(setting: Setting) -> Module:
-    """Groups without a loop: sums per sample, added up by group, and picked per sample."""
+    """Normalise groups without a loop: sums per sample, added up by group, picked per sample."""
     k, (n, c, *rest) = setting.groups, setting.shape
     ids = torch.arange(n) % k
     weight, bias = nn.Parameter(torch.ones(c)), nn.Parameter(torch.zeros(c))

@@ -96,7 +96,7 @@ def race(setting: Setting, repeats: int, *, quick: bool = False) -> Race:
 
 
 def environment() -> dict[str, str]:
-    """What the figures depend on."""
+    """Return what the figures depend on."""
     return {
         "normscope": __version__,
         "torch": str(torch.__version__),

@@ -22,12 +22,13 @@ from normscope.cli import (
     playground,
     repair,
     report,
+    start,
     train,
 )
 from normscope.cli.app import Console, app
 from normscope.errors import NormscopeError
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "start"]
 
 COMMANDS = (
     explain.explain,
@@ -42,7 +43,8 @@ COMMANDS = (
     env.env,
 )
 for command in COMMANDS:  # in the order of the help
-    app.command()(command)
+    # whole, where a terminal's width would else cut it
+    app.command(short_help=(command.__doc__ or "").partition("\n\n")[0])(command)
 
 
 def main() -> None:
@@ -51,7 +53,7 @@ def main() -> None:
         try:
             with _stoppable(), warnings.catch_warnings():
                 warnings.showwarning = lambda message, *_, **__: _tell(str(message))
-                app()
+                app(prog_name="normscope")
         finally:
             sys.stdout.flush()  # here it can still be said that there is no room
     except NormscopeError as problem:

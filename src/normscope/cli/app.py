@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,28 +12,28 @@ from rich.segment import Segment
 
 from normscope.errors import InputError
 from normscope.files import json_text, shown
+from normscope.progress import Progress, bar
 from normscope.report.messages import LANGUAGES, Lang, locale_language, say
 
 if TYPE_CHECKING:
     from normscope.records.base import Record
     from normscope.report.document import Document
-    from normscope.train.fit import Progress
 
 app = typer.Typer(
     name="normscope",
-    help="Shows what batch normalisation does to your classes, trains the scale and shift that "
-    "map them back, and measures every normalisation layer of a model.",
-    no_args_is_help=True,
-    add_completion=False,
+    help="Shows what batch normalisation does to the classes of a network, layer by layer; finds "
+    "what is wrong with normalisation layers, and repairs it.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 fine, 1 something was found or is not equal, 2 wrong use, 130 stopped.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-Html = Annotated[Path | None, typer.Option(help="Write the page here.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-LangOption = Annotated[
-    str, typer.Option("--lang", help="en or zh; the default follows the locale.")
+Html = Annotated[
+    Path | None, typer.Option(help="Also write a page to open in a browser, to this file.")
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of text.")]
+LangOption = Annotated[str, typer.Option("--lang", help="Language of texts: en or zh.")]
 LOCALE = locale_language()
 
 
@@ -72,41 +72,19 @@ def present(
         tell(language, "cli.page", path=html)
 
 
-@contextmanager
-def progress_bar(quiet: bool, batches: int | None = None) -> Iterator["Progress"]:
-    """Show a bar with the time left on stderr, on a terminal only.
-
-    It is called with how many steps are done, of how many (0: unknown), and a text. A step back
-    begins another part, whose time is measured anew.
+def progress_bar(quiet: bool, batches: int | None = None) -> AbstractContextManager[Progress]:
+    """Show a bar on a terminal, at once; see `progress.bar`.
 
     Args:
         quiet: show nothing.
         batches: stands for an unknown number of steps.
     """
-    from rich import progress
-
-    columns = (
-        progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    console = Console(stderr=True)
-    # FORCE_COLOR makes a terminal of a log
-    quiet = quiet or not sys.stderr.isatty() or console.is_dumb_terminal
-    with progress.Progress(*columns, console=console, disable=quiet, transient=True) as bars:
-        task = bars.add_task("", total=None)
-
-        def show(done: int, total: int, message: str) -> None:
-            if done < bars.tasks[task].completed:
-                bars.reset(task)
-            bars.update(task, completed=done, total=total or batches, description=message)
-
-        yield show
+    wanted = False if quiet else None
+    return bar(wanted, batches or 0, patience=0, console=Console(stderr=True))
 
 
 def known_language(lang: str) -> Lang:
-    """The language, or one sentence on which there are."""
+    """Return the language, or say in one sentence which there are."""
     for known in LANGUAGES:
         if lang == known:
             return known
@@ -114,7 +92,7 @@ def known_language(lang: str) -> Lang:
 
 
 def numbers(option: str, text: str) -> list[float]:
-    """What an option holds, as numbers."""
+    """Read an option as numbers."""
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as problem:
@@ -124,7 +102,7 @@ def numbers(option: str, text: str) -> list[float]:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """The parts of a text with commas."""
+    """Split a text at its commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 

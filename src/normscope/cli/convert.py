@@ -27,10 +27,14 @@ def convert(
     ] = None,
     key: Key = None,
     option: Annotated[
-        list[str] | None, typer.Option(help="Of the new layers, as ghost_size=16; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="An argument of the new layers, as ghost_size=16; may be given several times."
+        ),
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="Names of layers, as 'encoder.*'; repeatable.")
+        list[str] | None,
+        typer.Option(help="Only layers of this name, as 'encoder.*'; may be given several times."),
     ] = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="Leave layers that cannot be converted.")
@@ -87,7 +91,7 @@ def _options(pairs: list[str]) -> dict[str, Any]:
 
 
 def _batch(shape: str | None) -> Any:
-    """Standard normal numbers in the shape that was asked for."""
+    """Draw standard normal numbers in the shape that was asked for."""
     import torch
 
     sizes = (shape or "").split(",")

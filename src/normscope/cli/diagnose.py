@@ -25,13 +25,19 @@ from normscope.records import SEVERITIES, Severity
 @with_options(Checkup)
 def diagnose(
     given: Checkup,
-    select: Annotated[str, typer.Option(help="Beginnings of codes, with commas.")] = "",
+    select: Annotated[
+        str, typer.Option(help="Make only checks whose codes begin so, as NS00,NS014.")
+    ] = "",
     fail_on: Annotated[
         str, typer.Option("--fail-on", help="error, warning or info: exit code 1 from there on.")
     ] = "error",
     html: Html = None,
-    sarif: Annotated[Path | None, typer.Option(help="Write SARIF 2.1.0 here.")] = None,
-    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here.")] = None,
+    sarif: Annotated[
+        Path | None, typer.Option(help="Also write the findings as SARIF 2.1.0, for code scanning.")
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option(help="Also write the findings as JUnit XML, for CI.")
+    ] = None,
     as_json: Json = False,
     lang: LangOption = LOCALE,
 ) -> None:

@@ -22,7 +22,11 @@ from normscope.report.messages import Lang
 
 def explain(
     code: Annotated[
-        str | None, typer.Argument(help="A check of diagnose, as NS001, instead of the lesson.")
+        str | None,
+        typer.Argument(
+            help="A check of diagnose, such as NS001: what it looks for, and what to do. "
+            "Without one: the worked example."
+        ),
     ] = None,
     classes: Annotated[
         list[str] | None,
@@ -30,8 +34,10 @@ def explain(
     ] = None,
     gamma: Annotated[str | None, typer.Option(help="One scale per class: 5,2.")] = None,
     beta: Annotated[str | None, typer.Option(help="One shift per class: 10,3.")] = None,
-    eps: Annotated[float, typer.Option(help="Added to the variance.")] = 0.0,
-    seeds: Annotated[int, typer.Option(help="Random starts of gamma and beta.")] = 20,
+    eps: Annotated[float, typer.Option(help="Added to the variance before its root.")] = 0.0,
+    seeds: Annotated[
+        int, typer.Option(help="From so many random starts gamma and beta are learned.")
+    ] = 20,
     html: Annotated[Path | None, typer.Option(help="Write the interactive page here.")] = None,
     as_json: Json = False,
     lang: LangOption = LOCALE,
@@ -59,13 +65,14 @@ def explain(
 
 
 def _check(code: str, as_json: bool, language: Lang) -> None:
-    """What one of the doctor's checks looks for, why, and what to do."""
+    """Say what one of the doctor's checks looks for, why, and what to do."""
     from normscope.report.messages import catalogue, say
 
     codes = sorted({key.split(".")[1] for key in catalogue() if key.startswith("doctor.NS")})
     wanted = code.upper()
     if wanted not in codes:
-        raise InputError(f"there is no check {code!r}; there are {', '.join(codes)}")
+        there = "\n".join(f"  {known} {say(language, f'doctor.{known}.title')}" for known in codes)
+        raise InputError(f"{say(language, 'cli.no_check', code=repr(code))}\n{there}")
     text = say(language, f"doctor.{wanted}.explain")
     if as_json:
         title = say(language, f"doctor.{wanted}.title")

@@ -10,6 +10,7 @@ import typer
 
 from normscope.errors import InputError
 from normscope.files import shown
+from normscope.progress import expected
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from normscope.train.model_data import ModelData
 
 Key = Annotated[
-    str | None, typer.Option(help="Which of several state dicts in --weights, as g_ema.")
+    str | None,
+    typer.Option(
+        help="Where --weights holds several state dicts: the name of the one to take, as g_ema."
+    ),
 ]
 FUNCTION = "path/file.py:function"
 
@@ -29,7 +33,10 @@ class Inputs:
 
     model: Annotated[
         str | None,
-        typer.Option(help="pkg.module:factory, path/file.py:factory, timm:NAME, or a run folder."),
+        typer.Option(
+            help="The model: path/file.py:function that makes it, pkg.module:function, timm:NAME, "
+            "or a run folder."
+        ),
     ] = None
     weights: Annotated[
         Path | None, typer.Option(help="A checkpoint: safetensors, or a weights-only file.")
@@ -38,13 +45,13 @@ class Inputs:
     data: Annotated[
         str | None,
         typer.Option(
-            help="As for train; labels stay as they are. A factory may also return batches, as "
-            "for --loader."
+            help="digits, iris, wine, breast_cancer, a .npz, .csv or .parquet file, a folder of "
+            "class folders of images, or path/file.py:factory."
         ),
     ] = None
     loader: Annotated[
         str | None,
-        typer.Option(help="path/file.py:factory of a DataLoader, or a list of batches."),
+        typer.Option(help="path/file.py:factory of a DataLoader or of a list of batches."),
     ] = None
     labels: Annotated[
         str | None,
@@ -82,7 +89,7 @@ class Inputs:
     def loaded(
         self, batch_size: int, test_size: int | None = None
     ) -> "tuple[nn.Module, str, ModelData | None]":
-        """The model, its name, and the data."""
+        """Return the model, its name, and the data."""
         from normscope.train.model_data import TEST_SIZE, data_for_model, data_for_run
 
         assert self.model is not None, "checked before"
@@ -102,13 +109,7 @@ class Inputs:
 
     def expected(self, data: "ModelData | None") -> int | None:
         """How many batches will be read, where that can be said."""
-        if data is None:
-            return None
-        try:
-            count = len(data.train)  # type: ignore[arg-type]
-        except Exception:  # a loader over an iterable data set has a length that raises
-            return self.batches
-        return min(count, self.batches or count)
+        return None if data is None else expected(data.train, self.batches)
 
     def reading(self) -> dict[str, Any]:
         """How batches are read, by the names of the library."""
@@ -134,7 +135,7 @@ class Checkup(Inputs):
     """Those of diagnose and repair beside."""
 
     live: Annotated[
-        str | None, typer.Option(help="Data as in use, where they may differ; as --data.")
+        str | None, typer.Option(help="Data met in use, to be compared; named as for --data.")
     ] = None
     metric: Annotated[
         str | None, typer.Option(help=f"metric(output, batch), higher is better: {FUNCTION}.")
@@ -149,13 +150,22 @@ class Checkup(Inputs):
         ),
     ] = None
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Of --data, as in training; a loader has its own.")
+        int,
+        typer.Option(
+            min=1, help="Samples per batch of --data, best as in training; a loader has its own."
+        ),
     ] = 64
     momentum: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Of training, for a checkpoint alone; default 0.1."),
+        typer.Option(
+            min=0,
+            max=1,
+            help="Momentum of the layers, for a checkpoint without a model; 0.1 if not given.",
+        ),
     ] = None
-    eps: Annotated[float | None, typer.Option(min=0, help="Likewise; default 1e-5.")] = None
+    eps: Annotated[
+        float | None, typer.Option(min=0, help="eps of the layers, likewise; 1e-5 if not given.")
+    ] = None
 
     def check(self) -> None:
         """Also: something to look at, and the options of checkpoints not beside a model."""
@@ -172,12 +182,12 @@ class Checkup(Inputs):
             self.needs("--data or --loader", "name data", "forward", "metric", "loss")
 
     def of_training(self) -> dict[str, float]:
-        """What a checkpoint does not say, where it was given."""
+        """Return what a checkpoint does not say, where it was given."""
         given = {"momentum": self.momentum, "eps": self.eps}
         return {name: value for name, value in given.items() if value is not None}
 
     def arguments(self, network: "nn.Module | None", data: "ModelData | None") -> dict[str, Any]:
-        """What diagnose and repair of the library share, by their names there.
+        """Return what diagnose and repair of the library share, by their names there.
 
         Batches are read by one reader, so that an iterator serves both.
         """
@@ -199,7 +209,7 @@ class Checkup(Inputs):
         return given
 
     def _in_use(self, live: str) -> Iterable[Any]:
-        """The test part of --live, or all that a loader gives."""
+        """Return the test part of --live, or all that a loader gives."""
         from normscope.train.model_data import data_for_model, data_for_run
 
         sizes = (self.batch_size, self.batch_size)
@@ -219,7 +229,7 @@ def checked_spec(option: str, spec: str) -> tuple[str, str]:
 
 
 def named(option: str, spec: str | None) -> Any:
-    """The function that an option names, as it is."""
+    """Return the function that an option names, as it is."""
     if spec is None:
         return None
     from normscope.probe.load import made

@@ -36,12 +36,17 @@ WORTH_TELLING = 256  # MiB of statistics
 def inspect(
     given: Inputs,
     files: Annotated[
-        list[Path] | None, typer.Argument(help="For --merge and --compare: what --save wrote.")
+        list[Path] | None,
+        typer.Argument(help="Only for --merge and --compare: files that --save wrote."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Of --data; a loader has its own.")] = 256,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Samples per batch of --data; a loader has its own.")
+    ] = 256,
     save: Annotated[
         Path | None,
-        typer.Option(help="Write the record here, and all that was counted beside it."),
+        typer.Option(
+            help="Write the record to this .json file, and all that was counted beside it."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the pass that --save began.")
@@ -53,13 +58,16 @@ def inspect(
         bool, typer.Option("--compare", help="Show what differs between two passes.")
     ] = False,
     memory_limit: Annotated[
-        int, typer.Option(min=1, help="MiB that the statistics may take.")
+        int,
+        typer.Option(
+            min=1, help="Refuse to start if the statistics would take more MiB of memory."
+        ),
     ] = 4096,
     html: Html = None,
     as_json: Json = False,
     lang: LangOption = LOCALE,
 ) -> None:
-    """What each normalisation layer of a model does to each class of a data set, in one pass."""
+    """Show what each normalisation layer of a model does to each class of the data, in one pass."""
     language = known_language(lang)
     if bool(given.model) + merge + compare != 1 or bool(files) != (merge or compare):
         raise InputError("give --model, or --merge with files, or --compare with two files")
@@ -119,7 +127,7 @@ def _passed(
     language: Lang,
     memory_limit: int,
 ) -> tuple["InspectionState", bool]:
-    """What passed, and whether Ctrl-C came before the end."""
+    """Run the pass; return what passed, and whether Ctrl-C came before the end."""
     from normscope.lens import InspectionState, accumulate, memory_needed
     from normscope.train import ranks
 

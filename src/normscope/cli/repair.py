@@ -1,5 +1,6 @@
 """normscope repair."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from normscope.cli.app import (
 from normscope.cli.inputs import Checkup
 from normscope.cli.options import with_options
 from normscope.errors import InputError
-from normscope.records import plain
+from normscope.records import CHECKUP
 
 
 @with_options(Checkup)
@@ -27,12 +28,17 @@ def repair(
     given: Checkup,
     out: Annotated[Path, typer.Option(help="Write the repaired weights here, as safetensors.")],
     remedy: Annotated[
-        str, typer.Option(help="Names with commas, instead of those that findings name.")
+        str,
+        typer.Option(
+            help="Try these remedies, with commas, instead of those that fit the findings."
+        ),
     ] = "",
     force: Annotated[
         bool, typer.Option("--force", help="Keep what does not help, or what no data can judge.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report only.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
+    ] = False,
     html: Html = None,
     as_json: Json = False,
     lang: LangOption = LOCALE,
@@ -83,7 +89,8 @@ def repair(
     record = done.record
     from normscope.report.diagnosis import document
 
-    both = {"kind": "checkup", "diagnosis": plain(found), "repair": plain(record)}
+    parts = {part.kind: json.loads(part.to_json()) for part in (found, record)}
+    both = {"kind": CHECKUP, **parts}
     present(both, document(found, record), language, as_json=as_json, html=html)
     if record.kept and not dry_run:
         if state is None:

@@ -1,70 +1,42 @@
 """normscope report, and what train shows at its end."""
 
+import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from normscope.cli.app import (
-    LOCALE,
-    Console,
-    Html,
-    Json,
-    LangOption,
-    known_language,
-    present,
-    tell,
-)
-from normscope.errors import InputError
-from normscope.files import read_json, read_text, shown
-from normscope.records import (
-    Bench,
-    Converted,
-    Diagnosis,
-    Difference,
-    Inspection,
-    Lesson,
-    Repaired,
-    Run,
-)
-from normscope.records.base import Record
+from normscope.cli.app import LOCALE, Console, Html, Json, LangOption, known_language, present, tell
+from normscope.records import CHECKUP, Run
 from normscope.report.messages import Lang
-
-RECORDS = (Bench, Converted, Diagnosis, Difference, Lesson, Repaired, Run)
 
 
 def report(
-    saved: Annotated[
-        Path, typer.Argument(help="A run folder, or a record that --save or --json wrote.")
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="What --save, --json or record.save() wrote, of any command; or a run folder."
+        ),
     ],
     html: Html = None,
     as_json: Json = False,
     lang: LangOption = LOCALE,
 ) -> None:
-    """Show a saved record again: the text here, the page in a file."""
+    """Show what any command saved: as text here, as a page with --html."""
     language = known_language(lang)
-    path = saved / "run.json" if saved.is_dir() else saved
-    record = _read(path)
-    if isinstance(record, Run):
-        finish(record, path.parent, as_json, language, html)
-        return
+    from normscope.records import load_all
     from normscope.report import document_of
 
-    present(record, document_of(record), language, as_json=as_json, html=html)
-
-
-def _read(path: Path) -> Record:
-    """Read a record of any kind."""
-    content = read_json(path)
-    kind = content.get("kind") if isinstance(content, dict) else None
-    if kind == Inspection.kind:  # may have tables beside it
-        return Inspection.load(path)
-    for known in RECORDS:
-        if kind == known.kind:
-            return known.from_json(read_text(path, f"{kind} record"))
-    kinds = ", ".join(sorted((Inspection.kind, *(known.kind for known in RECORDS))))
-    raise InputError(f"{shown(path)} is no record that can be shown; its kind must be {kinds}")
+    record, *others = load_all(file)
+    if isinstance(record, Run):
+        folder = file if file.is_dir() else file.parent
+        finish(record, folder, as_json, language, html)
+        return
+    shown: Any = record
+    if others:  # as it was written
+        shown = {"kind": CHECKUP, **{r.kind: json.loads(r.to_json()) for r in (record, *others)}}
+    present(shown, document_of(record, *others), language, as_json=as_json, html=html)
 
 
 def finish(run: Run, folder: Path, as_json: bool, language: Lang, html: Path | None = None) -> None:

@@ -31,8 +31,8 @@ def train(
     norm: Annotated[
         str, typer.Option(help="Normalisations to compare, with commas; a wrong one lists all.")
     ] = "batch,none,noaffine",
-    epochs: Annotated[int, typer.Option(min=1)] = 20,
-    batch_size: Annotated[int, typer.Option(min=2)] = 64,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=2, help="Samples per batch.")] = 64,
     lr: Annotated[float, typer.Option(help="Learning rate of the first step.")] = 0.1,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,

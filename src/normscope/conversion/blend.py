@@ -39,7 +39,7 @@ _blends: dict[tuple[type, type, bool], type[nn.Module]] = {}
 
 
 def blended(target: type[nn.Module], origin: type[nn.Module], behind: bool) -> type[nn.Module]:
-    """A class that computes as `target` and is an `origin` too, where both are batch norms.
+    """Make a class that computes as `target` and is an `origin` too, where both are batch norms.
 
     One and the same class for the same arguments, so that copies of a layer are of one class.
     """

@@ -40,7 +40,7 @@ class Imported(NamedTuple):
 def from_keras(
     weights: Mapping[str, Any], *, eps: float = 1e-3, momentum: float = 0.99, count: int = 0
 ) -> Imported:
-    """The batch norms of a Keras model.
+    """Read the batch norms of a Keras model.
 
         weight = gamma, bias = beta, running_mean = moving_mean, running_var = moving_variance
         momentum = 1 - Keras's momentum
@@ -64,6 +64,13 @@ def from_keras(
             eps below 0, or a count of 1.
 
     Source: https://keras.io/api/layers/normalization_layers/batch_normalization/
+
+    >>> import normscope
+    >>> import numpy as np
+    >>> names = ("gamma", "beta", "moving_mean", "moving_variance")
+    >>> found = normscope.from_keras({f"bn/{name}": np.ones(3) for name in names})
+    >>> found.state["bn.running_var"]
+    tensor([1., 1., 1.], dtype=torch.float64)
     """
     entries = {
         tuple(name.removesuffix(":0").split("/")): (name, value) for name, value in weights.items()
@@ -74,7 +81,7 @@ def from_keras(
 def from_flax(
     variables: Mapping[str, Any], *, eps: float = 1e-5, momentum: float = 0.99, count: int = 0
 ) -> Imported:
-    """The batch norms of a Flax model, linen or nnx.
+    """Read the batch norms of a Flax model, linen or nnx.
 
         weight = scale, bias = bias, running_mean = mean, running_var = var
         momentum = 1 - Flax's momentum
@@ -93,6 +100,15 @@ def from_flax(
         InputError: as for `from_keras`.
 
     Source: https://flax.readthedocs.io/en/latest/api_reference/flax.nnx/nn/normalization.html
+
+    >>> import normscope
+    >>> import numpy as np
+    >>> affine = {"scale": np.ones(3), "bias": np.zeros(3)}
+    >>> stored = {"mean": np.zeros(3), "var": np.ones(3)}
+    >>> variables = {"params": {"bn": affine}, "batch_stats": {"bn": stored}}
+    >>> found = normscope.from_flax(variables, momentum=0.9)
+    >>> round(found.momentum, 3), len(found.state)
+    (0.1, 5)
     """
     entries = {}
     for path, value in _leaves(variables):
@@ -104,7 +120,7 @@ def from_flax(
 def from_inplace_abn(
     state: Mapping[str, Tensor], *, eps: float = 1e-5, only: Iterable[str] = ()
 ) -> dict[str, Tensor]:
-    """A state dict with the InPlaceABN layers of inplace_abn, for plain batch norm.
+    """Read a state dict with the InPlaceABN layers of inplace_abn, for plain batch norm.
 
         weight = abs(weight) + eps
 
@@ -123,6 +139,12 @@ def from_inplace_abn(
         InputError: no layer with running statistics and weight, or a pattern that fits none.
 
     Source: https://github.com/mapillary/inplace_abn, README, note 3.
+
+    >>> import torch
+    >>> import normscope
+    >>> state = torch.nn.BatchNorm1d(2).state_dict() | {"weight": torch.tensor([-1.0, 1.0])}
+    >>> normscope.from_inplace_abn(state)["weight"]
+    tensor([1.0000, 1.0000])
     """
     ending = ".running_var"
     names = [key.removesuffix(ending) for key in state if f".{key}".endswith(ending)]
@@ -203,7 +225,7 @@ def _leaves(variables: Mapping[str, Any], above: Path = ()) -> list[tuple[Path, 
 
 
 def _row(name: str, value: Any) -> Tensor:
-    """An array of any library as a tensor of its own, (C,)."""
+    """Copy an array of any library to a tensor of its own, (C,)."""
     if not isinstance(value, Tensor):
         array = np.array(value)
         # bfloat16 of other libraries is no dtype of numpy's own

@@ -109,7 +109,7 @@ class Plain:
 
 
 def read(layer: nn.Module) -> Plain | None:
-    """What a module is in the family; None for a module that is no part of it.
+    """Return what a module is in the family; None for a module that is no part of it.
 
     Raises:
         Refusal: it belongs to the family, but as something that cannot be known or carried.
@@ -151,7 +151,7 @@ def read(layer: nn.Module) -> Plain | None:
 
 
 def made(plain: Plain, kind: Kind, dims: int | None, options: dict[str, Any]) -> nn.Module:
-    """A new layer of `kind` with a plain layer's arguments, its tensors not yet filled in.
+    """Make a layer of `kind` with a plain layer's arguments, its tensors not yet filled in.
 
     Raises:
         Refusal: no layer of this kind can do what the plain one does.
@@ -207,7 +207,7 @@ def equality(plain: Plain, kind: Kind, layer: nn.Module) -> Literal["always", "e
 
 
 def check_options(kind: str, options: dict[str, Any]) -> Kind:
-    """The kind, if it and the names of its options are known.
+    """Return the kind, if it and the names of its options are known.
 
     Raises:
         InputError: they are not.

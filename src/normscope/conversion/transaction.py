@@ -125,6 +125,13 @@ def convert(
         InputError: an unknown kind or option, a pattern that fits nothing.
         ModelError: a layer would lose something (unless partial), no layer is there, or the
             model is a program of TorchScript or torch.export.
+
+    >>> import torch
+    >>> import normscope
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+    >>> done = normscope.convert(net, "ghost", ghost_size=16)
+    >>> type(net[1]).__name__, done.verify(torch.randn(32, 4)).ok
+    ('GhostBatchNorm1d', True)
     """
     refuse_traced(model, parts=False)
     kind = check_options(to, options)
@@ -203,7 +210,7 @@ def _chosen(model: nn.Module, only: tuple[str, ...]) -> list[tuple[str, nn.Modul
 
 
 def _class(layer: nn.Module, plain: Plain, new: nn.Module, kind: Kind) -> type[nn.Module]:
-    """The class that the layer gets: the new one's, with what the user's own adds."""
+    """Return the class that the layer gets: the new one's, with what the user's own adds."""
     target, cls = type(new), type(layer)
     origin = getattr(cls, "origin", cls)
     if kind == "torch" and issubclass(origin, target):

@@ -97,7 +97,7 @@ def _runs(model: nn.Module, inputs: tuple[Any, ...], steps: int) -> Run:
 
 
 def _backward(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
-    """The outputs by place, after a backward pass from random cotangents."""
+    """Run a backward pass from random cotangents; return the outputs by place."""
     leaves = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
     samples = next((x.shape[0] for x in leaves if x.dim()), 1)
     counts = [getattr(m, "num_conditions", 1) for m in model.modules()]

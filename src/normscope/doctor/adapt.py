@@ -59,7 +59,7 @@ class Adaptation:
     _before: ModelSnapshot = field(repr=False)
 
     def undo(self) -> nn.Module:
-        """The model as it was, to the byte; returns it."""
+        """Bring the model back as it was, to the byte; return it."""
         self._before.rollback()
         return self.model
 
@@ -112,6 +112,13 @@ def adapt(
 
     Source: Schneider et al. 2020, "Improving robustness against common corruptions by covariate
     shift adaptation", equation 1; Wang et al. 2021, "Tent".
+
+    >>> import torch
+    >>> import normscope
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+    >>> live = [torch.randn(32, 4) + 1 for _ in range(4)]
+    >>> normscope.adapt(net, live, prior=0).samples
+    128
     """
     if prior < 0:
         raise InputError(f"prior is {prior}; it must be 0 or more samples")

@@ -76,7 +76,7 @@ class Attribution:
             ]
 
     def closes(self, answers: Sequence[Answer]) -> float:
-        """The share of the gap that is gone with these answers."""
+        """Return the share of the gap that is gone with these answers."""
         return 1 - self._apart(answers) / self._gap if self._gap > 1e-9 else 0.0
 
     def against_eval(self, answers: Sequence[Answer]) -> Comparison:

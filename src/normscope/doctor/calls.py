@@ -31,7 +31,7 @@ class PerCall(nn.Module):
         self.made = 0
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The output of the copy whose turn it is."""
+        """Run the copy whose turn it is; return its output."""
         if self.made == len(self.calls):
             raise ModelError(
                 f"a layer that was split for {len(self.calls)} calls runs once more in this "

@@ -47,7 +47,7 @@ def skeleton(
 
 
 def merged(state: Mapping[str, Tensor], mended: nn.Module) -> dict[str, Tensor]:
-    """The checkpoint with the tensors of a skeleton in their places."""
+    """Return the checkpoint with the tensors of a skeleton in their places."""
     own = mended.state_dict()
     return {
         name: own.get(name, own.get(f"BatchNorm.{name}", value)) for name, value in state.items()

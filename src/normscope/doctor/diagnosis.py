@@ -12,7 +12,7 @@ from normscope.doctor import state
 from normscope.doctor.attribution import Attribution
 from normscope.doctor.channels import channel_gaps
 from normscope.doctor.checks import CHECKS, Check, CheckContext, Skip
-from normscope.doctor.evidence import Evidence, Progress, collected, norms_by_name
+from normscope.doctor.evidence import Evidence, collected, norms_by_name
 from normscope.doctor.verdict import ranked, verdict
 from normscope.errors import InputError, ModelError
 from normscope.probe.batches import Forward, Loader, Part
@@ -20,6 +20,7 @@ from normscope.probe.compare import Answer, Goal, Loss, Metric
 from normscope.probe.frozen import check_runnable, refuse_traced
 from normscope.probe.grammar import Labels
 from normscope.probe.load import read_weights
+from normscope.progress import Progress, expected, steps
 from normscope.records import Cause, Diagnosis, Finding, Gap, Severity, Skipped
 
 Subject = nn.Module | Mapping[str, Tensor] | str | Path
@@ -46,6 +47,7 @@ def diagnose(
     data_name: str = "",
     part: Part = "all",
     on_progress: Progress | None = None,
+    progress: bool | None = None,
 ) -> Diagnosis:
     """Ask every check of a model, or of a checkpoint alone, and rank the causes of its gap.
 
@@ -77,11 +79,21 @@ def diagnose(
         data_name: shown in the record.
         part: "first" leaves out the batches that `repair` holds out.
         on_progress: called before each step: how many are done, how many there are, its name.
+        progress: show a bar; None: in a notebook and on a terminal, without on_progress.
 
     Raises:
         InputError: an unknown code, a loader that fails or is empty.
         ModelError: no layer with running statistics, a forward that fails.
         FileError: a checkpoint that cannot be read.
+
+    >>> import torch
+    >>> import normscope
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+    >>> batches = [(torch.randn(32, 4), torch.arange(32) % 2) for _ in range(4)]
+    >>> with torch.no_grad():
+    ...     net[1].running_mean += 3  # statistics that are not those of the data
+    >>> "NS003" in normscope.diagnose(net, batches).codes
+    True
     """
     checks = _checks(tuple(select), thresholds or {})
     goal = Goal(metric, loss)
@@ -94,19 +106,20 @@ def diagnose(
 
     case = _context(subject, batches, live, momentum, eps)
     case.optimizer, case.accumulate, case.reference = optimizer, accumulate, reference
-    if case.subject is not None:
-        layers = norms_by_name(case.subject)
-        if batches is not None:
-            loader = reader(batches)
-            case.data = collected(
-                case.subject, loader, layers, goal, part=part, on_progress=on_progress
-            )
-            if case.data.gap.samples:
-                case.attribution = Attribution(case.subject, loader, case.data, case.layers)
-        if live is not None:
-            case.live = collected(case.subject, reader(live), layers, goal, domains=False)
-    findings, skipped, passed = _asked(case, checks, on_progress)
-    causes = _causes(case, checks, findings, on_progress)
+    with steps(progress, on_progress, expected(batches, batch_limit)) as told:
+        if case.subject is not None:
+            layers = norms_by_name(case.subject)
+            if batches is not None:
+                loader = reader(batches)
+                case.data = collected(
+                    case.subject, loader, layers, goal, part=part, on_progress=told
+                )
+                if case.data.gap.samples:
+                    case.attribution = Attribution(case.subject, loader, case.data, case.layers)
+            if live is not None:
+                case.live = collected(case.subject, reader(live), layers, goal, domains=False)
+        findings, skipped, passed = _asked(case, checks, told)
+        causes = _causes(case, checks, findings, told)
     ordered = ranked(findings, causes)
     return Diagnosis(
         model=model_name or (str(subject) if isinstance(subject, (str, Path)) else _kind(subject)),
@@ -204,7 +217,7 @@ def _causes(
     findings: Sequence[Finding],
     on_progress: Progress | None,
 ) -> tuple[Cause, ...]:
-    """The causes of the gap by how much of it goes when each alone is mended."""
+    """Order the causes of the gap by how much of it goes when each alone is mended."""
     attribution, data = case.attribution, case.data
     if attribution is None or data is None:
         return ()

@@ -1,7 +1,7 @@
 """Read the data once and collect what every check needs."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +21,7 @@ from normscope.probe.compare import Answer, Comparison, Goal
 from normscope.probe.grammar import Batch, tensors
 from normscope.probe.run import NormRun, dropouts
 from normscope.probe.stream import MomentStream, total_of
+from normscope.progress import Progress
 
 KEPT = 768  # samples that are kept to measure causes on
 CLOSE = 1024  # samples whose activations and sample means are looked at one by one
@@ -29,8 +30,6 @@ WIDE = 32  # values of a sample, from which two are equal only if one is a copy
 CLOSELY = 0.05  # of the mean squared distance of two samples
 FEW = 16  # distinct samples, on which statistics cannot be judged
 OFTEN = 4  # samples per domain at least; ids that are nearly all distinct are no domains
-
-Progress = Callable[[int, int, str], None]  # done, in all (0: unknown), what is next
 
 
 @dataclass
@@ -66,7 +65,7 @@ class Composition:
         return (self.pairs / self.of - self.chance) / (1 - self.chance)
 
     def fixed_places(self) -> float:
-        """The same over batches at one place of the batch; NaN with fewer than four batches."""
+        """Compute the same over batches at one place of them; NaN with fewer than four batches."""
         size = len(self.columns[0]) if self.columns else 0
         whole = [c for c in self.columns if len(c) == size]
         if len(whole) < 4 or self.chance > 1 - 1e-9:
@@ -407,5 +406,5 @@ def _leak(
 
 
 def norms_by_name(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers whose inputs are measured: with statistics per channel or per condition."""
+    """Return the layers whose inputs are measured: with statistics per channel or per condition."""
     return {n.name: n.module for n in probe.find_norms(model) if n.skipped is None}

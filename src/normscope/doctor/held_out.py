@@ -82,7 +82,7 @@ class HeldOut:
         return made
 
     def evaluate(self, model: nn.Module) -> Evaluation:
-        """The model in eval(); layers that were left in train() stay so, in small batches."""
+        """Run the model in eval(); layers that were left in train() stay so, in small batches."""
         if self._reader is None:
             return Evaluation()
         layers = norms_by_name(model)
@@ -121,7 +121,7 @@ class HeldOut:
 
 
 def joined(parts: Sequence[Answer]) -> Answer:
-    """The answers to parts of one batch as one."""
+    """Join the answers to parts of one batch."""
     rows = ("values", "features", "losses", "right", "choices")
     sums = ("predicted", "truth", "targets")
     tables: dict[str, Any] = {n: torch.cat([getattr(p, n) for p in parts]) for n in rows}
@@ -135,7 +135,7 @@ def known(before: Evaluation, after: Evaluation) -> bool:
 
 
 def gain(before: Evaluation, after: Evaluation) -> float:
-    """Standard errors by which the second is better, pair by pair; NaN where it is not known."""
+    """Compute by how many standard errors the second is better, pair by pair; NaN if not known."""
     if before.compared is None or after.compared is None or not known(before, after):
         return math.nan
     return advantage(before.compared.other, after.compared.other)

@@ -82,7 +82,7 @@ def merge_statistics(
 
 
 def _total(layers: list[list[Any]], weight: Tensor) -> Moments:
-    """The moments of all data of one layer: (C,), or (K, C) where it has them by condition."""
+    """Merge the moments of all data of one layer: (C,), or (K, C) if it has them by condition."""
     means, variances, seen = zip(*layers, strict=True)
     mean, var = (torch.stack(list(map(_wide, tensors))) for tensors in (means, variances))
     count = weight.view(-1, *[1] * (mean.dim() - 2)).expand(mean.shape[:-1])

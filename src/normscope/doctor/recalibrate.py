@@ -27,6 +27,7 @@ from normscope.probe.frozen import check_runnable
 from normscope.probe.grammar import Labels
 from normscope.probe.run import NormRun, dropouts, tensors_of
 from normscope.probe.stream import MomentStream, total_of
+from normscope.progress import bar, expected, wanted
 
 Propagate = Literal["batch", "sequential"]
 ENOUGH = 0.1  # standard deviations; where the doctor begins to call statistics stale
@@ -100,6 +101,7 @@ def recalibrate(
     batch_limit: int | None = None,
     process_group: dist.ProcessGroup | Literal["world"] | None = None,
     on_progress: Callable[[int], None] | None = None,
+    progress: bool | None = None,
 ) -> Recalibration:
     """Replace running statistics by the exact ones of a whole data set, as a transaction.
 
@@ -126,6 +128,7 @@ def recalibrate(
         process_group: ranks that hold one part of the data each, "world" for all; every rank
             must call. None: this process alone.
         on_progress: called after every batch with the number of batches so far.
+        progress: show a bar; None: in a notebook and on a terminal, without on_progress.
 
     Raises:
         InputError: no batch, a loader that fails, one value per channel, a pattern that fits
@@ -135,6 +138,14 @@ def recalibrate(
 
     Source: Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3 (population
     statistics); Chan, Golub, LeVeque 1979 (merging).
+
+    >>> import torch
+    >>> import normscope
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+    >>> batches = [(torch.randn(32, 4), torch.arange(32) % 2) for _ in range(4)]
+    >>> done = normscope.recalibrate(net, batches)
+    >>> [layer.name for layer in done.layers], done.batches
+    (['1'], 4)
     """
     if propagate not in ("batch", "sequential"):
         raise InputError(f'propagate is {propagate!r}; it can be "batch" or "sequential"')
@@ -144,7 +155,15 @@ def recalibrate(
     check_runnable(model, writes=True)
     layers, left = chosen(model, tuple(only))
     group = dist.group.WORLD if process_group == "world" else process_group
-    streams, order = measured(model, loader, layers, propagate, "all", group, on_progress)
+    known = expected(batches, batch_limit) if propagate == "batch" else 0
+    with bar(wanted(progress, on_progress), known) as show:
+
+        def told(read: int) -> None:
+            show(read, 0, "recalibrate")
+            if on_progress is not None:
+                on_progress(read)
+
+        streams, order = measured(model, loader, layers, propagate, "all", group, told)
     left |= {name: "no forward runs it" for name in layers if name not in streams}
     new = {name: _population(name, streams[name]) for name in order}
     done = tuple(
@@ -161,7 +180,7 @@ def recalibrate(
 def chosen(
     model: nn.Module, only: tuple[str, ...] = ()
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """The layers whose statistics can be measured, and why others are left.
+    """Return the layers whose statistics can be measured, and why others are left.
 
     Raises:
         InputError: a pattern that fits no normalisation layer.
@@ -198,7 +217,7 @@ def measured(
     *,
     dropout: bool = False,
 ) -> tuple[dict[str, list[MomentStream]], list[str]]:
-    """The moments at every layer's entry, one stream per call, and the order of first calls.
+    """Measure the moments at every layer's entry, a stream per call, and the order of first calls.
 
     With dropout, it drops as in training.
     """
@@ -340,7 +359,7 @@ def _agree(group: dist.ProcessGroup | None, *, ok: bool) -> None:
 
 
 def _shared_order(order: list[str], group: dist.ProcessGroup | None) -> list[str]:
-    """The order of first calls; of the first rank that has data."""
+    """Return the order of first calls; of the first rank that has data."""
     if group is None:
         return order
     _agree(group, ok=True)
@@ -356,7 +375,7 @@ def _joined(
     names: list[str],
     group: dist.ProcessGroup | None,
 ) -> dict[str, list[MomentStream]]:
-    """The streams, or of all ranks together: one stream whose blocks are those of every rank."""
+    """Return the streams, or of all ranks: one stream whose blocks are those of every rank."""
     if group is None:
         return {name: streams[name] for name in names if name in streams}
     _agree(group, ok=True)

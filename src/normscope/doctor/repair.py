@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from normscope.doctor.evidence import Progress
 from normscope.doctor.held_out import Evaluation, HeldOut, harms, helps, same
 from normscope.doctor.remedies import REMEDIES, Remedy, RepairContext, Unfit
 from normscope.errors import InputError, ModelError, NormscopeError
@@ -17,6 +16,7 @@ from normscope.probe.frozen import check_runnable
 from normscope.probe.grammar import Labels
 from normscope.probe.load import write_weights
 from normscope.probe.restore import ModelSnapshot
+from normscope.progress import Progress, steps
 from normscope.records import Diagnosis, Finding, Repaired, Trial
 
 # right by themselves: kept where nothing that can be seen changes
@@ -40,8 +40,14 @@ class Repair:
     def __init__(self, model: nn.Module, record: Repaired, before: ModelSnapshot) -> None:
         self.model, self.record, self._before = model, record, before
 
+    def __repr__(self) -> str:
+        return repr(self.record)
+
+    def _repr_html_(self) -> str:
+        return self.record._repr_html_()
+
     def undo(self) -> nn.Module:
-        """The model as it was before, to the byte; returns it."""
+        """Bring the model back as it was before, to the byte; return it."""
         self._before.rollback()
         return self.model
 
@@ -71,6 +77,7 @@ def repair(
     reference: nn.Module | None = None,
     batch_limit: int | None = None,
     on_progress: Progress | None = None,
+    progress: bool | None = None,
 ) -> Repair:
     """Try the remedies that findings name, the one that explains most first; keep what helps.
 
@@ -96,10 +103,23 @@ def repair(
         reference: the model whose buffers the remedy "copy_buffers" takes.
         batch_limit: read so many batches at most.
         on_progress: called before each remedy: how many are done, how many there are, its name.
+        progress: show a bar; None: in a notebook and on a terminal, without on_progress.
 
     Raises:
         InputError: an unknown remedy, a loader that fails or is empty.
         ModelError: a forward that fails.
+
+    >>> import torch
+    >>> import normscope
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+    >>> batches = [(torch.randn(32, 4), torch.arange(32) % 2) for _ in range(4)]
+    >>> with torch.no_grad():
+    ...     net[1].running_mean += 3
+    >>> done = normscope.repair(net, normscope.diagnose(net, batches), batches)
+    >>> done.record.kept
+    ('recalibrate',)
+    >>> net is done.undo()
+    True
     """
     check_runnable(model, writes=True)
     plan = _plan(diagnosis, tuple(remedies))
@@ -112,15 +132,16 @@ def repair(
 
     judge = HeldOut.of(model, reader(batches), reader(held_out), goal)
     session = _Session(model, judge, RepairContext(model, judge.loader, judge, reference=reference))
-    session.force, session.on_progress = force, on_progress
+    session.force = force
     if live is not None and "adapt" in plan:
         in_use = reader(live)
         session.in_use = HeldOut.of(model, in_use, None, goal)
         session.context.live = in_use
     start = ModelSnapshot(model)
     try:
-        before = session.now = judge.evaluate(model)
-        complete = session.run(plan)
+        with steps(progress, on_progress) as session.on_progress:
+            before = session.now = judge.evaluate(model)
+            complete = session.run(plan)
     except BaseException:
         start.rollback()
         raise

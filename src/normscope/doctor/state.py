@@ -167,7 +167,7 @@ def _wide(value: Any) -> Any:
 
 
 def _fitting(value: Tensor | None, mean: Tensor) -> Tensor | None:
-    """A scale or shift that belongs to these statistics."""
+    """Return a scale or shift that belongs to these statistics."""
     fits = value is not None and value.dim() in (1, 2) and value.shape[-1] == mean.shape[-1]
     return _wide(value) if fits else None
 

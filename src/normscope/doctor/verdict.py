@@ -12,7 +12,7 @@ LITTLE = 0.2  # share of the gap below which a cause explains nothing
 
 
 def ranked(findings: Sequence[Finding], causes: Sequence[Cause]) -> list[Finding]:
-    """The findings, the one that explains most first; notes last.
+    """Order the findings, the one that explains most first; notes last.
 
     A cause is measured by the share of the gap that goes when it alone is mended. A general
     cause, as stale statistics, always covers a particular one: it comes first only where it
@@ -46,7 +46,7 @@ def _particular(finding: Finding) -> bool:
 
 
 def verdict(findings: Sequence[Finding], causes: Sequence[Cause]) -> Verdict:
-    """The finding that explains most, whose fault it is, and what would do harm."""
+    """Name the finding that explains most, whose fault it is, and what would do harm."""
     first = next(iter(findings), None)
     if first is None or (first.severity == "info" and first.code != "NS029"):
         return Verdict(kind="nothing")

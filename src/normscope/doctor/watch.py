@@ -68,6 +68,17 @@ def assert_healthy(
         batches: as in training; None: only checks without data.
         fail_on: the mildest severity that fails.
         options: as for `diagnose`.
+
+    >>> import torch
+    >>> import normscope
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+    >>> with torch.no_grad():
+    ...     net[1].running_var[0] = -1
+    >>> normscope.assert_healthy(net)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    AssertionError: the model is not healthy:
+    ...
     """
     if fail_on not in SEVERITIES:
         raise InputError(f"fail_on is {fail_on!r}; it can be {', '.join(reversed(SEVERITIES))}")

@@ -55,7 +55,7 @@ class Flow:
         return node
 
     def neighbour(self, node: fx.Node, side: Side) -> str:
-        """The name of the linear layer next to a norm, through modules that change nothing.
+        """Return the name of the linear layer next to a norm, through modules that change nothing.
 
         Raises:
             Refusal: something else is there, or sees what lies between.
@@ -102,7 +102,7 @@ class _Tracer(fx.Tracer):
         self.opaque: dict[str, str] = {}
 
     def trace_defaults(self) -> fx.Graph:
-        """What forward does with its default arguments, without any hooks."""
+        """Return what forward does with its default arguments, without any hooks."""
         without_hooks(self.model)
         try:
             given = inspect.signature(self.model.forward).parameters.values()
@@ -121,7 +121,7 @@ class _Tracer(fx.Tracer):
         return m in self.leaves or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """A part that cannot be traced is one step, whatever is in it."""
+        """Take a part that cannot be traced as one step, whatever is in it."""
         before, stack = len(self.graph.nodes), self.module_stack.copy()
         try:
             return super().call_module(m, forward, args, kwargs)
@@ -135,7 +135,7 @@ class _Tracer(fx.Tracer):
 
 
 def _next(node: fx.Node, side: Side) -> fx.Node:
-    """The call before or behind that sees this node, and that alone."""
+    """Return the call before or behind that sees this node, and that alone."""
     if side == "before":
         other = node.args[0] if len(node.args) == 1 and not node.kwargs else None
         if not isinstance(other, fx.Node):
@@ -152,7 +152,7 @@ def _next(node: fx.Node, side: Side) -> fx.Node:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A copy, or a ModelError with the reason why there is none."""
+    """Copy a model, or raise a ModelError with the reason why there is none."""
     try:
         return copy.deepcopy(model)
     except Exception as problem:

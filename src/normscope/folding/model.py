@@ -59,7 +59,7 @@ class Folding:
 @kept_generators()  # tracing runs the forward
 @torch.no_grad()
 def fold(model: nn.Module) -> Folding:
-    """A copy of a model for inference, with batch norms folded into their linear neighbours.
+    """Copy a model for inference, with batch norms folded into their linear neighbours.
 
         scale = weight / sqrt(running_var + eps),  shift = bias - running_mean * scale
         norm(W x + b) = (scale W) x + (scale b + shift)     into the neighbour before, or else
@@ -88,6 +88,12 @@ def fold(model: nn.Module) -> Folding:
 
     Source: Jacob et al. 2018, "Quantization and training of neural networks for efficient
     integer-arithmetic-only inference", section 3.2.
+
+    >>> import torch
+    >>> import normscope
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8)).eval()
+    >>> normscope.fold(net).folded
+    (('1', '0'),)
     """
     refuse_traced(model, parts=False)
     refuse_unready(model)
@@ -128,7 +134,7 @@ def _fold(flow: Flow, name: str) -> str:
 
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    """The floating point tensors that a copy of a model gives in eval()."""
+    """Run a copy of a model in eval() and return its floating point tensors."""
     with kept_generators(0), torch.no_grad():
         try:
             leaves = tree_leaves(copied(model).eval()(*inputs))

@@ -23,7 +23,7 @@ Side = Literal["before", "behind"]  # where the linear layer is, seen from the n
 
 @fx.wrap  # symbolic tracing keeps this whole: it asks a question of a real tensor
 def of_rank(x: Tensor, rank: int) -> Tensor:
-    """The tensor, if it has so many dimensions; ValueError if not."""
+    """Check that a tensor has so many dimensions; ValueError if not."""
     if x.dim() != rank:
         raise ValueError(f"expected {rank}D input, for which it was folded (got {x.dim()}D input)")
     return x
@@ -40,11 +40,11 @@ class Folded(nn.Identity):
         self.rank = rank
 
     def forward(self, input: Tensor) -> Tensor:
-        """The input."""
+        """Return the input."""
         return of_rank(input, self.rank)
 
     def extra_repr(self) -> str:
-        """The rank."""
+        """Return the rank."""
         return f"rank={self.rank}"
 
 
@@ -84,7 +84,7 @@ def fold_into(
 
 
 def _rank(layer: nn.Module, plain: Plain, side: Side) -> int:
-    """The rank of the neighbour's input, if it fits the norm and can take it in."""
+    """Return the rank of the neighbour's input, if it fits the norm and can take it in."""
     weight = layer._parameters.get("weight")
     if weight is None or "bias" not in layer._parameters:
         raise Refusal(f"the weight of {type(layer).__name__} is computed from others")
@@ -129,7 +129,7 @@ def _affine(plain: Plain, name: str) -> tuple[Tensor, Tensor]:
 
 
 def _combined(layer: nn.Module, scale: Tensor, shift: Tensor, side: Side) -> tuple[Tensor, Tensor]:
-    """The neighbour's weight and bias with the norm in them, in float64."""
+    """Compute the neighbour's weight and bias with the norm in them, in float64."""
     own = {key: t.cpu().double() for key, t in layer._parameters.items() if t is not None}
     table, bias = _table(layer, own["weight"]), own.get("bias", torch.zeros(()))
     facing = (-1, 1) if side == "before" else (1, -1)
@@ -143,14 +143,14 @@ def _combined(layer: nn.Module, scale: Tensor, shift: Tensor, side: Side) -> tup
 
 
 def _table(layer: nn.Module, weight: Tensor) -> Tensor:
-    """A weight as (groups, outputs, inputs, *kernel)."""
+    """View a weight as (groups, outputs, inputs, *kernel)."""
     groups = layer.groups if hasattr(layer, "groups") else 1
     table: Tensor = weight.unflatten(0, (groups, -1))
     return table.transpose(1, 2) if isinstance(layer, TRANSPOSED) else table
 
 
 def _identity(norm: nn.Module, plain: Plain, rank: int) -> nn.Module:
-    """What remains where the norm was."""
+    """Return what remains where the norm was."""
     rest: dict[str, nn.Module] = {}
     if plain.behind:
         rest = {key: norm.get_submodule(key) for key in ("drop", "act")}
@@ -227,7 +227,7 @@ def difference(before: list[Tensor], after: list[Tensor]) -> float:
 
 
 def without_hooks(module: nn.Module) -> nn.Module:
-    """The module, after all hooks in it were removed."""
+    """Remove all hooks in a module; return it."""
     for inner in module.modules():
         for hooks in HOOKS:
             getattr(inner, hooks).clear()

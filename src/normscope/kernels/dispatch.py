@@ -13,6 +13,7 @@ from normscope.kernels import reference
 FAST = {"cpu": "cpu", "cuda": "gpu"}  # the kernel of each device type
 # what "auto" may choose: the GPU kernel is to be asked for until it has been run and timed on one
 MEASURED = ("cpu",)
+TORCHS = ("cuda",)  # where torch's own batch norm is fast and no kernel here was measured faster
 IMPLS = ("auto", "reference", *FAST.values())
 
 
@@ -28,9 +29,20 @@ def kernel_for(x: Tensor, impl: str) -> Any:
     return reference if name == "reference" else import_module(f"normscope.kernels.{name}")
 
 
+def prefers_torch(x: Tensor) -> bool:
+    """Whether "auto" gives a plain call on x to torch: one group of this process's values."""
+    kind = x.device.type
+    return kind in TORCHS and FAST[kind] not in MEASURED and x.numel() > 0
+
+
 def explanation(x: Tensor, impl: str) -> str:
     """Which kernel serves x and why, as a sentence."""
     name, reason = _chosen(x, impl)
+    if impl == "auto" and prefers_torch(x):
+        return (
+            f"torch: on {x.device.type} one group without a mask takes torch's own batch norm; "
+            f"other calls take the reference: {reason}."
+        )
     return f"impl={impl!r} refuses: {reason}." if name is None else f"{name}: {reason}."
 
 

@@ -122,6 +122,13 @@ def recompute() -> Iterator[None]:
 
     Source: the trade of Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", for
     the cheap operation alone.
+
+    >>> import torch
+    >>> import normscope
+    >>> net = torch.nn.Sequential(normscope.BatchNorm1d(4, act="relu"), torch.nn.Linear(4, 2))
+    >>> with normscope.recompute():
+    ...     loss = net(torch.randn(8, 4)).sum()
+    >>> loss.backward()
     """
     outputs = Outputs()
     token = active.set(outputs)

@@ -15,6 +15,7 @@ from normscope.kernels.reference import ACTIVATIONS
 from normscope.layers.statistics import AS_TORCH, RunningStatistics
 from normscope.moments import Moments
 
+Device = torch.device | str | int | None
 Ranks = dist.ProcessGroup | Literal["world"] | None
 
 
@@ -30,12 +31,23 @@ class Normalizer(RunningStatistics, _BatchNorm):
 
     def __init__(
         self,
-        *args: Any,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
         act: Activation | None = None,
         process_group: Ranks = None,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        # torch before 2.13 has no bias=
+        more: dict[str, Any] = {} if bias else {"bias": False}
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, **more
+        )
         check_settings(self.eps, self.momentum)
         if act is not None and act not in ACTIVATIONS:
             raise ValueError(f"act is {act!r}; it can be None, {listed(ACTIVATIONS)}")
@@ -179,19 +191,39 @@ class BatchNorm1d(Normalizer, nn.BatchNorm1d):
         RuntimeError: wrong number of channels or mixed dtypes.
 
     Source: Ioffe and Szegedy 2015, "Batch Normalization", algorithms 1 and 2.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.BatchNorm1d(3, act="relu")
+    >>> layer(torch.randn(8, 3)).shape
+    torch.Size([8, 3])
     """
 
     ranks = (2, 3)
 
 
 class BatchNorm2d(Normalizer, nn.BatchNorm2d):
-    """Batch norm over (N, C, H, W), a drop-in for `torch.nn.BatchNorm2d`; see `BatchNorm1d`."""
+    """Batch norm over (N, C, H, W), a drop-in for `torch.nn.BatchNorm2d`; see `BatchNorm1d`.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.BatchNorm2d(3, act="relu")
+    >>> layer(torch.randn(8, 3, 5, 5)).shape
+    torch.Size([8, 3, 5, 5])
+    """
 
     ranks = (4,)
 
 
 class BatchNorm3d(Normalizer, nn.BatchNorm3d):
-    """Batch norm over (N, C, D, H, W), a drop-in for `torch.nn.BatchNorm3d`; see `BatchNorm1d`."""
+    """Batch norm over (N, C, D, H, W), a drop-in for `torch.nn.BatchNorm3d`; see `BatchNorm1d`.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.BatchNorm3d(3, act="relu")
+    >>> layer(torch.randn(8, 3, 2, 5, 5)).shape
+    torch.Size([8, 3, 2, 5, 5])
+    """
 
     ranks = (5,)
 
@@ -199,8 +231,33 @@ class BatchNorm3d(Normalizer, nn.BatchNorm3d):
 class _Ghost(Normalizer):
     counts_empty = False
 
-    def __init__(self, num_features: int, ghost_size: int, *args: Any, **kwargs: Any) -> None:
-        super().__init__(num_features, *args, **kwargs)
+    def __init__(
+        self,
+        num_features: int,
+        ghost_size: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        act: Activation | None = None,
+        process_group: Ranks = None,
+    ) -> None:
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            bias=bias,
+            act=act,
+            process_group=process_group,
+        )
         if ghost_size < 1:
             raise InputError(f"ghost_size is {ghost_size}; at least 1 sample per chunk is needed")
         if self.process_group is not None:
@@ -233,18 +290,38 @@ class GhostBatchNorm1d(_Ghost):
         As `BatchNorm1d`.
 
     Source: Hoffer, Hubara, Soudry 2017, "Train longer, generalize better", algorithm 1.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.GhostBatchNorm1d(3, ghost_size=4)
+    >>> layer(torch.randn(8, 3)).shape
+    torch.Size([8, 3])
     """
 
     ranks = (2, 3)
 
 
 class GhostBatchNorm2d(_Ghost):
-    """Ghost batch norm over (N, C, H, W); see `GhostBatchNorm1d`."""
+    """Ghost batch norm over (N, C, H, W); see `GhostBatchNorm1d`.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.GhostBatchNorm2d(3, ghost_size=4)
+    >>> layer(torch.randn(8, 3, 5, 5)).shape
+    torch.Size([8, 3, 5, 5])
+    """
 
     ranks = (4,)
 
 
 class GhostBatchNorm3d(_Ghost):
-    """Ghost batch norm over (N, C, D, H, W); see `GhostBatchNorm1d`."""
+    """Ghost batch norm over (N, C, D, H, W); see `GhostBatchNorm1d`.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.GhostBatchNorm3d(3, ghost_size=4)
+    >>> layer(torch.randn(8, 3, 2, 5, 5)).shape
+    torch.Size([8, 3, 2, 5, 5])
+    """
 
     ranks = (5,)

@@ -42,6 +42,13 @@ def condition(ids: Tensor) -> Iterator[None]:
         ids: (N,) integers, one per sample. A condition given to a layer's forward wins.
 
     Nested uses shadow one another; each thread sees its own.
+
+    >>> import torch
+    >>> import normscope
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), normscope.ConditionalBatchNorm1d(3, 2))
+    >>> with normscope.condition(torch.tensor([0, 0, 1, 1])):
+    ...     net(torch.randn(4, 4)).shape
+    torch.Size([4, 3])
     """
     outer, _current.ids = _current.ids, ids
     try:
@@ -374,18 +381,38 @@ class ConditionalBatchNorm1d(_ConditionalBatchNorm):
 
     Source: de Vries et al. 2017, "Modulating early visual processing by language" (affine);
     Chang et al. 2019, "Domain-specific batch normalization" (statistics).
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.ConditionalBatchNorm1d(3, num_conditions=2)
+    >>> layer(torch.randn(8, 3), torch.arange(8) % 2).shape
+    torch.Size([8, 3])
     """
 
     ranks = (2, 3)
 
 
 class ConditionalBatchNorm2d(_ConditionalBatchNorm):
-    """Conditional batch norm over (N, C, H, W); see `ConditionalBatchNorm1d`."""
+    """Conditional batch norm over (N, C, H, W); see `ConditionalBatchNorm1d`.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.ConditionalBatchNorm2d(3, num_conditions=2)
+    >>> layer(torch.randn(8, 3, 5, 5), torch.arange(8) % 2).shape
+    torch.Size([8, 3, 5, 5])
+    """
 
     ranks = (4,)
 
 
 class ConditionalBatchNorm3d(_ConditionalBatchNorm):
-    """Conditional batch norm over (N, C, D, H, W); see `ConditionalBatchNorm1d`."""
+    """Conditional batch norm over (N, C, D, H, W); see `ConditionalBatchNorm1d`.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.ConditionalBatchNorm3d(3, num_conditions=2)
+    >>> layer(torch.randn(8, 3, 2, 5, 5), torch.arange(8) % 2).shape
+    torch.Size([8, 3, 2, 5, 5])
+    """
 
     ranks = (5,)

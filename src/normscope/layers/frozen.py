@@ -80,18 +80,38 @@ class FrozenBatchNorm1d(_FrozenBatchNorm):
     Raises:
         ValueError: wrong rank.
         RuntimeError: wrong number of channels or mixed dtypes.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.FrozenBatchNorm1d(3)
+    >>> layer(torch.randn(8, 3)).shape
+    torch.Size([8, 3])
     """
 
     ranks = (2, 3)
 
 
 class FrozenBatchNorm2d(_FrozenBatchNorm):
-    """Frozen batch norm over (N, C, H, W); see `FrozenBatchNorm1d`."""
+    """Frozen batch norm over (N, C, H, W); see `FrozenBatchNorm1d`.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.FrozenBatchNorm2d(3)
+    >>> layer(torch.randn(8, 3, 5, 5)).shape
+    torch.Size([8, 3, 5, 5])
+    """
 
     ranks = (4,)
 
 
 class FrozenBatchNorm3d(_FrozenBatchNorm):
-    """Frozen batch norm over (N, C, D, H, W); see `FrozenBatchNorm1d`."""
+    """Frozen batch norm over (N, C, D, H, W); see `FrozenBatchNorm1d`.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.FrozenBatchNorm3d(3)
+    >>> layer(torch.randn(8, 3, 2, 5, 5)).shape
+    torch.Size([8, 3, 2, 5, 5])
+    """
 
     ranks = (5,)

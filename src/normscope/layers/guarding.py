@@ -30,10 +30,16 @@ def guard(
 ) -> Iterator[None]:
     """Change how all batch norms of a model use and update their statistics, inside a `with`.
 
-    >>> with normscope.guard(model, update="step", optimizer=optimizer):
-    ...     for micro_batch in batch:
-    ...         loss(model(micro_batch)).backward()
+    >>> import torch
+    >>> import normscope
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8))
+    >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    >>> with normscope.guard(net, update="step", optimizer=optimizer):
+    ...     for micro_batch in torch.randn(32, 4).split(8):
+    ...         net(micro_batch).square().sum().backward()
     ...     optimizer.step()  # one update, from all micro-batches together
+    >>> int(net[1].num_batches_tracked)
+    1
 
     Args:
         model: its layers with running statistics are guarded: normscope's, and torch's
@@ -79,7 +85,18 @@ def guard(
 
 
 def commit(model: nn.Module) -> None:
-    """Update the running statistics of all layers from what they collected (update="step")."""
+    """Update the running statistics of all layers from what they collected (update="step").
+
+    >>> import torch
+    >>> import normscope
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+    >>> with normscope.guard(net, update="step"):
+    ...     for part in torch.randn(32, 4).split(8):
+    ...         y = net(part)
+    ...     normscope.commit(net)  # one update, from all four parts
+    >>> int(net[1].num_batches_tracked)
+    1
+    """
     for layer in _layers(model):
         if isinstance(layer, RunningStatistics):
             layer.commit()

@@ -99,18 +99,38 @@ class ModeNorm1d(_ModeNorm):
         RuntimeError: wrong number of channels or mixed dtypes.
 
     Source: Deecke, Murray, Bilen 2019, "Mode normalization", algorithm 1.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.ModeNorm1d(3, num_modes=2)
+    >>> layer(torch.randn(8, 3)).shape
+    torch.Size([8, 3])
     """
 
     ranks = (2, 3)
 
 
 class ModeNorm2d(_ModeNorm):
-    """Mode normalisation over (N, C, H, W); see `ModeNorm1d`."""
+    """Mode normalisation over (N, C, H, W); see `ModeNorm1d`.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.ModeNorm2d(3, num_modes=2)
+    >>> layer(torch.randn(8, 3, 5, 5)).shape
+    torch.Size([8, 3, 5, 5])
+    """
 
     ranks = (4,)
 
 
 class ModeNorm3d(_ModeNorm):
-    """Mode normalisation over (N, C, D, H, W); see `ModeNorm1d`."""
+    """Mode normalisation over (N, C, D, H, W); see `ModeNorm1d`.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.ModeNorm3d(3, num_modes=2)
+    >>> layer(torch.randn(8, 3, 2, 5, 5)).shape
+    torch.Size([8, 3, 2, 5, 5])
+    """
 
     ranks = (5,)

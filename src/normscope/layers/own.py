@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normscope.arguments import check_tensors, checked_mask
+from normscope.arguments import Activation, check_tensors, checked_mask
 from normscope.errors import InputError
 from normscope.kernels.reference import ACTIVATIONS
-from normscope.layers.batch import Normalizer, check_rank
+from normscope.layers.batch import Device, Normalizer, Ranks, check_rank
 from normscope.layers.mixture import own_moments
 
 Tables = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -18,8 +18,33 @@ class _EvalNorm(Normalizer):
     own_weight: float = 0.0
     counts_empty = False
 
-    def __init__(self, num_features: int, own_weight: float = 0.0, *rest: Any, **more: Any) -> None:
-        super().__init__(num_features, *rest, **more)
+    def __init__(
+        self,
+        num_features: int,
+        own_weight: float = 0.0,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        act: Activation | None = None,
+        process_group: Ranks = None,
+    ) -> None:
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            bias=bias,
+            act=act,
+            process_group=process_group,
+        )
         self.own_weight = checked_weight(own_weight)
 
     def forward(
@@ -106,18 +131,38 @@ class EvalNorm1d(_EvalNorm):
     Source: Singh and Shrivastava 2019, "EvalNorm: estimating batch normalization statistics for
     evaluation"; Summers and Dinneen 2020, "Four things everyone should know to improve batch
     normalization", section 3.1 (example weighing at inference).
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.EvalNorm1d(3, own_weight=0.1)
+    >>> layer(torch.randn(8, 3)).shape
+    torch.Size([8, 3])
     """
 
     ranks = (2, 3)
 
 
 class EvalNorm2d(_EvalNorm):
-    """Batch norm over (N, C, H, W) that looks at the sample itself; see `EvalNorm1d`."""
+    """Batch norm over (N, C, H, W) that looks at the sample itself; see `EvalNorm1d`.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.EvalNorm2d(3, own_weight=0.1)
+    >>> layer(torch.randn(8, 3, 5, 5)).shape
+    torch.Size([8, 3, 5, 5])
+    """
 
     ranks = (4,)
 
 
 class EvalNorm3d(_EvalNorm):
-    """Batch norm over (N, C, D, H, W) that looks at the sample itself; see `EvalNorm1d`."""
+    """Batch norm over (N, C, D, H, W) that looks at the sample itself; see `EvalNorm1d`.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.EvalNorm3d(3, own_weight=0.1)
+    >>> layer(torch.randn(8, 3, 2, 5, 5)).shape
+    torch.Size([8, 3, 2, 5, 5])
+    """
 
     ranks = (5,)

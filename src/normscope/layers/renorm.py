@@ -1,26 +1,44 @@
 """Batch renormalisation: the batch's statistics, corrected towards the running ones."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from normscope.arguments import Activation
 from normscope.functional import batch_norm, moments
-from normscope.layers.batch import Normalizer, check_rank, resolved
+from normscope.layers.batch import Device, Normalizer, Ranks, check_rank, resolved
 
 
 class _Renorm(Normalizer):
     def __init__(
         self,
         num_features: int,
-        *args: Any,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        act: Activation | None = None,
+        process_group: Ranks = None,
         r_max: float = 3.0,
         d_max: float = 5.0,
         warm_up: int = 0,
         ramp: int = 1000,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(num_features, *args, **kwargs)
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            bias=bias,
+            act=act,
+            process_group=process_group,
+        )
         if r_max < 1 or d_max < 0 or warm_up < 0 or ramp < 0:
             raise ValueError(
                 f"r_max={r_max}, d_max={d_max}, warm_up={warm_up}, ramp={ramp}: r_max is at "
@@ -105,18 +123,38 @@ class BatchRenorm1d(_Renorm):
         As `BatchNorm1d`; ValueError also for limits out of range.
 
     Source: Ioffe 2017, "Batch renormalization", algorithm 1.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.BatchRenorm1d(3, r_max=2.0)
+    >>> layer(torch.randn(8, 3)).shape
+    torch.Size([8, 3])
     """
 
     ranks = (2, 3)
 
 
 class BatchRenorm2d(_Renorm):
-    """Batch renormalisation over (N, C, H, W); see `BatchRenorm1d`."""
+    """Batch renormalisation over (N, C, H, W); see `BatchRenorm1d`.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.BatchRenorm2d(3, r_max=2.0)
+    >>> layer(torch.randn(8, 3, 5, 5)).shape
+    torch.Size([8, 3, 5, 5])
+    """
 
     ranks = (4,)
 
 
 class BatchRenorm3d(_Renorm):
-    """Batch renormalisation over (N, C, D, H, W); see `BatchRenorm1d`."""
+    """Batch renormalisation over (N, C, D, H, W); see `BatchRenorm1d`.
+
+    >>> import torch
+    >>> import normscope
+    >>> layer = normscope.BatchRenorm3d(3, r_max=2.0)
+    >>> layer(torch.randn(8, 3, 2, 5, 5)).shape
+    torch.Size([8, 3, 2, 5, 5])
+    """
 
     ranks = (5,)

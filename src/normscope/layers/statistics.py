@@ -22,6 +22,12 @@ class Policy:
             collected and merged into one update when the optimizer steps, so that gradient
             accumulation and the recomputation of activation checkpoints count once.
         skip_nonfinite: leave a channel's running statistics alone where the batch is not finite.
+
+    >>> import normscope
+    >>> layer = normscope.BatchNorm1d(3)
+    >>> layer.policy = normscope.Policy(update="never")
+    >>> layer.policy.use
+    'mode'
     """
 
     use: Literal["mode", "batch", "stored"] = "mode"
@@ -114,6 +120,18 @@ def merge_ranks(model: nn.Module, process_group: dist.ProcessGroup | None = None
     of total variance the result is that of the joined data; an average of the variances would
     leave out what lies between the ranks. torch's own layers take part. Ranks that have seen no
     batch do not count; the counters end as their sum.
+
+    >>> import torch
+    >>> import normscope
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+    >>> y = net(torch.randn(32, 4))
+    >>> from torch import distributed
+    >>> store = distributed.HashStore()
+    >>> distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    >>> normscope.merge_ranks(net)  # there is one rank: it stays as it is
+    >>> int(net[1].num_batches_tracked)
+    1
+    >>> distributed.destroy_process_group()
     """
     for module in model.modules():
         names = ("running_mean", "running_var", "num_batches_tracked")
@@ -191,5 +209,15 @@ class Snapshot:
 
 
 def snapshot(model: nn.Module) -> Snapshot:
-    """Remember a model's normalisation buffers; see `Snapshot`."""
+    """Remember a model's normalisation buffers; see `Snapshot`.
+
+    >>> import torch
+    >>> import normscope
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+    >>> before = normscope.snapshot(net)
+    >>> y = net(torch.randn(32, 4) + 5)
+    >>> before.rollback()
+    >>> float(net[1].running_mean.abs().max())
+    0.0
+    """
     return Snapshot(model)

@@ -27,6 +27,17 @@ def compare(first: Inspection, second: Inspection) -> Difference:
 
     Raises:
         InputError: other classes, no layer in common, or one of another width.
+
+    >>> import torch
+    >>> import normscope
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+    >>> batches = [(torch.randn(32, 4), torch.arange(32) % 2) for _ in range(4)]
+    >>> before = normscope.inspect(net, batches)
+    >>> with torch.no_grad():
+    ...     net[1].weight *= 2
+    >>> after = normscope.inspect(net, batches)
+    >>> normscope.compare(before, after).layers[0].gamma
+    1.0
     """
     if first.classes != second.classes:
         raise InputError(

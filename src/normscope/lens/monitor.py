@@ -59,6 +59,17 @@ def monitor(model: nn.Module, *, every: int = 100, to: Iterable[Sink] = ()) -> "
     Raises:
         InputError: every below 1.
         ModelError: no layer to monitor.
+
+    >>> import torch
+    >>> import normscope
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+    >>> from normscope.lens import monitor
+    >>> watching = monitor(net, every=10)
+    >>> for step in range(20):
+    ...     with watching.step():
+    ...         net(torch.randn(32, 4)).sum().backward()
+    >>> watching.last["1/values"]
+    32.0
     """
     if every < 1:
         raise InputError(f"every is {every}; it must be 1 or more steps")

@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from normscope.probe import Norm
 from normscope.probe.batches import Forward, Loader
 from normscope.probe.frozen import refuse_traced
 from normscope.probe.grammar import LABELS, Batch, Labels
+from normscope.progress import bar, expected, wanted
 from normscope.records import Batches, Inspection
 
 LIMIT = 4 << 30  # bytes that a pass may take above the forward, unless it is told another number
@@ -40,6 +41,7 @@ def inspect(
     batch_limit: int | None = None,
     on_progress: Callable[[int], None] | None = None,
     memory_limit: int = LIMIT,
+    progress: bool | None = None,
 ) -> Inspection:
     """Measure what every normalisation layer of `model` did to every class, in one pass.
 
@@ -68,19 +70,38 @@ def inspect(
         batch_limit: read so many batches at most; None: all, or 1,000 of a loader without length.
         on_progress: called after every batch with the number of images so far.
         memory_limit: bytes that the statistics may take.
+        progress: show a bar; None: in a notebook and on a terminal, without on_progress.
 
     Raises:
         InputError: no labels, labels out of range, one class only, NaN inputs, no batch, a loader
             that fails.
         ModelError: no layer to follow, a forward that fails, an activation that is not finite,
             too many classes and channels for memory.
+
+    >>> import torch
+    >>> import normscope
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+    >>> batches = [(torch.randn(32, 4), torch.arange(32) % 2) for _ in range(4)]
+    >>> seen = normscope.inspect(net, batches, model_name="net", data_name="noise")
+    >>> [layer.name for layer in seen.layers]
+    ['1']
+    >>> seen.layers[0].invariance < 1e-5  # the layer took no class information away
+    True
     """
     state = InspectionState(model_name, data_name, None if classes is None else tuple(classes))
-    accumulate(
-        model, batches, into=state, forward=forward, labels=labels, batch_limit=batch_limit,
-        on_progress=on_progress, memory_limit=memory_limit,
-    )  # fmt: skip
-    return inspection(state, release=True)
+    known, passed = expected(batches, batch_limit), count(1)
+    with bar(wanted(progress, on_progress), known) as show:
+
+        def told(images: int) -> None:
+            show(next(passed), 0, model_name)
+            if on_progress is not None:
+                on_progress(images)
+
+        accumulate(
+            model, batches, into=state, forward=forward, labels=labels, batch_limit=batch_limit,
+            on_progress=told, memory_limit=memory_limit,
+        )  # fmt: skip
+        return inspection(state, release=True)
 
 
 def accumulate(
@@ -268,7 +289,7 @@ def _whole_batches() -> Iterator[Callable[[], None]]:
 
 
 def class_labels(batch: Batch, classes: int | None) -> Tensor:
-    """The labels of a batch as classes, (N,) int64.
+    """Return the labels of a batch as classes, (N,) int64.
 
     Raises:
         InputError: none, of another shape or kind, or out of range.

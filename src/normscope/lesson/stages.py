@@ -83,6 +83,12 @@ def lesson(
     Raises:
         InputError: too few classes or values, classes of different length, not-finite or huge
             numbers, gamma or beta that do not match the classes, a variance of 0 with eps = 0.
+
+    >>> import normscope
+    >>> classes = [[50, 52, 54, 56], [2, 4, 6, 8]]
+    >>> record = normscope.explain(classes, gamma=[5, 2], beta=[10, 3], seeds=1)
+    >>> {stage.name: stage.threshold_accuracy for stage in record.stages}["standardised_per_class"]
+    0.5
     """
     example = read_example(classes, eps)
     scale = read_affine("gamma", gamma, example.num_classes, 1.0)

@@ -81,7 +81,7 @@ class Loader:
         self._batches: Sequence[Batch] | None = None
 
     def of(self, batches: Sequence[Batch]) -> "Loader":
-        """A reader of these batches alone, with the same forward and labels."""
+        """Return a reader of these batches alone, with the same forward and labels."""
         other = copy.copy(self)
         other._batches = batches
         return other
@@ -116,7 +116,7 @@ class Loader:
             raise InputError(f"the loader gave no samples{what}; at least one batch is needed")
 
     def run(self, model: nn.Module, batch: Batch) -> Any:
-        """The model's output.
+        """Run the model on a batch; return its output.
 
         Raises:
             ModelError: the forward fails.
@@ -135,7 +135,7 @@ class Loader:
             ) from problem
 
     def rows(self, batch: Batch, which: Tensor) -> Batch | None:
-        """The samples `which`, numbers or a mask; None where something cannot be divided."""
+        """Return the samples `which`, numbers or a mask; None where something cannot be divided."""
         if which.dtype == torch.bool:
             which = which.nonzero().flatten()
 
@@ -187,7 +187,7 @@ class Loader:
             return None
 
     def understood(self, index: int, given: Any) -> Batch:
-        """A batch on the model's device: what the model takes, labels and condition.
+        """Read a batch onto the model's device: what the model takes, labels and condition.
 
         Raises:
             InputError: it is empty, or its inputs hold NaN or infinity.
@@ -223,7 +223,7 @@ class Loader:
         return Batch(index, given, size, args, kwargs, values, condition)
 
     def _entries(self) -> Iterator[Any]:
-        """What the source gives, under random numbers of its own; errors in one sentence."""
+        """Yield what the source gives, under random numbers of its own; errors in one sentence."""
         stream = self._start.copy()
         # a plain list draws no random numbers, so there are none to keep apart
         drawing = nullcontext if type(self._source) in (list, tuple) else stream.own

@@ -77,7 +77,7 @@ def check_runnable(model: nn.Module, *, writes: bool = False) -> None:
 
 
 def _program(module: object) -> str | None:
-    """What a compiled or exported program is, as a phrase; None for everything else."""
+    """Return what a compiled or exported program is, as a phrase; None for everything else."""
     if isinstance(module, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
         return "a TorchScript program"
     if type(module).__module__.startswith("torch.export"):

@@ -153,7 +153,7 @@ def arguments(
 
 
 def walk(value: Any, leaf: Callable[[Any], Any], size: int | None = None) -> Any:
-    """The same structure of tuples, lists and dicts with `leaf` of everything in it.
+    """Map `leaf` over tuples, lists and dicts, of the same structure.
 
     With a size, a list of that length whose entries are not batches is a leaf: one per sample.
     """
@@ -185,7 +185,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def as_numbers(value: Any) -> Tensor | None:
-    """A tensor of an array, of numbers in lists or of one number; None of anything else."""
+    """Return a tensor of an array, of numbers in lists or of one number; None of anything else."""
     if value is None or isinstance(value, (str, bytes)):
         return None
     if isinstance(value, Tensor):
@@ -219,7 +219,7 @@ def one_class(values: Tensor | None, size: int) -> Tensor | None:
 
 
 def parts(index: int, batch: Any) -> tuple[Any, Any, Any]:
-    """Inputs, labels and condition, each None where the batch has none."""
+    """Split a batch into inputs, labels and condition, each None where it has none."""
     if isinstance(batch, Mapping) or hasattr(batch, "_fields"):
         named = dict(batch) if isinstance(batch, Mapping) else batch._asdict()
         found = [
@@ -247,7 +247,7 @@ def of_samples(value: Any) -> bool:
 
 
 def named(labels: Labels, given: Any, index: int) -> Any:
-    """What `labels` says are the labels of a batch."""
+    """Return what `labels` says are the labels of a batch."""
     if callable(labels):
         try:
             return labels(given)
@@ -275,7 +275,7 @@ def formed(x: Any) -> Any:
 
 
 def size(inputs: Any, labels: Any, given: Any) -> int:
-    """The number of labels, where inputs have as many rows or are a list of as many.
+    """Return the number of labels, where inputs have as many rows or are a list of as many.
 
     Else the length of a list of samples, or of the first tensor.
     """

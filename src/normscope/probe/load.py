@@ -159,7 +159,7 @@ def _file(path: Path) -> Any:
 
 @cache
 def _executed(path: Path, changed: int) -> Any:
-    """The module of a file; once as long as it stays the same, so that its classes are the same."""
+    """Run a file's module; once as long as it stays the same, so that its classes are the same."""
     found = importlib.util.spec_from_file_location(f"normscope_file_{path.stem}", path)
     assert found is not None and found.loader is not None, "a .py file has a loader"  # noqa: PT018
     module = importlib.util.module_from_spec(found)
@@ -179,7 +179,7 @@ def _timm(name: str) -> Any:
 
 
 def _content(path: Path) -> Any:
-    """What is in a file, by its first bytes."""
+    """Read what is in a file, by its first bytes."""
     data = read_bytes(path, "checkpoint")
     try:
         if data[8:9] == b"{":
@@ -236,7 +236,7 @@ def _check_archive(path: Path, members: list[zipfile.ZipInfo]) -> None:
 
 
 def _chosen(path: Path, content: Any, key: str | None) -> dict[str, Tensor]:
-    """The state dict in whatever a training framework saved, or that which `key` names."""
+    """Find the state dict in whatever a training framework saved, or that which `key` names."""
     found = dict(_mappings(path, content, "", (), set()))
     there = {n: t for n, t in found.items() if not key or n == key or n.startswith(f"{key}.")}
     if key is not None and not there:

@@ -67,10 +67,10 @@ class Watcher(Protocol):
     """Who is told what passes; the tensors are the model's own, not to be kept or written to."""
 
     def normed(self, call: Call, before: Tensor, after: Tensor) -> None:
-        """A layer ran: its input, and its scaled and shifted output before any activation."""
+        """Take a layer's input, and its scaled and shifted output before any activation."""
 
     def activated(self, call: Call, activation: str, after: Tensor) -> None:
-        """The activation of that output ran; comes after `normed` of the same call, or never."""
+        """Take what the activation of it gave; comes after `normed` of the same call, or never."""
 
 
 # a call that is about to run, the activation that made its input, and what that was given
@@ -194,7 +194,7 @@ class _Observer(TorchFunctionMode):
         self._waiting: dict[int, tuple[_Mark, Call]] = {}  # outputs, by id, without activation yet
 
     def start(self, model: nn.Module) -> None:
-        """A forward of the model begins, unless the model calls itself."""
+        """Begin a forward of the model, unless the model calls itself."""
         if not self._is_running(model):
             self._calls.clear()
             self._running.clear()
@@ -205,7 +205,7 @@ class _Observer(TorchFunctionMode):
             self._number, self._given = 0, None
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A norm layer's forward begins."""
+        """Begin a norm layer's forward."""
         before = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
         ids = None
         if isinstance(module, CONDITIONAL):
@@ -225,7 +225,7 @@ class _Observer(TorchFunctionMode):
     def leave(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], after: Tensor
     ) -> None:
-        """A norm layer's forward ends; one that raised inside a model that went on is dropped."""
+        """End a norm layer's forward; drop one that raised inside a model that went on."""
         while (frame := self._running.pop()).call.module is not module:
             pass
         if frame.told:
@@ -241,7 +241,7 @@ class _Observer(TorchFunctionMode):
                 self._tell(frame.call, frame.before, after)
 
     def enter_activation(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """An activation module begins; functions inside it are a part of it."""
+        """Begin an activation module; functions inside it are a part of it."""
         call = self._claim(args[0]) if args else None
         frame = _Activation(module, call, type(module).__name__.lower())
         if call is None and args:
@@ -249,7 +249,7 @@ class _Observer(TorchFunctionMode):
         self._activating.append(frame)
 
     def leave_activation(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        """An activation module ends; its output is what the layer's output became."""
+        """End an activation module; its output is what the layer's output became."""
         while (frame := self._activating.pop()).module is not module:
             pass
         if frame.call is None or not isinstance(output, Tensor):
@@ -298,7 +298,7 @@ class _Observer(TorchFunctionMode):
             return _Given(number, subject.detach().clone())
 
     def _kept(self, given: _Given | None, name: str, result: object) -> None:
-        """The activation ran."""
+        """Take the output of the activation."""
         if given is not None and isinstance(result, Tensor):
             given.name, given.result = name, _Mark(result)
             self._given = given
@@ -312,7 +312,7 @@ class _Observer(TorchFunctionMode):
         self._last = (after.shape, _signature(after), id(after))
 
     def _claim(self, subject: object) -> Call | None:
-        """The call that an activation of `subject` belongs to, inside or behind the layer."""
+        """Find the call that an activation of `subject` belongs to, inside or behind the layer."""
         frame = self._running[-1] if self._running else None
         if frame and not frame.told and frame.inner and frame.inner.stands_for(subject):
             # the layer activates its own output: take that now, an in-place form overwrites it
@@ -322,7 +322,7 @@ class _Observer(TorchFunctionMode):
         return self._take(subject)
 
     def _take(self, subject: object) -> Call | None:
-        """The call whose output `subject` is; it waits for an activation no longer."""
+        """Find the call whose output `subject` is; it waits for an activation no longer."""
         place = id(subject)
         mark, call = self._waiting.get(place, (None, None))
         if (mark is None or not mark.stands_for(subject)) and self._is_copy(subject):
@@ -344,7 +344,7 @@ class _Observer(TorchFunctionMode):
 
 
 def _plain_output(layer: Any, before: Tensor) -> Tensor:
-    """What one of our layers makes of `before` without its residual and activation."""
+    """Compute what one of our layers makes of `before` without its residual and activation."""
     if getattr(layer, "own_weight", 0.0):
         alone = copy.copy(layer)
         alone.act = None

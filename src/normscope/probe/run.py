@@ -86,7 +86,7 @@ class NormRun:
             yield
 
     def run(self, loader: Loader, model: nn.Module, batch: Batch) -> Any:
-        """The model's output; None where it stopped at `last`."""
+        """Run the model; return its output, None where it stopped at `last`."""
         self._calls.clear()
         self._size = batch.size
         self.features = None
@@ -177,7 +177,7 @@ class _ByBatch(TorchFunctionMode):
 
 
 def _own_again(layer: nn.Module, own: Callable[..., Any] | None) -> None:
-    """The forward that was the layer's own; None: that of its class."""
+    """Return the forward that was the layer's own; None: that of its class."""
     if own is None:
         del layer.__dict__["forward"]
     else:
@@ -201,7 +201,7 @@ def tensors_of(layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def dropouts(model: nn.Module) -> list[nn.Module]:
-    """The layers that drop something in train()."""
+    """List the layers that drop something in train()."""
     return [m for m in model.modules() if isinstance(m, _DropoutNd) and m.p > 0]
 
 
@@ -224,7 +224,7 @@ def _moments(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def _normalise_by(layer: nn.Module, batch: Moments, other: tuple[Tensor, Tensor] | None) -> None:
-    """The batch's own statistics, where it has more than one value per channel."""
+    """Compute the batch's own statistics, where it has more than one value per channel."""
     mean, var = tensors_of(layer) if other is None else other
     enough = (batch.count > 1).unsqueeze(-1)
     put(

@@ -71,11 +71,11 @@ class MomentStream:
         return mean / count, var / count
 
     def total(self) -> Moments:
-        """The moments of everything."""
+        """Return the moments of everything."""
         return merged(self.blocks)
 
     def errors(self) -> tuple[Tensor, Tensor]:
-        """Standard errors of mean and variance, shaped as they are.
+        """Return standard errors of mean and variance, shaped as they are.
 
             SE(mean)^2 = B/(B-1) sum_b w_b^2 (mean_b - mean)^2,   w_b = n_b / n
             SE(var)^2  = B/(B-1) sum_b w_b^2 (v_b - var)^2,

@@ -43,6 +43,7 @@ from normscope.records.inspection import (
     Work,
     WorkName,
 )
+from normscope.records.kinds import CHECKUP, KINDS, load, load_all
 from normscope.records.lesson import (
     ClassValues,
     Composition,
@@ -65,6 +66,8 @@ from normscope.records.run import (
 )
 
 __all__ = [
+    "CHECKUP",
+    "KINDS",
     "SCHEMA",
     "SEVERITIES",
     "Accuracy",
@@ -123,5 +126,7 @@ __all__ = [
     "Verdict",
     "Work",
     "WorkName",
+    "load",
+    "load_all",
     "plain",
 ]

@@ -1,30 +1,149 @@
-"""What all records share: JSON out and in."""
+"""What all records share: JSON out and in, rows of a table, and how they show themselves.
+
+How a record looks is decided in `normscope.report`, which stands above records: only the methods
+of `Record` that show something import `normscope.report.presentation`, when they are called.
+"""
 
 import json
 import math
+import os
 import types
 import typing
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, ClassVar, Literal, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from normscope.errors import InputError
-from normscope.files import json_text
+from normscope.errors import InputError, MissingExtraError
+from normscope.files import json_text, read_text, write_whole
+
+if TYPE_CHECKING:
+    import altair as alt
+    import pandas as pd
 
 SCHEMA = 1  # raised when a field changes its meaning; from_json refuses what is newer
 
 Numbers = tuple[float, ...]
 Table = tuple[Numbers, ...]
 Array = NDArray[Any]  # a table of many numbers: float32, or counts
+LISTED = 4  # entries of a tuple that the repr of a part of a record names
+
+
+class Part:
+    """Base of the parts of a record that hold many numbers: a repr of one line."""
+
+    def __init_subclass__(cls) -> None:
+        # dataclass would put in a repr of every number; it keeps one that the class has
+        cls.__repr__ = Part.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        names = (f.name for f in fields(self))  # type: ignore[arg-type]  # every part is one
+        values = ((name, getattr(self, name)) for name in names)
+        return f"{type(self).__name__}({', '.join(f'{n}={_short(v)}' for n, v in values)})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Base of the records that are saved: JSON with the record's kind and schema number."""
+    """Base of the records that are saved: JSON with the record's kind and schema number.
+
+    A record shows itself: its repr is the verdict in a few lines, a notebook shows it with
+    pictures, `save_html` writes the page, `to_frame` gives its numbers as a table, `plot` its
+    pictures as Altair charts.
+    """
 
     kind: ClassVar[str]
+    parts: ClassVar[str] = ""  # the field whose entries are the rows of `to_rows`
+
+    def __init_subclass__(cls) -> None:
+        # dataclass would put in a repr of every number; it keeps one that the class has
+        cls.__repr__ = Record.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        """The verdict in at most 12 lines."""
+        from normscope.report import presentation
+
+        try:
+            return presentation.text(self)
+        except Exception as problem:  # a debugger must be able to show any object
+            return f"<{self.kind} record that cannot be shown: {type(problem).__name__}: {problem}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the verdict, one index and the telling pictures."""
+        from normscope.report import presentation
+
+        return presentation.fragment(self)
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return the numbers as rows of one tidy table, each a dict of plain values.
+
+        Any library of tables takes them; `to_frame` makes a pandas frame.
+        """
+        return [scalars(part) for part in getattr(self, self.parts)]
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return `to_rows` as a pandas frame.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as problem:
+            raise MissingExtraError(
+                "to_frame() needs pandas: pip install 'normscope[tables]'; to_rows() gives "
+                "the same as a list of dicts"
+            ) from problem
+        return pd.DataFrame(self.to_rows())
+
+    def plot(self, which: int = 0) -> "alt.TopLevelMixin":
+        """Return one of the pictures of the page as an Altair chart, to change and to save.
+
+        Args:
+            which: its place among those that the record has; the first says most.
+
+        Raises:
+            InputError: there is no such picture.
+            MissingExtraError: altair is not installed.
+        """
+        from normscope.report import presentation
+
+        return presentation.chart(self, which)
+
+    def save_html(
+        self, path: str | os.PathLike[str], lang: Literal["en", "zh"] | None = None
+    ) -> Path:
+        """Write the page of the record, one offline file in both languages; return its path.
+
+        Args:
+            path: of the file.
+            lang: in which language it opens; None: that of the locale.
+
+        Raises:
+            FileError: the file cannot be written.
+        """
+        from normscope.report import presentation
+
+        return write_whole(Path(path), presentation.page(self, lang))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the record as JSON, from which `load` reads it; return its path.
+
+        Raises:
+            FileError: the file cannot be written.
+        """
+        return write_whole(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            FileError: the file cannot be read.
+            InputError: it holds something else.
+        """
+        return cls.from_json(read_text(Path(path), f"{cls.kind} record"))
 
     def to_json(self) -> str:
         """One JSON document; not-finite numbers are null, so that any parser reads it."""
@@ -53,6 +172,28 @@ class Record:
             return typing.cast(Self, _build(cls, value))
         except (KeyError, TypeError, ValueError) as problem:
             raise InputError(f"this {cls.kind} record is not whole: {problem}") from problem
+
+
+def scalars(part: Any) -> dict[str, Any]:
+    """Return the fields of a part of a record that fit in a cell; a list of names is one text."""
+    row: dict[str, Any] = {}
+    for f in fields(part):
+        value = getattr(part, f.name)
+        if isinstance(value, tuple) and all(isinstance(v, (str, int)) for v in value):
+            value = ", ".join(map(str, value))
+        if isinstance(value, (str, int, float)) or value is None:
+            row[f.name] = value
+    return row
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"<{' x '.join(map(str, value.shape))} {value.dtype}>"
+    if isinstance(value, (tuple, list, dict)) and len(value) > LISTED:
+        return f"<{len(value)} {type(next(iter(value))).__name__}>"
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(_short, value))})"
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)
 
 
 def plain(value: Any) -> Any:

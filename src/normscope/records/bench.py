@@ -1,9 +1,9 @@
 """What was measured side by side: times, memory, and errors of the statistics."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from normscope.records.base import Record
+from normscope.records.base import Record, scalars
 
 Part = Literal["shapes", "formats", "dtypes", "threads", "groups", "sweep", "network", "accuracy"]
 Layout = Literal["contiguous", "channels_last"]
@@ -65,7 +65,7 @@ class Race:
     absent: dict[str, str] = field(default_factory=dict)  # peer -> why it was not measured
 
     def of(self, peer: str) -> Timing | None:
-        """The timing of one peer; None where it was not measured."""
+        """Return the timing of one peer; None where it was not measured."""
         return next((t for t in self.timings if t.peer == peer), None)
 
 
@@ -99,3 +99,14 @@ class Bench(Record):
     checked: int  # forms of the kernel that were equal to the definition before anything was timed
     races: tuple[Race, ...]
     accuracies: tuple[Accuracy, ...]
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return one row per setting and peer, times in milliseconds."""
+        return [
+            scalars(race.setting)
+            | {"shape": " x ".join(map(str, race.setting.shape))}
+            | {f"{name}_ms": getattr(t, name).median for name in ("forward", "backward", "total")}
+            | scalars(t)
+            for race in self.races
+            for t in race.timings
+        ]

@@ -1,7 +1,7 @@
 """What became of a model's layers, and the proof of it."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from normscope.records.base import Record
 
@@ -60,3 +60,17 @@ class Converted(Record):
     def ok(self) -> bool:
         """Whether all that must be equal is equal."""
         return all(comparison.ok for comparison in self.comparisons)
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return one row per normalisation layer: what it became, or why it stayed."""
+        left = {"kept": self.kept, "refused": self.refused}
+        return [
+            {"layer": c.name, "outcome": "changed", "before": c.before, "after": c.after}
+            | {"equal": c.equal, "note": c.note}
+            for c in self.changed
+        ] + [
+            {"layer": c.name, "outcome": outcome, "before": c.layer, "after": c.layer}
+            | {"equal": "always", "note": c.reason}
+            for outcome, group in left.items()
+            for c in group
+        ]

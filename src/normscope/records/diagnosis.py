@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from normscope.records.base import Record
+from normscope.records.base import Record, scalars
 
 Severity = Literal["error", "warning", "info"]
 Confidence = Literal["high", "medium", "low"]
@@ -103,6 +103,7 @@ class Diagnosis(Record):
     """Every check on a model: findings, causes, and what was not checked."""
 
     kind: ClassVar[str] = "diagnosis"
+    parts: ClassVar[str] = "findings"
     model: str
     data: str
     layers: int
@@ -169,6 +170,18 @@ class Repaired(Record):
     after: Score
     trials: tuple[Trial, ...]
     advice: tuple[str, ...]  # codes of findings that no remedy answers
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return one row per remedy that was tried, with the scores before and after it."""
+        return [
+            scalars(trial)
+            | {
+                f"{name}_{when}": getattr(score, name)
+                for when, score in (("before", trial.before), ("after", trial.after))
+                for name in ("accuracy", "loss", "metric", "gap")
+            }
+            for trial in self.trials
+        ]
 
     @property
     def kept(self) -> tuple[str, ...]:

@@ -1,6 +1,8 @@
 """What the lens saw of a model."""
 
 import math
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -9,17 +11,28 @@ import numpy as np
 
 from normscope.errors import FileError, InputError
 from normscope.files import read_text, shown, write_whole
-from normscope.records.base import Array, Numbers, Record, plain
+from normscope.records.base import Array, Numbers, Part, Record, plain
 
 StageName = Literal["pre_activation", "input", "normalised", "scaled_shifted", "activated"]
 MapKind = Literal["one", "per_condition", "per_sample"]
 TABLES = ("class_mean", "class_var", "firing", "histogram")  # by class, of a layer
 IN_JSON = 2_000_000  # numbers in all tables by class up to which JSON holds them
+OF_STAGE = (
+    "eta2_mean",
+    "lda_fraction",
+    "nearest_mean_accuracy",
+    "separation",
+    "cdnv",
+    "condition",
+    "rank",
+    "condition_eta2",
+)
+OF_LAYER = ("firing_spread", "firing_chance", "signal", "invariance", "eta2_change", "lda_change")
 WorkName = Literal["weights", "normalisation", "gamma_beta", "activation"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageMeasures:
+class StageMeasures(Part):
     """How well the classes stand apart at one of a layer's four stages."""
 
     name: StageName
@@ -35,7 +48,7 @@ class StageMeasures:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Layer:
+class Layer(Part):
     """One call of one normalisation layer, class by class.
 
     The tables by class are arrays; they have no rows where a record was read without them.
@@ -93,6 +106,17 @@ class Layer:
         """Return the histogram of one class at one of `histogram_channels`."""
         found: list[int] = self.histogram[k, self.histogram_channels.index(channel)].tolist()
         return found
+
+    def measured(self) -> Iterator[tuple[str, str, float]]:
+        """Yield stage, name and value of every number that is one of a stage or of the layer."""
+        for stage in self.every_stage:
+            for name in OF_STAGE:
+                yield stage.name, name, getattr(stage, name)
+        for name in OF_LAYER:
+            yield "", name, getattr(self, name)
+        for name in ("information", "gate_information", "best_information"):
+            known = [bits for bits in getattr(self, name) if math.isfinite(bits)]
+            yield "", name, sum(known) / len(known) if known else math.nan
 
     def efficiency(self, channel: int) -> float:
         """Gate information over that of the best threshold, in [0, 1]; NaN where that is 0."""
@@ -173,7 +197,16 @@ class Inspection(Record):
         sizes = (getattr(layer, name).size for layer in self.layers for name in TABLES)
         return bool(sum(sizes) <= IN_JSON)
 
-    def save(self, path: Path) -> Path:
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return one row per layer, stage and measure; a measure of a whole layer has no stage."""
+        return [
+            {"order": order, "layer": layer.name, "norm": layer.norm, "channels": layer.channels}
+            | {"activation": layer.activation, "stage": stage, "measure": name, "value": value}
+            for order, layer in enumerate(self.layers, 1)
+            for stage, name, value in layer.measured()
+        ]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the record as JSON, and large tables by class beside it, as `tables_beside` says.
 
         The tables are named by the place of the layer and the field: "0.class_mean".
@@ -181,6 +214,7 @@ class Inspection(Record):
         Raises:
             FileError: a file cannot be written.
         """
+        path = Path(path)
         if not self._fits_json:
             from safetensors.numpy import save_file
 
@@ -193,13 +227,14 @@ class Inspection(Record):
         return write_whole(path, self.to_json())
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read what `save` wrote; without large tables by class where their file is gone.
 
         Raises:
             FileError: a file cannot be read.
             InputError: one of them holds something else.
         """
+        path = Path(path)
         record = cls.from_json(read_text(path, cls.kind))
         beside = tables_beside(path)
         if not beside.is_file() or any(len(layer.class_mean) for layer in record.layers):

@@ -1,9 +1,9 @@
 """The worked example and the trap, as data."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from normscope.records.base import Numbers, Record, Table
+from normscope.records.base import Numbers, Part, Record, Table, scalars
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learning:
+class Learning(Part):
     """Gradient descent on gamma and beta from one random start."""
 
     seed: int
@@ -88,3 +88,12 @@ class Lesson(Record):
     recoveries: tuple[Recovery, ...]
     posteriors: tuple[Posterior, ...]
     composition: tuple[Composition, ...]
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return one row per stage and class."""
+        return [
+            {"stage": stage.name, "class": number, **scalars(values)}
+            | {"threshold_accuracy": stage.threshold_accuracy, "eta2": stage.eta2}
+            for stage in self.stages
+            for number, values in enumerate(stage.classes, 1)
+        ]

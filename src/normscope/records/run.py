@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from normscope.records.base import Numbers, Record, Table
+from normscope.records.base import Numbers, Part, Record, Table, scalars
 from normscope.records.inspection import Inspection
 
 Counts = tuple[tuple[int, ...], ...]
@@ -60,7 +60,7 @@ class Member:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trace:
+class Trace(Part):
     """How one normalisation layer moved in training (the first seed of its norm)."""
 
     norm: str
@@ -150,3 +150,11 @@ class Run(Record):
     sweeps: tuple[Sweep, ...] = ()
     histories: tuple[ChannelHistory, ...] = ()  # of the first norm that has one, of affine_only
     inspection: Inspection | None = None
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return one row per network: a normalisation, a seed, and how well it did."""
+        return [
+            scalars(member)
+            | {f"accuracy_{name}": value for name, value in member.accuracy_by_domain.items()}
+            for member in self.members
+        ]

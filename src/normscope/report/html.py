@@ -23,7 +23,9 @@ from normscope.records import plain
 from normscope.report.bilingual import Text, Words, read, said
 from normscope.report.charts.base import CONFIG
 from normscope.report.charts.bells import curves
+from normscope.report.charts.lanes import lanes
 from normscope.report.charts.numberline import drawn as number_line
+from normscope.report.charts.still import WIDTH, drawing
 from normscope.report.document import (
     Block,
     ChannelPlot,
@@ -191,6 +193,8 @@ def _environment(lang: Lang, *, live: bool = True, prefix: str = "") -> Environm
         "groups": _groups,
         "embed": embed,
         "curves": curves,
+        "still": lambda chart: drawing(chart.spec, lang, _wide(chart)),
+        "lanes": lambda data: lanes(data, lang),
         "number_line": number_line,
     }
     environment.globals |= {
@@ -203,6 +207,11 @@ def _environment(lang: Lang, *, live: bool = True, prefix: str = "") -> Environm
         "prefix": prefix,
     }
     return environment
+
+
+def _wide(chart: Chart) -> int:
+    """How wide a chart is without scripts: across, one of a few beside it, or a small card."""
+    return WIDTH if chart.across else 300 if chart.value else 440
 
 
 def _groups(blocks: Sequence[Block]) -> Iterator[tuple[str, list[Block]]]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from normscope.records import Inspection, Layer
 from normscope.report import channels, findings, measures
@@ -28,13 +29,7 @@ LAYERS = 24  # with pictures of their own; all others have their numbers
 
 def document(inspection: Inspection) -> Document:
     """Show the answer, the measures layer by layer, and single channels with their gate."""
-    facts = (
-        (said("page.fact.classes"), str(len(inspection.classes))),
-        (said("page.fact.images"), f"{sum(inspection.counts):,}"),
-        (said("page.fact.layers"), str(len(inspection.layers))),
-    )
     sections = (
-        Section(said("page.nav.verdict"), verdict(inspection), "verdict"),
         Section(said("page.nav.evidence"), evidence(inspection), "evidence"),
         Section(
             said("page.layers.title"),
@@ -43,8 +38,40 @@ def document(inspection: Inspection) -> Document:
             said("page.nav.layers"),
         ),
     )
+    short = answer(inspection)
+    return replace(short, sections=(*short.sections, *sections))
+
+
+def answer(inspection: Inspection) -> Document:
+    """Show the answer alone."""
+    facts = (
+        (said("page.fact.classes"), str(len(inspection.classes))),
+        (said("page.fact.images"), f"{sum(inspection.counts):,}"),
+        (said("page.fact.layers"), str(len(inspection.layers))),
+    )
     title = said("page.inspection.title", model=inspection.model, data=inspection.data)
-    return Document(title, sections, facts)
+    found = Section(said("page.nav.verdict"), verdict(inspection), "verdict")
+    return Document(title, (found,), facts)
+
+
+def brief(inspection: Inspection) -> Document:
+    """Show the answer, all layers in one picture and one table, and the layer that gains most."""
+    short = answer(inspection)
+    if not inspection.layers:
+        return short
+    (place,) = measures.pictured(inspection, 1)
+    layer = inspection.layers[place]
+    plots = [part for part in _channels(layer, inspection, []) if isinstance(part, ChannelPlot)]
+    title = said("page.layers.title")
+    blocks: tuple[Block, ...] = (
+        charts.separability(inspection),
+        Details(said("page.rank.title"), (measures.ranking(inspection),)),
+    )
+    if plots:
+        name = Text(f"{layer.name}: {layer.norm}", f"{layer.name}：{layer.norm}")
+        best_and_worst = (Figures((plots[0], plots[-1])),)
+        blocks = (*blocks, Section(name, best_and_worst))
+    return replace(short, sections=(*short.sections, Section(title, blocks, "layers")))
 
 
 def verdict(inspection: Inspection) -> tuple[Finding, ...]:

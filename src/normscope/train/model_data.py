@@ -120,7 +120,7 @@ def _parts(
     table: Tensor | None = None,
     classes: tuple[str, ...] | None = None,
 ) -> ModelData:
-    """The two parts of data; `table` holds the labels of its classes where they are others."""
+    """Return the two parts of data; `table` holds the labels of its classes if they are others."""
     kept = table is None or torch.equal(table, torch.arange(len(table)))
     columns = [c for c in (data.train_x, data.train_y, data.train_domain) if c is not None]
     count = len(data.test_x) // max(1, len(data.domains))  # each is shown in every domain
@@ -178,7 +178,7 @@ def _leaves(x: Any) -> Iterator[Any]:
 
 
 def _columns(x: Any) -> Any:
-    """Inputs as arrays or tensors, in the tuples and dicts that they came in; else None."""
+    """Return inputs as arrays or tensors, in the tuples and dicts that they came in; else None."""
     if not isinstance(x, (tuple, Mapping)):
         return _array(x)
     found = walk(x, _array)
@@ -187,7 +187,7 @@ def _columns(x: Any) -> Any:
 
 
 def _array(value: Any) -> Any:
-    """A tensor or an array of numbers or names; None of anything else."""
+    """Return a tensor or an array of numbers or names; None of anything else."""
     if isinstance(value, Tensor) or not isinstance(value, (list, tuple, np.ndarray)):
         return value if isinstance(value, Tensor) else None
     if isinstance(value, (list, tuple)) and any(isinstance(v, (Tensor, Mapping)) for v in value):

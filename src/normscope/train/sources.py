@@ -72,7 +72,7 @@ def samples(
 
 
 def class_numbers(labels: NDArray[Any], where: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Number the classes 0..K-1 and name them, from integers, whole floats, booleans or names.
+    """Give classes the numbers 0..K-1 and names, from integers, whole floats, booleans or names.
 
     Names that all read as numbers are numbers; numbers sort by value, names by alphabet. Raises
     InputError for a label that is missing, or a number with a fraction.

@@ -145,20 +145,20 @@ class Check:
         raise NotImplementedError
 
     def override(self, case: CheckContext, names: tuple[str, ...]) -> Override:
-        """What these layers would normalise with, were the fault mended."""
+        """Return what these layers would normalise with, were the fault mended."""
         assert case.attribution is not None, "asked with data only"
         return Override({name: case.attribution.target[name] for name in names})
 
     def mended(
         self, case: CheckContext, names: tuple[str, ...]
     ) -> tuple[str, Sequence[Answer]] | None:
-        """The cause's name, and the answers where it is mended in these layers; None: no cause."""
+        """Return the cause's name, and the answers with these layers mended; None: no cause."""
         if not self.cause or case.attribution is None:
             return None
         return self.cause, case.attribution.answers(self.override(case, names))
 
     def missing(self, case: CheckContext) -> str | None:
-        """The message key of why it cannot be asked; None where it can."""
+        """Return the message key of why it cannot be asked; None where it can."""
         if self.needs != "checkpoint" and case.subject is None:
             return "doctor.skip.model"
         if self.needs == "data" and case.data is None:
@@ -200,12 +200,12 @@ class Check:
 
 
 def explanation(code: str) -> str:
-    """A check's docstring: the title in the first line, then what is wrong and what to do."""
+    """Split a check's docstring: the title in the first line, then what is wrong and what to do."""
     return inspect.cleandoc(CHECKS[code].__doc__ or "")
 
 
 def in_digits(value: Any) -> str:
-    """A number in few digits."""
+    """Write a number in few digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -97,7 +97,7 @@ class BatchComposition(Check):
             return
 
     def _spread(self, case: CheckContext) -> tuple[str, float]:
-        """The layer whose samples correlate most within batches, and r less three errors."""
+        """Return the layer whose samples correlate most within batches, and r less three errors."""
         best = ("", float("nan"))
         for name, sample in case.evidence.layers.items():
             r, error = sample.batch_correlation()

@@ -175,7 +175,7 @@ class TinyVariance(Check):
             )  # fmt: skip
 
     def _best(self, case: CheckContext) -> float | None:
-        """The usual eps that does best, where it does better beyond chance and by enough."""
+        """Return the usual eps that does best, where it does better beyond chance and by enough."""
         assert case.attribution is not None, "asked before"
         # in a model whose statistics are wrong, these come first
         restored = case.attribution.against_eval(case.attribution.restored).other
@@ -428,7 +428,7 @@ class DoubleUpdates(Check):
 
 
 def steps_of(optimizer: torch.optim.Optimizer | None) -> int:
-    """The steps that an optimizer has counted; 0 where it counts none."""
+    """Return the steps that an optimizer has counted; 0 where it counts none."""
     if optimizer is None:
         return 0
     states = optimizer.state.values()

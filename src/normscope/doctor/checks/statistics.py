@@ -68,7 +68,7 @@ class Stale(Check):
 
 
 def chance(data: Evidence, state: LayerState) -> Tensor:
-    """Standard deviation of a running average about the truth, in standard deviations of the data.
+    """Compute how far a running average strays from the truth, in deviations of the data.
 
     sqrt(m / (2-m)) times that of one batch's statistics, which is read from between the batches.
     """

@@ -45,12 +45,12 @@ class RepairContext:
         return self.judge.part
 
     def states(self, names: tuple[str, ...]) -> list[LayerState]:
-        """The layers of these names; all where there is none."""
+        """Return the layers of these names; all where there is none."""
         found = of_model(self.model)
         return [s for s in found if s.name in names] or found
 
     def data(self) -> Loader:
-        """The data, or the reason why there is no remedy."""
+        """Return the data, or the reason why there is no remedy."""
         if self.loader is None:
             raise Unfit("it needs data")
         return self.loader
@@ -65,7 +65,7 @@ class RepairContext:
         return HeldOut.of(self.model, None, self.data().of(batches), self.judge.goal)
 
     def measured(self, propagate: Propagate = "batch", *, dropout: bool = False) -> Streams:
-        """The inputs of all layers over what may be read; measured once for all remedies."""
+        """Measure the inputs of all layers over what may be read, once for all remedies."""
         key = (propagate, dropout)
         if key not in self._measured:
             layers, _ = chosen(self.model, ())

@@ -44,7 +44,7 @@ def momentum_and_statistics(context: RepairContext, names: tuple[str, ...]) -> t
 
 
 def choose_eps(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The eps among the usual ones under which the model does best."""
+    """Choose the eps among the usual ones under which the model does best."""
     layers: list[Any] = [state.module for state in context.states(names)]
     was = [layer.eps for layer in layers]
 
@@ -62,7 +62,7 @@ def choose_eps(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...
 
 
 def weigh_samples(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
-    """A weight of each sample's own statistics in eval(): 1 where training had one per batch."""
+    """Give each sample's own statistics a weight in eval(): 1 where training had one per batch."""
     layers = convert(context.model, "evalnorm", own_weight=0.0, partial=True).changed
     found: list[Any] = [context.model.get_submodule(change.name) for change in layers]
 
@@ -80,7 +80,7 @@ def weigh_samples(context: RepairContext, names: tuple[str, ...]) -> tuple[str, 
 def _best(
     context: RepairContext, values: Sequence[float], use: Callable[[float], None]
 ) -> float | None:
-    """The value with which the model does best beyond chance; None: as it is."""
+    """Find the value with which the model does best beyond chance; None: as it is."""
     judge = context.chooser()
     best, now = None, judge.evaluate(context.model)
     for value in values:

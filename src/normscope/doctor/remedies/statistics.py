@@ -104,7 +104,7 @@ def everywhere(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...
 
 
 def copy_buffers(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The statistics of the reference model, layer by layer."""
+    """Copy the statistics of the reference model, layer by layer."""
     if context.reference is None:
         raise Unfit("it needs the model that this one follows (reference)")
     followed = {s.name: s for s in of_model(context.reference)}
@@ -113,7 +113,7 @@ def copy_buffers(context: RepairContext, names: tuple[str, ...]) -> tuple[str, .
 
 
 def split_calls(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
-    """A set of statistics for every call of a layer that runs several times in a forward."""
+    """Keep a set of statistics for every call of a layer that runs several times in a forward."""
     loader, model = context.data(), context.model
     wanted = {s.name for s in context.states(names)}
     streams = {n: c for n, c in context.measured().items() if n in wanted and len(c) > 1}
@@ -151,7 +151,7 @@ def mend_channels(context: RepairContext, names: tuple[str, ...]) -> tuple[str, 
 
 
 def widen(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Running statistics in float32."""
+    """Keep running statistics in float32."""
     for state in context.states(names):
         assert state.module is not None, "of a model"
         for key in ("running_mean", "running_var"):
@@ -162,7 +162,7 @@ def widen(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def write(state: LayerState, mean: Tensor, var: Tensor) -> None:
-    """New statistics, in place."""
+    """Write new statistics, in place."""
     assert state.module is not None, "of a model"
     with torch.no_grad():
         for name, value in (("running_mean", mean), ("running_var", var)):

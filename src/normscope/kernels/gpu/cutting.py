@@ -5,118 +5,193 @@ are sorted on the device, and as many chunks are launched as there can be at mos
 """
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
+import triton.language as tl
 from torch import Tensor
 
-TILE = 2048  # values that a program holds at a time
-WIDEST = 64  # channels of a tile where they lie side by side
+from normscope.kernels.gpu import merging
+
+SIZES = {  # of each program: bytes and values that a tile holds at most, and warps
+    "moments": (8192, 2048, 4),
+    "normalize": (8192, 4096, 4),
+    "gradient_sums": (4096, 2048, 4),
+    "gradient": (4096, 2048, 4),
+}
 PROGRAMS = 1024  # about as many as a large device runs at once; chunks are cut for so many
-LONGEST = 1 << 29  # points of a chunk: with the place in a sample they are counted in int32
+LONGEST = 1024  # tiles of a chunk: a lane adds up no more values than so
+WIDEST = 1024  # lanes side by side, unless a group has few rows
+MERGED = {"BLOCK_Q": 128, "BLOCK_C": 4}  # parts and channels of a merge at a time
+MOST_PLACES = (1 << 31) - (1 << 13)  # of a row: places within it are int32
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class Order(NamedTuple):
+    """Samples by group, sorted on the device.
+
+    Attributes:
+        order: (N,) int32.
+        starts: (K + 2,) int32, where each group starts in it; the last one holds the samples whose
+            group does not exist.
+        kept: (2, C) float64 running statistics as they were; None where nobody asked for them.
+    """
+
+    order: Tensor
+    starts: Tensor
+    kept: Tensor | None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Plan:
-    """One call's work. A point is a sample's position, with a value in every channel.
+class Rows:
+    """Values in rows of C * S: samples, or points where channels lie side by side.
 
     Attributes:
-        n, c, s: samples, channels, positions per sample; rows of one group are samples themselves.
-        strides: of sample, channel and position, in values.
-        block_c, block_p: channels and points of a tile.
-        groups: (N,) int64; None: one group.
-        r: how many groups there are.
-        mask: (N, S) uint8, contiguous, or None.
+        x: dense.
+        by_rows: whether its channels lie side by side.
+        mask: (N, positions) uint8, contiguous, or None.
+        c, s: channels, positions of a channel in a row.
+        rows, per_sample: how many rows, and of a sample.
     """
 
-    n: int
+    x: Tensor
+    by_rows: bool
+    mask: Tensor | None
     c: int
     s: int
-    strides: tuple[int, int, int]
-    block_c: int
-    block_p: int
-    groups: Tensor | None
-    r: int
-    mask: Tensor | None
+    rows: int
+    per_sample: int
 
     @property
-    def points(self) -> int:
-        """How many points there are."""
-        return self.n * self.s
+    def row(self) -> int:
+        """Values of a row."""
+        return self.c * self.s
 
     @property
-    def channel_blocks(self) -> int:
-        """Tiles that lie side by side over all channels."""
-        return -(-self.c // self.block_c)
+    def wide(self) -> torch.dtype:
+        """In what single values are calculated."""
+        return torch.float64 if self.x.dtype == torch.float64 else torch.float32
 
-    @property
-    def chunk(self) -> int:
-        """Points of a chunk: whole tiles."""
-        tiles = -(-self.points // self.block_p)
-        share = -(-tiles // max(1, PROGRAMS // self.channel_blocks))
-        return min(share * self.block_p, LONGEST)
+    def table(self, *shape: int) -> Tensor:
+        """Memory for sums."""
+        return torch.empty(shape, dtype=torch.float64, device=self.x.device)
+
+    def cut(self, program: str, order: Order | None, groups: int) -> "Cut":
+        """How a program goes over the rows of `groups` groups."""
+        size, values, warps = SIZES[program]
+        tile = min(size // self.x.element_size(), values)
+        tile >>= self.wide == torch.float64  # twice the registers
+        tile >>= self.mask is not None and self.s > 1  # a count per lane
+        share = max(1, self.rows // groups)
+        width = _width(self.row, max(min(WIDEST, tile), tile // _power(share)))
+        height = min(max(1, tile // width), _power(share))
+        blocks = -(-self.row // width)
+        tiles = -(-self.rows // height)
+        chunk = min(-(-tiles // max(1, PROGRAMS // blocks)), LONGEST) * height
+        chunks = -(-self.rows // chunk)
+        if order is not None:  # each group may begin one more
+            chunks = self.rows // chunk + min(groups + 1, self.rows // self.per_sample)
+        return Cut(self, order, groups, width, height, chunk, chunks, warps)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Chunks:
-    """Points by group, in pieces.
+class Cut:
+    """One program's tiles and chunks over `of`."""
 
-    Attributes:
-        count: pieces; with groups, as many as there can be at most.
-        order: (N,) int64 samples by group; None: one group.
-        table: (count, 4) int64 group, first place in order, first position there, points.
-        ends: (R + 1,) int64, the first chunk of each group and the end of the last.
-    """
+    of: Rows
+    order: Order | None
+    groups: int
+    width: int
+    height: int
+    chunk: int
+    chunks: int
+    warps: int
 
-    count: int
-    order: Tensor | None = None
-    table: Tensor | None = None
-    ends: Tensor | None = None
+    @property
+    def programs(self) -> int:
+        """Programs that go over values."""
+        return self.chunks * -(-self.of.row // self.width)
+
+    @property
+    def slots(self) -> int:
+        """Blocks of lanes that a channel may reach into."""
+        return 1 if self.width % self.of.s == 0 else -(-(self.of.s - 1) // self.width) + 1
+
+    def parts(self, count: int) -> Tensor:
+        """Memory for what the programs add up."""
+        return self.of.table(count, self.chunks * self.slots, self.of.c)
+
+    def over(self) -> dict[str, Any]:
+        """What every program over values is given."""
+        return {
+            "mask": self.of.mask,
+            "order": None if self.order is None else self.order.order,
+            "starts": None if self.order is None else self.order.starts,
+            "rows": self.of.rows,
+            "chunk": self.chunk,
+            "BLOCK_R": self.height,
+            "BLOCK_K": self.block_k,
+            **self._shape(),
+            "num_warps": self.warps,
+        }
+
+    def merge(self) -> dict[str, Any]:
+        """What the merge of their parts is given."""
+        return {
+            "starts": None if self.order is None else self.order.starts,
+            "known": self.groups,
+            "chunk": self.chunk,
+            "items": self.chunks,
+            "SLOTS": self.slots,
+            "BLOCK_K": self.block_k,
+            **self._shape(),
+            **MERGED,
+        }
+
+    def merges(self, items: int) -> tuple[int]:
+        """Programs of a merge of so many items."""
+        return (items * -(-self.of.c // MERGED["BLOCK_C"]),)
+
+    @property
+    def block_k(self) -> int:
+        """Groups looked up at a time."""
+        return min(1024, _power(self.groups + 1))
+
+    def _shape(self) -> dict[str, Any]:
+        of = self.of
+        wide = tl.float64 if of.wide == torch.float64 else tl.float32
+        per_sample = 1 if self.order is None else of.per_sample
+        return {"C": of.c, "S": of.s, "P": per_sample, "BLOCK_E": self.width, "WIDE": wide}
 
 
-def plan(x: Tensor, by_rows: bool, groups: Tensor | None, r: int, mask: Tensor | None) -> Plan:
-    """Cut a call.
+def rows_of(x: Tensor, mask: Tensor | None) -> Rows:
+    """Lay out a call.
 
     Args:
-        x: (N, C, *S), dense.
-        by_rows: whether its channels lie side by side.
-        groups: (N,) int64, or None.
-        r: groups that are told apart; 1 leaves `groups` aside.
+        x: (N, C, *S).
         mask: (N, 1, *S) bool, or None.
     """
+    x, by_rows = dense(x)
     n, c = x.shape[:2]
     s = x.numel() // (n * c)
-    groups = groups if r > 1 else None
     flags = None if mask is None else mask.reshape(n, s).contiguous().view(torch.uint8)
-    if by_rows and groups is None:
-        n, s = n * s, 1
-    strides = (s * c, 1, c) if by_rows else (s * c, s, 1)
-    most = _power(n * s)
-    if by_rows:
-        block_c = min(WIDEST, _power(c), TILE)
-        block_p = min(most, TILE // block_c)
-    else:
-        block_p = min(most, TILE)
-        block_c = min(_power(c), TILE // block_p)
-    return Plan(n, c, s, strides, block_c, block_p, groups, r, flags)
+    return Rows(x, by_rows, flags, c, *((1, n * s, s) if by_rows else (s, n, 1)))
 
 
-def cut(work: Plan) -> Chunks:
-    """The points by group, in chunks of at most `work.chunk`."""
-    if work.groups is None:
-        return Chunks(-(-work.points // work.chunk))
-    size, r = work.chunk, work.r
-    values, order = torch.sort(work.groups, stable=True)
-    starts = torch.searchsorted(values, torch.arange(r + 1, device=values.device))
-    points = starts.diff() * work.s
-    ends = F.pad(((points + size - 1) // size).cumsum(0), (1, 0))
-    count = work.points // size + min(r, work.n)  # each group may begin one more
-    i = torch.arange(count, device=values.device)
-    group = (torch.searchsorted(ends, i, right=True) - 1).clamp(max=r - 1)
-    first = (i - ends[group]) * size
-    length = torch.where(i < ends[-1], (points[group] - first).clamp(max=size), 0)
-    table = torch.stack([group, starts[group] + first // work.s, first % work.s, length], 1)
-    return Chunks(count, order, table, ends)
+def arrange(groups: Tensor, known: int, running: tuple[Tensor, Tensor] | None) -> Order:
+    """Sort the samples by group on the device, and copy the running statistics before they move."""
+    order = torch.empty(len(groups), dtype=torch.int32, device=groups.device)
+    starts = order.new_empty(known + 2)
+    kept, c = None, 0
+    if running is not None:
+        c = running[0].numel()
+        kept = torch.empty(2, c, device=groups.device, dtype=torch.float64)
+    block = min(1024, _power(len(groups)))
+    tables = *(running or (None, None)), kept, c
+    merging.arrange[(known + 1,)](
+        groups.contiguous(), order, starts, len(groups), known, *tables, BLOCK=block
+    )
+    return Order(order, starts, kept)
 
 
 def dense(x: Tensor) -> tuple[Tensor, bool]:
@@ -136,6 +211,14 @@ def alike(tensor: Tensor, by_rows: bool) -> Tensor:
     if by_rows and tensor.dim() > 2:
         return tensor.movedim(1, -1).contiguous()
     return tensor.contiguous()
+
+
+def _width(length: int, most: int) -> int:
+    """The widest block of lanes that leaves at most an eighth of them idle; at least 8."""
+    width = max(8, min(most, _power(length)))
+    while width > 32 and -(-length // width) * width * 8 > length * 9:
+        width //= 2
+    return width
 
 
 def _power(value: int) -> int:

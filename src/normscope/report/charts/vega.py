@@ -1,0 +1,77 @@
+"""The pictures of a document as specifications for Vega-Lite outside of a page.
+
+They are those of the page, in one language, with colours in place of names of the style sheet.
+"""
+
+import re
+from typing import Any
+
+from normscope.records import plain
+from normscope.report.bilingual import Text, read
+from normscope.report.charts.base import CONFIG, Spec
+from normscope.report.document import Bars, Chart, Document, parts
+from normscope.report.messages import Lang
+
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+WIDTH = 560
+# as in the style sheet, on a light ground
+COLOURS = {
+    "accent": "#1659a8",
+    "c1": "#0068b0",
+    "c2": "#c25a00",
+    "c3": "#00805f",
+    "c4": "#a8437f",
+    "c5": "#8a7400",
+    "c6": "#3a4a5c",
+    "c7": "#2a93b8",
+    "c8": "#93321d",
+    "ink": "#1b2027",
+    "quiet": "#59626d",
+    "rule": "#dcdeda",
+}
+NAME = re.compile(r"var\(--([\w-]+)\)")
+
+
+def specifications(document: Document, lang: Lang) -> list[Spec]:
+    """Return a specification of every chart and of all bars."""
+    found = []
+    for part in parts(document):
+        if isinstance(part, Chart):
+            found.append({"title": read(part.title, lang), **_read(part.spec, lang)})
+        elif isinstance(part, Bars) and part.bars:
+            found.append({"title": read(part.title, lang), **_bars(part, lang)})
+    return [{"$schema": SCHEMA, "config": _read(CONFIG, lang), **spec} for spec in found]
+
+
+def _bars(part: Bars, lang: Lang) -> Spec:
+    rows = [
+        {"name": read(bar.name, lang), "share": share, "text": read(bar.text, lang), "at": place}
+        for bar in part.bars
+        for place, share in enumerate(bar.shares)
+    ]
+    y: Spec = {"field": "name", "type": "nominal", "sort": None, "title": None}
+    encoding: Spec = {
+        "y": y,
+        "x": {"field": "share", "type": "quantitative", "title": None, "scale": {"domain": [0, 1]}},
+        "tooltip": [{"field": "name"}, {"field": "text"}],
+    }
+    if any(len(bar.shares) > 1 for bar in part.bars):
+        encoding["yOffset"] = {"field": "at", "type": "ordinal"}
+        encoding["color"] = {"field": "at", "type": "ordinal", "legend": None}
+    return {"width": WIDTH, "data": {"values": rows}, "mark": "bar", "encoding": encoding}
+
+
+def _read(value: Any, lang: Lang) -> Any:
+    """Read every text in one language, and every colour."""
+    if isinstance(value, Text):
+        return value.read(lang)
+    if isinstance(value, dict):
+        read_ = {key: _read(item, lang) for key, item in value.items()}
+        if read_.get("width") == "container":
+            read_["width"] = WIDTH
+        return read_
+    if isinstance(value, (list, tuple)):
+        return [_read(item, lang) for item in value]
+    if isinstance(value, str):
+        return NAME.sub(lambda name: COLOURS[name[1]], value)
+    return plain(value)
