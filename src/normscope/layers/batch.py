@@ -49,6 +49,16 @@ class Normalizer(RunningStatistics, _BatchNorm):
         self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """act(batch_norm(input) + residual), masked values as no data; see `functional`."""
+        return self.activated(input, residual, mask, self.fused_act)
+
+    def activated(
+        self,
+        input: Tensor,
+        residual: Tensor | None,
+        mask: Tensor | None,
+        act: Activation | None,
+    ) -> Tensor:
+        """`forward` with an activation that the caller names."""
         uses_buffers = self.track_running_stats or not self.training
         policy = self.policy
         plain = policy is AS_TORCH or policy == AS_TORCH
@@ -66,7 +76,7 @@ class Normalizer(RunningStatistics, _BatchNorm):
             self.eps,
             self.num_batches_tracked if training else None,
             mask,
-            self.fused_act,
+            act,
             residual,
             resolved(self.process_group) if training else None,
             None if plain else self.observe,

@@ -14,7 +14,7 @@ from normscope.records.bench import (
     StatisticsError,
     Timing,
 )
-from normscope.records.conversion import Change, Comparison, Converted, Left
+from normscope.records.conversion import Change, Comparison, Converted, Fusion, Left
 from normscope.records.diagnosis import (
     SEVERITIES,
     Cause,
@@ -64,6 +64,7 @@ __all__ = [
     "Difference",
     "Epoch",
     "Finding",
+    "Fusion",
     "Gap",
     "Inspection",
     "Layer",

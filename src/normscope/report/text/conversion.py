@@ -22,6 +22,8 @@ def print_conversion(record: Converted, lang: Lang, console: Console) -> None:
         for left in group:
             layers.add_row(Text(left.name), left.layer, what, "", Text(left.reason))
     console.print(layers)
+    if record.fused or record.unfused:
+        _print_fused(record, lang, console)
     if not record.comparisons:
         return
     title(console, say(lang, "convert.proof"))
@@ -34,6 +36,19 @@ def print_conversion(record: Converted, lang: Lang, console: Console) -> None:
         proof.add_row(*cells, style="" if check.ok else "red")
     console.print(proof)
     console.print()
+
+
+def _print_fused(record: Converted, lang: Lang, console: Console) -> None:
+    """What norm layers do for the modules behind them, and which do nothing."""
+    title(console, say(lang, "convert.fused"))
+    table = grid(_heads(lang, "layer", "act", "place", "residual", "note"), texts=5)
+    for fusion in record.fused:
+        act = fusion.act or say(lang, "convert.fused.none")
+        residual = say(lang, "convert.fused.sum") if fusion.residual else ""
+        table.add_row(Text(fusion.name), act, Text(fusion.place), residual, "")
+    for left in record.unfused:
+        table.add_row(Text(left.name), say(lang, "convert.unfused"), "", "", Text(left.reason))
+    console.print(table)
 
 
 def _verdict(record: Converted) -> str:
