@@ -25,7 +25,7 @@ from normscope.errors import InputError
 from normscope.kernels import cpu, recomputation, reference
 from normscope.kernels.autograd import Stored, is_transformed, remember, standardise, statistics
 from normscope.kernels.dispatch import explanation, kernel_for
-from normscope.kernels.problem import Affine, Epilogue, Problem, Statistics
+from normscope.kernels.problem import Affine, Epilogue, Problem, Statistics, check_storage
 from normscope.moments import Moments
 
 
@@ -146,6 +146,8 @@ def batch_norm(
     # not taken: something is wrong, or to be made right, or for another kernel
     check_choices(eps, momentum, use_batch, act, impl)
     check_tensors(x, num_groups, running_mean, running_var, weight, bias, residual)
+    if not transformed:
+        check_storage("num_batches_tracked", num_batches_tracked)
     rows = rows_needed(num_groups, weight, bias)
     if groups is None:
         check_one_group(num_groups, rows)
