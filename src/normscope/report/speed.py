@@ -17,7 +17,7 @@ LEAST = 0.95  # of torch's speed; below it a setting is named in the verdict
 
 def of_bench(bench: Bench) -> list[Finding]:
     """The verdict: speed beside torch, the price of groups, memory, accuracy."""
-    found = [_speed(bench), _groups(bench), _memory(bench), _accuracy(bench)]
+    found = [_models(bench), _speed(bench), _groups(bench), _memory(bench), _accuracy(bench)]
     findings = [finding for finding in found if finding is not None]
     if not bench.complete:
         findings.append(Finding("warn", None, said("bench.verdict.stopped")))
@@ -48,6 +48,24 @@ def _speed(bench: Bench) -> Finding | None:
         return Finding("good", None, verdict)
     named = said("bench.verdict.slower", slower="; ".join(slower))
     return Finding("warn", None, Text(f"{verdict.en} {named.en}", verdict.zh + named.zh))
+
+
+def _models(bench: Bench) -> Finding | None:
+    """Whole networks beside torch's, in training and in inference."""
+    found = races(bench, "models")
+    speeds = {
+        training: [t.speed for r in found if r.setting.training is training and (t := r.of(MINE))]
+        for training in (True, False)
+    }
+    if not all(speeds.values()):
+        return None
+    values = {
+        f"{name}_{end}": number(f(speeds[training]), digits=3)
+        for name, training in (("train", True), ("infer", False))
+        for end, f in (("least", min), ("most", max))
+    }
+    slower = any(speed < LEAST for both in speeds.values() for speed in both)
+    return Finding("warn" if slower else "good", None, said("bench.verdict.models", **values))
 
 
 def _groups(bench: Bench) -> Finding | None:
@@ -101,9 +119,10 @@ def _accuracy(bench: Bench) -> Finding | None:
 
 def setting_name(setting: Setting) -> str:
     """What is measured, as 64,64,56,56 channels_last bfloat16 K=8."""
-    parts = [",".join(map(str, setting.shape))]
+    parts = [setting.model] * bool(setting.model) + [",".join(map(str, setting.shape))]
     parts += [setting.layout] * (setting.layout != "contiguous")
     parts += [setting.dtype] * (setting.dtype != "float32")
+    parts += ["eval()"] * (not setting.training)
     parts += [f"K={setting.groups}"] * (setting.groups > 1)
     return " ".join(parts)
 
@@ -118,7 +137,7 @@ def timings(bench: Bench) -> Table:
     """Every peer at every setting."""
     rows: list[list[Words]] = []
     for race in bench.races:
-        network = race.setting.part == "network"
+        network = race.setting.part in ("models", "network")
         for t in race.timings:
             name: Words = said(f"bench.part.{race.setting.part}")
             shares = (t.share_forward, t.share_backward)
