@@ -213,6 +213,17 @@ def batch_norm(
     return standardise(problem, epilogue, Stored(mean, rstd, inverse_count), process_group, kernel)
 
 
+def plain_call(x: Tensor) -> Callable[..., Tensor | None] | None:
+    """The C++ operator, where nothing but plain eager autograd looks at a call with x.
+
+    It takes the arguments of `_compiled` and checks all of them itself; None, here or from it,
+    leaves the call to `batch_norm`.
+    """
+    if is_transformed() or type(x) is not Tensor or has_torch_function_unary(x):
+        return None
+    return cpu.ready("batch_norm") if recomputation.active.get() is None else None
+
+
 def _compiled(
     act: str | None, on_moments: Callable[[Moments], None] | None, *arguments: Any
 ) -> Tensor | None:
