@@ -4,10 +4,10 @@ BIN := .venv/bin
 RUN := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench scripts assets clean
+.PHONY: help demo test sanitize lint docs bench scripts assets clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 # torch goes first and alone, so that no other package chooses a build of it
 .venv/.core: pyproject.toml constraints.txt
@@ -29,6 +29,10 @@ demo: .venv/.core  ## train on the bundled digits, follow every class, write the
 test: .venv/.dev  ## the tests
 	$(BIN)/normscope env --warm
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
+
+# its library is built apart, in its own entry of the cache: about a minute at first
+sanitize: .venv/.dev  ## the kernels' tests and a fuzz of wrong calls under sanitizers (needs g++)
+	$(BIN)/python tools/sanitize.py $(PYTEST_ARGS)
 
 lint: .venv/.dev  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

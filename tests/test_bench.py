@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
+import normscope
 from normscope import cli
 from normscope.bench import (
     accuracy,
@@ -24,6 +25,7 @@ from normscope.bench import (
     check,
     measure,
     measuring,
+    models,
     peers,
     session,
     warm,
@@ -31,6 +33,7 @@ from normscope.bench import (
 from normscope.errors import InputError, KernelError
 from normscope.kernels import cpu
 from normscope.records import Bench, Setting, Spread
+from normscope.records.bench import Layout
 from normscope.report import html, terminal
 from normscope.report.bench import document
 from normscope.report.messages import LANGUAGES, Lang, catalogue
@@ -39,6 +42,9 @@ TINY = (
     Setting(part="shapes", shape=(8, 4, 3, 3), threads=1),
     Setting(part="groups", shape=(8, 4, 3, 3), groups=4, threads=1),
     Setting(part="network", shape=(2, 4, 5, 5), threads=1),
+    Setting(part="models", shape=(2, 64), model="mlp", threads=1),
+    Setting(part="models", shape=(1, 64), model="mlp", training=False, threads=1),
+    Setting(part="inference", shape=(8, 4, 3, 3), training=False, threads=1),
     Setting(part="accuracy", shape=(64, 2, 8, 8), threads=1),
 )
 
@@ -62,7 +68,7 @@ def record(tiny: None) -> Bench:
 
 def test_a_run_is_whole_and_its_record_goes_through_json(record: Bench) -> None:
     assert record.complete
-    assert [race.setting for race in record.races] == list(TINY[:3])
+    assert [race.setting for race in record.races] == list(TINY[:6])
     assert len(record.accuracies) == len(cases.RATIOS)
     for race in record.races:
         assert {t.peer for t in race.timings} >= {"normscope", "torch"}
@@ -126,7 +132,7 @@ def test_all_ways_to_group_compute_the_same() -> None:
 
 
 def test_errors_are_found() -> None:
-    errors = {e.peer: e for e in accuracy.accuracy(TINY[3], 100.0).errors}
+    errors = {e.peer: e for e in accuracy.accuracy(TINY[6], 100.0).errors}
     assert 0 < errors["normscope"].var < 1e-6
     assert errors["normscope"].mean < 1e-6
     off = accuracy._error(torch.tensor([1.001, 1.0]).double(), torch.ones(2).double())
@@ -188,10 +194,33 @@ def test_bad_input_is_refused_before_anything_runs(arguments: list[str], message
 
 def test_settings_are_those_of_the_parts() -> None:
     assert {s.part for s in cases.settings()} == set(cases.PARTS)
-    assert len(cases.settings(["sweep"])) == 40
+    assert len({s.shape for s in cases.settings(["sweep"])}) == 40
+    assert len(cases.settings(["sweep"])) == 40 + 24, "what has positions, in channels_last too"
     assert max(s.groups for s in cases.settings(["groups"])) == 1024
     for s in cases.settings():
         assert s.shape[0] % s.groups == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("mlp", "contiguous"), ("mobilenet", "channels_last"), ("resnet18", "contiguous")],
+)
+def test_whole_networks_are_fused_and_step_as_torchs_do(name: str, layout: Layout) -> None:
+    shape = (2, 64) if name == "mlp" else (2, 3, 32, 32)
+    setting = Setting(part="models", shape=shape, layout=layout, model=name, threads=1)
+    mine, torchs = (models.built(setting, fused=fused) for fused in (True, False))
+    assert any(isinstance(m, normscope.layers.batch.Normalizer) for m in mine.modules())
+    assert not any(type(m) is torch.nn.ReLU for m in mine.children()), "all taken in"
+    x, _ = cases.tensors(setting)
+    for _ in range(2):
+        torch.testing.assert_close(mine(x), torchs(x), rtol=1e-3, atol=1e-3)
+    mine, torchs = mine.eval(), torchs.eval()
+    torch.testing.assert_close(mine(x), torchs(x), rtol=1e-3, atol=1e-3)
+    forward, backward = models.step(setting, fused=True)
+    first = float(forward().detach())
+    for _ in range(8):
+        backward(forward())
+    assert float(forward().detach()) != first, "it steps"
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)

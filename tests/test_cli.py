@@ -163,6 +163,11 @@ def test_convert_proves_what_it_writes(tmp_path: Path) -> None:
     again = run(*common, "--weights", tmp_path / "new.safetensors", "--to", "batch", *proof)
     assert again.returncode == 0, again.stderr
     assert "computes and trains as it did" in " ".join(again.stdout.split())
+    fused = run(*common, "--to", "batch", "--fuse", *proof, "--json")
+    assert fused.returncode == 0, fused.stderr
+    record = json.loads(fused.stdout)
+    assert record["fused"] == [{"name": "1", "act": "relu", "place": "2", "residual": False}]
+    assert all(c["difference"] <= c["allowed"] for c in record["comparisons"])
     (tmp_path / "new.safetensors").unlink()
     for arguments, sentence in (
         (("--to", "batch", "--verify"), "the shape of a batch is needed"),

@@ -10,6 +10,7 @@ from torch import Tensor
 from normscope.errors import InputError
 from normscope.kernels.autograd import is_transformed
 from normscope.kernels.dispatch import IMPLS
+from normscope.kernels.problem import check_storage
 from normscope.kernels.reference import ACTIVATIONS
 
 NAN_MOMENTUM = "momentum is nan; give the share of the batch in the update, or None"
@@ -81,6 +82,8 @@ def check_tensors(
     """Refuse ranks, dtypes and sizes that do not fit each other, with torch's errors."""
     if num_groups < 1:
         raise ValueError(f"num_groups is {num_groups}; there is at least 1 group")
+    running = {"running_mean": running_mean, "running_var": running_var}
+    _refuse_nested({"x": x, "residual": residual, **running, "weight": weight, "bias": bias})
     if x.dim() < 2:
         raise ValueError(f"expected x of (N, C, *S), got {x.dim()}D input")
     if not x.is_floating_point():
@@ -89,7 +92,6 @@ def check_tensors(
             f'"batch_norm" not implemented for {kind!r}; give a floating point input'
         )
     narrow = x.dtype in (torch.float16, torch.bfloat16)
-    running = {"running_mean": running_mean, "running_var": running_var}
     for name, tensor in {**running, "weight": weight, "bias": bias}.items():
         if tensor is None:
             continue
@@ -134,9 +136,15 @@ def check_tensors(
         _check_device("residual", residual, x)
     if not is_transformed():
         for name, tensor in {"x": x, "residual": residual, "weight": weight, "bias": bias}.items():
-            _check_storage(name, tensor)
+            check_storage(name, tensor)
         for name, tensor in running.items():
-            _check_storage(name, tensor)
+            check_storage(name, tensor)
+
+
+def _refuse_nested(tensors: dict[str, Tensor | None]) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.is_nested:
+            raise ValueError(f"{name} is a nested tensor; give a padded one, and mask= beside it")
 
 
 def _check_device(name: str, tensor: Tensor, x: Tensor) -> None:
@@ -144,22 +152,6 @@ def _check_device(name: str, tensor: Tensor, x: Tensor) -> None:
         raise RuntimeError(
             f"Expected all tensors to be on the same device: {name} is on {tensor.device}, "
             f"the input on {x.device}"
-        )
-
-
-def _check_storage(name: str, tensor: Tensor | None) -> None:
-    """Refuse a tensor whose values are no longer there; torch itself would read foreign memory."""
-    if tensor is None or type(tensor) not in (Tensor, torch.nn.Parameter) or not tensor.numel():
-        return
-    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor._is_zerotensor():
-        return
-    steps = zip(tensor.shape, tensor.stride(), strict=True)
-    last = tensor.storage_offset() + sum((size - 1) * stride for size, stride in steps)
-    held, needed = tensor.untyped_storage().nbytes(), (last + 1) * tensor.element_size()
-    if held < needed:
-        raise RuntimeError(
-            f"{name} {tuple(tensor.shape)} needs {needed:,} bytes and its storage holds {held:,}: "
-            "it was freed or resized; use the tensor before that, or keep a copy"
         )
 
 
@@ -177,12 +169,15 @@ def checked_groups(groups: Tensor, x: Tensor, num_groups: int, *, look: bool = T
 
     That is not asked under a compiler, nor without `look`: it waits for the device.
     """
+    _refuse_nested({"groups": groups})
     if groups.dtype.is_floating_point or groups.dtype.is_complex or groups.dtype == torch.bool:
         raise TypeError(f"groups are {groups.dtype}; they must be integers, one per sample")
     if groups.shape != (x.shape[0],):
         raise ValueError(
             f"groups are {tuple(groups.shape)}; one per sample is needed: ({x.shape[0]},)"
         )
+    if not is_transformed():
+        check_storage("groups", groups)
     groups = groups.to(device=x.device, dtype=torch.int64)
     if look and groups.numel() and not is_transformed():
         lowest, highest = groups.aminmax()
@@ -196,6 +191,7 @@ def checked_groups(groups: Tensor, x: Tensor, num_groups: int, *, look: bool = T
 
 def checked_mask(mask: Tensor, x: Tensor) -> Tensor:
     """Return the mask as (N, 1, *S)."""
+    _refuse_nested({"x": x, "mask": mask})
     if mask.dtype != torch.bool:
         raise TypeError(f"mask is {mask.dtype}; it must be torch.bool, True where a value counts")
     n, positions = x.shape[0], x.shape[2:]
@@ -208,6 +204,8 @@ def checked_mask(mask: Tensor, x: Tensor) -> Tensor:
             f"mask is {tuple(mask.shape)}; it must be {(n,)}, {(n, *positions)} "
             f"or {(n, 1, *positions)}"
         )
+    if not is_transformed():
+        check_storage("mask", mask)
     return mask.expand(n, 1, *positions)
 
 

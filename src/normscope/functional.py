@@ -26,7 +26,7 @@ from normscope.kernels import cpu, recomputation, reference
 from normscope.kernels.as_torch import by_torch
 from normscope.kernels.autograd import Stored, is_transformed, remember, standardise, statistics
 from normscope.kernels.dispatch import explanation, kernel_for, prefers_torch
-from normscope.kernels.problem import Affine, Epilogue, Problem, Statistics
+from normscope.kernels.problem import Affine, Epilogue, Problem, Statistics, check_storage
 from normscope.moments import Moments
 
 
@@ -150,6 +150,8 @@ def batch_norm(
     # not taken: something is wrong, or to be made right, or for another kernel
     check_choices(eps, momentum, use_batch, act, impl)
     check_tensors(x, num_groups, running_mean, running_var, weight, bias, residual)
+    if not transformed:
+        check_storage("num_batches_tracked", num_batches_tracked)
     rows = rows_needed(num_groups, weight, bias)
     if groups is None:
         check_one_group(num_groups, rows)
@@ -235,6 +237,17 @@ def batch_norm(
         epilogue = epilogue._replace(affine=epilogue.affine.as_rows())
         return reference.normalize(problem, Statistics(mean, rstd), epilogue)
     return standardise(problem, epilogue, Stored(mean, rstd, inverse_count), process_group, kernel)
+
+
+def plain_call(x: Tensor) -> Callable[..., Tensor | None] | None:
+    """The C++ operator, where nothing but plain eager autograd looks at a call with x.
+
+    It takes the arguments of `_compiled` and checks all of them itself; None, here or from it,
+    leaves the call to `batch_norm`.
+    """
+    if is_transformed() or type(x) is not Tensor or has_torch_function_unary(x):
+        return None
+    return cpu.ready("batch_norm") if recomputation.active.get() is None else None
 
 
 def _compiled(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from normscope.errors import InputError
-from normscope.records.bench import Part, Setting
+from normscope.records.bench import Layout, Part, Setting
 
 PARTS: tuple[Part, ...] = get_args(Part)
 LARGE = (
@@ -27,6 +27,11 @@ SWEEP = tuple((n, c) for n in (16, 64, 256, 1024) for c in (16, 64, 256, 1024)) 
     (n, c, s, s)
     for n in (1, 8, 32)
     for c, s in ((16, 64), (32, 32), (64, 16), (128, 8), (64, 7), (256, 14), (512, 7), (1024, 7))
+)
+MODELS = (  # and the x that they are given
+    ("mlp", (64, 64)),
+    ("mobilenet", (32, 3, 64, 64)),
+    ("resnet18", (8, 3, 96, 96)),
 )
 NETWORK = (16, 32, 32, 32)
 MANY = (512, 2, 64, 64)  # 2.1 million values per channel
@@ -55,6 +60,14 @@ def _of_part(part: Part, quick: bool) -> list[Setting]:
         return Setting(**({"part": part, "shape": shape, "threads": threads} | given))  # type: ignore[arg-type]
 
     formats = ("contiguous", "channels_last")
+    if part == "models":
+        found = []
+        for name, shape in MODELS[:2] if quick else MODELS:
+            for layout in formats if name == "mobilenet" and not quick else formats[:1]:
+                for training in (True, False):
+                    found.append(one(shape, model=name, layout=layout, training=training))
+            found.append(one((1, *shape[1:]), model=name, training=False))
+        return found
     if part == "shapes":
         return [one(shape) for shape in (LARGE[:2] if quick else LARGE)]
     if part == "formats":
@@ -69,7 +82,14 @@ def _of_part(part: Part, quick: bool) -> list[Setting]:
         chosen = GROUPS[1:2] if quick else GROUPS
         return [one(shape, groups=k) for shape, k in chosen]
     if part == "sweep":
-        return [one(shape) for shape in (QUICK_SWEEP if quick else SWEEP)]
+        return [one(s, layout=layout) for s, layout in _swept(quick)]
+    if part == "inference":
+        large = (
+            ()
+            if quick
+            else [(s, f) for s in LARGE for f in formats if len(s) > 2 or f == "contiguous"]
+        )
+        return [one(s, layout=f, training=False) for s, f in (*large, *_swept(quick))]
     if part == "network":
         return [one(NETWORK, layout=layout) for layout in (formats[:1] if quick else formats)]
     dtypes = ("float32",) if quick else ("float32", "float64", "bfloat16", "float16")
@@ -79,6 +99,19 @@ def _of_part(part: Part, quick: bool) -> list[Setting]:
         for layout in formats
         for t in ((threads,) if quick else counts())
     ]
+
+
+def _swept(
+    quick: bool, more: tuple[tuple[int, ...], ...] = ()
+) -> list[tuple[tuple[int, ...], Layout]]:
+    """The shapes of the sweep and some more, in both memory formats where there are two."""
+    if quick:
+        return [(shape, "contiguous") for shape in QUICK_SWEEP]
+    shapes = (*more, *SWEEP)
+    last: list[tuple[tuple[int, ...], Layout]] = [
+        (shape, "channels_last") for shape in shapes if len(shape) > 2
+    ]
+    return [*((shape, "contiguous") for shape in shapes), *last]
 
 
 def counts() -> list[int]:

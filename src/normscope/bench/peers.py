@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import normscope
 from normscope.bench.cases import tensors
+from normscope.bench.models import step
 from normscope.records.bench import Setting
 
 EPS = 1e-5
@@ -37,7 +38,7 @@ Module = Callable[[Tensor], Tensor]
 
 def names(setting: Setting, *, quick: bool = False) -> list[str]:
     """Who takes part."""
-    if setting.part == "sweep":
+    if setting.part in ("models", "sweep", "inference"):
         return ["normscope", "torch"]
     if setting.part == "network":
         return ["normscope", "normscope_recompute", "torch", "torch_inplace"]
@@ -53,16 +54,31 @@ def build(name: str, setting: Setting) -> Peer:
     Raises:
         AbsentError: what it needs is not installed.
     """
+    if setting.model:
+        return Peer(*step(setting, fused=name == "normscope"))
     x, dy = tensors(setting)
     if name == "flax":
         return _flax(setting, x, dy)
     call = _network(name, setting) if setting.part == "network" else _module(name, setting)
+
+    if not setting.training:
+        return _inference(call, x.detach())
 
     def forward() -> Tensor:
         x.grad = None
         return call(x)
 
     return Peer(forward, lambda y: y.backward(dy))
+
+
+def _inference(call: Any, x: Tensor) -> Peer:
+    call.eval()
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return call(x)  # type: ignore[no-any-return]
+
+    return Peer(forward, lambda y: None)
 
 
 def _module(name: str, setting: Setting) -> Module:

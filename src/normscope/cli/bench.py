@@ -25,8 +25,8 @@ def bench(
     only: Annotated[
         str,
         typer.Option(
-            help="Parts, with commas: shapes, formats, dtypes, threads, groups, sweep, network, "
-            "accuracy."
+            help="Parts, with commas: models, shapes, formats, dtypes, threads, groups, sweep, "
+            "inference, network, accuracy."
         ),
     ] = "",
     repeats: Annotated[

@@ -39,6 +39,10 @@ def convert(
     partial: Annotated[
         bool, typer.Option("--partial", help="Leave layers that cannot be converted.")
     ] = False,
+    fuse: Annotated[
+        bool,
+        typer.Option("--fuse", help="Let the layers do the activations and sums behind them too."),
+    ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare before and after; write only if equal.")
     ] = False,
@@ -57,13 +61,15 @@ def convert(
 
     options, batch = _options(option or []), batch_of(shape) if verify else None
     network = load_model(model, weights, key)
-    done = conversion.convert(network, to, only=only or [], partial=partial, **options)
+    done = conversion.convert(network, to, only=only or [], partial=partial, fuse=fuse, **options)
     record = Converted(
         model=model,
         to=to,
         changed=done.changed,
         kept=done.kept,
         refused=done.refused,
+        fused=done.fused,
+        unfused=done.unfused,
         comparisons=() if batch is None else done.verify(batch).comparisons,
     )
     from normscope.report.conversion import document

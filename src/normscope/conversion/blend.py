@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from normscope.arguments import Activation
 from normscope.layers.batch import Normalizer
 
 
@@ -21,7 +22,12 @@ class Blend(nn.Module):
 class Behind(Blend):
     """A layer with modules drop and act of its own, which run behind the normalisation."""
 
-    fused_act = None
+    taken_act: Activation | None = None  # what the layer does since `act` is an identity
+
+    @property
+    def fused_act(self) -> Activation | None:
+        """The activation in the layer's own loop; `act` is the module behind it."""
+        return self.taken_act
 
     @property
     def act(self) -> Any:

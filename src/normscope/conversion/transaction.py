@@ -3,12 +3,15 @@
 import copy
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Any, Literal, NamedTuple, TypeGuard
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from normscope.arguments import listed
 from normscope.conversion.blend import Blend, blended
+from normscope.conversion.former import TABLES, Former, remembered, undo
+from normscope.conversion.fuse import FUSING, fuse_layers
 from normscope.conversion.kinds import (
     NAMES,
     PLAIN,
@@ -24,10 +27,9 @@ from normscope.conversion.verification import LEVELS, Level, Verification, verif
 from normscope.errors import InputError, ModelError
 from normscope.layers.batch import Normalizer
 from normscope.probe.frozen import refuse_traced
-from normscope.records import Change, Left
+from normscope.records import Change, Fusion, Left
 
 OWN = "it normalises within each sample in training; name it in only= to convert it all the same"
-TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
 class Conversion:
@@ -38,6 +40,8 @@ class Conversion:
         changed: the layers that became others.
         kept: normalisation layers for which there was nothing to do.
         refused: layers that could not be changed without loss; left as they were.
+        fused: activations, and sums before them, that a layer does now.
+        unfused: with fuse=True, the layers that do none, with the reason.
     """
 
     def __init__(
@@ -46,9 +50,12 @@ class Conversion:
         changed: tuple[Change, ...],
         kept: tuple[Left, ...],
         refused: tuple[Left, ...],
-        former: "list[_Former]",
+        former: list[Former],
+        fused: tuple[Fusion, ...] = (),
+        unfused: tuple[Left, ...] = (),
     ) -> None:
         self.model, self.changed, self.kept, self.refused = model, changed, kept, refused
+        self.fused, self.unfused = fused, unfused
         self._former = former
 
     def verify(self, *inputs: Any, double: bool = True, steps: int = 1) -> Verification:
@@ -70,7 +77,7 @@ class Conversion:
         """
         after = copy.deepcopy(self.model)
         before, former = copy.deepcopy((self.model, self._former))
-        _undo(former)
+        undo(former)
         found = {change.equal for change in self.changed}
         level: Level = next((level for level in reversed(LEVELS) if level in found), "always")
         return verified(before, after, inputs, level=level, double=double, steps=steps)
@@ -81,7 +88,7 @@ class Conversion:
         What was trained since stays where both have it in the same shape; where the shapes
         differ, the numbers of before come back.
         """
-        _undo(self._former)
+        undo(self._former)
         self._former = []
         return self.model
 
@@ -93,6 +100,7 @@ def convert(
     only: Iterable[str] = (),
     partial: bool = False,
     dims: Literal[1, 2, 3] | None = None,
+    fuse: bool = False,
     **options: Any,
 ) -> Conversion:
     """Make a model's batch norms another member of the family, in place and without loss.
@@ -110,6 +118,8 @@ def convert(
         only: patterns of layer names, as "encoder.*"; empty: all layers.
         partial: convert what can be, and leave the rest; see `Conversion.refused`.
         dims: 1, 2 or 3, for layers that do not say it (`SyncBatchNorm`).
+        fuse: let each layer also do the ReLU, LeakyReLU(0.01) or SiLU that follows it, and the
+            residual sum between the two, in the same pass over memory; see below.
         options: of the layers: ghost_size=16; num_conditions=4 with stats, affine, missing,
             min_count; num_modes=2; own_weight=0.1; r_max, d_max, warm_up, ramp; num_groups=8;
             process_group.
@@ -121,8 +131,17 @@ def convert(
     training. An InstanceNorm with running statistics, which one does equal in eval(), is converted
     where `only` names it, or where it is the model itself.
 
+    With fuse=True an activation module behind a layer becomes an `nn.Identity`, the same object,
+    where it is given outputs of such layers only. Where it is also called elsewhere, or is a
+    function, or there is a sum before it, the block around gets a second forward, for "batch"
+    layers: it runs where the block's own would do the same operations, and the block's own
+    otherwise. What torch.fx cannot trace, with the default arguments of forward, in train() and in
+    eval(), and what a hook looks at, is left alone; see `Conversion.unfused`. No name in the
+    state_dict changes.
+
     Raises:
-        InputError: an unknown kind or option, a pattern that fits nothing.
+        InputError: an unknown kind or option, a pattern that fits nothing, fuse with a kind whose
+            layers have no activation.
         ModelError: a layer would lose something (unless partial), no layer is there, or the
             model is a program of TorchScript or torch.export.
 
@@ -135,6 +154,11 @@ def convert(
     """
     refuse_traced(model, parts=False)
     kind = check_options(to, options)
+    if fuse and kind not in FUSING:
+        raise InputError(
+            f"fuse=True needs layers with an activation of their own, which {kind} has not; "
+            f"to can be {listed(FUSING)}"
+        )
     patterns = tuple(only)
     chosen = _chosen(model, patterns)
     plans: list[_Plan] = []
@@ -163,13 +187,16 @@ def convert(
         raise ModelError(
             f"nothing was converted to {kind}: {first}{more}; partial=True leaves them"
         )
-    former: list[_Former] = []
+    former: list[Former] = []
     try:
         changed = tuple(_carry_out(plan, former) for plan in plans)
+        done = {left.name for left in refused}
+        layers = {name: layer for name, layer in chosen if name not in done}
+        fused, unfused = fuse_layers(model, layers, former) if fuse else ((), ())
     except BaseException:
-        _undo(former)
+        undo(former)
         raise
-    return Conversion(model, changed, tuple(kept), tuple(refused), former)
+    return Conversion(model, changed, tuple(kept), tuple(refused), former, fused, unfused)
 
 
 class _Plan(NamedTuple):
@@ -179,15 +206,6 @@ class _Plan(NamedTuple):
     kind: Kind
     new: nn.Module
     cls: type[nn.Module]
-
-
-class _Former(NamedTuple):
-    """A layer before its change; `data` holds the contents of parameters that change shape."""
-
-    layer: nn.Module
-    cls: type[nn.Module]
-    state: dict[str, Any]
-    data: dict[str, tuple[Tensor, Tensor | None]]
 
 
 def _chosen(model: nn.Module, only: tuple[str, ...]) -> list[tuple[str, nn.Module]]:
@@ -232,12 +250,9 @@ def _class(layer: nn.Module, plain: Plain, new: nn.Module, kind: Kind) -> type[n
     return blended(target, origin, plain.behind)
 
 
-def _carry_out(plan: _Plan, former: list[_Former]) -> Change:
+def _carry_out(plan: _Plan, former: list[Former]) -> Change:
     layer, new, before = plan.layer, plan.new, type(plan.layer).__name__
-    state = dict(layer.__dict__)
-    for table in TABLES:
-        state[table] = state[table].copy()
-    record = _Former(layer, type(layer), state, {})
+    record = remembered(layer)
     former.append(record)
     notes = []
     for name in NAMES:
@@ -272,31 +287,3 @@ def _fitted(given: Tensor, wanted: Tensor) -> Tensor:
     if given.shape != wanted.shape:
         return given.detach().expand(wanted.shape).clone()
     return given.detach() if isinstance(given, nn.Parameter) else given
-
-
-def _undo(former: list[_Former]) -> None:
-    for layer, cls, state, data in reversed(former):
-        now, training = {**layer._parameters, **layer._buffers}, layer.training
-        for name, parameter in state["_parameters"].items():
-            current = now.get(name)
-            if name in data:
-                content, grad = data[name]
-                parameter.data = content.to(parameter.device, parameter.dtype)
-                parameter.grad = grad
-            elif _is_newer(current, parameter):
-                parameter.data = current.detach()
-        for name, buffer in state["_buffers"].items():
-            current = now.get(name)
-            if _is_newer(current, buffer):
-                state["_buffers"][name] = current.detach()
-        layer.__class__ = cls
-        layer.__dict__.clear()
-        layer.__dict__.update(state)
-        layer.training = training
-
-
-def _is_newer(current: Tensor | None, old: Tensor | None) -> TypeGuard[Tensor]:
-    """Whether a tensor took the place of another in the same shape, perhaps moved or trained."""
-    if current is None or old is None or current is old:
-        return False
-    return current.shape == old.shape

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from normscope.kernels import recomputation, reference
-from normscope.kernels.problem import Affine, Epilogue, Problem, Statistics
+from normscope.kernels.problem import Affine, Epilogue, Problem, Statistics, check_storage
 from normscope.moments import Moments
 
 Ranks = dist.ProcessGroup | None  # whose values belong to the same groups; None: this process
@@ -130,6 +130,7 @@ def _gradients(
     wants_sums: bool,
 ) -> tuple[Tensor | None, ...]:
     """Gradients by the verbs one after the other, with a collective between them."""
+    check_storage("the gradient that came back", dy)
     given = epilogue.affine
     epilogue = epilogue._replace(affine=given.as_rows())
     weight = epilogue.affine.weight

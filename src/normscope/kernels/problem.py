@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -70,3 +71,23 @@ class Statistics(NamedTuple):
     rstd: Tensor
     mean_g: Tensor | None = None
     mean_g_xhat: Tensor | None = None
+
+
+def check_storage(name: str, tensor: Tensor | None) -> None:
+    """Refuse a tensor whose values are no longer there; torch itself would read foreign memory."""
+    if tensor is None or type(tensor) not in (Tensor, torch.nn.Parameter) or not tensor.numel():
+        return
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor._is_zerotensor():
+        return
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    last = tensor.storage_offset() + sum((size - 1) * stride for size, stride in steps)
+    try:
+        held = tensor.untyped_storage().nbytes()
+    except NotImplementedError:  # many tensors at once, in one that has none of its own
+        return
+    needed = (last + 1) * tensor.element_size()
+    if held < needed:
+        raise RuntimeError(
+            f"{name} {tuple(tensor.shape)} needs {needed:,} bytes and its storage holds {held:,}: "
+            "it was freed or resized; use the tensor before that, or keep a copy"
+        )

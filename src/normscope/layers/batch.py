@@ -10,7 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope.arguments import Activation, check_settings, listed
 from normscope.errors import InputError
-from normscope.functional import batch_norm
+from normscope.functional import batch_norm, plain_call
+from normscope.kernels.cpu import ACTS
 from normscope.kernels.reference import ACTIVATIONS
 from normscope.layers.statistics import AS_TORCH, RunningStatistics
 from normscope.moments import Moments
@@ -63,10 +64,34 @@ class Normalizer(RunningStatistics, _BatchNorm):
         self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """act(batch_norm(input) + residual), masked values as no data; see `functional`."""
-        uses_buffers = self.track_running_stats or not self.training
-        policy = self.policy
+        return self.activated(input, residual, mask, self.fused_act)
+
+    def activated(
+        self,
+        input: Tensor,
+        residual: Tensor | None,
+        mask: Tensor | None,
+        act: Activation | None,
+    ) -> Tensor:
+        """`forward` with an activation that the caller names."""
+        policy, training = self.policy, self.training
         plain = policy is AS_TORCH or policy == AS_TORCH
-        training, counts = self.training, self.counts_empty
+        counts = self.counts_empty or input.shape[0]
+        uses_buffers = self.track_running_stats or not training
+        # small batches take less time in the loops than in what leads to them
+        call = plain_call(input) if plain and uses_buffers and mask is None and counts else None
+        if call is not None and self.ghost_size is None and self.process_group is None:
+            tables, buffers = self._parameters, self._buffers
+            if "weight" in tables and input.dim() in self.ranks:  # not computed from others
+                mean = buffers["running_mean"]
+                y = call(
+                    input, mean, buffers["running_var"], tables["weight"], tables["bias"],
+                    training or mean is None, training and mean is not None, self.momentum,
+                    self.eps, buffers["num_batches_tracked"] if training else None, None, 1, None,
+                    ACTS.get(act, -1), residual, 2,
+                )  # fmt: skip
+                if y is not None:
+                    return y
         return checked_batch_norm(
             input,
             self.ranks,
@@ -78,9 +103,9 @@ class Normalizer(RunningStatistics, _BatchNorm):
             self.normalizes_by_batch(),
             self.momentum,
             self.eps,
-            self.num_batches_tracked if training and (counts or input.shape[0]) else None,
+            self.num_batches_tracked if training and counts else None,
             mask,
-            self.fused_act,
+            act,
             residual,
             resolved(self.process_group) if training else None,
             None if plain else self.observe,

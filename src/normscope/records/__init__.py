@@ -15,7 +15,7 @@ from normscope.records.bench import (
     Timing,
 )
 from normscope.records.claims import ClaimResult, Claims, Curve, Measured, StatementVerdict
-from normscope.records.conversion import Change, Comparison, Converted, Left
+from normscope.records.conversion import Change, Comparison, Converted, Fusion, Left
 from normscope.records.diagnosis import (
     SEVERITIES,
     Cause,
@@ -102,6 +102,7 @@ __all__ = [
     "Difference",
     "Epoch",
     "Finding",
+    "Fusion",
     "Gap",
     "Inspection",
     "Layer",

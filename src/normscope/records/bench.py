@@ -5,7 +5,18 @@ from typing import Any, ClassVar, Literal
 
 from normscope.records.base import Record, scalars
 
-Part = Literal["shapes", "formats", "dtypes", "threads", "groups", "sweep", "network", "accuracy"]
+Part = Literal[
+    "models",
+    "shapes",
+    "formats",
+    "dtypes",
+    "threads",
+    "groups",
+    "sweep",
+    "inference",
+    "network",
+    "accuracy",
+]
 Layout = Literal["contiguous", "channels_last"]
 
 
@@ -19,6 +30,8 @@ class Setting:
     dtype: str = "float32"
     groups: int = 1  # K, of equal size
     threads: int
+    model: str = ""  # a whole network; empty: one layer
+    training: bool = True  # False: the forward in eval() alone
 
     @property
     def values(self) -> int:
@@ -41,7 +54,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """One peer at one setting, a training step's forward and backward."""
+    """One peer at one setting: forward and backward of a training step, or inference."""
 
     peer: str
     forward: Spread

@@ -19,6 +19,16 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Fusion:
+    """An activation that a norm layer does now."""
+
+    name: str  # the norm layer's
+    act: str
+    place: str  # where it was, as a phrase
+    residual: bool = False  # the sum before it is the norm layer's too
+
+
+@dataclass(frozen=True)
 class Left:
     """A normalisation layer that stayed as it was."""
 
@@ -54,6 +64,8 @@ class Converted(Record):
     changed: tuple[Change, ...]
     kept: tuple[Left, ...]
     refused: tuple[Left, ...]
+    fused: tuple[Fusion, ...] = ()
+    unfused: tuple[Left, ...] = ()  # norm layers that do no activation, where that was asked for
     comparisons: tuple[Comparison, ...] = ()  # empty where it was not verified
 
     @property

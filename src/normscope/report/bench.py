@@ -48,7 +48,7 @@ def document(bench: Bench) -> Document:
 
 def verdict(bench: Bench) -> list[Finding]:
     """Tell the speed beside torch, the price of groups, memory, accuracy."""
-    found = (_speed(bench), _groups(bench), _memory(bench), _accuracy(bench))
+    found = (_models(bench), _speed(bench), _groups(bench), _memory(bench), _accuracy(bench))
     stopped = None if bench.complete else Finding("warn", None, (said("bench.verdict.stopped"),))
     return [finding for finding in (*found, stopped) if finding is not None]
 
@@ -76,6 +76,28 @@ def _speed(bench: Bench) -> Finding | None:
         return Finding("good", None, (told,))
     named = said("bench.verdict.slower", slower="; ".join(slower))
     return Finding("warn", None, (told, named))
+
+
+def _models(bench: Bench) -> Finding | None:
+    """Compare whole networks with torch's, in training and in inference."""
+    found = speed.races(bench, "models")
+    ratios = {
+        training: [
+            t.speed
+            for race in found
+            if race.setting.training is training and (t := race.of(speed.MINE))
+        ]
+        for training in (True, False)
+    }
+    if not all(ratios.values()):
+        return None
+    values = {
+        f"{name}_{end}": number(f(ratios[training]), digits=3)
+        for name, training in (("train", True), ("infer", False))
+        for end, f in (("least", min), ("most", max))
+    }
+    slower = any(ratio < LEAST for both in ratios.values() for ratio in both)
+    return Finding("warn" if slower else "good", None, (said("bench.verdict.models", **values),))
 
 
 def _groups(bench: Bench) -> Finding | None:

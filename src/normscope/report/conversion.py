@@ -13,6 +13,8 @@ def document(record: Converted) -> Document:
         Section(said("convert.section.verdict"), (answer,), "verdict"),
         Section(said("convert.layers"), (_layers(record),), "layers"),
     ]
+    if record.fused or record.unfused:
+        sections.append(Section(said("convert.fused"), (_fused(record),), "fused"))
     if record.comparisons:
         sections.append(Section(said("convert.proof"), (_proof(record),), "proof"))
     title = said("convert.title", model=record.model, to=record.to)
@@ -54,6 +56,33 @@ def _layers(record: Converted) -> Table:
     ]
     head = [said(f"convert.column.{name}") for name in names]
     return Table(said("convert.layers"), head, tuple(rows), keys=4)
+
+
+def _fused(record: Converted) -> Table:
+    """List what norm layers do for the modules behind them, and which do nothing."""
+    rows = [
+        (
+            Cell(fusion.name, "name"),
+            Cell(fusion.act or said("convert.fused.none")),
+            Cell(fusion.place),
+            Cell(said("convert.fused.sum") if fusion.residual else ""),
+            Cell(""),
+        )
+        for fusion in record.fused
+    ]
+    rows += [
+        (
+            Cell(left.name, "name"),
+            Cell(said("convert.unfused")),
+            Cell(""),
+            Cell(""),
+            Cell(left.reason, "text"),
+        )
+        for left in record.unfused
+    ]
+    names = ("layer", "act", "place", "residual", "note")
+    head = [said(f"convert.column.{name}") for name in names]
+    return Table(said("convert.fused"), head, tuple(rows), keys=4)
 
 
 def _proof(record: Converted) -> Table:

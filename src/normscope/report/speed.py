@@ -19,9 +19,10 @@ def races(bench: Bench, *parts: str) -> list[Race]:
 
 def setting_name(setting: Setting) -> str:
     """What is measured, as 64,64,56,56 channels_last bfloat16 K=8."""
-    parts = [",".join(map(str, setting.shape))]
+    parts = [setting.model] * bool(setting.model) + [",".join(map(str, setting.shape))]
     parts += [setting.layout] * (setting.layout != "contiguous")
     parts += [setting.dtype] * (setting.dtype != "float32")
+    parts += ["eval()"] * (not setting.training)
     parts += [f"K={setting.groups}"] * (setting.groups > 1)
     return " ".join(parts)
 
@@ -36,7 +37,7 @@ def timings(bench: Bench) -> Table:
     """List every peer at every setting."""
     rows: list[list[Words]] = []
     for race in bench.races:
-        network = race.setting.part == "network"
+        network = race.setting.part in ("models", "network")
         setting = (said(f"bench.part.{race.setting.part}"), setting_name(race.setting))
         where: list[Words] = [*setting, str(race.setting.threads)]
         for t in race.timings:

@@ -112,6 +112,7 @@ def operator(name: str) -> Callable[..., Any] | None:
 
 
 _OPERATORS: dict[str, Callable[..., Any]] = {}
+ready = _OPERATORS.get  # an operator that was asked for before, else None; nothing is built
 
 
 def _verb(name: str) -> Callable[..., Any]:

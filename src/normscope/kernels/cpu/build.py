@@ -37,6 +37,7 @@ FLAGS = (
     "-DAT_PER_OPERATOR_HEADERS",
     f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
     *(("-fopenmp", "-DAT_PARALLEL_OPENMP=1") if sys.platform == "linux" else ()),
+    *os.environ.get("NORMSCOPE_CXXFLAGS", "").split(),  # the user's own, which come last
 )
 DIGEST = 32  # bytes
 STALE = 3600.0  # seconds after which a folder of a build that never ended is removed
@@ -90,7 +91,7 @@ def explanation() -> str:
         path = library()
     except BuildError as problem:
         return f"none: {problem}"
-    if _sound(path):
+    if is_sound(path):
         return f"built, {path}"
     found = compiler()
     if found is None:
@@ -141,7 +142,7 @@ def _folder() -> Path:
                 about = folder.stat()
                 if about.st_uid not in (os.getuid(), 0) or about.st_mode & stat.S_IWOTH:
                     raise PermissionError("others may write to it")
-            if _sound(folder / f"{_key()}.so") or os.access(folder, os.W_OK):
+            if is_sound(folder / f"{_key()}.so") or os.access(folder, os.W_OK):
                 return folder
             raise PermissionError("it cannot be written")
         except OSError as problem:
@@ -166,7 +167,7 @@ def _key() -> str:
     return digest.hexdigest()
 
 
-def _sound(path: Path) -> bool:
+def is_sound(path: Path) -> bool:
     """Whether a library is there and whole."""
     try:
         data = path.read_bytes()
@@ -177,7 +178,7 @@ def _sound(path: Path) -> bool:
 
 def _load() -> None:
     path = library()
-    if not _sound(path):
+    if not is_sound(path):
         build(path)
     try:
         torch.ops.load_library(path)

@@ -14,7 +14,7 @@ LOG: Spec = {"scale": {"type": "log"}}
 def drawn(bench: Bench) -> list[Chart]:
     """The charts for which there are numbers."""
     found = []
-    for part in ("shapes", "formats", "dtypes", "groups"):
+    for part in ("models", "shapes", "formats", "dtypes", "groups"):
         races = speed.races(bench, part)
         if races:
             found.append(_speeds(races, part))
