@@ -47,7 +47,8 @@ def main(arguments: list[str]) -> int:
         "NORMSCOPE_FUZZ": os.environ.get("NORMSCOPE_FUZZ", "400"),
     }
     tests = [f"tests/kernels/test_{name}.py" for name in TESTS]
-    options = ["-q", "-p", "no:cacheprovider", "--deselect", EXCEPT]
+    # what a sanitizer says goes to the descriptor of stderr, which pytest must not hold
+    options = ["-q", "--capture=sys", "-p", "no:cacheprovider", "--deselect", EXCEPT]
     command = [sys.executable, "-m", "pytest", *options, *tests, *arguments]
     return subprocess.run(command, check=False, env=environment, cwd=HERE).returncode
 

@@ -75,8 +75,10 @@ void prepare(const Problem& p, int64_t k, double least, Prepared& made) {
 }
 
 void forward(const Call& call) {
-  const bool sums = call.batch_m2 != nullptr;
-  const bool columns = call.plan.channels_last || (sums && reads_blocks(call.plan));
+  // a short row of 16-bit values is less than is converted at a time
+  const bool narrow = call.type == Type::bfloat16 || call.type == Type::float16;
+  const bool gathers = narrow || call.batch_m2 != nullptr;
+  const bool columns = call.plan.channels_last || (gathers && reads_blocks(call.plan));
   columns ? forward_channels_last(call) : forward_channels_first(call);
 }
 
