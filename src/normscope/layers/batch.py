@@ -74,8 +74,8 @@ class Normalizer(RunningStatistics, _BatchNorm):
                 y = call(
                     input, mean, buffers["running_var"], tables["weight"], tables["bias"],
                     training or mean is None, training and mean is not None, self.momentum,
-                    self.eps, buffers.get("num_batches_tracked") if training else None, None, 1, None,
-                    ACTS.get(act, -1), residual, 2,
+                    self.eps, buffers.get("num_batches_tracked") if training else None, None, 1,
+                    None, ACTS.get(act, -1), residual, 2,
                 )  # fmt: skip
                 if y is not None:
                     return y
