@@ -82,13 +82,15 @@ class Normalizer(RunningStatistics, _BatchNorm):
         call = plain_call(input) if plain and uses_buffers and mask is None and counts else None
         if call is not None and self.ghost_size is None and self.process_group is None:
             tables, buffers = self._parameters, self._buffers
-            if "weight" in tables and input.dim() in self.ranks:  # not computed from others
+            # not computed from others
+            own = "weight" in tables and "bias" in tables and "running_mean" in buffers
+            if own and input.dim() in self.ranks:
                 mean = buffers["running_mean"]
                 y = call(
                     input, mean, buffers["running_var"], tables["weight"], tables["bias"],
                     training or mean is None, training and mean is not None, self.momentum,
-                    self.eps, buffers["num_batches_tracked"] if training else None, None, 1, None,
-                    ACTS.get(act, -1), residual, 2,
+                    self.eps, buffers.get("num_batches_tracked") if training else None, None, 1,
+                    None, ACTS.get(act, -1), residual, 2,
                 )  # fmt: skip
                 if y is not None:
                     return y
