@@ -144,3 +144,5 @@ def test_documents_are_found_by_the_kind_of_a_record() -> None:
     check = PassportCheck(subject="net", passport=own, mismatches=())
     for record in (parity(net, net, batch("mlp")), own, check):
         assert document_of(record).sections
+        assert repr(record).startswith((document_of(record).title.en, document_of(record).title.zh))
+        assert len(record.to_rows()) == (0 if record is check else 2)

@@ -34,6 +34,7 @@ class ClaimResult(Record):
     """One statement: what was measured, and whether it agrees by a rule fixed before the run."""
 
     kind: ClassVar[str] = "claim"
+    parts: ClassVar[str] = "numbers"
     name: str
     source: str
     link: str
@@ -54,4 +55,5 @@ class Claims(Record):
     """Several statements, in the order of their publication."""
 
     kind: ClassVar[str] = "claims"
+    parts: ClassVar[str] = "results"
     results: tuple[ClaimResult, ...]

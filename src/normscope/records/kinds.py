@@ -8,17 +8,33 @@ from normscope.errors import InputError
 from normscope.files import read_text, shown
 from normscope.records.base import Record
 from normscope.records.bench import Bench
+from normscope.records.claims import Claims
 from normscope.records.conversion import Converted
 from normscope.records.diagnosis import Diagnosis, Repaired
 from normscope.records.difference import Difference
 from normscope.records.inspection import Inspection
 from normscope.records.lesson import Lesson
+from normscope.records.parity import Parity
+from normscope.records.passport import Passport, PassportCheck
 from normscope.records.run import Run
 
 CHECKUP = "checkup"  # the file of a diagnosis and the repair after it
 KINDS: dict[str, type[Record]] = {
     record.kind: record
-    for record in (Bench, Converted, Diagnosis, Difference, Inspection, Lesson, Repaired, Run)
+    for record in (
+        Bench,
+        Claims,
+        Converted,
+        Diagnosis,
+        Difference,
+        Inspection,
+        Lesson,
+        Parity,
+        Passport,
+        PassportCheck,
+        Repaired,
+        Run,
+    )
 }
 
 

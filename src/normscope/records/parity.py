@@ -56,6 +56,7 @@ class Parity(Record):
     """Two forms of one network on the same inputs."""
 
     kind: ClassVar[str] = "parity"
+    parts: ClassVar[str] = "norms"
     names: tuple[str, str]
     forms: tuple[str, str]  # module, compiled, exported, torchscript, onnx, function
     modes: tuple[ModeParity, ...]

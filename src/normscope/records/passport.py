@@ -47,6 +47,7 @@ class Passport(Record):
     """The batch norms of one checkpoint."""
 
     kind: ClassVar[str] = "passport"
+    parts: ClassVar[str] = "norms"
     model: str  # class name
     torch: str
     normscope: str
@@ -71,6 +72,7 @@ class PassportCheck(Record):
     """A checkpoint or model held against its passport."""
 
     kind: ClassVar[str] = "passport_check"
+    parts: ClassVar[str] = "mismatches"
     subject: str
     passport: Passport
     mismatches: tuple[Mismatch, ...]
