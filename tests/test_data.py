@@ -337,7 +337,9 @@ def test_bad_npz(case: str, tmp_path: Path) -> None:
 
 def test_a_npz_without_x_and_y_says_what_it_holds(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x_train=X)
-    check(str(tmp_path / "data.npz"), InputError, "holds x_train; arrays x .* and y .* are needed")
+    check(
+        str(tmp_path / "data.npz"), InputError, "holds 'x_train'; arrays x .* and y .* are needed"
+    )
 
 
 def test_a_header_that_claims_more_than_memory_is_refused_unread(tmp_path: Path) -> None:

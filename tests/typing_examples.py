@@ -65,6 +65,17 @@ def exchanging(model: nn.Module, state: dict[str, Tensor], arrays: dict[str, Any
     assert_type(normscope.Policy(), normscope.Policy)
 
 
+def proving(model: nn.Module, other: nn.Module, x: Tensor) -> None:
+    assert_type(normscope.parity(model, other, x, ignore=["momentum"]), records.Parity)
+    assert_type(normscope.assert_parity(model, other, x).ok, bool)
+    own = normscope.passport(model, [x])
+    assert_type(own, records.Passport)
+    assert_type(normscope.write_passport("model.pt", own), Path)
+    assert_type(normscope.read_passport("model.pt"), records.Passport | None)
+    assert_type(normscope.apply_passport(other, own), tuple[str, ...])
+    assert_type(normscope.claims("residual_depth", seeds=1), records.Claims)
+
+
 def layers(x: Tensor) -> None:
     for layer in (
         normscope.BatchNorm2d(3, eps=1e-3, act="relu", bias=False, device="cpu"),

@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:  # the same names as in _WHERE, for editors and type checkers
     from normscope import conversion as conversion
     from normscope import doctor as doctor
+    from normscope import equivalence as equivalence
     from normscope import errors as errors
     from normscope import folding as folding
     from normscope import functional as functional
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # the same names as in _WHERE, for editors and type checkers
     from normscope import lesson as lesson
     from normscope import moments as moments
     from normscope import probe as probe
+    from normscope import published as published
     from normscope import records as records
     from normscope import train as train
     from normscope.conversion import convert as convert
@@ -35,6 +37,12 @@ if TYPE_CHECKING:  # the same names as in _WHERE, for editors and type checkers
     from normscope.doctor.adapt import adapt as adapt
     from normscope.doctor.recalibrate import recalibrate as recalibrate
     from normscope.doctor.repair import repair as repair
+    from normscope.equivalence import apply_passport as apply_passport
+    from normscope.equivalence import assert_parity as assert_parity
+    from normscope.equivalence import parity as parity
+    from normscope.equivalence import passport as passport
+    from normscope.equivalence import read_passport as read_passport
+    from normscope.equivalence import write_passport as write_passport
     from normscope.errors import FileError as FileError
     from normscope.errors import InputError as InputError
     from normscope.errors import MissingExtraError as MissingExtraError
@@ -74,6 +82,7 @@ if TYPE_CHECKING:  # the same names as in _WHERE, for editors and type checkers
     from normscope.lens.monitor import monitor as monitor
     from normscope.lesson import explain as explain
     from normscope.moments import Moments as Moments
+    from normscope.published import claims as claims
     from normscope.records import load as load
 
 _FAMILY = {

@@ -56,7 +56,7 @@ JUDGED: dict[str, tuple[dict[str, float], dict[str, float], dict[str, float]]] =
         {"rank_same": 0.1, "rank_shifted": 0.2},
     ),
     "sorted_streams": (
-        {"lost": 0.2, "apart": 0.04}, {"lost": 0.2, "apart": 0.06}, {"lost": -0.1, "apart": 0.04},
+        {"lost": 0.2, "worst": 0.04}, {"lost": 0.2, "worst": 0.06}, {"lost": -0.1, "worst": 0.04},
     ),
 }  # fmt: skip
 

@@ -38,8 +38,8 @@ def channel_gaps(case: CheckContext, findings: Sequence[Finding]) -> tuple[Chann
                     condition=row if len(away) > 1 else None,
                     stored_mean=float(state.mean.reshape_as(away)[row, channel]),
                     stored_var=float(state.var.reshape_as(away)[row, channel]),
-                    mean=float(mean[channel]),
-                    var=float(var[channel]),
+                    mean=float(mean.expand_as(away)[row, channel]),
+                    var=float(var.expand_as(away)[row, channel]),
                     distance=float(away[row, channel]),
                 )
             )

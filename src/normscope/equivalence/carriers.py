@@ -20,14 +20,21 @@ def beside(path: Path) -> Path:
     return path.with_name(path.name + ENDING)
 
 
-def write_passport(path: Path, own: Passport) -> Path:
+def write_passport(path: str | Path, own: Passport) -> Path:
     """Give a checkpoint its passport: into safetensors, beside any other; where it was written.
 
     Other metadata, names, dtypes and values stay as they are.
 
+    >>> import torch, normscope
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4, eps=1e-3))
+    >>> torch.save(model.state_dict(), "model.pt")
+    >>> normscope.write_passport("model.pt", normscope.passport(model)).name
+    'model.pt.passport.json'
+
     Raises:
         FileError: the checkpoint cannot be read, or the file not be written.
     """
+    path = Path(path)
     if is_safetensors(path):
         metadata = {**_metadata(path), KEY: own.to_json()}
         write_weights(path, read_weights(path), metadata)
@@ -36,8 +43,14 @@ def write_passport(path: Path, own: Passport) -> Path:
     return write_whole(beside(path), json_text(json.loads(own.to_json()), indent=1) + "\n")
 
 
-def read_passport(path: Path) -> Passport | None:
-    """The passport in a checkpoint, or beside it; None where there is none.
+def read_passport(path: str | Path) -> Passport | None:
+    """Read the passport in a checkpoint, or beside it; None where there is none.
+
+    >>> import torch, normscope
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4, eps=1e-3))
+    >>> torch.save(model.state_dict(), "model.pt")
+    >>> normscope.read_passport("model.pt") is None
+    True
 
     Raises:
         FileError: a file that cannot be read, or a passport that is damaged.

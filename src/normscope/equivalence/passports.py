@@ -45,6 +45,11 @@ def passport(
     are from them, and with which standard error so many batches determine them. The data are read
     once, each norm normalising by the batch as in training; the model comes back as it was.
 
+    >>> import torch, normscope
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4, eps=1e-3))
+    >>> normscope.passport(model).norms[0].eps
+    0.001
+
     Args:
         model: any module; it is not changed.
         loader: the batches that made the statistics, or some of them.
@@ -114,7 +119,13 @@ def compare_to_passport(subject: nn.Module | Mapping[str, Any], own: Passport) -
 
 
 def apply_passport(model: nn.Module, own: Passport) -> tuple[str, ...]:
-    """Set eps and momentum of a model's norms to what its passport says; the names of the changed.
+    """Set eps and momentum of a model's norms to what its passport says; return what changed.
+
+    >>> import torch, normscope
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4, eps=1e-3))
+    >>> other = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    >>> normscope.apply_passport(other, normscope.passport(model))
+    ('1',)
 
     Raises:
         InputError: a norm of the passport that the model does not have; nothing was changed.

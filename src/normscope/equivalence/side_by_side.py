@@ -44,6 +44,11 @@ def parity(
     with every linear layer and norm moved by one rounding error up or down. Differences of up to
     16 times what that makes are rounding. Both sides come back as they were.
 
+    >>> import torch, normscope
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).eval()
+    >>> normscope.parity(model, normscope.fold(model).model, torch.randn(8, 3)).ok
+    True
+
     Args:
         a: the one that is right.
         b: the other.
@@ -102,6 +107,14 @@ def _held_against(subject: Any, own: Passport | None) -> tuple[Mismatch, ...] | 
 
 def assert_parity(a: Any, b: Any, inputs: Any, **options: Any) -> Parity:
     """Compare as `parity` does, and raise where the two are not the same network.
+
+    >>> import copy, torch, normscope
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).eval()
+    >>> other = copy.deepcopy(model)
+    >>> other[1].eps = 1e-3
+    >>> normscope.assert_parity(model, other, torch.randn(8, 3))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    AssertionError: norm '1' differs: eps 1e-05 -> 0.001...
 
     Raises:
         AssertionError: with the first norm that differs, and why.

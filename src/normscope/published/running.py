@@ -35,9 +35,14 @@ def claims(
 ) -> Claims:
     """Put published statements about batch norm to the test, on this machine and offline.
 
-    Each is run with several seeds, and a rule that was fixed before says whether the numbers
+    Each is run with several seeds, and a rule says whether the numbers
     agree, agree in direction, or do not at this scale. torch's random numbers come back as they
     were.
+
+    >>> import normscope
+    >>> normscope.claims("no such statement")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    normscope.errors.InputError: there is no statement 'no such statement'; there are ...
 
     Args:
         only: names; empty: all.

@@ -23,6 +23,19 @@ class Noisy(nn.BatchNorm1d):
         return y * scale + 0.5 * torch.randn(y.shape[1])
 
 
+class Kept(nn.Module):
+    """Keep what passes."""
+
+    def __init__(self, seen: list[Tensor]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x as it is."""
+        self.seen.append(x.detach())
+        return x
+
+
 def run(data: Digits, seed: int) -> Outcome:
     """Train without norm, with it, and with noise behind it; and how far inputs jump per step."""
     numbers, curves = {}, {}
@@ -31,7 +44,7 @@ def run(data: Digits, seed: int) -> Outcome:
         net = mlp(data.train_x[0].numel(), DEPTH, WIDTH, norm)
         seen: list[Tensor] = []
         jumps: list[float] = []
-        hook = net[-1].register_forward_pre_hook(lambda module, x, s=seen: s.append(x[0].detach()))
+        net.insert(len(net) - 1, Kept(seen))
         reached: list[tuple[float, float]] = []
         steps = -(-len(data.train_x) // 64)
 
@@ -46,7 +59,6 @@ def run(data: Digits, seed: int) -> Outcome:
             fit(net, data, seed + 1000 * epoch, epochs=1, lr=LR, after_step=after)
             reached.append(((epoch + 1.0) * steps, accuracy(net, data.test_x, data.test_y)))
             seen.clear()
-        hook.remove()
         numbers[name], curves[name] = reached[-1][1], reached
         numbers[f"jump_{name}"] = sum(jumps) / max(1, len(jumps))
     numbers["lost"] = numbers["norm"] - numbers["noisy"]
