@@ -1,5 +1,6 @@
 """Records for the pages: measured where that is quick, made up where it would take training."""
 
+import copy
 import math
 from dataclasses import replace
 from functools import cache
@@ -12,6 +13,7 @@ from torch import nn
 
 import normscope
 from normscope import doctor, lens
+from normscope.equivalence import compare_to_passport
 from normscope.lens import compare
 from normscope.lesson import lesson
 from normscope.records import (
@@ -41,6 +43,9 @@ from normscope.records import (
     Timing,
     Trace,
 )
+from normscope.records.claims import ClaimResult, Claims, Curve, Measured
+from normscope.records.parity import Parity
+from normscope.records.passport import Passport, PassportCheck
 from normscope.report import bench, conversion, diagnosis, difference, html, inspection
 from normscope.report import lesson as lesson_report
 from normscope.report import run as run_report
@@ -378,3 +383,31 @@ def _sweep(norm: str, rates: tuple[float, ...], rng: np.random.Generator) -> Swe
         for r in rates
     )
     return Sweep(norm=norm, lr=rates, accuracy=accuracy, lowest=0.003, highest=highest)
+
+
+@cache
+def equivalences() -> tuple[Parity, Passport, PassportCheck]:
+    """Two networks that differ in an eps; the passport of one, and the other beside it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        first = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).eval()
+        x = torch.randn(16, 4)
+    second = copy.deepcopy(first)
+    second.get_submodule("1").eps = 1e-2  # type: ignore[assignment]
+    own = normscope.passport(first, [x])
+    mismatches = tuple(compare_to_passport(second, own))
+    assert mismatches
+    check = PassportCheck(subject="net", passport=own, mismatches=mismatches)
+    return normscope.parity(first, second, x), own, check
+
+
+@cache
+def made_up_claims() -> Claims:
+    """One published statement with made-up numbers."""
+    result = ClaimResult(
+        name="residual_depth", source="De and Smith 2020", link="2002.10444",
+        data="digits", verdict="agrees", numbers=(Measured(name="worst", mean=0.02, spread=0.01),),
+        curves=(Curve(name="with", x=(1, 2, 4), mean=(1, 0.5, 0.25), spread=(0, 0.1, 0.1)),),
+        log_x=True, log_y=True, seeds=3, seconds=2.0, torch="2.13.0", normscope="0.1.0",
+    )  # fmt: skip
+    return Claims(results=(result,))

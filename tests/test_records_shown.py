@@ -36,6 +36,7 @@ def records() -> dict[str, Record]:
         for record in (
             pages.converted(), found, repaired, pages.digits_inspection(), pages.compared(),
             pages.made_up_bench(), pages.worked_lesson(), pages.made_up_run(None, domains=("a", "b")),
+            *pages.equivalences(), pages.made_up_claims(),
         )
     }  # fmt: skip
 
@@ -299,7 +300,7 @@ def test_what_is_no_record_is_refused_in_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     for text, message in (
         ("{", "is no record: "),
-        ("[1]", "it has no kind; there are bench, conversion"),
+        ("[1]", "it has no kind; there are bench, claims"),
         ('{"kind": "song"}', "it has the kind 'song'; there are bench"),
         ('{"kind": "run", "schema": 99}', "this run record has schema 99"),
     ):

@@ -59,7 +59,7 @@ def test_a_diagnosis_with_its_repair(
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ('{"kind": "song"}', "is no record: it has the kind 'song'; there are bench, conversion,"),
+        ('{"kind": "song"}', "is no record: it has the kind 'song'; there are bench, claims,"),
         ("[]", "is no record: it has no kind; there are bench"),
         ("no", "is no record: Expecting value"),
         ('{"kind": "checkup"}', "this is no diagnosis record; its kind must be 'diagnosis'"),
