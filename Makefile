@@ -2,9 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo
+# one more than there are cores: many tests wait for a process or a page
+WORKERS = $(shell $(PYTHON) -c 'import os; print(min(8, 1 + len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4))')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize lint docs bench scripts assets clean
+.PHONY: help demo test sanitize lint docs bench scripts pictures assets clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -28,7 +30,7 @@ demo: .venv/.core  ## train on the bundled digits, follow every class, write the
 # one thread in each process: processes that spin for each other's cores are several times slower
 test: .venv/.dev  ## the tests
 	$(BIN)/normscope env --warm
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # its library is built apart, in its own entry of the cache: about a minute at first
 sanitize: .venv/.dev  ## the kernels' tests and a fuzz of wrong calls under sanitizers (needs g++)
@@ -49,6 +51,9 @@ bench: .venv/.core  ## figures side by side with peers, in one run
 
 scripts:  ## check the types of the live network's scripts (needs npm)
 	npx --yes --package typescript@7.0.2 tsc -p tools/tsconfig.json
+
+pictures: .venv/.dev  ## take the README's pictures again (needs Chromium; after make demo)
+	$(BIN)/python tools/pictures.py
 
 assets:  ## rebuild the chart bundle that reports carry (needs npm)
 	$(PYTHON) tools/vendor_charts.py

@@ -16,6 +16,13 @@ from hypothesis import settings
 settings.register_profile("normscope", deadline=None, derandomize=True, database=None)
 settings.load_profile("normscope")
 
+# files whose few tests take long begin first, so that no process ends with one of them alone
+LONG = ("test_timm", "test_distributed_train", "test_cli", "test_gpu", "test_browser", "test_sync")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
 
 @pytest.fixture(autouse=True)
 def _seeded(request: pytest.FixtureRequest) -> None:

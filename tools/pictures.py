@@ -23,7 +23,7 @@ SIZE = {"width": 1280, "height": 800}
 def written(folder: Path) -> dict[str, Path]:
     """Write the pages with the commands that a reader would type."""
     pages = {name: folder / f"{name}.html" for name in ("lesson", "live", "diagnosis")}
-    example = f"{ROOT}/examples/net.py"
+    example = "examples/net.py"  # pages show the name as it is given
     commands = {
         "lesson": ["explain"],
         "live": ["playground"],
@@ -33,14 +33,19 @@ def written(folder: Path) -> dict[str, Path]:
     for name, command in commands.items():
         subprocess.run(
             [sys.executable, "-m", "normscope", *command, "--html", str(pages[name])],
-            check=True, stdout=subprocess.DEVNULL,
+            check=True, stdout=subprocess.DEVNULL, cwd=ROOT,
         )  # fmt: skip
     return pages
 
 
 def demo(page: Page) -> None:
     """Show the standardised values of the channel that tells most."""
-    page.get_by_label("Step").fill("1")
+    page.get_by_role("slider", name="Step").first.fill("1")
+
+
+def diagnosis(page: Page) -> None:
+    """Go to the channels that differ."""
+    page.get_by_role("link", name="Channels").first.click()
 
 
 def live(page: Page) -> None:
@@ -49,7 +54,7 @@ def live(page: Page) -> None:
     page.reload()
     page.wait_for_timeout(500)
     page.keyboard.press("3")
-    page.wait_for_timeout(4000)
+    page.wait_for_timeout(8000)
 
 
 def take(page: Page, source: Path, target: Path | None, prepare: object = None) -> None:
@@ -60,9 +65,13 @@ def take(page: Page, source: Path, target: Path | None, prepare: object = None) 
         prepare(page)
     assert page.locator("h1").first.inner_text(), f"{source.name} has no heading"
     assert page.locator("main svg, main canvas").count(), f"{source.name} has no picture"
-    page.wait_for_timeout(300)
+    page.evaluate("document.activeElement.blur()")  # no ring of the keyboard's focus
+    page.wait_for_timeout(500)
     if target is not None:
         page.screenshot(path=target)
+
+
+PREPARED = {"demo": demo, "live": live, "diagnosis": diagnosis}
 
 
 def main() -> None:
@@ -81,7 +90,7 @@ def main() -> None:
         page = browser.new_page(viewport=SIZE, device_scale_factor=1)
         for name, source in pages.items():
             target = None if check else OUT / f"{name}.png"
-            take(page, source, target, {"demo": demo, "live": live}.get(name))
+            take(page, source, target, PREPARED.get(name))
             print(f"{name}: {'as expected' if check else target}")
         browser.close()
 
