@@ -4,9 +4,10 @@ BIN := .venv/bin
 RUN := runs/demo
 # one more than there are cores: many tests wait for a process or a page
 WORKERS = $(shell $(PYTHON) -c 'import os; print(min(8, 1 + len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4))')
+TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize lint docs bench scripts pictures assets clean
+.PHONY: help demo test slow sanitize lint docs bench scripts pictures assets clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -30,7 +31,11 @@ demo: .venv/.core  ## train on the bundled digits, follow every class, write the
 # one thread in each process: processes that spin for each other's cores are several times slower
 test: .venv/.dev  ## the tests
 	$(BIN)/normscope env --warm
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(TESTS) -m "not slow" $(PYTEST_ARGS)
+
+slow: .venv/.dev  ## the long tests: architectures of timm, training on several processes
+	$(BIN)/normscope env --warm
+	$(TESTS) -m slow $(PYTEST_ARGS)
 
 # its library is built apart, in its own entry of the cache: about a minute at first
 sanitize: .venv/.dev  ## the kernels' tests and a fuzz of wrong calls under sanitizers (needs g++)

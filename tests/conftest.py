@@ -17,10 +17,14 @@ settings.register_profile("normscope", deadline=None, derandomize=True, database
 settings.load_profile("normscope")
 
 # files whose few tests take long begin first, so that no process ends with one of them alone
-LONG = ("test_timm", "test_distributed_train", "test_cli", "test_gpu", "test_browser", "test_sync")
+SLOW = ("test_timm", "test_distributed_train", "test_sync")  # `make slow` and .ci/run run them
+LONG = (*SLOW, "test_cli", "test_gpu", "test_browser")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.path.stem not in LONG)
 
 
