@@ -4,7 +4,6 @@ import csv
 import gc
 import json
 import math
-import warnings
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from normscope.functional import moments
 from normscope.lens import callbacks, sinks
 from normscope.lens.monitor import shift
 from normscope.records import Inspection
+from tests.extras import quiet_import
 
 X, Y = torch.randn(32, 3, 4, 4), torch.arange(32) % 4
 
@@ -309,12 +309,6 @@ def test_log_and_tensorboard(tmp_path: Path) -> None:
     for name, value in told[1][0].items():
         last = events.Scalars(name)[-1]
         assert (last.step, last.value) == (2, pytest.approx(value, rel=1e-6))
-
-
-def quiet_import(name: str) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip(name)
 
 
 @pytest.mark.usefixtures("torchvision_operators")

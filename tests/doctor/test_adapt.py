@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from normscope.doctor import (
     repair,
 )
 from tests.doctor.patients import healthy, in_training, judges, norms, state
+from tests.extras import quiet_import
 
 
 def live(change: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -142,12 +142,6 @@ def test_repair_adapts_to_live_data_where_these_gain() -> None:
     drift = next(f for f in found.findings if f.code == "NS022")
     assert drift.facts["kind"] == "classes"
     assert state(model) == before
-
-
-def quiet_import(name: str) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip(name)
 
 
 @pytest.mark.usefixtures("torchvision_operators")

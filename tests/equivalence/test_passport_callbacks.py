@@ -12,14 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from normscope import read_passport
 from normscope.equivalence import callbacks, passport_in
 from tests.equivalence.nets import trained
+from tests.extras import quiet_import
 
 X, Y = torch.randn(24, 12), torch.randint(0, 4, (24,))
-
-
-def quiet_import(name: str) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip(name)
 
 
 @pytest.mark.usefixtures("torchvision_operators")

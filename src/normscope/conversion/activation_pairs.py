@@ -1,8 +1,6 @@
 """Find the activation modules that norm layers can do in their place, as torch.fx sees them."""
 
 import copy
-import inspect
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeGuard
@@ -11,11 +9,10 @@ from torch import fx, nn
 
 from normscope.arguments import Activation
 from normscope.conversion.kinds import Refusal
+from normscope.conversion.tracing import HOOKS, PartialTracer
 from normscope.kernels.reference import LEAK
 from normscope.probe.load import reason
 from normscope.probe.random import kept_generators
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class NoActivationError(Refusal):
@@ -99,16 +96,9 @@ def _traced(model: nn.Module, training: bool) -> _Trace:
         twin = copy.deepcopy(model).train(training)
     except Exception as problem:
         raise Refusal(f"the model cannot be copied ({reason(problem)})") from problem
-    for module in twin.modules():
-        for hooks in HOOKS:
-            getattr(module, hooks).clear()
     tracer = _Tracer()
     try:
-        given = inspect.signature(twin.forward).parameters.values()
-        defaults = {p.name: p.default for p in given if p.default is not p.empty}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of defaults that a trace cannot check
-            graph = tracer.trace(twin, defaults)
+        graph = tracer.trace_defaults(twin)
     except Exception as problem:
         raise Refusal(f"torch.fx cannot trace the model ({reason(problem)})") from problem
     calls = defaultdict(list)
@@ -118,29 +108,12 @@ def _traced(model: nn.Module, training: bool) -> _Trace:
     return _Trace(calls, tracer.opaque)
 
 
-class _Tracer(fx.Tracer):
-    """Stops at norm layers, of whatever origin, and goes around what it cannot trace."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.opaque: dict[str, str] = {}
+class _Tracer(PartialTracer):
+    """Stop at norm layers, of whatever origin."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """As torch.fx, and everything that holds running statistics itself."""
         return "running_mean" in m._buffers or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """A part that cannot be traced is one step, whatever is in it."""
-        before, stack = len(self.graph.nodes), self.module_stack.copy()
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception as problem:
-            for node in reversed(list(self.graph.nodes)[before:]):
-                self.graph.erase_node(node)
-            self.module_stack = stack
-            name = self.path_of_module(m)
-            self.opaque[name] = reason(problem)
-            return self.create_proxy("call_module", name, args, kwargs)
 
 
 def _partner(name: str, modules: Mapping[str, nn.Module], traces: list[_Trace]) -> str:

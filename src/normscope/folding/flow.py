@@ -1,17 +1,15 @@
 """Which module of a model runs on whose output, as torch.fx sees it."""
 
 import copy
-import inspect
-import warnings
 from collections import Counter
-from typing import Any
 
 from torch import fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from normscope.conversion.kinds import Refusal, read
+from normscope.conversion.tracing import HOOKS, PartialTracer
 from normscope.errors import ModelError
-from normscope.folding.pair import HOOKS, LINEAR, Folded, Side, without_hooks
+from normscope.folding.pair import LINEAR, Folded, Side
 from normscope.probe.load import reason
 
 # exactly these classes change nothing in eval()
@@ -23,8 +21,15 @@ class Flow:
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = dict(model.named_modules())
-        tracer = _Tracer(copied(model).eval())
-        nodes = tracer.trace_defaults().nodes
+        twin = copied(model).eval()
+        tracer = _Tracer(twin)
+        try:
+            nodes = tracer.trace_defaults(twin).nodes
+        except Exception as problem:
+            raise ModelError(
+                f"{type(twin).__name__} cannot be folded, since torch.fx cannot trace its "
+                f"forward ({reason(problem)}); fold the parts of it that can be traced"
+            ) from problem
         self.opaque = tracer.opaque
         self.calls: dict[str, fx.Node] = {str(n.target): n for n in nodes if n.op == "call_module"}
         self.read = [str(n.target) for n in nodes if n.op == "get_attr"]
@@ -91,47 +96,17 @@ class Flow:
                 raise Refusal(f"{name!r} has a hook")
 
 
-class _Tracer(fx.Tracer):
-    """Stops at norms and linear layers, and goes around what it cannot trace."""
+class _Tracer(PartialTracer):
+    """Stop at norms and linear layers."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
         # asked before, since tracing records each question about a tensor
         self.leaves = {m for m in model.modules() if isinstance(m, LINEAR) or is_norm(m)}
-        self.opaque: dict[str, str] = {}
-
-    def trace_defaults(self) -> fx.Graph:
-        """Return what forward does with its default arguments, without any hooks."""
-        without_hooks(self.model)
-        try:
-            given = inspect.signature(self.model.forward).parameters.values()
-            defaults = {p.name: p.default for p in given if p.default is not p.empty}
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of defaults that a trace cannot check
-                return self.trace(self.model, defaults)
-        except Exception as problem:
-            raise ModelError(
-                f"{type(self.model).__name__} cannot be folded, since torch.fx cannot trace its "
-                f"forward ({reason(problem)}); fold the parts of it that can be traced"
-            ) from problem
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """As torch.fx, and the layers that are folded, of whatever origin."""
         return m in self.leaves or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """Take a part that cannot be traced as one step, whatever is in it."""
-        before, stack = len(self.graph.nodes), self.module_stack.copy()
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception as problem:
-            for node in reversed(list(self.graph.nodes)[before:]):
-                self.graph.erase_node(node)
-            self.module_stack = stack
-            name = self.path_of_module(m)
-            self.opaque[name] = reason(problem)
-            return self.create_proxy("call_module", name, args, kwargs)
 
 
 def _next(node: fx.Node, side: Side) -> fx.Node:

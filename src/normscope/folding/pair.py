@@ -10,13 +10,13 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from normscope.conversion.kinds import Plain, Refusal
+from normscope.conversion.tracing import HOOKS, without_hooks
 from normscope.errors import ModelError
 from normscope.probe.load import reason
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU}
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 AGREE = 1e-9  # relative, of a pair before and after, both in float64
 Side = Literal["before", "behind"]  # where the linear layer is, seen from the norm
 
@@ -284,14 +284,6 @@ def difference(before: list[Tensor], after: list[Tensor]) -> float:
             gap = math.inf if math.isnan(off) else max(gap, off)
             size = max(size, a.double().nan_to_num(0.0, 0.0, 0.0).abs().max().item())
     return gap / size
-
-
-def without_hooks(module: nn.Module) -> nn.Module:
-    """Remove all hooks in a module; return it."""
-    for inner in module.modules():
-        for hooks in HOOKS:
-            getattr(inner, hooks).clear()
-    return module
 
 
 def _first(bad: Tensor) -> int:
