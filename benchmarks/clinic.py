@@ -27,7 +27,7 @@ from torch.optim.swa_utils import update_bn
 
 from normscope import condition
 from normscope.doctor import diagnose, repair
-from normscope.train.data import Data
+from normscope.experiment.data import Data
 
 Ward = dict[str, Callable[[], Patient]]
 WARDS: dict[str, Ward] = {"first": first_ward.PATIENTS, "second": second_ward.PATIENTS}

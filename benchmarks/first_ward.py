@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
 from normscope.doctor import recalibrate
-from normscope.train.data import Data, load
-from normscope.train.nets import build
+from normscope.experiment.data import Data, load
+from normscope.experiment.nets import build
 
 Batches = list[tuple[Tensor, ...]]
 DATA = load("digits")

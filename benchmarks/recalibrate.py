@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from normscope import recalibrate
-from normscope.train.data import load
-from normscope.train.nets import build
+from normscope.experiment.data import load
+from normscope.experiment.nets import build
 
 NETS = ("digits cnn", "resnet18", "efficientnet_b0")
 IMAGES, BATCH = 48, 16  # of 224 px

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from normscope.doctor import recalibrate
-from normscope.train.data import Data, load
+from normscope.experiment.data import Data, load
 
 SEED = 11
 DATA = load("digits", seed=3)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from normscope import condition
 from normscope.conversion import convert
 from normscope.doctor import adapt, certainty, recalibrate
-from normscope.train.data import load
-from normscope.train.domains import DOMAINS
-from normscope.train.nets import build
+from normscope.experiment.data import load
+from normscope.experiment.domains import DOMAINS
+from normscope.experiment.nets import build
 
 SEEDS = 5
 SHIFTS = ("contrast", "brightness", "noise", "invert")

@@ -186,13 +186,13 @@ def test_convert_proves_what_it_writes(tmp_path: Path) -> None:
 def test_diagnose_and_repair_from_a_checkpoint_and_with_data(tmp_path: Path) -> None:
     import torch
 
-    from normscope.train.data import load
-    from normscope.train.nets import build
+    from normscope.experiment.data import load
+    from normscope.experiment.nets import build
     from tests.doctor.patients import trained
 
     (tmp_path / "net.py").write_text(
-        "from normscope.train.data import load\n"
-        "from normscope.train.nets import build\n"
+        "from normscope.experiment.data import load\n"
+        "from normscope.experiment.nets import build\n"
         "def make():\n"
         "    return build('mlp', 'batch', load('digits'), 0)\n"
     )

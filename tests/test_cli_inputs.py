@@ -421,7 +421,7 @@ def test_data_and_loader_mean_the_same(command: Command) -> None:
 
 
 def test_a_run_on_other_data(command: Command) -> None:
-    from normscope.train.data import load
+    from normscope.experiment.data import load
 
     code, _, err = command(
         "train", "--data", "digits", "--norm", "batch", "--epochs", 2, "--seeds", 1, "--no-sweep",

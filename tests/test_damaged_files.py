@@ -20,14 +20,14 @@ from torch import nn
 
 from normscope import lens
 from normscope.errors import NormscopeError
+from normscope.experiment import checkpoint
+from normscope.experiment.images import read_folder
+from normscope.experiment.nets import ModelConfig
+from normscope.experiment.sources import read_npz
+from normscope.experiment.tables import read_csv, read_parquet
 from normscope.lens import InspectionState, accumulate
 from normscope.probe.load import read_weights, write_weights
 from normscope.records import Inspection, Run
-from normscope.train import checkpoint
-from normscope.train.images import read_folder
-from normscope.train.nets import ModelConfig
-from normscope.train.sources import read_npz
-from normscope.train.tables import read_csv, read_parquet
 from tests.pages import made_up_run
 
 COUNT = int(os.environ.get("NORMSCOPE_FUZZ", "1000"))

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from normscope.errors import FileError, InputError, MissingExtraError, ModelError, NormscopeError
+from normscope.experiment import fit, images, sources
+from normscope.experiment.data import Data, batches, load
 from normscope.records import RunConfig
-from normscope.train import fit, images, sources
-from normscope.train.data import Data, batches, load
 
 X = np.arange(24.0).reshape(12, 2) ** 2
 Y = np.arange(12) % 3
@@ -142,7 +142,7 @@ def test_every_source_gives_the_same_samples(tmp_path: Path) -> None:
 def test_a_factory_may_return_a_whole_data(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(
         "from dataclasses import replace\n"
-        "from normscope.train.data import load\n"
+        "from normscope.experiment.data import load\n"
         "def make():\n"
         "    return replace(load('iris'), name='mine')\n"
     )

@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 from safetensors.numpy import load_file
 from torch import nn
 
-from normscope.train import ranks
+from normscope.experiment import ranks
 
 ROOT = Path(__file__).parents[1]
 # iris has 112 rows for training: batches of 37, 37, 37 and, in one of them, ranks of 19 and 18

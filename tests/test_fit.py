@@ -17,17 +17,19 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from sklearn.datasets import load_iris
 
+import normscope
 from normscope.errors import FileError, InputError, MissingExtraError
+from normscope.experiment import fit
+from normscope.experiment.comparison import epochs_to_95, judged, rows
+from normscope.experiment.data import load
+from normscope.experiment.folder import RunFolder
+from normscope.experiment.loop import Trainer
+from normscope.experiment.nets import ModelConfig, norm_layers
+from normscope.experiment.telemetry import Telemetry, keep_lines, read_lines, traces
 from normscope.lens import sinks
 from normscope.records import Epoch, Member, Run, RunConfig, Sweep
-from normscope.train import fit
-from normscope.train.comparison import epochs_to_95, judged, rows
-from normscope.train.data import load
-from normscope.train.folder import RunFolder
-from normscope.train.loop import Trainer
-from normscope.train.nets import ModelConfig, norm_layers
-from normscope.train.telemetry import Telemetry, keep_lines, read_lines, traces
 
 # 105 training samples: 6 steps an epoch, so 18 a network, 144 in all, and 96 of the sweep
 SMALL = RunConfig(
@@ -50,6 +52,25 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
     """An uninterrupted run of SMALL."""
     out = tmp_path_factory.mktemp("whole") / "run"
     return fit.train(SMALL, out), out
+
+
+def test_train_takes_samples_and_shows_the_network(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"norms": ["batch"], "epochs": 2, "seeds": 1, "sweep": (), "seed": 3}
+    named = normscope.train("iris", **options)
+    given = normscope.train(load_iris(return_X_y=True), **options, out=tmp_path / "run")
+    assert [m.curve for m in given.members] == [m.curve for m in named.members]
+    assert given.inspection is not None
+    assert named.inspection is not None
+    assert given.inspection.layers == named.inspection.layers
+    assert RunFolder(tmp_path / "run").read().to_json() == given.to_json()
+    assert given.config.data == "in memory"
+    with pytest.raises(InputError, match="was trained on data in memory"):
+        fit.load_run(tmp_path / "run")
+    assert normscope.train(
+        load_iris(return_X_y=True), **options, out=str(tmp_path / "run"), resume=True
+    ).complete
+    with pytest.raises(InputError, match=r"the data: dict was given; \(x, y\)"):
+        normscope.train({"x": 1}, **options)  # type: ignore[arg-type, unused-ignore]
 
 
 class Stop:
@@ -307,7 +328,7 @@ def test_resume_refuses_what_would_not_be_the_same_run(
     for part in ("epochs was 3 and is now 4", "sweep was 0.01,0.1 and is now none", "norms was b"):
         assert part in str(caught.value)
     assert "lr was" not in str(caught.value)
-    monkeypatch.setattr("normscope.train.data.TEST_SHARE", 0.4)
+    monkeypatch.setattr("normscope.experiment.data.TEST_SHARE", 0.4)
     with pytest.raises(InputError, match="iris is not what the run in .* was started with"):
         fit.train(SMALL, out, resume=True)
 

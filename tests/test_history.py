@@ -7,11 +7,11 @@ import pytest
 import torch
 from sklearn.metrics import mutual_info_score
 
+from normscope.experiment import history
+from normscope.experiment.data import Data, load
+from normscope.experiment.loop import Trainer
+from normscope.experiment.nets import ModelConfig
 from normscope.records import ChannelHistory
-from normscope.train import history
-from normscope.train.data import Data, load
-from normscope.train.loop import Trainer
-from normscope.train.nets import ModelConfig
 
 EPOCHS = 2
 

@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy
 
 import normscope
 from normscope.errors import InputError
-from normscope.train.data import Data, load
-from normscope.train.loop import Trainer, steps_per_epoch
-from normscope.train.nets import NETS, NORMS, ModelConfig, build, norm_layers
+from normscope.experiment.data import Data, load
+from normscope.experiment.loop import Trainer, steps_per_epoch
+from normscope.experiment.nets import NETS, NORMS, ModelConfig, build, norm_layers
 
 DOMAINS = ("clean", "invert", "noise")
 

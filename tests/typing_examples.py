@@ -74,6 +74,8 @@ def proving(model: nn.Module, other: nn.Module, x: Tensor) -> None:
     assert_type(normscope.read_passport("model.pt"), records.Passport | None)
     assert_type(normscope.apply_passport(other, own), tuple[str, ...])
     assert_type(normscope.claims("residual_depth", seeds=1), records.Claims)
+    run = normscope.train("digits", norms=["batch"], epochs=3, seeds=1, sweep=(), out="runs/mine")
+    assert_type(run, records.Run)
 
 
 def layers(x: Tensor) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the same names as in _WHERE, for editors and type checkers
     from normscope import doctor as doctor
     from normscope import equivalence as equivalence
     from normscope import errors as errors
+    from normscope import experiment as experiment
     from normscope import folding as folding
     from normscope import functional as functional
     from normscope import layers as layers
@@ -27,7 +28,6 @@ if TYPE_CHECKING:  # the same names as in _WHERE, for editors and type checkers
     from normscope import probe as probe
     from normscope import published as published
     from normscope import records as records
-    from normscope import train as train
     from normscope.conversion import convert as convert
     from normscope.conversion import from_flax as from_flax
     from normscope.conversion import from_inplace_abn as from_inplace_abn
@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # the same names as in _WHERE, for editors and type checkers
     from normscope.errors import MissingExtraError as MissingExtraError
     from normscope.errors import ModelError as ModelError
     from normscope.errors import NormscopeError as NormscopeError
+    from normscope.experiment import train as train
     from normscope.folding import fold as fold
     from normscope.kernels.recomputation import recompute as recompute
     from normscope.layers import BatchNorm1d as BatchNorm1d
@@ -125,6 +126,7 @@ _WHERE = {
     "assert_parity": "equivalence",
     "passport": "equivalence",
     "claims": "published",
+    "train": "experiment",
     "read_passport": "equivalence",
     "write_passport": "equivalence",
     "apply_passport": "equivalence",
@@ -141,6 +143,7 @@ _ROOMS = (
     "doctor",
     "equivalence",
     "errors",
+    "experiment",
     "folding",
     "functional",
     "layers",
@@ -150,7 +153,6 @@ _ROOMS = (
     "probe",
     "published",
     "records",
-    "train",
 )
 
 __all__ = ["__version__", *_ROOMS, *_WHERE]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normscope.train.data import load
+from normscope.experiment.data import load
 
 Batches = list[tuple[Tensor, ...]]
 

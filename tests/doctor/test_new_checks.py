@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import normscope
 from normscope.doctor import diagnose, repair
 from normscope.doctor.checks import CHECKS
+from normscope.experiment.data import load
 from normscope.records import Diagnosis, Finding
 from normscope.report import checks, diagnosis
-from normscope.train.data import load
 from tests.doctor.patients import accuracy, healthy, in_training, network, norms, state
 
 

@@ -15,10 +15,10 @@ from normscope.doctor import diagnose, repair
 from normscope.doctor.checks import CHECKS
 from normscope.doctor.held_out import Evaluation, HeldOut
 from normscope.doctor.remedies import REMEDIES, RepairContext
+from normscope.experiment.data import load
+from normscope.experiment.nets import build
 from normscope.probe.load import read_weights
 from normscope.records import Diagnosis, Repaired
-from normscope.train.data import load
-from normscope.train.nets import build
 from tests.doctor.patients import (
     accuracy,
     healthy,

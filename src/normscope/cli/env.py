@@ -18,8 +18,8 @@ def env(
     """Versions and settings that matter for a report of a problem."""
     from normscope.bench import allocator
     from normscope.bench import warm as build_ahead
+    from normscope.experiment.fit import environment
     from normscope.kernels.cpu import build
-    from normscope.train.fit import environment
 
     facts = environment()
     if warm:

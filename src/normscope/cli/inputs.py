@@ -16,9 +16,9 @@ from normscope.progress import expected
 if TYPE_CHECKING:
     from torch import nn
 
+    from normscope.experiment.model_data import ModelData
     from normscope.probe.batches import Loader
     from normscope.records import Passport
-    from normscope.train.model_data import ModelData
 
 Key = Annotated[
     str | None,
@@ -92,7 +92,7 @@ class Inputs:
         self, batch_size: int, test_size: int | None = None
     ) -> "tuple[nn.Module, str, ModelData | None]":
         """Return the model, its name, and the data."""
-        from normscope.train.model_data import TEST_SIZE, data_for_model, data_for_run
+        from normscope.experiment.model_data import TEST_SIZE, data_for_model, data_for_run
 
         assert self.model is not None, "checked before"
         test_size, spec = test_size or TEST_SIZE, self.loader or self.data
@@ -234,7 +234,7 @@ class Checkup(Inputs):
 
     def _in_use(self, live: str) -> Iterable[Any]:
         """Return the test part of --live, or all that a loader gives."""
-        from normscope.train.model_data import data_for_model, data_for_run
+        from normscope.experiment.model_data import data_for_model, data_for_run
 
         sizes = (self.batch_size, self.batch_size)
         if self.model and Path(self.model).is_dir():

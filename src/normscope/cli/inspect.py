@@ -84,9 +84,9 @@ def inspect(
         raise InputError(f"--save is {shown(save)}; name a .json file")
     if resume and save is None:
         raise InputError("--resume needs --save, the file that the pass was begun with")
+    from normscope.experiment import ranks
     from normscope.lens import inspection
     from normscope.lens.state import SUFFIX
-    from normscope.train import ranks
 
     stopped = False
     with ranks.world() as rank:
@@ -128,8 +128,8 @@ def _passed(
     memory_limit: int,
 ) -> tuple["InspectionState", bool]:
     """Run the pass; return what passed, and whether Ctrl-C came before the end."""
+    from normscope.experiment import ranks
     from normscope.lens import InspectionState, accumulate, memory_needed
-    from normscope.train import ranks
 
     model, model_name, data = given.loaded(batch_size, batch_size)
     assert data is not None, "checked before"
@@ -178,7 +178,7 @@ def _passed(
 
 def _own(batches: Iterable[Any]) -> list[Any] | Iterable[Any]:
     """Every rank takes its turn; a rank for which there is none gets an empty list."""
-    from normscope.train import ranks
+    from normscope.experiment import ranks
 
     if ranks.size() == 1:
         return batches

@@ -1,6 +1,5 @@
 """normscope train."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +15,6 @@ from normscope.cli.app import (
     tell,
 )
 from normscope.cli.report import finish
-from normscope.records import Run, RunConfig
 
 
 def train(
@@ -59,61 +57,33 @@ def train(
 ) -> None:
     """Train one network under several normalisations and compare them, class by class."""
     language = known_language(lang)
-    from normscope.train import fit, ranks
+    from normscope import experiment
+    from normscope.experiment import fit, ranks
 
-    config = RunConfig(
-        data=data,
-        net=net,
-        norms=names(norm),
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        seed=seed,
-        seeds=seeds,
-        domains=names(domains),
-        every=every,
-        sweep=fit.SWEEP if sweep else (),
-        freeze_head=freeze_head,
-    )
-    with ranks.world() as rank, progress_bar(as_json or rank > 0) as progress:
-        run = fit.train(
-            config,
-            out,
+    with ranks.world() as rank, progress_bar(as_json or rank > 0) as show:
+        run = experiment.train(
+            data,
+            net=net,
+            norms=names(norm),
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            seed=seed,
+            seeds=seeds,
+            domains=names(domains),
+            every=every,
+            sweep=fit.SWEEP if sweep else (),
+            freeze_head=freeze_head,
+            out=out,
             resume=resume,
             overwrite=overwrite,
             tensorboard=tensorboard,
-            on_progress=progress,
+            progress=False,
+            on_progress=show,
         )
     if rank > 0:  # rank 0 writes and tells
         raise typer.Exit(0 if run.complete else 130)
-    if run.complete:
-        run = _inspected(run, out)
     finish(run, out, as_json, language)
     if not run.complete:
         tell(language, "cli.stopped", path=out)
         raise typer.Exit(130)
-
-
-def _inspected(run: Run, out: Path) -> Run:
-    """Look into the network that stands for the run, if it was trained and has layers to see."""
-    from normscope.files import write_whole
-    from normscope.lens import inspect as look
-    from normscope.train import fit
-    from normscope.train.data import batches
-    from normscope.train.nets import standing_for
-
-    place = (standing_for(run.config.norms), run.config.seed)
-    trained = any((m.norm, m.seed) == place and m.status == "done" for m in run.members)
-    if not trained or place[0] == "none":
-        return run
-    _, model, data = fit.load_run(out)
-    record = look(
-        model,
-        batches(data, 256),
-        classes=data.classes,
-        model_name=f"{run.config.net}, {place[0]}",
-        data_name=data.name,
-    )
-    run = replace(run, inspection=record)
-    write_whole(out / "run.json", run.to_json())
-    return run

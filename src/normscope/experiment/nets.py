@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from normscope import layers
 from normscope.errors import InputError
+from normscope.experiment import ranks
+from normscope.experiment.data import Data, Given
 from normscope.layers.conditional import current_condition
-from normscope.train import ranks
-from normscope.train.data import Data, Given
 
 NETS = ("mlp", "cnn")
 WIDTH, DEPTH = 64, 3  # of the mlp

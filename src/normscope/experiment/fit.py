@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from normscope import __version__
-from normscope.errors import InputError, MissingExtraError
+from normscope.errors import InputError, MissingExtraError, shown
+from normscope.experiment import checkpoint, comparison, history, ranks, telemetry
+from normscope.experiment.data import IN_MEMORY, Data, Source, load
+from normscope.experiment.folder import RunFolder
+from normscope.experiment.loop import Trainer, steps_per_epoch
+from normscope.experiment.nets import NORMS, ModelConfig, check_names, norm_layers, standing_for
 from normscope.lens import sinks
 from normscope.records import Run, RunConfig, Sweep
-from normscope.train import checkpoint, comparison, history, ranks, telemetry
-from normscope.train.data import Data, load
-from normscope.train.folder import RunFolder
-from normscope.train.loop import Trainer, steps_per_epoch
-from normscope.train.nets import NORMS, ModelConfig, check_names, norm_layers, standing_for
 
 __all__ = ["SWEEP", "Progress", "environment", "load_member", "load_run", "train"]
 
@@ -34,6 +34,7 @@ def train(
     config: RunConfig,
     out: Path,
     *,
+    data: Source | None = None,
     resume: bool = False,
     overwrite: bool = False,
     tensorboard: bool = False,
@@ -55,6 +56,7 @@ def train(
     Args:
         config: what to train, on what, for how long.
         out: the run's folder, see `RunFolder`.
+        data: samples in the place of those that `config` names, see `data.load`.
         resume: continue the run in `out`.
         overwrite: replace the run in `out`.
         tensorboard: write events as well.
@@ -72,8 +74,8 @@ def train(
     folder = RunFolder(out)
     with _one_thread(), ranks.world(), ExitStack() as held:
         with ranks.together():
-            data = _checked(config, tensorboard=tensorboard)
-        facts = environment() | {"data": _fingerprint(data)}
+            loaded = _checked(config, data, tensorboard=tensorboard)
+        facts = environment() | {"data": _fingerprint(loaded)}
         ranks.check_same((config, resume, tensorboard, facts["data"]), "options or data")
         ranks.first(lambda: held.enter_context(folder.writing()))
         if resume:
@@ -85,12 +87,12 @@ def train(
             earlier = Run(
                 config=config,
                 complete=False,
-                classes=data.classes,
-                train_size=len(data.train_x),
-                test_size=len(data.test_x),
+                classes=loaded.classes,
+                train_size=len(loaded.train_x),
+                test_size=len(loaded.test_x),
                 environment=facts,
             )
-        return RunSession(folder, earlier, data, on_progress, tensorboard).run()
+        return RunSession(folder, earlier, loaded, on_progress, tensorboard).run()
 
 
 def load_member(out: Path, norm: str, seed: int) -> nn.Module:
@@ -98,12 +100,23 @@ def load_member(out: Path, norm: str, seed: int) -> nn.Module:
     return checkpoint.load_model(RunFolder(out).member(norm, seed))
 
 
-def load_run(out: Path) -> tuple[Run, nn.Module, Data]:
-    """Load the run in `out`: its record, the network that stands for it, its data."""
+def load_run(out: Path, data: Source | None = None) -> tuple[Run, nn.Module, Data]:
+    """Load the run in `out`: its record, the network that stands for it, its data.
+
+    Raises:
+        FileError, InputError: it is not whole, or its data were handed over and are not given.
+    """
     folder = RunFolder(out)
     run = folder.read()
     model = checkpoint.load_model(folder.model)
-    return run, model, load(run.config.data, seed=run.config.seed, domains=run.config.domains)
+    config = run.config
+    if data is None and config.data == IN_MEMORY:
+        raise InputError(
+            f"the run in {shown(out)} was trained on data in memory, which it does not keep; give "
+            "the data again"
+        )
+    source = config.data if data is None else data
+    return run, model, load(source, seed=config.seed, domains=config.domains)
 
 
 def environment() -> dict[str, str]:
@@ -304,7 +317,7 @@ class RunSession:
         return place in self.done
 
 
-def _checked(config: RunConfig, *, tensorboard: bool) -> Data:
+def _checked(config: RunConfig, data: Source | None, *, tensorboard: bool) -> Data:
     """Load the data, after all checks that need no folder."""
     least = {"epochs": 1, "batch_size": 2, "seed": 0, "seeds": 1, "every": 1}
     for name, bound in least.items():
@@ -331,12 +344,13 @@ def _checked(config: RunConfig, *, tensorboard: bool) -> Data:
             raise MissingExtraError(
                 "--tensorboard needs the tensorboard package: pip install 'normscope[tensorboard]'"
             ) from problem
-    data = load(config.data, seed=config.seed, domains=config.domains, every_class=True)
+    source = config.data if data is None else data
+    loaded = load(source, seed=config.seed, domains=config.domains, every_class=True)
     for norm in config.norms:
-        model = _model(config, norm, data)
+        model = _model(config, norm, loaded)
         if ranks.size() > 1:
             ranks.check_synchronises(model.build(config.seed))
-    return data
+    return loaded
 
 
 def _model(config: RunConfig, norm: str, data: Data) -> ModelConfig:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normscope.errors import FileError, InputError, MissingExtraError
+from normscope.experiment.sources import Samples, check_size, samples
 from normscope.files import shown
-from normscope.train.sources import Samples, check_size, samples
 
 if TYPE_CHECKING:
     from PIL.Image import Image

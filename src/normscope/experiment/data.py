@@ -12,20 +12,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from normscope.errors import FileError, InputError
+from normscope.experiment import sources
+from normscope.experiment.domains import check_domains, shifted
+from normscope.experiment.images import read_folder
+from normscope.experiment.tables import read_csv, read_parquet
 from normscope.files import shown
 from normscope.functional import moments
 from normscope.moments import Moments
 from normscope.probe.load import made
-from normscope.train import sources
-from normscope.train.domains import check_domains, shifted
-from normscope.train.images import read_folder
-from normscope.train.tables import read_csv, read_parquet
 
 READERS = {".npz": sources.read_npz, ".csv": read_csv, ".parquet": read_parquet}
 TEST_SHARE = 0.3
 CONSTANT = 1e-12  # a channel whose std is below this share of its mean holds rounding only
 
 Given = Literal["label", "domain"]
+IN_MEMORY = "in memory"  # stands for data that were handed over, not named
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -86,8 +87,11 @@ class Data:
         return ids
 
 
+Source = str | Data | tuple[Any, ...] | list[Any]
+
+
 def load(
-    spec: str, *, seed: int = 0, domains: tuple[str, ...] = (), every_class: bool = False
+    spec: Source, *, seed: int = 0, domains: tuple[str, ...] = (), every_class: bool = False
 ) -> Data:
     """Load the data that `spec` names, split and put on one scale.
 
@@ -103,7 +107,8 @@ def load(
     Args:
         spec: digits, iris, wine, breast_cancer, a .npz, .csv or .parquet file, a folder of class
             folders of images, or path/file.py:factory. A factory returns (x, y) or
-            (x, y, class names), or a whole `Data` that is taken as it is.
+            (x, y, class names), or a whole `Data` that is taken as it is; each of the three can
+            be given itself.
         seed: draws the split, the domains and their noise.
         domains: two or more of clean, contrast, brightness, invert, noise.
         every_class: refuse a class that is too small to be in both parts.
@@ -119,7 +124,7 @@ def load(
     found = _read(spec)
     if isinstance(found, Data):
         if domains:
-            raise InputError(f"{spec} brings its own split; name no domains with it")
+            raise InputError(f"{found.name} brings its own split; name no domains with it")
         return found
     draw = np.random.default_rng(seed)
     train, test = _split(found, draw, every_class)
@@ -162,21 +167,15 @@ def batches(
     yield from zip(*(column.split(batch_size) for column in columns), strict=True)
 
 
-def _read(spec: str) -> sources.Samples | Data:
+def _read(spec: Source) -> sources.Samples | Data:
+    if not isinstance(spec, str):
+        return _handed_over(spec, IN_MEMORY, "the data")
     path = Path(spec)
     if spec in sources.BUNDLED:
         return sources.bundled(spec)
     if sources.is_factory(spec):
         place, _, name = spec.rpartition(":")
-        value = made(place, name)
-        if isinstance(value, Data):
-            return value
-        if isinstance(value, (tuple, list)) and len(value) in (2, 3):
-            return sources.samples(name, *value, where=shown(spec))
-        raise InputError(
-            f"{shown(spec)} returned {type(value).__name__}; it must return (x, y), "
-            "(x, y, class names) or a Data"
-        )
+        return _handed_over(made(place, name), name, shown(spec))
     if path.is_dir():
         return read_folder(path)
     if path.suffix.lower() in READERS:
@@ -186,6 +185,16 @@ def _read(spec: str) -> sources.Samples | Data:
     if len(path.parts) > 1:
         raise FileError(f"there is no file or folder {shown(path)}; check the path")
     raise InputError(f"there are no data {spec!r}; data can be {sources.KINDS}")
+
+
+def _handed_over(value: Any, name: str, where: str) -> sources.Samples | Data:
+    if isinstance(value, Data):
+        return value
+    if isinstance(value, (tuple, list)) and len(value) in (2, 3):
+        return sources.samples(name, *value, where=where)
+    raise InputError(
+        f"{where}: {type(value).__name__} was given; (x, y), (x, y, class names) or a Data is needed"
+    )
 
 
 def _split(

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from normscope.experiment.data import Data
+from normscope.experiment.loop import EVALUATED_AT_ONCE
+from normscope.experiment.nets import ModelConfig, norm_layers
 from normscope.lens.measures import gate_information
 from normscope.probe.hooks import attach
 from normscope.probe.load import read_weights, write_weights
 from normscope.records import ChannelHistory
-from normscope.train.data import Data
-from normscope.train.loop import EVALUATED_AT_ONCE
-from normscope.train.nets import ModelConfig, norm_layers
 
 FRAMES = 25  # epochs that are kept, the first and the last among them
 SAMPLES = 2048  # of the test part, evenly spread, on which the channel is followed

@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from normscope.errors import FileError, InputError
+from normscope.experiment.nets import ModelConfig
 from normscope.files import shown, write_whole
 from normscope.probe.load import read_weights, write_weights
-from normscope.train.nets import ModelConfig
 
 AGAIN = "start again with --overwrite"
 

@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
+from normscope.experiment.nets import NORMS
 from normscope.records import Epoch, Member, Row, Sweep
-from normscope.train.nets import NORMS
 
 SHARE_OF_BEST = 0.95
 SHARE = 0.9  # a rate trains if it reaches this share of the best accuracy of the sweep

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from normscope.errors import InputError
+from normscope.experiment import fit, sources
+from normscope.experiment.data import TEST_SHARE, Data, batches, load
+from normscope.experiment.nets import standing_for
 from normscope.files import shown
 from normscope.probe.grammar import walk
 from normscope.probe.load import made
-from normscope.train import fit, sources
-from normscope.train.data import TEST_SHARE, Data, batches, load
-from normscope.train.nets import standing_for
 
 TEST_SIZE = 256  # samples in a batch of the test part
 

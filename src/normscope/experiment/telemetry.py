@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from normscope.errors import FileError
+from normscope.experiment import ranks
+from normscope.experiment.loop import Trainer
+from normscope.experiment.nets import norm_layers
 from normscope.files import read_text, shown, write_whole
 from normscope.lens import Monitor
 from normscope.lens.monitor import Sink
 from normscope.records import Numbers, Table, Trace
-from normscope.train import ranks
-from normscope.train.loop import Trainer
-from normscope.train.nets import norm_layers
 
 Line = dict[str, Any]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from normscope.errors import FileError, InputError, MissingExtraError
+from normscope.experiment.sources import Samples, check_size, existing_file, samples
 from normscope.files import shown
 from normscope.probe.load import reason
-from normscope.train.sources import Samples, check_size, existing_file, samples
 
 LABEL_NAMES = ("label", "y", "target", "class")
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from normscope.experiment import ranks
+from normscope.experiment.comparison import epochs_to_95
+from normscope.experiment.data import Data
+from normscope.experiment.nets import NORMS, ModelConfig
 from normscope.layers import condition
 from normscope.records import Counts, Epoch, Member
-from normscope.train import ranks
-from normscope.train.comparison import epochs_to_95
-from normscope.train.data import Data
-from normscope.train.nets import NORMS, ModelConfig
 
 MOMENTUM = 0.9
 EVALUATED_AT_ONCE = 1024  # samples
