@@ -411,7 +411,7 @@ FACTORIES: dict[str, tuple[str, type[NormscopeError], str]] = {
     "fails": ("def make(): return 1 / 0", ModelError, "failed: ZeroDivisionError"),
     "syntax": ("def make(:", ModelError, "cannot be imported: SyntaxError"),
     "exits": ("raise SystemExit(3)", ModelError, "cannot be imported: SystemExit"),
-    "wrong": ("def make(): return 5", InputError, r"returned int; it must return \(x, y\)"),
+    "wrong": ("def make(): return 5", InputError, r"int was given; \(x, y\)"),
     "ragged": ("def make(): return [[1, 2], [3]], [0, 1]", InputError, "no array"),
 }
 

@@ -193,7 +193,8 @@ def _handed_over(value: Any, name: str, where: str) -> sources.Samples | Data:
     if isinstance(value, (tuple, list)) and len(value) in (2, 3):
         return sources.samples(name, *value, where=where)
     raise InputError(
-        f"{where}: {type(value).__name__} was given; (x, y), (x, y, class names) or a Data is needed"
+        f"{where}: {type(value).__name__} was given; (x, y), (x, y, class names) or a Data "
+        "is needed"
     )
 
 
