@@ -74,7 +74,8 @@ def train(
         MissingExtraError: a package for the data or for events is not installed.
 
     Example:
-        >>> run = train("iris", norms=["batch", "none"], epochs=2, seeds=1, sweep=())
+        >>> import normscope
+        >>> run = normscope.train("iris", norms=["batch", "none"], epochs=2, seeds=1, sweep=())
         >>> [row.norm for row in run.rows], run.complete
         (['batch', 'none'], True)
     """
