@@ -62,6 +62,16 @@ def bare(model: nn.Module) -> nn.Module:
             return model
 
 
+def in_training(model: nn.Module) -> bool:
+    """Whether a model is in train(), parts of it left aside that somebody put into eval().
+
+    A wrapper that was made around a model in eval() is in train(), as every new module is; it
+    does nothing by itself, so what counts is whether any layer inside is.
+    """
+    model = bare(model)
+    return model.training and any(m.training for m in model.modules() if not m._modules)
+
+
 def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Like `model.named_modules()`, without wrappers and torch.compile, and their names."""
     for name, module in bare(model).named_modules():
