@@ -13,6 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from normscope.arguments import check_model
+from normscope.errors import few
 from normscope.layers import ConditionalBatchNorm1d, ConditionalBatchNorm2d, ConditionalBatchNorm3d
 from normscope.layers.statistics import RunningStatistics
 
@@ -143,9 +144,8 @@ def without_norms(model: nn.Module) -> str:
     own = own_norms(model)
     if not own:
         return ""
-    more = f" and {len(own) - 1} more" if len(own) > 1 else ""
     return (
-        f"; {own[0]}{more} may be a batch norm of your own: it is followed if it has buffers "
+        f"; {few(own, 1)} may be a batch norm of your own: it is followed if it has buffers "
         "running_mean and running_var, (C,), an eps, and weight and bias, (C,)"
     )
 
