@@ -196,7 +196,7 @@ def made(plain: Plain, kind: Kind, dims: int | None, options: dict[str, Any]) ->
 
 
 def equality(plain: Plain, kind: Kind, layer: nn.Module) -> Literal["always", "eval", "never"]:
-    """Where a layer of `kind` computes what the plain one did: in training too, in eval, never."""
+    """Tell where a layer of `kind` computes what the plain one did: training too, eval, never."""
     own = (plain.options.get("own_weight", 0.0), getattr(layer, "own_weight", 0.0))
     if kind == "group" or not plain.exact or own[0] != own[1]:
         return "never"
@@ -226,7 +226,7 @@ def check_options(kind: str, options: dict[str, Any]) -> Kind:
 
 
 def _family(layer: nn.Module) -> tuple[str | None, type[nn.Module], int | None, bool]:
-    """Kind, class in the family, rank and whether timm's drop and act run behind."""
+    """Return kind, class in the family, rank and whether timm's drop and act run behind."""
     for mine in type(layer).__mro__:
         behind = _is_timm(mine)
         if behind and mine.__name__.startswith("Frozen"):
@@ -249,7 +249,7 @@ def _family(layer: nn.Module) -> tuple[str | None, type[nn.Module], int | None, 
 
 
 def _is_timm(kind: type) -> bool:
-    """Whether a class is one of timm's batch norms that drop and activate by themselves."""
+    """Return whether a class is one of timm's batch norms that drop and activate by themselves."""
     home = sys.modules.get("timm.layers.norm_act")
     names = ("BatchNormAct2d", "FrozenBatchNormAct2d")
     return home is not None and any(kind is getattr(home, name, None) for name in names)

@@ -43,7 +43,7 @@ class Flow:
         self.tied = {p for p, count in owners.items() if p is not None and count > 1}
 
     def call(self, name: str) -> fx.Node:
-        """Where a norm is called.
+        """Find where a norm is called.
 
         Raises:
             Refusal: it is not called once, on its input alone, with tensors of its own.
@@ -89,7 +89,7 @@ class Flow:
             raise Refusal(f"forward uses a tensor of {name!r} by itself")
 
     def _check_unwatched(self, path: list[str]) -> None:
-        """No hook between: on the modules, or on what contains one of them but not the others."""
+        """Require no hook on the modules, or on what contains one of them but not the others."""
         around = [{name[:i] for i, c in enumerate(f"{name}.") if c == "."} for name in path]
         for name in sorted(set[str].union(*around) - set[str].intersection(*around)):
             if any(getattr(self.modules[name], hooks) for hooks in HOOKS):
@@ -105,7 +105,7 @@ class _Tracer(PartialTracer):
         self.leaves = {m for m in model.modules() if isinstance(m, LINEAR) or is_norm(m)}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """As torch.fx, and the layers that are folded, of whatever origin."""
+        """Keep whole what torch.fx does, and the layers that are folded, of whatever origin."""
         return m in self.leaves or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -135,7 +135,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module belongs to the family, be it as one that cannot be read."""
+    """Return whether a module belongs to the family, be it as one that cannot be read."""
     try:
         return read(module) is not None
     except Refusal:

@@ -150,7 +150,7 @@ def fold(model: nn.Module | torch.export.ExportedProgram, rest: Rest = "norm") -
 
 
 def _one_map(norm: nn.Module) -> Plain:
-    """A norm in its five tensors, if in eval() it is one affine map for all samples.
+    """Read a norm as its five tensors, if in eval() it is one affine map for all samples.
 
     Raises:
         Refusal: it is not.

@@ -178,12 +178,12 @@ def accumulate(
 
 
 def memory_needed(model: nn.Module, classes: int) -> int:
-    """Bytes that a pass over so many classes takes at most, above those of the plain forward."""
+    """Return the most bytes that a pass over so many classes takes above the plain forward."""
     return memory.bytes_needed(memory.layer_channels(_norms(probe.bare(model))), classes)
 
 
 def inspection(state: InspectionState, *, release: bool = False) -> Inspection:
-    """Every measure of what was accumulated.
+    """Compute every measure of what was accumulated.
 
     Args:
         state: of whole batches.

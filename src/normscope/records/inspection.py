@@ -119,7 +119,7 @@ class Layer(Part):
             yield "", name, sum(known) / len(known) if known else math.nan
 
     def efficiency(self, channel: int) -> float:
-        """Gate information over that of the best threshold, in [0, 1]; NaN where that is 0."""
+        """Return gate information over that of the best threshold, in [0, 1]; NaN at 0."""
         best = self.best_information[channel]
         return self.gate_information[channel] / best if best > 0 else math.nan
 
@@ -180,7 +180,7 @@ class Inspection(Record):
     # deviations within classes; NaN for a class without images
 
     def to_json(self) -> str:
-        """One JSON document, without the tables by class where they hold more than IN_JSON numbers.
+        """Write one JSON document, without tables by class of more than IN_JSON numbers.
 
         `save` writes those beside it.
         """
@@ -260,5 +260,5 @@ class Inspection(Record):
 
 
 def tables_beside(path: Path) -> Path:
-    """Where `Inspection.save` puts large tables: a.json has a.tables.safetensors."""
+    """Return where `Inspection.save` puts large tables: a.json has a.tables.safetensors."""
     return path.with_suffix(".tables.safetensors")
