@@ -1,7 +1,7 @@
 """Drop-in batch norm, `torch.nn.BatchNorm*d` on normscope's operator, and ghost batch norm."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -44,10 +44,8 @@ class Normalizer(RunningStatistics, _BatchNorm):
         act: Activation | None = None,
         process_group: Ranks = None,
     ) -> None:
-        # torch before 2.13 has no bias=
-        more: dict[str, Any] = {} if bias else {"bias": False}
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, **more
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
         )
         check_settings(self.eps, self.momentum)
         if act is not None and act not in ACTIVATIONS:

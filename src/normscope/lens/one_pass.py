@@ -19,7 +19,7 @@ from normscope.lens.measures import ImageScatter
 from normscope.lens.recorder import Recorder
 from normscope.lens.state import InspectionState
 from normscope.lens.work import work
-from normscope.probe import Norm
+from normscope.probe import Norm, bare
 from normscope.probe.batches import Forward, Loader
 from normscope.probe.frozen import refuse_traced
 from normscope.probe.grammar import LABELS, Batch, Labels
@@ -63,8 +63,8 @@ def inspect(
         batches: with labels; see `probe.grammar` for what a batch may be. With a condition
             the model runs inside `normscope.condition`.
         classes: K names; None: as many classes as the labels say, named by their numbers.
-        model_name: shown in the record.
-        data_name: shown in the record.
+        model_name: shown in the record; empty: the model's class.
+        data_name: shown in the record; empty: the class of the loader's dataset, or "data".
         forward: forward(model, batch), for batches of another structure.
         labels: a key or position in the batch, or labels(batch), where the classes are.
         batch_limit: read so many batches at most; None: all, or 1,000 of a loader without length.
@@ -88,6 +88,9 @@ def inspect(
     >>> seen.layers[0].invariance < 1e-5  # the layer took no class information away
     True
     """
+    model_name = model_name or type(bare(model)).__name__
+    dataset = getattr(batches, "dataset", None)
+    data_name = data_name or ("data" if dataset is None else type(dataset).__name__)
     state = InspectionState(model_name, data_name, None if classes is None else tuple(classes))
     known, passed = expected(batches, batch_limit), count(1)
     with bar(wanted(progress, on_progress), known) as show:
