@@ -9,6 +9,7 @@ from torch import Tensor
 
 from normscope.lens import measures
 from normscope.lens.measures import Directions, ImageScatter
+from normscope.lens.stage_measures import MEASURES
 from normscope.lens.statistics import JOINT, Stage, TrackedLayer, joint_channels
 from normscope.lens.sweep import BINS, REACH
 from normscope.records import Array, Layer, Numbers, StageMeasures, StageName
@@ -74,6 +75,7 @@ class _Reading:
             separation=measures.data_separation(self.scatter) if seen else math.nan,
             cdnv=measures.cdnv(self.scatter) if seen else math.nan,
             condition_eta2=self._condition_eta2(),
+            more={name: of(self.scatter, self.directions) for name, of in MEASURES.items()},
         )
 
     def _condition_eta2(self) -> float:

@@ -19,7 +19,7 @@ from normscope.lens.measures import ImageScatter
 from normscope.lens.recorder import Recorder
 from normscope.lens.state import InspectionState
 from normscope.lens.work import work
-from normscope.probe import Norm, bare
+from normscope.probe import Norm
 from normscope.probe.batches import Forward, Loader
 from normscope.probe.frozen import refuse_traced
 from normscope.probe.grammar import LABELS, Batch, Labels
@@ -88,9 +88,6 @@ def inspect(
     >>> seen.layers[0].invariance < 1e-5  # the layer took no class information away
     True
     """
-    model_name = model_name or type(bare(model)).__name__
-    dataset = getattr(batches, "dataset", None)
-    data_name = data_name or ("data" if dataset is None else type(dataset).__name__)
     state = InspectionState(model_name, data_name, None if classes is None else tuple(classes))
     known, passed = expected(batches, batch_limit), count(1)
     with bar(wanted(progress, on_progress), known) as show:
@@ -146,6 +143,9 @@ def accumulate(
     norms = _norms(model)
     state = InspectionState() if into is None else into
     state.check_whole()
+    dataset = getattr(batches, "dataset", None)
+    state.model = state.model or type(model).__name__
+    state.data = state.data or ("data" if dataset is None else type(dataset).__name__)
     names = tuple(norm.name for norm in norms)
     if state.norms and state.norms != names:
         raise InputError("this pass was begun with another model; its layers differ")

@@ -45,6 +45,7 @@ class StageMeasures(Part):
     separation: float = math.nan  # D = tr(S_W S_B^+), per image
     cdnv: float = math.nan  # class-distance normalised variance, mean over pairs of classes
     condition_eta2: float = math.nan  # eta2_mean with the condition (domain) in place of the class
+    more: dict[str, float] = field(default_factory=dict)  # measures of `lens.stage_measures`
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,6 +113,8 @@ class Layer(Part):
         for stage in self.every_stage:
             for name in OF_STAGE:
                 yield stage.name, name, getattr(stage, name)
+            for name, value in stage.more.items():
+                yield stage.name, name, value
         for name in OF_LAYER:
             yield "", name, getattr(self, name)
         for name in ("information", "gate_information", "best_information"):
