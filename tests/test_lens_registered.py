@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -28,26 +29,25 @@ def data() -> tuple[Tensor, Tensor]:
     return torch.randn(400, 6), torch.arange(400) % 2
 
 
-def test_the_effective_rank_is_that_of_the_correlations(
+def test_the_participation_ratio_is_that_of_the_eigenvalues(
     net: nn.Module, data: tuple[Tensor, Tensor]
 ) -> None:
     (layer,) = lens.inspect(net, [data]).layers
     for stage, values in (("input", net[0](data[0])), ("activated", net(data[0]))):
-        eigenvalues = torch.linalg.eigvalsh(torch.corrcoef(values.detach().double().T))
-        share = eigenvalues.clamp(min=0) / eigenvalues.clamp(min=0).sum()
-        entropy = -sum(p * math.log(p) for p in share.tolist() if p > 0)
-        (found,) = (s.more["effective_rank"] for s in layer.stages if s.name == stage)
-        assert found == pytest.approx(math.exp(entropy), rel=1e-5)
-    affine = [stage.more["effective_rank"] for stage in layer.stages[:3]]
-    assert affine == pytest.approx([affine[0]] * 3, rel=1e-5)
-    assert affine[0] < 6
+        eigenvalues = np.linalg.eigvalsh(np.cov(values.detach().double().numpy().T))
+        (found,) = (s.more["participation"] for s in layer.stages if s.name == stage)
+        assert found == pytest.approx(eigenvalues.sum() ** 2 / (eigenvalues**2).sum(), rel=1e-5)
+        assert 1 < found < 8
+    constant = lens.inspect(nn.Sequential(nn.BatchNorm1d(6)), [(torch.ones(8, 6), data[1][:8])])
+    assert math.isnan(constant.layers[0].stages[0].more["participation"])
 
 
 def test_a_new_measure_is_one_function_and_its_message(
     net: nn.Module, data: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(stage_measures.MEASURES, "total", lambda s, _: float(s.total.trace()))
-    monkeypatch.setitem(catalogue(), "page.measure.total", {"en": "total scatter", "zh": "总散度"})
+    for key, text in (("", "total scatter"), (".how", "trace of the scatter")):
+        monkeypatch.setitem(catalogue(), f"page.measure.total{key}", {"en": text, "zh": "总散度"})
     seen = lens.inspect(net, [data])
     again = Inspection.from_json(seen.to_json())
     assert again.layers == seen.layers
@@ -57,3 +57,4 @@ def test_a_new_measure_is_one_function_and_its_message(
     document = inspection.document(again)
     for text in (html.page(document, "en"), html.fragment(document, "en")):
         assert "total scatter" in text
+        assert "trace of the scatter" in text

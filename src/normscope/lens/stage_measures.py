@@ -1,7 +1,8 @@
 """Measures of every stage that a record holds by name.
 
-A new one is a function here and its message `page.measure.NAME` in both languages. The record has
-it in `StageMeasures.more`; frame, tables, page, terminal and notebook follow.
+A new one is a function here and two messages: `page.measure.NAME`, its name, and
+`page.measure.NAME.how`, which says in a sentence what it is. The record has it in
+`StageMeasures.more`; frame, tables, page and notebook follow.
 """
 
 import math
@@ -20,16 +21,15 @@ def register(measure: Measure) -> Measure:
 
 
 @register
-def effective_rank(scatter: ImageScatter, directions: Directions) -> float:
-    """Return how many directions the channels use alike: exp of the entropy of their eigenvalues.
+def participation(scatter: ImageScatter, directions: Directions) -> float:
+    """Return the participation ratio tr(S_T)^2 / tr(S_T^2): how many directions share the spread.
 
-    1 where all channels say the same, as many as there are channels where they are uncorrelated;
-    of channels scaled to variance 1, so that no affine map per channel changes it.
+    1 where all of it lies along one line, as many as there are channels where all directions
+    have the same; NaN where nothing varies.
 
-    Source: Roy & Vetterli 2007, "The effective rank".
+    Source: Gao et al. 2017, "A theory of multineuronal dimensionality, dynamics and measurement".
     """
-    values = directions.values.clamp(min=0)
-    if not len(values):
-        return math.nan
-    share = values / values.sum()
-    return float((-share.xlogy(share).sum()).exp())
+    square = float(
+        (scatter.total**2).sum()
+    )  # of a symmetric matrix: the sum of squared eigenvalues
+    return float(scatter.total.trace()) ** 2 / square if square > 0 else math.nan

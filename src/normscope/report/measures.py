@@ -1,8 +1,9 @@
 """What is measured of layers, and the tables of it.
 
-A measure of every stage that `lens.stage_measures` has registered is shown by its message
-(`page.measure.NAME`) alone. One number of a layer is an entry of `LAYERS` here with a place in
-`RANKED` or `GATES` and its message (`page.rank.NAME`). Terminal, page and notebook follow.
+A measure of every stage that `lens.stage_measures` has registered is shown by its messages
+(`page.measure.NAME`, `page.measure.NAME.how`) alone. One number of a layer is an entry of
+`LAYERS` here with a place in `RANKED` or `GATES` and its message (`page.rank.NAME`). Terminal,
+page and notebook follow.
 """
 
 import math
