@@ -179,7 +179,7 @@ def fold(
 
 
 def _one_map(norm: nn.Module) -> Plain:
-    """A norm in its five tensors, if in eval() it is one affine map for all samples.
+    """Read a norm as its five tensors, if in eval() it is one affine map for all samples.
 
     Raises:
         Refusal: it is not.
