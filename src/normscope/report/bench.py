@@ -1,13 +1,16 @@
 """A benchmark as a document: speed, memory and accuracy beside other ways."""
 
 import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from statistics import median
+from typing import Any, NamedTuple
 
-from normscope.records import Bench
-from normscope.report import speed
-from normscope.report.bilingual import said, several
-from normscope.report.charts import speed as charts
+from normscope.records import Bench, Race, Setting, Spread, Timing
+from normscope.report.bilingual import Text, Words, said, sentences
+from normscope.report.charts import spec
 from normscope.report.document import (
+    Chart,
     Document,
     Figures,
     Finding,
@@ -15,35 +18,58 @@ from normscope.report.document import (
     Only,
     Paragraph,
     Section,
+    Table,
+    columns,
+    table,
 )
 from normscope.report.format import number
+from normscope.report.messages import catalogue
 
+MINE, PLAIN = "normscope", "torch"
+LEAN = "normscope_recompute"
 LEAST = 0.95  # of torch's speed; below it a setting is named in the verdict
+PICTURED = ("models", "shapes", "formats", "dtypes", "groups")
 
 
 def document(bench: Bench) -> Document:
     """Show the verdict, every time, every error, and how it was measured."""
     facts = ", ".join(f"{name} {value}" for name, value in bench.environment.items())
     how = said("bench.how", checked=bench.checked, repeats=bench.repeats)
-    numbers = [*speed.by_part(bench)]
-    if bench.accuracies:
-        numbers.append(speed.errors(bench))
-    missing = tuple(Paragraph(text, "quiet") for text in speed.absent(bench))
+    numbers = [*_by_part(bench), *([_errors(bench)] if bench.accuracies else [])]
+    missing = tuple(Paragraph(text, "quiet") for text in _absent(bench))
+    figures = Only("page", (Figures(tuple(_pictures(bench))),))
+    evidence = (figures, Only("terminal", (*numbers, *missing)))
+    every = (Only("page", (*missing, _timings(bench))),)
     sections = (
         Section(said("page.nav.verdict"), (*verdict(bench), Paragraph(how, "quiet")), "verdict"),
-        Section(
-            said("page.nav.evidence"),
-            (
-                Only("page", (Figures(tuple(charts.drawn(bench))),)),
-                Only("terminal", (*numbers, *missing)),
-            ),
-            "evidence",
-        ),
-        Section(
-            said("bench.nav.figures"), (Only("page", (*missing, speed.timings(bench))),), "figures"
-        ),
+        Section(said("page.nav.evidence"), evidence, "evidence"),
+        Section(said("bench.nav.figures"), every, "figures"),
     )
     return Document(said("bench.title"), sections, footer=(facts,))
+
+
+def races(bench: Bench, *parts: str) -> list[Race]:
+    """Return the races of some parts."""
+    return [race for race in bench.races if race.setting.part in parts]
+
+
+def setting_name(setting: Setting) -> str:
+    """Name what is measured, as 64,64,56,56 channels_last bfloat16 K=8."""
+    parts = [setting.model] * bool(setting.model) + [",".join(map(str, setting.shape))]
+    parts += [setting.layout] * (setting.layout != "contiguous")
+    parts += [setting.dtype] * (setting.dtype != "float32")
+    parts += ["eval()"] * (not setting.training)
+    parts += [f"K={setting.groups}"] * (setting.groups > 1)
+    return " ".join(parts)
+
+
+def peer_name(peer: str) -> Text:
+    """Name a peer."""
+    key = f"bench.peer.{peer}"
+    return said(key) if key in catalogue() else Text(peer, peer)
+
+
+# --- the verdict ------------------------------------------------------------------------------
 
 
 def verdict(bench: Bench) -> list[Finding]:
@@ -53,85 +79,74 @@ def verdict(bench: Bench) -> list[Finding]:
     return [finding for finding in (*found, stopped) if finding is not None]
 
 
+def _speeds(found: list[Race]) -> list[tuple[float, str]]:
+    """Return how many times as fast as torch, and where."""
+    return [(mine.speed, setting_name(r.setting)) for r in found if (mine := r.of(MINE))]
+
+
 def _speed(bench: Bench) -> Finding | None:
-    found = [
-        (t.speed, r)
-        for r in speed.races(bench, "shapes", "formats", "sweep")
-        if (t := r.of(speed.MINE))
-    ]
+    found = _speeds(races(bench, "shapes", "formats", "sweep"))
     if not found:
         return None
     slowest, fastest = (f(found, key=lambda pair: pair[0]) for f in (min, max))
-    values = {
-        "middle": number(median(s for s, _ in found), digits=3),
-        "count": len(found),
-        "least": number(slowest[0], digits=3),
-        "least_at": speed.setting_name(slowest[1].setting),
-        "most": number(fastest[0], digits=3),
-        "most_at": speed.setting_name(fastest[1].setting),
-    }
-    told = said("bench.verdict.speed", **values)
-    slower = [speed.setting_name(race.setting) for ratio, race in found if ratio < LEAST]
+    told = said(
+        "bench.verdict.speed",
+        middle=number(median(ratio for ratio, _ in found), digits=3),
+        count=len(found),
+        least=number(slowest[0], digits=3),
+        least_at=slowest[1],
+        most=number(fastest[0], digits=3),
+        most_at=fastest[1],
+    )
+    slower = "; ".join(name for ratio, name in found if ratio < LEAST)
     if not slower:
         return Finding("good", None, (told,))
-    named = said("bench.verdict.slower", slower="; ".join(slower))
-    return Finding("warn", None, (told, named))
+    return Finding("warn", None, (told, said("bench.verdict.slower", slower=slower)))
 
 
 def _models(bench: Bench) -> Finding | None:
     """Compare whole networks with torch's, in training and in inference."""
-    found = speed.races(bench, "models")
+    found = races(bench, "models")
+    modes = {"train": True, "infer": False}
     ratios = {
-        training: [
-            t.speed
-            for race in found
-            if race.setting.training is training and (t := race.of(speed.MINE))
-        ]
-        for training in (True, False)
+        name: [ratio for ratio, _ in _speeds([r for r in found if r.setting.training is training])]
+        for name, training in modes.items()
     }
     if not all(ratios.values()):
         return None
     values = {
-        f"{name}_{end}": number(f(ratios[training]), digits=3)
-        for name, training in (("train", True), ("infer", False))
+        f"{name}_{end}": number(f(known), digits=3)
+        for name, known in ratios.items()
         for end, f in (("least", min), ("most", max))
     }
-    slower = any(ratio < LEAST for both in ratios.values() for ratio in both)
+    slower = any(ratio < LEAST for known in ratios.values() for ratio in known)
     return Finding("warn" if slower else "good", None, (said("bench.verdict.models", **values),))
 
 
 def _groups(bench: Bench) -> Finding | None:
-    sentences = []
-    for race in speed.races(bench, "groups"):
-        mine, one, loop = (race.of(name) for name in (speed.MINE, "normscope_one", "mask_loop"))
+    told = []
+    for race in races(bench, "groups"):
+        mine, one, loop = (race.of(name) for name in (MINE, "normscope_one", "mask_loop"))
         if mine and one and loop:
-            times = mine.total.median
-            sentences.append(
-                said(
-                    "bench.verdict.groups",
-                    groups=race.setting.groups,
-                    price=number(times / one.total.median, digits=3),
-                    loop=number(loop.total.median / times, digits=3),
-                )
-            )
-    if not sentences:
-        return None
-    return Finding("note", None, (several(sentences),))
+            price = number(mine.total.median / one.total.median, digits=3)
+            ratio = number(loop.total.median / mine.total.median, digits=3)
+            groups = race.setting.groups
+            told.append(said("bench.verdict.groups", groups=groups, price=price, loop=ratio))
+    return Finding("note", None, (sentences(*told),)) if told else None
 
 
 def _memory(bench: Bench) -> Finding | None:
-    for race in speed.races(bench, "network"):
-        mine, theirs = race.of(speed.LEAN), race.of(speed.PLAIN)
+    for race in races(bench, "network"):
+        mine, theirs = race.of(LEAN), race.of(PLAIN)
         if mine and theirs and mine.memory and theirs.memory:
             less = 100 * (1 - mine.memory / theirs.memory)
-            memory = {
-                "mine": number(mine.memory, digits=3),
-                "theirs": number(theirs.memory, digits=3),
-            }
-            if less < 0.5:
-                return Finding("note", None, (said("bench.verdict.memory.not_less", **memory),))
-            share = f"{less:.0f}%"
-            return Finding("note", None, (said("bench.verdict.memory", share=share, **memory),))
+            text = said(
+                "bench.verdict.memory.not_less" if less < 0.5 else "bench.verdict.memory",
+                share=f"{less:.0f}%",
+                mine=number(mine.memory, digits=3),
+                theirs=number(theirs.memory, digits=3),
+            )
+            return Finding("note", None, (text,))
     return None
 
 
@@ -141,8 +156,205 @@ def _accuracy(bench: Bench) -> Finding | None:
         for error in one.errors:
             if math.isfinite(error.var) and one.setting.dtype == "float32":
                 worst[error.peer] = max(worst.get(error.peer, 0.0), error.var)
-    if speed.MINE not in worst or speed.PLAIN not in worst:
+    if MINE not in worst or PLAIN not in worst:
         return None
-    values = {"mine": f"{worst[speed.MINE]:.0e}", "theirs": f"{worst[speed.PLAIN]:.0e}"}
-    style: FindingStyle = "good" if worst[speed.MINE] < 1e-5 else "warn"
+    style: FindingStyle = "good" if worst[MINE] < 1e-5 else "warn"
+    values = {"mine": f"{worst[MINE]:.0e}", "theirs": f"{worst[PLAIN]:.0e}"}
     return Finding(style, None, (said("bench.verdict.accuracy", **values),))
+
+
+def _absent(bench: Bench) -> Iterator[Text]:
+    """Say who was not measured where, and why."""
+    where: dict[tuple[str, str], dict[str, None]] = {}
+    for race in bench.races:
+        for peer, reason in race.absent.items():
+            where.setdefault((peer, reason), {})[setting_name(race.setting)] = None
+    for (peer, reason), names in where.items():
+        values = {"where": "; ".join(names), "reason": reason}
+        yield said("bench.absent", peer=peer_name(peer), **values)
+
+
+# --- tables -----------------------------------------------------------------------------------
+
+OF_LAYERS = ("bandwidth", "share_forward", "share_backward")  # not known of whole networks
+TIMES: dict[str, Callable[[Timing], str]] = {
+    "forward": lambda t: _milliseconds(t.forward),
+    "backward": lambda t: _milliseconds(t.backward),
+    "both_ways": lambda t: f"{_milliseconds(t.forward)} + {_milliseconds(t.backward)}",
+    "total": lambda t: _with_spread(t.total),
+    "total_short": lambda t: _with_spread(t.total),
+    "speed": lambda t: number(t.speed, digits=3),
+    "speed_short": lambda t: number(t.speed, digits=3),
+    "bandwidth": lambda t: number(t.gb_per_s, digits=3),
+    "share_forward": lambda t: f"{100 * t.share_forward:.0f}%",
+    "share_backward": lambda t: f"{100 * t.share_backward:.0f}%",
+    "share": lambda t: f"{100 * t.share_forward:.0f} / {100 * t.share_backward:.0f}%",
+    "memory": lambda t: "-" if t.memory is None else number(t.memory, digits=3),
+}
+
+
+class _Entry(NamedTuple):
+    """A peer in a race; without a time where it is absent."""
+
+    race: Race
+    peer: str
+    timing: Timing | None = None
+
+    def shown(self, name: str) -> str:
+        """Write a number of `TIMES`, where it is known."""
+        whole = name in OF_LAYERS and self.race.setting.part in ("models", "network")
+        return "-" if self.timing is None or whole else TIMES[name](self.timing)
+
+
+def _entries(found: Iterable[Race]) -> Iterator[_Entry]:
+    for race in found:
+        yield from (_Entry(race, timing.peer, timing) for timing in race.timings)
+        yield from (_Entry(race, peer) for peer in race.absent)
+
+
+def _times(*names: str) -> dict[str, Callable[[_Entry], Words]]:
+    return {name: partial(_Entry.shown, name=name) for name in names}
+
+
+def _timings(bench: Bench) -> Table:
+    """List every peer at every setting."""
+    of: dict[str, Callable[[_Entry], Words]] = {
+        "part": lambda e: said(f"bench.part.{e.race.setting.part}"),
+        "setting": lambda e: setting_name(e.race.setting),
+        "threads": lambda e: str(e.race.setting.threads),
+        "peer": lambda e: peer_name(e.peer),
+        **_times("forward", "backward", "total", "speed", *OF_LAYERS, "memory"),
+    }
+    return columns("bench.times.caption", "bench.head", _entries(bench.races), of, 4)
+
+
+def _by_part(bench: Bench) -> Iterator[Table]:
+    """Make a table for each part, or for each race of many peers."""
+    for part in dict.fromkeys(race.setting.part for race in bench.races):
+        here = races(bench, part)
+        if all({t.peer for t in race.timings} == {MINE, PLAIN} for race in here):
+            yield _pairs(here)
+        else:
+            yield from map(_race, here)
+
+
+def _pairs(here: list[Race]) -> Table:
+    """Put normscope beside torch, a row for each setting."""
+    pairs = [(r.setting, {t.peer: t for t in r.timings}) for r in here]
+    of: dict[str, Any] = {
+        "setting": lambda pair: setting_name(pair[0]),
+        "mine": lambda pair: _with_spread(pair[1][MINE].total),
+        "plain": lambda pair: _with_spread(pair[1][PLAIN].total),
+        "speed_short": lambda pair: number(pair[1][MINE].speed, digits=3),
+    }
+    caption = said("bench.pairs", part=said(f"bench.part.{here[0].setting.part}"))
+    return columns(caption, "bench.head", pairs, of)
+
+
+def _race(race: Race) -> Table:
+    """List one setting, a row for each peer."""
+    caption = said(
+        "bench.race",
+        part=said(f"bench.part.{race.setting.part}"),
+        setting=setting_name(race.setting),
+        threads=race.setting.threads,
+    )
+    times = _times("both_ways", "total_short", "speed_short", "share")
+    of = {"peer": lambda e: peer_name(e.peer), **times}
+    return columns(caption, "bench.head", _entries([race]), of)
+
+
+def _errors(bench: Bench) -> Table:
+    """List mean and variance of every peer against float64."""
+    of: dict[str, Any] = {
+        "setting": lambda e: " ".join(_kind(e[0].setting)),
+        "threads": lambda e: str(e[0].setting.threads),
+        "ratio": lambda e: number(e[0].ratio),
+        "peer": lambda e: peer_name(e[1].peer),
+        "mean_error": lambda e: _error(e[1].mean),
+        "var_error": lambda e: _error(e[1].var),
+    }
+    found = [(one, error) for one in bench.accuracies for error in one.errors]
+    return columns("bench.errors.caption", "bench.head", found, of, 4)
+
+
+def _kind(setting: Setting) -> list[str]:
+    return [setting.dtype, *([setting.layout] if setting.layout != "contiguous" else [])]
+
+
+def _error(value: float) -> str:
+    return f"{value:.1e}" if math.isfinite(value) else "-"
+
+
+def _milliseconds(spread: Spread) -> str:
+    return number(spread.median, digits=3)
+
+
+def _with_spread(spread: Spread) -> str:
+    low, high = (number(v, digits=3) for v in (spread.low, spread.high))
+    return f"{_milliseconds(spread)} ({low}–{high})"
+
+
+# --- pictures ---------------------------------------------------------------------------------
+
+
+def _pictures(bench: Bench) -> Iterator[Chart]:
+    """Draw speed beside torch, by part and by size, and errors of the statistics."""
+    for part in PICTURED:
+        if found := races(bench, part):
+            yield _speed_picture(found, part)
+    if found := races(bench, "sweep"):
+        rows = [
+            {"values": r.setting.values, "speed": mine.speed, "setting": setting_name(r.setting)}
+            for r in found
+            if (mine := r.of(MINE))
+        ]
+        title, note = said("bench.part.sweep"), said("bench.sweep.note")
+        yield Chart(title, note, spec("speed_by_size", rows), _totals(found), across=True)
+    if bench.accuracies:
+        yield _error_picture(bench)
+
+
+def _speed_picture(found: list[Race], part: str) -> Chart:
+    """Draw one dot per peer and setting: how many times as fast as torch's plain layer."""
+    names = {t.peer: peer_name(t.peer) for race in found for t in race.timings}
+    where = [setting_name(race.setting) for race in found]
+    rows = [
+        {"series": names[t.peer], "setting": name, "speed": t.speed, "ms": t.total.median}
+        for race, name in zip(found, where, strict=True)
+        for t in race.timings
+    ]
+    height = 40 * len(set(where)) + 20
+    picture = spec("speeds", rows, list(names.values()), height=height, settings=where)
+    title, note = said(f"bench.part.{part}"), said("bench.speeds.note")
+    return Chart(title, note, picture, _totals(found), across=True)
+
+
+def _totals(found: list[Race]) -> Table:
+    """List the total times of every setting, a column for each peer."""
+    names = {t.peer: peer_name(t.peer) for race in found for t in race.timings}
+    rows = []
+    for race in found:
+        times = {t.peer: _milliseconds(t.total) for t in race.timings}
+        rows.append([setting_name(race.setting), *(times.get(peer, "-") for peer in names)])
+    head = [said("bench.head.setting"), *names.values()]
+    return table(said("bench.total.caption"), head, rows)
+
+
+def _error_picture(bench: Bench) -> Chart:
+    """Draw the error of the variance by mean / standard deviation, in float32."""
+    names = {e.peer: peer_name(e.peer) for one in bench.accuracies for e in one.errors}
+    rows = [
+        {
+            "series": names[error.peer],
+            "setting": f"{one.setting.dtype} {one.setting.layout}",
+            "ratio": one.ratio,
+            "error": error.var,
+        }
+        for one in bench.accuracies
+        for error in one.errors
+        if math.isfinite(error.var) and error.var > 0
+    ]
+    picture = spec("errors", rows, list(names.values()))
+    title, note = said("bench.part.accuracy"), said("bench.errors.note")
+    return Chart(title, note, picture, _errors(bench), across=True)

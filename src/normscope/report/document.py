@@ -24,12 +24,13 @@ message: rows, columns, terminal and page follow. A new kind of block is a class
 `terminal` and a macro of `blocks.html.j2`; a new record is a file with `document(record)`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from normscope.report.bilingual import Text, Words
+from normscope.report.bilingual import Text, Words, said
 
+Item = TypeVar("Item")
 Spec = dict[str, Any]
 BarStyle = Literal["", "good", "warn", "quiet"]
 FindingStyle = Literal["good", "note", "warn", "error"]
@@ -273,10 +274,39 @@ class Document:
 
 
 def table(
-    caption: Text, head: Sequence[Words], rows: Sequence[Sequence[Words]], keys: int = 1
+    caption: Text,
+    head: Sequence[Words],
+    rows: Iterable[Iterable[Words | Cell]],
+    keys: int = 1,
+    **more: Any,
 ) -> Table:
-    """Make a table of plain cells."""
-    return Table(caption, head, tuple(tuple(map(Cell, row)) for row in rows), keys=keys)
+    """Make a table; what is no cell yet becomes a plain one."""
+    cells = tuple(tuple(c if isinstance(c, Cell) else Cell(c) for c in row) for row in rows)
+    return Table(caption, head, cells, keys=keys, **more)
+
+
+def columns(
+    caption: str | Text,
+    heads: str,
+    items: Iterable[Item],
+    of: Mapping[str, Callable[[Item], Words | Cell]],
+    keys: int = 1,
+    **more: Any,
+) -> Table:
+    """Make a table of items, a row each, from what stands in each column.
+
+    Args:
+        caption: its text, or the key of its message.
+        heads: how the keys of the messages of the heads begin; the name of the column follows.
+        items: what the rows tell.
+        of: the name of each column, or the key of its head, and what it says of an item.
+        keys: how many cells name a row.
+        more: further fields of the table.
+    """
+    title = said(caption) if isinstance(caption, str) else caption
+    rows = [[cell(item) for cell in of.values()] for item in items]
+    head = [said(name if "." in name else f"{heads}.{name}") for name in of]
+    return table(title, head, rows, keys, **more)
 
 
 def parts(document: Document) -> Iterator[Block]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from statistics import fmean
 
 from normscope.records import Inspection, Layer, StageMeasures, Work, WorkName
-from normscope.report.bilingual import Text, said, several
+from normscope.report.bilingual import Text, said, sentences
 from normscope.report.format import percent, signed
 
 TOLERANCE = 1e-5  # float32 rounding of a healthy layer stays far below this
@@ -160,7 +160,7 @@ def collapsed(inspection: Inspection) -> Text | None:
     if math.isnan(found.agreement):
         return text
     duality, agreement = f"{found.duality:.3g}", percent(found.agreement)
-    return several([text, said("lens.collapse.head", duality=duality, agreement=agreement)])
+    return sentences(text, said("lens.collapse.head", duality=duality, agreement=agreement))
 
 
 def work(inspection: Inspection) -> dict[WorkName, Work]:
@@ -204,7 +204,7 @@ def follows(layer: Layer) -> Text:
         return Text(layer.activation or "-", layer.activation or "-")
     behind = said("lens.behind", activation=layer.input_activation)
     then = layer.activation
-    return behind if then is None else several([behind, Text(then, then)])
+    return behind if then is None else sentences(behind, Text(then, then))
 
 
 def _changed(layers: list[Layer], classes: int) -> Iterable[Text]:

@@ -1,6 +1,8 @@
 """Numbers as a reader sees them."""
 
 import math
+from collections.abc import Sequence
+from statistics import stdev
 
 from normscope.report.bilingual import Words, said
 
@@ -60,3 +62,8 @@ def signed(value: float, digits: int = 3) -> str:
     if math.isnan(value):
         return "-"
     return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Return the sample standard deviation; 0 for one value."""
+    return stdev(values) if len(values) > 1 else 0.0

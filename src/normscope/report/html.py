@@ -21,7 +21,7 @@ from markupsafe import Markup
 from normscope.errors import shown
 from normscope.records import plain
 from normscope.report.bilingual import Text, Words, read, said
-from normscope.report.charts.base import CONFIG
+from normscope.report.charts import picture_template
 from normscope.report.charts.bells import curves
 from normscope.report.charts.lanes import lanes
 from normscope.report.charts.numberline import drawn as number_line
@@ -97,7 +97,7 @@ def render(template: str, lang: Lang, drawn: Drawn, title: Text, **context: Any)
         "lang": lang,
         "messages": {k: v for k, v in catalogue().items() if k.startswith(tuple(drawn.messages))},
         "charts": [_harmless(plain(chart.spec)) for chart in drawn.charts],
-        "chartConfig": CONFIG,
+        "chartConfig": picture_template("config"),
         "channels": [_harmless(plain(channel)) for channel in drawn.channels],
         **_harmless(plain(drawn.data)),
     }

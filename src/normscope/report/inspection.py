@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from normscope.records import Inspection, Layer
 from normscope.report import channels, findings, measures
-from normscope.report.bilingual import Text, Words, said, several
+from normscope.report.bilingual import Text, Words, said, sentences
 from normscope.report.charts import layers as charts
 from normscope.report.document import (
     Block,
@@ -125,7 +125,7 @@ def legend(inspection: Inspection) -> Text:
         lines.append(said("lens.legend.pre"))
     if any(layer.maps == "per_sample" for layer in inspection.layers):
         lines.append(said("lens.legend.per_sample"))
-    return several(lines)
+    return sentences(*lines)
 
 
 def remarks(inspection: Inspection) -> tuple[Block, ...]:
@@ -152,7 +152,7 @@ def pictures(inspection: Inspection) -> tuple[Block, ...]:
             said("page.channels.title"),
             (
                 Paragraph(said("page.channels.how")),
-                Paragraph(several(rule), "quiet"),
+                Paragraph(sentences(*rule), "quiet"),
                 *(
                     _layer(inspection, place, drawn, classes)
                     for place in range(len(inspection.layers))

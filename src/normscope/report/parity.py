@@ -1,11 +1,22 @@
 """Two forms of a network as a document: the same or not, the first norm that differs, and why."""
 
 import math
+from typing import Any
 
 from normscope.records import NormPair, Parity, Reason
-from normscope.report.bilingual import Text, Words, said, several
-from normscope.report.charts.base import Chart, Spec, by_series, spec, x_axis, y_axis
-from normscope.report.document import Block, Cell, Document, Finding, Paragraph, Section, Table
+from normscope.report.bilingual import Text, Words, joined, said, sentences
+from normscope.report.charts import spec
+from normscope.report.document import (
+    Block,
+    Cell,
+    Chart,
+    Document,
+    Finding,
+    Paragraph,
+    Section,
+    Table,
+    columns,
+)
 
 NAMES = 5  # of further norms in one sentence
 LOOK = {"differs": "wrong", "missing": "wrong"}
@@ -22,7 +33,7 @@ def document(record: Parity) -> Document:
         blocks = (_norms(record), *picture)
         sections.append(Section(said("parity.section.norms"), blocks, "norms"))
     first, second = record.names
-    forms = Text(*(f"{a}, {b}" for a, b in zip(*(_form(f) for f in record.forms), strict=True)))
+    forms = joined((said(f"parity.form.{form}") for form in record.forms), zh=", ")
     return Document(
         said("parity.title", first=first, second=second),
         tuple(sections),
@@ -42,11 +53,6 @@ def reason_text(reason: Reason) -> Text:
     return said(
         f"parity.reason.{reason.code}", first=reason.first, second=reason.second, detail=which
     )
-
-
-def _form(kind: str) -> tuple[str, str]:
-    text = said(f"parity.form.{kind}")
-    return text.en, text.zh
 
 
 def _passports(record: Parity) -> list[Block]:
@@ -80,7 +86,7 @@ def _answer(record: Parity) -> list[Block]:
         parts = [said(f"parity.verdict.{key}", norms=len(record.norms))]
         if fused:
             parts.append(said("parity.verdict.fused", count=fused))
-        return [Finding("good", None, (several(parts),))]
+        return [Finding("good", None, (sentences(*parts),))]
     first = record.first
     if first is None:
         details = [reason_text(reason) for reason in record.reasons]
@@ -103,75 +109,66 @@ def _answer(record: Parity) -> list[Block]:
     if all(mode.ok for mode in record.modes):
         rest.append(said("parity.verdict.harmless"))
     if rest:
-        blocks.append(Paragraph(several(rest)))
+        blocks.append(Paragraph(sentences(*rest)))
     return blocks
 
 
 def _outputs(record: Parity) -> Table:
-    trained = any(math.isfinite(mode.statistics) for mode in record.modes)
-    columns = ["mode", "outputs", "allowed", *(["statistics"] if trained else [])]
-    rows = []
-    for mode in record.modes:
-        cells = [
-            Cell(f"{mode.mode}()", "name"),
-            Cell(_size(mode.outputs), "" if mode.ok else "wrong"),
-            Cell(_size(mode.allowed)),
-        ]
-        rows.append((*cells, Cell(_size(mode.statistics))) if trained else tuple(cells))
-    head = [said(f"parity.column.{column}") for column in columns]
-    return Table(said("parity.caption.outputs"), head, tuple(rows))
+    of: dict[str, Any] = {
+        "mode": lambda mode: Cell(f"{mode.mode}()", "name"),
+        "outputs": lambda mode: Cell(_size(mode.outputs), "" if mode.ok else "wrong"),
+        "allowed": lambda mode: _size(mode.allowed),
+    }
+    if any(math.isfinite(mode.statistics) for mode in record.modes):
+        of["statistics"] = lambda mode: _size(mode.statistics)
+    return columns("parity.caption.outputs", "parity.column", record.modes, of)
 
 
 def _norms(record: Parity) -> Table:
-    columns = ("norm", "other", "channels", "status", "inputs", "outputs", "allowed", "why")
-    head = [said(f"parity.column.{column}") for column in columns]
-    rows = tuple(_row(pair) for pair in record.norms)
-    return Table(said("parity.caption.norms"), head, rows)
+    def why(pair: NormPair) -> Cell:
+        reasons = map(reason_text, pair.reasons[:2])
+        return Cell(sentences(*reasons) if pair.reasons else "", "text")
 
-
-def _row(pair: NormPair) -> tuple[Cell, ...]:
-    look = LOOK.get(pair.status, "")
-    why: Words = several([reason_text(r) for r in pair.reasons[:2]]) if pair.reasons else ""
-    same = pair.other == pair.name
-    return (
-        Cell(pair.name, "name"),
-        Cell("=" if same else pair.other or "-"),
-        Cell(str(pair.channels)),
-        Cell(said(f"parity.status.{pair.status}"), look),
-        Cell(_size(pair.inputs)),
-        Cell(_size(pair.outputs), look),
-        Cell(_size(pair.allowed)),
-        Cell(why, "text"),
+    return columns(
+        "parity.caption.norms",
+        "parity.column",
+        record.norms,
+        {
+            "norm": lambda pair: Cell(pair.name, "name"),
+            "other": lambda pair: "=" if pair.other == pair.name else pair.other or "-",
+            "channels": lambda pair: str(pair.channels),
+            "status": lambda pair: Cell(
+                said(f"parity.status.{pair.status}"), LOOK.get(pair.status, "")
+            ),
+            "inputs": lambda pair: _size(pair.inputs),
+            "outputs": lambda pair: Cell(_size(pair.outputs), LOOK.get(pair.status, "")),
+            "allowed": lambda pair: _size(pair.allowed),
+            "why": why,
+        },
     )
 
 
 def _picture(record: Parity) -> Chart:
     names = (said("parity.chart.difference"), said("parity.chart.allowed"))
     least = min((n.allowed for n in record.norms), default=1e-8) / 100
-    rows: list[Spec] = []
-    for place, pair in enumerate(record.norms, 1):
-        for name, value in zip(names, (pair.outputs, pair.allowed), strict=True):
-            if math.isfinite(value):
-                shown = max(value, least)  # a logarithm has no place for 0
-                rows.append({"at": place, "series": name, "value": shown, "norm": pair.name})
-    axis = {"format": ".0e", "tickCount": 5}
-    picture = spec(
-        rows,
-        220,
-        mark={"type": "line", "point": True},
-        encoding={
-            "x": x_axis("at", said("parity.chart.order"), axis={"grid": False, "tickMinStep": 1}),
-            "y": y_axis("value", None, scale={"type": "log"}, axis=axis),
-            **by_series(names),
-            "tooltip": [{"field": "norm"}, {"field": "value", "format": ".2e"}],
+    rows = [  # a logarithm has no place for 0
+        {"at": place, "series": name, "value": max(value, least), "norm": pair.name}
+        for place, pair in enumerate(record.norms, 1)
+        for name, value in zip(names, (pair.outputs, pair.allowed), strict=True)
+        if math.isfinite(value)
+    ]
+    numbers = columns(
+        "parity.chart.title",
+        "parity.column",
+        record.norms,
+        {
+            "norm": lambda n: Cell(n.name, "name"),
+            "outputs": lambda n: _size(n.outputs),
+            "allowed": lambda n: _size(n.allowed),
         },
     )
-    head = [said(f"parity.column.{column}") for column in ("norm", "outputs", "allowed")]
-    body = tuple(
-        (Cell(n.name, "name"), Cell(_size(n.outputs)), Cell(_size(n.allowed))) for n in record.norms
-    )
-    table = Table(said("parity.chart.title"), head, body)
-    return Chart(said("parity.chart.title"), said("parity.chart.note"), picture, table, across=True)
+    title, note = said("parity.chart.title"), said("parity.chart.note")
+    return Chart(title, note, spec("parity", rows, names), numbers, across=True)
 
 
 def _size(value: float) -> str:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from normscope.records import Row, Run
-from normscope.report.bilingual import Text, said, several
+from normscope.report.bilingual import Text, joined, said, sentences
 from normscope.report.document import Finding
-from normscope.report.format import number, percent
-from normscope.report.tables import deviation
+from normscope.report.format import deviation, number, percent
 
 
 @dataclass(frozen=True)
@@ -56,14 +55,14 @@ def winner(run: Run) -> Finding:
         return Finding("good", said("page.verdict.only", **accuracy), (_spread(best),))
     found = {r.norm: difference(run, best.norm, r.norm) for r in ranked[1:]}
     level = [n for n, d in found.items() if d is None or not d.clear]
-    sentences = [_spread(best)] + [_against(n, d) for n, d in found.items() if d is not None]
+    parts = [_spread(best)] + [_against(n, d) for n, d in found.items() if d is not None]
     if any(d is not None and math.isnan(d.margin) for d in found.values()):
-        return Finding("note", said("page.verdict.undecided", **accuracy), (several(sentences),))
+        return Finding("note", said("page.verdict.undecided", **accuracy), (sentences(*parts),))
     if level:
-        names = {"others": Text(", ".join(level), "、".join(level))}
+        names = {"others": joined(level, zh="、")}
         headline = said("page.verdict.level", **accuracy, **names)
-        return Finding("note", headline, (several(sentences),))
-    return Finding("good", said("page.verdict.won", **accuracy), (several(sentences),))
+        return Finding("note", headline, (sentences(*parts),))
+    return Finding("good", said("page.verdict.won", **accuracy), (sentences(*parts),))
 
 
 def _spread(row: Row) -> Text:
@@ -103,7 +102,7 @@ def stopped(run: Run) -> list[Finding]:
         found.append(Finding("warn", said("page.verdict.stopped"), (text,)))
     diverged = [f"{r.norm} ({r.diverged}/{r.seeds})" for r in run.rows if r.diverged]
     if diverged:
-        names = Text(", ".join(diverged), "、".join(diverged))
+        names = joined(diverged, zh="、")
         detail = said("page.verdict.diverged.detail", norms=names)
         found.append(Finding("warn", said("page.verdict.diverged"), (detail,)))
     return found
@@ -168,10 +167,9 @@ def rates(run: Run) -> list[Finding]:
     widest = max(factor for factor, _ in known)
     names = [s.norm for factor, s in known if math.isclose(factor, widest)]
     if len(names) == len(known):
-        return [Finding("note", said("page.verdict.rates.alike"), (several(parts),))]
-    joined = Text(" and ".join(names), "、".join(names))
+        return [Finding("note", said("page.verdict.rates.alike"), (sentences(*parts),))]
     key = "page.verdict.rates.one_widest" if len(names) == 1 else "page.verdict.rates.widest"
-    return [Finding("note", said(key, norms=joined), (several(parts),))]
+    return [Finding("note", said(key, norms=joined(names, " and ", "、")), (sentences(*parts),))]
 
 
 def drift(run: Run) -> list[Finding]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from normscope.report.bilingual import Text
-from normscope.report.charts.base import Spec
+from normscope.report.document import Spec
 from normscope.report.messages import Lang
 
 TICKS = 5

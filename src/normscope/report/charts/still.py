@@ -13,8 +13,8 @@ from typing import Any
 from markupsafe import Markup
 
 from normscope.report.charts import marks
-from normscope.report.charts.base import Spec
 from normscope.report.charts.scales import Bands, Scale, spoken, width_of
+from normscope.report.document import Spec
 from normscope.report.messages import Lang
 
 WIDTH = 640

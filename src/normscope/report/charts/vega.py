@@ -8,8 +8,8 @@ from typing import Any
 
 from normscope.records import plain
 from normscope.report.bilingual import Text, read
-from normscope.report.charts.base import CONFIG, Spec
-from normscope.report.document import Bars, Chart, Document, parts
+from normscope.report.charts import picture_template
+from normscope.report.document import Bars, Chart, Document, Spec, parts
 from normscope.report.messages import Lang
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
@@ -40,7 +40,10 @@ def specifications(document: Document, lang: Lang) -> list[Spec]:
             found.append({"title": read(part.title, lang), **_read(part.spec, lang)})
         elif isinstance(part, Bars) and part.bars:
             found.append({"title": read(part.title, lang), **_bars(part, lang)})
-    return [{"$schema": SCHEMA, "config": _read(CONFIG, lang), **spec} for spec in found]
+    return [
+        {"$schema": SCHEMA, "config": _read(picture_template("config"), lang), **spec}
+        for spec in found
+    ]
 
 
 def _bars(part: Bars, lang: Lang) -> Spec:
