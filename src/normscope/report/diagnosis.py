@@ -1,17 +1,19 @@
 """A diagnosis, and what a check means, as documents."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from normscope.records import ChannelGap, Diagnosis, Finding, Gap, Repaired, Severity
 from normscope.report import document as doc
 from normscope.report import repair
-from normscope.report.bilingual import Text, Words, said
-from normscope.report.checks import Rows, advice, evidence, few, grouped, place, title, worded
+from normscope.report.bilingual import Text, Words, joined, labelled, read, said
+from normscope.report.checks import advice, evidence, few, grouped, listed, place, title
 from normscope.report.document import Bar, Bars, Bell, Bells, Document, Section, Table
 from normscope.report.format import number, percent
 
 DRAWN = 6  # channels that are not folded
+STATISTICS = ("stored_mean", "stored_std", "mean", "std", "distance")
 STYLES: dict[Severity, doc.FindingStyle] = {"error": "error", "warning": "warn", "info": "note"}
 
 
@@ -42,14 +44,13 @@ def document(record: Diagnosis, repaired: Repaired | None = None) -> Document:
 
 def explanation(code: str) -> Document:
     """Show what a check looks for, why, and what to do."""
-    head = title(code)
-    name = Text(f"{code}: {head.en}", f"{code}：{head.zh}")
+    name = labelled(code, title(code))
     found = doc.Finding("note", name, (said(f"doctor.{code}.explain"),))
     return Document(name, (Section(name, (found,)),))
 
 
 def verdict(record: Diagnosis) -> list[Text]:
-    """The answer in a few sentences: what explains most, what not to do, what was measured."""
+    """Answer in a few sentences: what explains most, what not to do, what was measured."""
     passed, skipped = len(record.passed), len(record.skipped)
     found = record.verdict
     if found is None or found.kind == "nothing":
@@ -85,36 +86,30 @@ def _gap(gap: Gap) -> list[Text]:
 
 
 def _conclusion(group: list[Finding]) -> doc.Finding:
-    """One finding of some layers: what it is, the evidence, and what to do."""
+    """Tell one finding of some layers: what it is, the evidence, and what to do."""
     first, where = group[0], place(group)
-    name = where if isinstance(where, Text) else Text(where, where)
-    head, grade = title(first.code), said(f"doctor.severity.{first.severity}")
-    headline = Text(
-        f"{first.code} {grade.en}: {head.en} ({name.en})",
-        f"{first.code} {grade.zh}：{head.zh}（{name.zh}）",
-    )
+    grade = joined((first.code, said(f"doctor.severity.{first.severity}")), " ", " ")
+    about = labelled(grade, title(first.code))
+    headline = Text(f"{about.en} ({read(where, 'en')})", f"{about.zh}（{read(where, 'zh')}）")
     what = evidence(first)
-    details = (
-        Text(f"{what.en[:1].upper()}{what.en[1:]}.", f"{what.zh}。"),
-        advice(first.code, first.facts.get("kind", "")),
-    )
+    found = Text(f"{what.en[:1].upper()}{what.en[1:]}.", f"{what.zh}。")
+    details = (found, advice(first.code, first.facts.get("kind", "")))
     return doc.Finding(STYLES[first.severity], headline, details)
 
 
 def _channels(gaps: Sequence[ChannelGap]) -> Section:
     """Draw stored beside measured statistics; the numbers are folded."""
     pictures = tuple(_bells(gap) for gap in gaps)
-    names = ("layer", "channel", "stored_mean", "stored_std", "mean", "std", "distance")
-    rows: Rows = [
-        [
-            gap.layer,
-            _channel(gap),
-            *(number(v, digits=3) for v in (gap.stored_mean, _root(gap.stored_var))),
-            *(number(v, digits=3) for v in (gap.mean, _root(gap.var), gap.distance)),
-        ]
-        for gap in gaps
-    ]
-    numbers = worded(said("doctor.channels.caption"), names, rows, keys=2)
+    numbers = listed(
+        "doctor.channels.caption",
+        gaps,
+        {
+            "layer": lambda gap: gap.layer,
+            "channel": _channel,
+            **{name: partial(_statistic, name=name) for name in STATISTICS},
+        },
+        keys=2,
+    )
     folded, others = pictures[DRAWN:], said("doctor.channels.more", count=len(pictures) - DRAWN)
     more = (doc.Details(others, (doc.Figures(folded, small=True),)),) if folded else ()
     blocks = (
@@ -127,15 +122,8 @@ def _channels(gaps: Sequence[ChannelGap]) -> Section:
 
 
 def _bells(gap: ChannelGap) -> Bells:
-    values = {
-        "stored_mean": number(gap.stored_mean, digits=3),
-        "stored_std": number(_root(gap.stored_var), digits=3),
-        "stored_var": number(gap.stored_var, digits=3),
-        "mean": number(gap.mean, digits=3),
-        "std": number(_root(gap.var), digits=3),
-        "distance": number(gap.distance, digits=3),
-    }
     broken = not (math.isfinite(gap.stored_mean) and 0 <= gap.stored_var < math.inf)
+    values = {name: _statistic(gap, name) for name in (*STATISTICS, "stored_var")}
     return Bells(
         said("doctor.channel.title", layer=gap.layer, channel=_channel(gap)),
         said("doctor.channel.broken" if broken else "doctor.channel.note", **values),
@@ -144,6 +132,13 @@ def _bells(gap: ChannelGap) -> Bells:
             Bell(said("doctor.stored"), gap.stored_mean, _root(gap.stored_var), "stored"),
         ),
     )
+
+
+def _statistic(gap: ChannelGap, name: str) -> str:
+    """Write a number of a channel; a deviation is the root of a variance."""
+    if name.endswith("std"):
+        return number(_root(getattr(gap, name.replace("std", "var"))), digits=3)
+    return number(getattr(gap, name), digits=3)
 
 
 def _channel(gap: ChannelGap) -> Words:
@@ -158,22 +153,51 @@ def _root(variance: float) -> float:
 
 def _causes(record: Diagnosis) -> tuple[doc.Block, ...]:
     """Draw and list how much of the gap goes with each cause, and with each layer."""
-    bars = tuple(
-        Bar(said(f"doctor.cause.{c.name}"), (_share(c.closes),), _closes(c.closes), _sign(c.closes))
-        for c in record.causes
-    )
-    by_layer = tuple(
-        Bar(layer.name, (_share(layer.both),), _closes(layer.both), _sign(layer.both))
-        for layer in record.by_layer
-    )
-    notes = said("doctor.causes.caption"), said("doctor.layers.note")
-    pictures = [Bars(said("doctor.causes.title"), notes[0], bars)]
+    causes = [(said(f"doctor.cause.{c.name}"), c.closes) for c in record.causes]
+    by_layer = [(layer.name, layer.both) for layer in record.by_layer]
+    pictures = [_bars("doctor.causes.title", "doctor.causes.caption", causes)]
+    tables = [
+        listed(
+            "doctor.causes.caption",
+            record.causes,
+            {
+                "cause": lambda c: said(f"doctor.cause.{c.name}"),
+                "code": lambda c: c.code or "-",
+                "closes": lambda c: _closes(c.closes),
+                "sure": lambda c: "-" if math.isnan(c.advantage) else f"{c.advantage:+.1f}",
+                "layers": lambda c: few(c.layers),
+            },
+        )
+    ]
     if by_layer:
-        pictures.append(Bars(said("doctor.layers.title"), notes[1], by_layer))
-    blocks: list[doc.Block] = [doc.Figures(tuple(pictures)), causes(record)]
-    if record.by_layer:
-        blocks.append(layers(record))
-    return tuple(blocks)
+        pictures.append(_bars("doctor.layers.title", "doctor.layers.note", by_layer))
+        tables.append(
+            listed(
+                "doctor.section.layers",
+                record.by_layer,
+                {
+                    "layer": lambda layer: layer.name,
+                    "distance": lambda layer: number(layer.distance, digits=3),
+                    "both": lambda layer: _closes(layer.both),
+                    "mean": lambda layer: _closes(layer.mean),
+                    "var": lambda layer: _closes(layer.var),
+                    "channels": lambda layer: ", ".join(map(str, layer.worst)),
+                },
+            )
+        )
+    return (doc.Figures(tuple(pictures)), *tables)
+
+
+def _bars(title: str, note: str, closes: Sequence[tuple[Words, float]]) -> Bars:
+    bars = tuple(
+        Bar(name, (min(max(part, 0.0), 1.0),), _closes(part), "" if part > 0 else "quiet")
+        for name, part in closes
+    )
+    return Bars(said(title), said(note), bars)
+
+
+def _closes(share: float) -> str:
+    return percent(share) if share > -1 else "< -100%"
 
 
 def _checks(record: Diagnosis) -> list[Section]:
@@ -183,86 +207,41 @@ def _checks(record: Diagnosis) -> list[Section]:
         meaning = tuple(
             doc.Finding(
                 "note",
-                Text(f"{code} {title(code).en}", f"{code} {title(code).zh}"),
+                joined((code, title(code)), " ", " "),
                 (said(f"doctor.{code}.explain"),),
             )
             for code in record.codes
         )
-        shown = (findings(record), doc.Details(said("doctor.section.explain"), meaning))
+        shown = (_findings(record), doc.Details(said("doctor.section.explain"), meaning))
         name = said("doctor.section.findings")
         sections.append(Section(name, (doc.Only("page", shown),), "findings"))
     if record.skipped:
-        sections.append(Section(said("doctor.section.skipped"), (skipped(record),), "skipped"))
+        codes: dict[str, list[str]] = {}
+        for check in record.skipped:
+            codes.setdefault(check.reason, []).append(check.code)
+        of: dict[str, Callable[[tuple[str, list[str]]], Words]] = {
+            "reason": lambda item: said(item[0]),
+            "code": lambda item: ", ".join(item[1]),
+        }
+        skipped = listed("doctor.section.skipped", codes.items(), of)
+        sections.append(Section(said("doctor.section.skipped"), (skipped,), "skipped"))
     return sections
 
 
-def _share(closes: float) -> float:
-    return min(max(closes, 0.0), 1.0)
-
-
-def _sign(closes: float) -> doc.BarStyle:
-    return "" if closes > 0 else "quiet"
-
-
-def findings(record: Diagnosis) -> Table:
-    """Every finding: layer, evidence, threshold and its source, confidence."""
-    rows: Rows = [
-        [
-            f.code,
-            said(f"doctor.severity.{f.severity}"),
-            f.layer or said("doctor.whole"),
-            evidence(f),
-            number(f.threshold, digits=3) if math.isfinite(f.threshold) else "-",
-            f.source,
-            said(f"doctor.confidence.{f.confidence}"),
-        ]
-        for f in record.findings
-    ]
-    names = ("code", "severity", "layer", "found", "threshold", "source", "confidence")
-    return worded(said("doctor.section.findings"), names, rows)
-
-
-def causes(record: Diagnosis) -> Table:
-    """How much of the gap goes when each cause alone is mended."""
-    rows: Rows = [
-        [
-            said(f"doctor.cause.{c.name}"),
-            c.code or "-",
-            _closes(c.closes),
-            "-" if math.isnan(c.advantage) else f"{c.advantage:+.1f}",
-            few(c.layers),
-        ]
-        for c in record.causes
-    ]
-    caption = said("doctor.causes.caption")
-    return worded(caption, ("cause", "code", "closes", "sure", "layers"), rows)
-
-
-def layers(record: Diagnosis) -> Table:
-    """Each layer's part of the gap."""
-    rows: Rows = [
-        [
-            layer.name,
-            number(layer.distance, digits=3),
-            _closes(layer.both),
-            _closes(layer.mean),
-            _closes(layer.var),
-            ", ".join(map(str, layer.worst)),
-        ]
-        for layer in record.by_layer
-    ]
-    names = ("layer", "distance", "both", "mean", "var", "channels")
-    return worded(said("doctor.section.layers"), names, rows)
-
-
-def skipped(record: Diagnosis) -> Table:
-    """The checks that were not made, and why."""
-    codes: dict[str, list[str]] = {}
-    for check in record.skipped:
-        codes.setdefault(check.reason, []).append(check.code)
-    rows: Rows = [[said(reason), ", ".join(found)] for reason, found in codes.items()]
-    return worded(said("doctor.section.skipped"), ("reason", "code"), rows)
-
-
-def _closes(share: float) -> str:
-    return percent(share) if share > -1 else "< -100%"
+def _findings(record: Diagnosis) -> Table:
+    """List every finding: layer, evidence, threshold and its source, confidence."""
+    return listed(
+        "doctor.section.findings",
+        record.findings,
+        {
+            "code": lambda f: f.code,
+            "severity": lambda f: said(f"doctor.severity.{f.severity}"),
+            "layer": lambda f: f.layer or said("doctor.whole"),
+            "found": evidence,
+            "threshold": lambda f: (
+                number(f.threshold, digits=3) if math.isfinite(f.threshold) else "-"
+            ),
+            "source": lambda f: f.source,
+            "confidence": lambda f: said(f"doctor.confidence.{f.confidence}"),
+        },
+    )

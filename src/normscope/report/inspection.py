@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from normscope.records import Inspection, Layer
 from normscope.report import channels, findings, measures
-from normscope.report.bilingual import Text, Words, said, sentences
+from normscope.report.bilingual import Text, Words, joined, labelled, said, sentences
 from normscope.report.charts import layers as charts
 from normscope.report.document import (
     Block,
@@ -68,7 +68,7 @@ def brief(inspection: Inspection) -> Document:
         Details(said("page.rank.title"), (measures.ranking(inspection),)),
     )
     if plots:
-        name = Text(f"{layer.name}: {layer.norm}", f"{layer.name}：{layer.norm}")
+        name = labelled(layer.name, layer.norm)
         best_and_worst = (Figures((plots[0], plots[-1])),)
         blocks = (*blocks, Section(name, best_and_worst))
     return replace(short, sections=(*short.sections, Section(title, blocks, "layers")))
@@ -169,10 +169,8 @@ def pictures(inspection: Inspection) -> tuple[Block, ...]:
 def _layer(inspection: Inspection, place: int, drawn: list[int], classes: list[int]) -> Details:
     layer = inspection.layers[place]
     count = said("page.layer.channels", channels=layer.channels)
-    about = [Text(layer.norm, layer.norm), count]
-    if layer.activation or layer.input_activation:
-        about.append(findings.follows(layer))
-    aside = Text(", ".join(t.en for t in about), "，".join(t.zh for t in about))
+    acts = [findings.follows(layer)] if layer.activation or layer.input_activation else []
+    aside = joined((layer.norm, count, *acts))
     inside: tuple[Block, ...] = (measures.by_stage([layer]),)
     if place in drawn:
         inside = (Figures(tuple(_channels(layer, inspection, classes))),)
@@ -194,18 +192,19 @@ def _channels(layer: Layer, inspection: Inspection, classes: list[int]) -> Itera
 def _domains(inspection: Inspection) -> Table:
     """Put eta squared of the class beside that of the condition."""
     names = [n for n in measures.ORDER if any(findings.stage(la, n) for la in inspection.layers)]
-    rows: list[list[Words]] = []
-    for layer in inspection.layers:
-        stages = [findings.stage(layer, name) for name in names]
-        values = [None if s is None else s.eta2_mean for s in stages]
-        values += [None if s is None else s.condition_eta2 for s in stages]
-        rows.append([layer.name, *(figure(v, 3) for v in values)])
-    head: list[Words] = [said("page.head.layer")]
-    for of in ("class", "condition"):
-        what = said(f"lens.domain.{of}")
-        signs = [charts.STAGE_SIGNS[name] for name in names]
-        head += [Text(f"{what.en} {sign}", f"{what.zh} {sign}") for sign in signs]
-    return table(said("lens.domain.caption"), head, rows)
+    kinds = {"class": "eta2_mean", "condition": "condition_eta2"}
+    signs = [charts.STAGE_SIGNS[name] for name in names]
+    head = [joined((said(f"lens.domain.{of}"), sign), " ", " ") for of in kinds for sign in signs]
+    rows: list[list[Words]] = [
+        [layer.name]
+        + [
+            figure(getattr(findings.stage(layer, name), field, None), 3)
+            for field in kinds.values()
+            for name in names
+        ]
+        for layer in inspection.layers
+    ]
+    return table(said("lens.domain.caption"), [said("page.head.layer"), *head], rows)
 
 
 def _work(inspection: Inspection) -> Table:

@@ -4,8 +4,11 @@ Only mean and variance are known of a stored statistic, so that a normal curve s
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
+
+from normscope.report.charts.svg import multiples, step
 from normscope.report.document import Bells
 from normscope.report.format import number
 
@@ -15,8 +18,7 @@ POINTS = 61
 TICKS = 4
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(NamedTuple):
     """One distribution in units of the drawing."""
 
     path: str
@@ -26,12 +28,11 @@ class Curve:
     style: str
 
 
-@dataclass(frozen=True)
-class Curves:
+class Curves(NamedTuple):
     """All of a drawing: the curves, and where the axis has which number."""
 
-    curves: tuple[Curve, ...]
-    ticks: tuple[tuple[float, str], ...]
+    curves: list[Curve]
+    ticks: list[tuple[float, str]]
     width: int = WIDTH
     height: int = HEIGHT
 
@@ -45,37 +46,19 @@ def curves(drawing: Bells) -> Curves:
         low, high = low - 1, high + 1
     # a deviation of nearly nothing is a line
     spreads = [max(b.deviation, (high - low) / 300) for b in known]
-    widest = max(spreads, default=1.0)
     # a narrow one is cut down, so that a wide one beside it can be seen
-    heights = [min(1.0, math.sqrt(widest / s) / 2.5 + 0.2) for s in spreads]
-    top = max(heights, default=1.0)
+    heights = [min(1.0, math.sqrt(max(spreads) / s) / 2.5 + 0.2) for s in spreads]
+    z = np.linspace(-REACH, REACH, POINTS)
 
     def across(value: float) -> float:
         return round((value - low) / (high - low) * WIDTH, 1)
 
     drawn = []
     for bell, spread, height in zip(known, spreads, heights, strict=True):
-        path = []
-        for i in range(POINTS):
-            z = REACH * (2 * i / (POINTS - 1) - 1)
-            y = HEIGHT * (1 - 0.92 * height / top * math.exp(-z * z / 2))
-            path.append(f"{across(bell.mean + z * spread)},{y:.1f}")
-        drawn.append(
-            Curve(
-                "M" + "L".join(path),
-                across(bell.mean),
-                across(bell.mean - spread),
-                across(bell.mean + spread),
-                bell.style,
-            )
-        )
-    return Curves(tuple(drawn), tuple((across(t), number(t, 1e-12, 3)) for t in ticks(low, high)))
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Choose round numbers, about `TICKS` of them."""
-    rough = (high - low) / TICKS
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m for m in (1, 2, 5, 10) if m * power >= rough) * power
-    first = math.ceil(low / step)
-    return [k * step for k in range(first, math.floor(high / step) + 1)]
+        y = HEIGHT * (1 - 0.92 * height / max(heights) * np.exp(-z * z / 2))
+        points = zip((bell.mean + z * spread).tolist(), y.tolist(), strict=True)
+        path = "M" + "L".join(f"{across(x)},{down:.1f}" for x, down in points)
+        mean, first, last = (across(bell.mean + side * spread) for side in (0, -1, 1))
+        drawn.append(Curve(path, mean, first, last, bell.style))
+    values = multiples(low, high, step(low, high, TICKS))
+    return Curves(drawn, [(across(t), number(t, 1e-12, 3)) for t in values])

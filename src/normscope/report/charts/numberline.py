@@ -1,18 +1,20 @@
 """Values of several classes on one line, as text and as the marks of a small drawing."""
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from rich.text import Text as Styled
 
-from normscope.report.charts.bells import ticks
+from normscope.report.charts.svg import multiples, step
 from normscope.report.document import NumberLine
 from normscope.report.format import number
 
 SIGNS = "123456789abcdefghijklmnopqrstuvwxyz"  # one sign per class on a line of text
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 WIDTH, LANE, SIZE = 300, 11, 4.2  # of a drawing, in its units
+TICKS = 4
 MOST = 8  # classes with a lane of their own
+
 
 # the shapes of the pictures that move, so that a class looks the same everywhere
 SHAPES = (
@@ -24,8 +26,7 @@ SHAPES = (
 )
 
 
-@dataclass(frozen=True)
-class Mark:
+class Mark(NamedTuple):
     """One value: where it stands, its shape, and which colour its class has."""
 
     x: float
@@ -34,13 +35,12 @@ class Mark:
     colour: int
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(NamedTuple):
     """All of a drawing: the marks, the cuts, and where the axis has which number."""
 
-    marks: tuple[Mark, ...]
-    cuts: tuple[float, ...]
-    ticks: tuple[tuple[float, str], ...]
+    marks: list[Mark]
+    cuts: list[float]
+    ticks: list[tuple[float, str]]
     height: int
     width: int = WIDTH
     size: float = SIZE
@@ -56,15 +56,14 @@ def drawn(line: NumberLine) -> Drawn:
         return round((value - low) / (high - low) * WIDTH, 1)
 
     lanes = min(len(line.classes), MOST)
-    marks = tuple(
+    marks = [
         Mark(across(v), LANE * (0.7 + k % lanes), SHAPES[k % len(SHAPES)], k % 8 + 1)
         for k, values in enumerate(line.classes)
         for v in values
-    )
-    named = tuple(
-        (across(t), number(t, 1e-12 * (high - low), line.digits)) for t in ticks(low, high)
-    )
-    return Drawn(marks, tuple(map(across, line.cuts)), named, LANE * (lanes + 1))
+    ]
+    values, zero = multiples(low, high, step(low, high, TICKS)), 1e-12 * (high - low)
+    ticks = [(across(t), number(t, zero, line.digits)) for t in values]
+    return Drawn(marks, [across(cut) for cut in line.cuts], ticks, LANE * (lanes + 1))
 
 
 def text(line: NumberLine, width: int) -> Styled:
