@@ -4,28 +4,22 @@ One file per record makes a `Document`. `terminal`, `html.page` and `html.fragme
 and know no record. All texts are in both languages; names out of files are put in as they are,
 and made harmless by what shows them.
 
-    from normscope.report import html, terminal
-    from normscope.report.document import Chart, Details, Document, Finding, Section, Table
-
     document = Document(
         title=said("page.run.title", data="digits", net="mlp"),
-        facts=((said("page.fact.seeds"), "3"),),
-        sections=(
-            Section(said("page.nav.verdict"), (Finding("good", headline, (detail,)),), "verdict"),
-            Section(said("page.nav.evidence"), (table, Details(title, (chart,))), "evidence"),
-        ),
+        sections=(Section(said("page.nav.verdict"), (Finding("good", headline, details),)),),
     )
     terminal.show(document, "en", Console())  # without what is folded, and without pictures
     text = html.page(document, "en")  # one offline file
     text = html.fragment(document, "en")  # for a notebook
 
-A new measure of layers is one more entry in `measures.STAGES` or `measures.LAYERS` with its
-message: rows, columns, terminal and page follow. A new kind of block is a class here, a method of
+A new measure of layers is one more entry in `measures` with its message: rows, columns, terminal
+and page follow. A new kind of block is a class here, a method of
 `terminal` and a macro of `blocks.html.j2`; a new record is a file with `document(record)`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import UnionType
 from typing import Any, Literal, TypeVar
 
 from normscope.report.bilingual import Text, Words, said
@@ -311,20 +305,23 @@ def columns(
 
 def parts(document: Document) -> Iterator[Block]:
     """Yield every block of a page, those inside of others too, in the order they stand in."""
-
-    def inside(blocks: Sequence[Block]) -> Iterator[Block]:
-        for block in for_medium(blocks, "page"):
-            yield block
-            if isinstance(block, Section | Details | Figures):
-                yield from inside(block.blocks)
-
-    yield from inside(document.opening)
+    yield from within(document.opening, Section | Details | Figures, "page")
     if document.picture is not None:
         yield document.picture
-    yield from inside(document.sections)
+    yield from within(document.sections, Section | Details | Figures, "page")
 
 
-def for_medium(blocks: Sequence[Block], medium: Medium) -> Iterator[Block]:
+def within(
+    blocks: Iterable[Block], kinds: UnionType, medium: Medium | None = None
+) -> Iterator[Block]:
+    """Yield blocks, and what stands inside of those of some kinds; of one medium, or all."""
+    for block in blocks if medium is None else for_medium(blocks, medium):
+        yield block
+        if isinstance(block, kinds):
+            yield from within(getattr(block, "blocks", ()), kinds, medium)
+
+
+def for_medium(blocks: Iterable[Block], medium: Medium) -> Iterator[Block]:
     """Yield the blocks that a medium shows."""
     for block in blocks:
         if not isinstance(block, Only):

@@ -38,11 +38,11 @@ def document(inspection: Inspection) -> Document:
             said("page.nav.layers"),
         ),
     )
-    short = answer(inspection)
+    short = opening(inspection)
     return replace(short, sections=(*short.sections, *sections))
 
 
-def answer(inspection: Inspection) -> Document:
+def opening(inspection: Inspection) -> Document:
     """Show the answer alone."""
     facts = (
         (said("page.fact.classes"), str(len(inspection.classes))),
@@ -56,7 +56,7 @@ def answer(inspection: Inspection) -> Document:
 
 def brief(inspection: Inspection) -> Document:
     """Show the answer, all layers in one picture and one table, and the layer that gains most."""
-    short = answer(inspection)
+    short = opening(inspection)
     if not inspection.layers:
         return short
     (place,) = measures.pictured(inspection, 1)
