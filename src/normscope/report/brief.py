@@ -16,7 +16,7 @@ BESIDE = 3  # small pictures of one group
 SHORT = 7  # rows and sentences of a section that is not folded
 LINES, COLUMNS = 12, 96  # of a repr
 NEXT = "See .save_html('page.html') and .to_frame()"
-Picture = doc.Chart | doc.ChannelPlot | doc.Bars | doc.Bells
+Picture = doc.Chart | doc.ChannelPlot | doc.Bars | doc.Drawing
 
 
 def brief(document: Document) -> Document:

@@ -8,8 +8,9 @@ from normscope.records import ChannelGap, Diagnosis, Finding, Gap, Repaired, Sev
 from normscope.report import document as doc
 from normscope.report import repair
 from normscope.report.bilingual import Text, Words, joined, labelled, read, said
+from normscope.report.charts.bells import bells
 from normscope.report.checks import advice, evidence, few, grouped, listed, place, title
-from normscope.report.document import Bar, Bars, Bell, Bells, Document, Section, Table
+from normscope.report.document import Bar, Bars, Document, Drawing, Section, Table
 from normscope.report.format import number, percent
 
 DRAWN = 6  # channels that are not folded
@@ -121,16 +122,16 @@ def _channels(gaps: Sequence[ChannelGap]) -> Section:
     return Section(said("doctor.section.channels"), blocks, "channels", said("doctor.nav.channels"))
 
 
-def _bells(gap: ChannelGap) -> Bells:
+def _bells(gap: ChannelGap) -> Drawing:
+    """Draw the stored distribution of a channel beside the measured one."""
     broken = not (math.isfinite(gap.stored_mean) and 0 <= gap.stored_var < math.inf)
     values = {name: _statistic(gap, name) for name in (*STATISTICS, "stored_var")}
-    return Bells(
+    measured, stored = (gap.mean, _root(gap.var)), (gap.stored_mean, _root(gap.stored_var))
+    return Drawing(
         said("doctor.channel.title", layer=gap.layer, channel=_channel(gap)),
         said("doctor.channel.broken" if broken else "doctor.channel.note", **values),
-        (
-            Bell(said("doctor.measured"), gap.mean, _root(gap.var), "measured"),
-            Bell(said("doctor.stored"), gap.stored_mean, _root(gap.stored_var), "stored"),
-        ),
+        bells({"measured": measured, "stored": stored}),
+        (said("doctor.measured"), said("doctor.stored")),
     )
 
 

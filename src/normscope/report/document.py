@@ -151,22 +151,13 @@ class Bars:
 
 
 @dataclass(frozen=True)
-class Bell:
-    """A distribution by its mean and standard deviation."""
-
-    name: Text
-    mean: float
-    deviation: float
-    style: Literal["stored", "measured"]
-
-
-@dataclass(frozen=True)
-class Bells:
-    """Distributions on one axis, to compare where they lie and how wide they are."""
+class Drawing:
+    """A small picture that needs no script, from a Vega-Lite specification without texts."""
 
     title: Words
     note: Words
-    bells: tuple[Bell, ...]
+    spec: Spec
+    key: tuple[Text, ...]  # the names of its series
 
 
 @dataclass(frozen=True)
@@ -243,7 +234,7 @@ Block = (
     | Table
     | Chart
     | Bars
-    | Bells
+    | Drawing
     | NumberLine
     | ChannelPlot
     | Interactive

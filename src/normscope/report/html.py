@@ -22,7 +22,6 @@ from normscope.errors import shown
 from normscope.records import plain
 from normscope.report.bilingual import Text, Words, read, said
 from normscope.report.charts import picture_template
-from normscope.report.charts.bells import curves
 from normscope.report.charts.lanes import lanes
 from normscope.report.charts.numberline import drawn as number_line
 from normscope.report.charts.still import WIDTH, drawing
@@ -31,6 +30,7 @@ from normscope.report.document import (
     ChannelPlot,
     Chart,
     Document,
+    Drawing,
     Finding,
     Interactive,
     for_medium,
@@ -192,7 +192,6 @@ def _environment(lang: Lang, *, live: bool = True, prefix: str = "") -> Environm
         "read": lambda words: read(words, lang),
         "groups": _groups,
         "embed": embed,
-        "curves": curves,
         "still": lambda chart: drawing(chart.spec, lang, _wide(chart)),
         "lanes": lambda data: lanes(data, lang),
         "number_line": number_line,
@@ -209,8 +208,10 @@ def _environment(lang: Lang, *, live: bool = True, prefix: str = "") -> Environm
     return environment
 
 
-def _wide(chart: Chart) -> int:
-    """How wide a chart is without scripts: across, one of a few beside it, or a small card."""
+def _wide(chart: Chart | Drawing) -> int:
+    """Choose the width without scripts: across, one of a few beside it, or a small card."""
+    if isinstance(chart, Drawing):
+        return 340
     return WIDTH if chart.across else 300 if chart.value else 440
 
 

@@ -31,6 +31,8 @@ STYLES: dict[str, tuple[Spec | None, str, Sequence[Any]]] = {
     "areas": (STROKE, "", ()),
     "circles": ({"symbolType": "circle", "symbolOpacity": 1}, "", ()),
     "unnamed": (None, "", ()),
+    "unnamed lines": (None, "strokeDash", DASHES),
+    "unnamed points": (None, "shape", SHAPES),
 }
 
 
@@ -70,7 +72,7 @@ def _series(names: Sequence[Words], style: str) -> Spec:
     if sign:
         signs = [kinds[i % len(kinds)] for i in range(len(names))]
         found[sign] = {**field, "scale": {"domain": names, "range": signs}}
-        if style == "lines":
+        if sign == "strokeDash":
             found[sign]["legend"] = legend
     return found
 

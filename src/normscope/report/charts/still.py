@@ -226,8 +226,8 @@ class _Drawing:
                 last = self._at(second, layer, row) if second in layer.channels else first
                 ends[name] = first, last
             (x1, x2), (y1, y2) = ends["x"], ends["y"]
-            colour = self._look(layer, row, "var(--rule)").colour
-            yield svg.line(x1, y1, x2, y2, colour, dash, wide)
+            look = self._look(layer, row, "var(--rule)")
+            yield svg.line(x1, y1, x2, y2, look.colour, look.dash or dash, wide)
 
     def _tick(self, layer: _Layer) -> Iterator[Markup]:
         half, wide = layer.mark.get("size", 15) / 2, layer.mark.get("thickness", 2)
