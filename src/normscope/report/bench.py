@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from normscope.records import Bench, Race, Setting, Spread, Timing
-from normscope.report.bilingual import Text, Words, said, sentences
+from normscope.report.bilingual import Text, Words, sentences, tr
 from normscope.report.charts import spec
 from normscope.report.document import (
     Chart,
@@ -34,18 +34,18 @@ PICTURED = ("models", "shapes", "formats", "dtypes", "groups")
 def document(bench: Bench) -> Document:
     """Show the verdict, every time, every error, and how it was measured."""
     facts = ", ".join(f"{name} {value}" for name, value in bench.environment.items())
-    how = said("bench.how", checked=bench.checked, repeats=bench.repeats)
+    how = tr("bench.how", checked=bench.checked, repeats=bench.repeats)
     numbers = [*_by_part(bench), *([_errors(bench)] if bench.accuracies else [])]
     missing = tuple(Paragraph(text, "quiet") for text in _absent(bench))
     figures = Only("page", (Figures(tuple(_pictures(bench))),))
     evidence = (figures, Only("terminal", (*numbers, *missing)))
     every = (Only("page", (*missing, _timings(bench))),)
     sections = (
-        Section(said("page.nav.verdict"), (*verdict(bench), Paragraph(how, "quiet")), "verdict"),
-        Section(said("page.nav.evidence"), evidence, "evidence"),
-        Section(said("bench.nav.figures"), every, "figures"),
+        Section(tr("page.nav.verdict"), (*verdict(bench), Paragraph(how, "quiet")), "verdict"),
+        Section(tr("page.nav.evidence"), evidence, "evidence"),
+        Section(tr("bench.nav.figures"), every, "figures"),
     )
-    return Document(said("bench.title"), sections, footer=(facts,))
+    return Document(tr("bench.title"), sections, footer=(facts,))
 
 
 def races(bench: Bench, *parts: str) -> list[Race]:
@@ -66,7 +66,7 @@ def setting_name(setting: Setting) -> str:
 def peer_name(peer: str) -> Text:
     """Name a peer."""
     key = f"bench.peer.{peer}"
-    return said(key) if key in catalogue() else Text(peer, peer)
+    return tr(key) if key in catalogue() else Text(peer, peer)
 
 
 # --- the verdict ------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def peer_name(peer: str) -> Text:
 def verdict(bench: Bench) -> list[Finding]:
     """Tell the speed beside torch, the price of groups, memory, accuracy."""
     found = (_models(bench), _speed(bench), _groups(bench), _memory(bench), _accuracy(bench))
-    stopped = None if bench.complete else Finding("warn", None, (said("bench.verdict.stopped"),))
+    stopped = None if bench.complete else Finding("warn", None, (tr("bench.verdict.stopped"),))
     return [finding for finding in (*found, stopped) if finding is not None]
 
 
@@ -89,7 +89,7 @@ def _speed(bench: Bench) -> Finding | None:
     if not found:
         return None
     slowest, fastest = (f(found, key=lambda pair: pair[0]) for f in (min, max))
-    told = said(
+    told = tr(
         "bench.verdict.speed",
         middle=number(median(ratio for ratio, _ in found), digits=3),
         count=len(found),
@@ -101,7 +101,7 @@ def _speed(bench: Bench) -> Finding | None:
     slower = "; ".join(name for ratio, name in found if ratio < LEAST)
     if not slower:
         return Finding("good", None, (told,))
-    return Finding("warn", None, (told, said("bench.verdict.slower", slower=slower)))
+    return Finding("warn", None, (told, tr("bench.verdict.slower", slower=slower)))
 
 
 def _models(bench: Bench) -> Finding | None:
@@ -120,7 +120,7 @@ def _models(bench: Bench) -> Finding | None:
         for end, f in (("least", min), ("most", max))
     }
     slower = any(ratio < LEAST for known in ratios.values() for ratio in known)
-    return Finding("warn" if slower else "good", None, (said("bench.verdict.models", **values),))
+    return Finding("warn" if slower else "good", None, (tr("bench.verdict.models", **values),))
 
 
 def _groups(bench: Bench) -> Finding | None:
@@ -131,7 +131,7 @@ def _groups(bench: Bench) -> Finding | None:
             price = number(mine.total.median / one.total.median, digits=3)
             ratio = number(loop.total.median / mine.total.median, digits=3)
             groups = race.setting.groups
-            told.append(said("bench.verdict.groups", groups=groups, price=price, loop=ratio))
+            told.append(tr("bench.verdict.groups", groups=groups, price=price, loop=ratio))
     return Finding("note", None, (sentences(*told),)) if told else None
 
 
@@ -140,7 +140,7 @@ def _memory(bench: Bench) -> Finding | None:
         mine, theirs = race.of(LEAN), race.of(PLAIN)
         if mine and theirs and mine.memory and theirs.memory:
             less = 100 * (1 - mine.memory / theirs.memory)
-            text = said(
+            text = tr(
                 "bench.verdict.memory.not_less" if less < 0.5 else "bench.verdict.memory",
                 share=f"{less:.0f}%",
                 mine=number(mine.memory, digits=3),
@@ -160,7 +160,7 @@ def _accuracy(bench: Bench) -> Finding | None:
         return None
     style: FindingStyle = "good" if worst[MINE] < 1e-5 else "warn"
     values = {"mine": f"{worst[MINE]:.0e}", "theirs": f"{worst[PLAIN]:.0e}"}
-    return Finding(style, None, (said("bench.verdict.accuracy", **values),))
+    return Finding(style, None, (tr("bench.verdict.accuracy", **values),))
 
 
 def _absent(bench: Bench) -> Iterator[Text]:
@@ -171,7 +171,7 @@ def _absent(bench: Bench) -> Iterator[Text]:
             where.setdefault((peer, reason), {})[setting_name(race.setting)] = None
     for (peer, reason), names in where.items():
         values = {"where": "; ".join(names), "reason": reason}
-        yield said("bench.absent", peer=peer_name(peer), **values)
+        yield tr("bench.absent", peer=peer_name(peer), **values)
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def _times(*names: str) -> dict[str, Callable[[_Entry], Words]]:
 def _timings(bench: Bench) -> Table:
     """List every peer at every setting."""
     of: dict[str, Callable[[_Entry], Words]] = {
-        "part": lambda e: said(f"bench.part.{e.race.setting.part}"),
+        "part": lambda e: tr(f"bench.part.{e.race.setting.part}"),
         "setting": lambda e: setting_name(e.race.setting),
         "threads": lambda e: str(e.race.setting.threads),
         "peer": lambda e: peer_name(e.peer),
@@ -247,15 +247,15 @@ def _pairs(here: list[Race]) -> Table:
         "plain": lambda pair: _with_spread(pair[1][PLAIN].total),
         "speed_short": lambda pair: number(pair[1][MINE].speed, digits=3),
     }
-    caption = said("bench.pairs", part=said(f"bench.part.{here[0].setting.part}"))
+    caption = tr("bench.pairs", part=tr(f"bench.part.{here[0].setting.part}"))
     return columns(caption, "bench.head", pairs, of)
 
 
 def _race(race: Race) -> Table:
     """List one setting, a row for each peer."""
-    caption = said(
+    caption = tr(
         "bench.race",
-        part=said(f"bench.part.{race.setting.part}"),
+        part=tr(f"bench.part.{race.setting.part}"),
         setting=setting_name(race.setting),
         threads=race.setting.threads,
     )
@@ -309,7 +309,7 @@ def _pictures(bench: Bench) -> Iterator[Chart]:
             for r in found
             if (mine := r.of(MINE))
         ]
-        title, note = said("bench.part.sweep"), said("bench.sweep.note")
+        title, note = tr("bench.part.sweep"), tr("bench.sweep.note")
         yield Chart(title, note, spec("speed_by_size", rows), _totals(found), across=True)
     if bench.accuracies:
         yield _error_picture(bench)
@@ -326,7 +326,7 @@ def _speed_picture(found: list[Race], part: str) -> Chart:
     ]
     height = 40 * len(set(where)) + 20
     picture = spec("speeds", rows, list(names.values()), height=height, settings=where)
-    title, note = said(f"bench.part.{part}"), said("bench.speeds.note")
+    title, note = tr(f"bench.part.{part}"), tr("bench.speeds.note")
     return Chart(title, note, picture, _totals(found), across=True)
 
 
@@ -337,8 +337,8 @@ def _totals(found: list[Race]) -> Table:
     for race in found:
         times = {t.peer: _milliseconds(t.total) for t in race.timings}
         rows.append([setting_name(race.setting), *(times.get(peer, "-") for peer in names)])
-    head = [said("bench.head.setting"), *names.values()]
-    return table(said("bench.total.caption"), head, rows)
+    head = [tr("bench.head.setting"), *names.values()]
+    return table(tr("bench.total.caption"), head, rows)
 
 
 def _error_picture(bench: Bench) -> Chart:
@@ -356,5 +356,5 @@ def _error_picture(bench: Bench) -> Chart:
         if math.isfinite(error.var) and error.var > 0
     ]
     picture = spec("errors", rows, list(names.values()))
-    title, note = said("bench.part.accuracy"), said("bench.errors.note")
+    title, note = tr("bench.part.accuracy"), tr("bench.errors.note")
     return Chart(title, note, picture, _errors(bench), across=True)

@@ -26,7 +26,7 @@ def read(words: Words, lang: Lang) -> str:
     return words if isinstance(words, str) else words.read(lang)
 
 
-def said(key: str, **values: object) -> Text:
+def tr(key: str, **values: object) -> Text:
     """Return a message in both languages; values that are texts are put in by language."""
 
     def filled(lang: Lang) -> str:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from normscope.errors import shown
 from normscope.report import document as doc
-from normscope.report.bilingual import Words, read, said
+from normscope.report.bilingual import Words, read, tr
 from normscope.report.document import Block, Document, Only, Section, Table, within
 from normscope.report.messages import Lang
 from normscope.report.terminal import wrapped
@@ -88,7 +88,7 @@ class _Cutter:
             elif isinstance(block, Table):
                 yield _cut(block)
                 if len(block.rows) > ROWS:
-                    left = said("page.left_out", count=len(block.rows) - ROWS)
+                    left = tr("page.left_out", count=len(block.rows) - ROWS)
                     yield doc.Paragraph(left, "quiet")
             elif isinstance(block, doc.Figures):
                 most = block.blocks[:BESIDE] if block.small else block.blocks

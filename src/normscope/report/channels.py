@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from normscope.records import Inspection, Layer
-from normscope.report.bilingual import Words, said
+from normscope.report.bilingual import Words, tr
 from normscope.report.document import Table, table
 from normscope.report.format import figure, share
 
@@ -89,10 +89,10 @@ def numbers(layer: Layer, inspection: Inspection, c: int, classes: list[int]) ->
             ]
         )
     names = ("class", "mean_x", "deviation_x", "mean_y", "passes")
-    heads = [said(f"page.head.{name}") for name in names]
-    return table(said("page.channel.table", channel=c), heads, rows)
+    heads = [tr(f"page.head.{name}") for name in names]
+    return table(tr("page.channel.table", channel=c), heads, rows)
 
 
 def _root(variance: float) -> float:
-    """The standard deviation; NaN where the variance is none to divide by."""
+    """Return the standard deviation; NaN where the variance is none to divide by."""
     return math.sqrt(variance) if variance > 0 else math.nan

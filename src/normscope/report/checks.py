@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from normscope.records import Finding
-from normscope.report.bilingual import Text, Words, joined, read, said
+from normscope.report.bilingual import Text, Words, joined, read, tr
 from normscope.report.document import Cell, Table, columns
 from normscope.report.format import number, percent
 from normscope.report.messages import catalogue
@@ -33,30 +33,30 @@ def evidence(finding: Finding) -> Text:
     values: dict[str, object] = dict(finding.facts)
     values["measured"] = number(finding.measured, digits=3)
     values["share"] = percent(finding.measured) if math.isfinite(finding.measured) else "-"
-    return said(key, **values)
+    return tr(key, **values)
 
 
 def title(code: str) -> Text:
     """Say what a check looks for, as a phrase."""
-    return said(f"doctor.{code}.title")
+    return tr(f"doctor.{code}.title")
 
 
 def advice(code: str, kind: str = "") -> Text:
     """Say what to do about it."""
     key = f"doctor.{code}.do.{kind}"
-    return said(key if kind and key in catalogue() else f"doctor.{code}.do")
+    return tr(key if kind and key in catalogue() else f"doctor.{code}.do")
 
 
 def place(group: list[Finding]) -> Words:
     """Name the layers of a group, the first few."""
     names = tuple(f.layer for f in group if f.layer)
-    return few(names) if names else said("doctor.whole")
+    return few(names) if names else tr("doctor.whole")
 
 
 def few(names: tuple[str, ...]) -> Words:
     """List the first few names, and count the others."""
     shown, more = ", ".join(names[:NAMED]), len(names) - NAMED
-    return joined((shown, said("doctor.more", count=more)), " ", " ") if more > 0 else shown
+    return joined((shown, tr("doctor.more", count=more)), " ", " ") if more > 0 else shown
 
 
 def listed(

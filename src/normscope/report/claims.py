@@ -4,7 +4,7 @@ import re
 from collections import Counter
 
 from normscope.records import ClaimResult, Claims
-from normscope.report.bilingual import Text, labelled, said
+from normscope.report.bilingual import Text, labelled, tr
 from normscope.report.charts import spec
 from normscope.report.document import (
     Cell,
@@ -28,16 +28,16 @@ def document(record: Claims) -> Document:
     """Show a summary, then each statement with its source, rule, numbers and picture."""
     counts = dict.fromkeys(LOOK, 0) | Counter(result.verdict for result in record.results)
     blocks = (
-        Paragraph(said("claims.summary", all=len(record.results), **counts), "lead"),
+        Paragraph(tr("claims.summary", all=len(record.results), **counts), "lead"),
         _summary(record),
-        Paragraph(said("claims.note"), "quiet"),
+        Paragraph(tr("claims.note"), "quiet"),
     )
-    sections = [Section(said("claims.section.summary"), blocks, "summary")]
+    sections = [Section(tr("claims.section.summary"), blocks, "summary")]
     sections += [_statement(result) for result in record.results]
     seconds = sum(result.seconds for result in record.results)
-    facts = [(said("claims.fact.seconds"), f"{seconds:.0f}")]
-    facts += [(said("claims.fact.torch"), result.torch) for result in record.results[:1]]
-    return Document(said("claims.title"), tuple(sections), facts=tuple(facts))
+    facts = [(tr("claims.fact.seconds"), f"{seconds:.0f}")]
+    facts += [(tr("claims.fact.torch"), result.torch) for result in record.results[:1]]
+    return Document(tr("claims.title"), tuple(sections), facts=tuple(facts))
 
 
 def _summary(record: Claims) -> Table:
@@ -46,9 +46,9 @@ def _summary(record: Claims) -> Table:
         "claims.column",
         record.results,
         {
-            "statement": lambda r: Cell(said(f"claims.{r.name}.name"), "name", link=r.name),
+            "statement": lambda r: Cell(tr(f"claims.{r.name}.name"), "name", link=r.name),
             "verdict": lambda r: Cell(
-                said(f"claims.verdict.{r.verdict}"), "wrong" if r.verdict == "no" else ""
+                tr(f"claims.verdict.{r.verdict}"), "wrong" if r.verdict == "no" else ""
             ),
             "data": lambda r: r.data,
             "seeds": lambda r: str(r.seeds),
@@ -59,10 +59,10 @@ def _summary(record: Claims) -> Table:
 
 def _statement(result: ClaimResult) -> Section:
     own = f"claims.{result.name}"
-    verdict = said(f"claims.verdict.{result.verdict}")
+    verdict = tr(f"claims.verdict.{result.verdict}")
     headline = Text(verdict.en[0].upper() + verdict.en[1:] + ".", verdict.zh + "。")
     parts = ("said", "ran", "rule")
-    details = (labelled(said(f"claims.{part}"), said(f"{own}.{part}")) for part in parts)
+    details = (labelled(tr(f"claims.{part}"), tr(f"{own}.{part}")) for part in parts)
     end = "" if result.source.endswith("?") else "."
     where = f"{result.source}{end} arXiv:{result.link}"
     numbers = columns(
@@ -70,7 +70,7 @@ def _statement(result: ClaimResult) -> Section:
         "claims.column",
         result.numbers,
         {
-            "number": lambda m: Cell(said(f"{own}.number.{m.name}"), "name"),
+            "number": lambda m: Cell(tr(f"{own}.number.{m.name}"), "name"),
             "mean": lambda m: percent(m.mean) if m.percent else number(m.mean, digits=3),
             "spread": lambda m: (
                 "-"
@@ -83,7 +83,7 @@ def _statement(result: ClaimResult) -> Section:
     )
     blocks = (
         Finding(LOOK[result.verdict], headline, tuple(details)),
-        Paragraph(labelled(said("claims.source"), where), "quiet"),
+        Paragraph(labelled(tr("claims.source"), where), "quiet"),
         numbers,
         _picture(result),
     )
@@ -91,12 +91,12 @@ def _statement(result: ClaimResult) -> Section:
     year = re.search(r"\b(19|20)\d\d\b", result.source)
     author = re.split(r",| &| et al", result.source)[0]
     nav = f"{author} {year[0] if year else ''}".strip()
-    return Section(said(f"{own}.name"), blocks, result.name, nav=Text(nav, nav))
+    return Section(tr(f"{own}.name"), blocks, result.name, nav=Text(nav, nav))
 
 
 def _picture(result: ClaimResult) -> Chart:
     own = f"claims.{result.name}"
-    names = {curve.name: said(f"{own}.curve.{curve.name}") for curve in result.curves}
+    names = {curve.name: tr(f"{own}.curve.{curve.name}") for curve in result.curves}
     rows: list[Spec] = [
         {"x": x, "y": y, "low": y - s, "high": y + s, "spread": s, "series": names[curve.name]}
         for curve in result.curves
@@ -107,7 +107,7 @@ def _picture(result: ClaimResult) -> Chart:
         "claim_points" if points else "claim_lines",
         rows,
         list(names.values()),
-        title=said(f"{own}.x"),
+        title=tr(f"{own}.x"),
         band=result.seeds > 1 and not result.log_y,
         x_scale="log" if result.log_x else "linear",
         y_scale="log" if result.log_y else "linear",
@@ -122,7 +122,7 @@ def _picture(result: ClaimResult) -> Chart:
         for row in rows
     ]
 
-    head = [said("claims.column.curve"), said(f"{own}.x")]
-    head += [said(f"claims.column.{name}") for name in ("mean", "spread")]
-    numbers = table(said("claims.chart"), head, body, keys=2)
-    return Chart(said("claims.chart"), said(f"{own}.note"), picture, numbers, across=True)
+    head = [tr("claims.column.curve"), tr(f"{own}.x")]
+    head += [tr(f"claims.column.{name}") for name in ("mean", "spread")]
+    numbers = table(tr("claims.chart"), head, body, keys=2)
+    return Chart(tr("claims.chart"), tr(f"{own}.note"), picture, numbers, across=True)

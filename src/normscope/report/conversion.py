@@ -1,35 +1,34 @@
 """A conversion as a document: what was proved, every layer, and what was compared."""
 
 from normscope.records import Converted
-from normscope.report.bilingual import Words, said
+from normscope.report.bilingual import Words, tr
 from normscope.report.document import Cell, Document, Finding, Section, columns, table
 
 
 def document(record: Converted) -> Document:
     """Show what became of the layers of a model, and the proof of it."""
-    verdict = said(f"convert.verdict.{_verdict(record)}", count=len(record.changed), to=record.to)
+    verdict = tr(f"convert.verdict.{_verdict(record)}", count=len(record.changed), to=record.to)
     answer = Finding("good" if record.ok else "error", None, (verdict,))
     layers: list[tuple[Words, ...]] = [
-        (c.name, c.before, c.after, said(f"convert.equal.{c.equal}"), c.note)
-        for c in record.changed
+        (c.name, c.before, c.after, tr(f"convert.equal.{c.equal}"), c.note) for c in record.changed
     ]
-    layers += [(c.name, c.layer, said("convert.kept"), "", c.reason) for c in record.kept]
-    layers += [(c.name, c.layer, said("convert.refused"), "", c.reason) for c in record.refused]
+    layers += [(c.name, c.layer, tr("convert.kept"), "", c.reason) for c in record.kept]
+    layers += [(c.name, c.layer, tr("convert.refused"), "", c.reason) for c in record.refused]
     sections = [
-        Section(said("convert.section.verdict"), (answer,), "verdict"),
+        Section(tr("convert.section.verdict"), (answer,), "verdict"),
         _section("layers", ("layer", "before", "after", "equal", "note"), layers),
     ]
     fused: list[tuple[Words, ...]] = [
         (
             f.name,
-            f.act or said("convert.fused.none"),
+            f.act or tr("convert.fused.none"),
             f.place,
-            said("convert.fused.sum") if f.residual else "",
+            tr("convert.fused.sum") if f.residual else "",
             "",
         )
         for f in record.fused
     ]
-    fused += [(c.name, said("convert.unfused"), "", "", c.reason) for c in record.unfused]
+    fused += [(c.name, tr("convert.unfused"), "", "", c.reason) for c in record.unfused]
     if fused:
         sections.append(_section("fused", ("layer", "act", "place", "residual", "note"), fused))
     if record.comparisons:
@@ -38,17 +37,17 @@ def document(record: Converted) -> Document:
             "convert.column",
             record.comparisons,
             {
-                "what": lambda c: Cell(said(f"convert.what.{c.what}"), "name"),
+                "what": lambda c: Cell(tr(f"convert.what.{c.what}"), "name"),
                 "mode": lambda c: f"{c.mode}()",
                 "difference": lambda c: Cell(f"{c.difference:.1e}", "" if c.ok else "wrong"),
                 "allowed": lambda c: (
-                    said("convert.free") if c.allowed is None else f"{c.allowed:.0e}"
+                    tr("convert.free") if c.allowed is None else f"{c.allowed:.0e}"
                 ),
             },
             keys=2,
         )
-        sections.append(Section(said("convert.proof"), (proof,), "proof"))
-    title = said("convert.title", model=record.model, to=record.to)
+        sections.append(Section(tr("convert.proof"), (proof,), "proof"))
+    title = tr("convert.title", model=record.model, to=record.to)
     return Document(title, tuple(sections))
 
 
@@ -65,6 +64,6 @@ def _verdict(record: Converted) -> str:
 def _section(key: str, names: tuple[str, ...], rows: list[tuple[Words, ...]]) -> Section:
     """List layers: the name, what is said of it in words, and a sentence."""
     cells = [(Cell(name, "name"), *words, Cell(note, "text")) for name, *words, note in rows]
-    heads = [said(f"convert.column.{name}") for name in names]
-    title = said(f"convert.{key}")
+    heads = [tr(f"convert.column.{name}") for name in names]
+    title = tr(f"convert.{key}")
     return Section(title, (table(title, heads, cells, keys=4),), key)

@@ -7,7 +7,7 @@ from functools import partial
 from normscope.records import ChannelGap, Diagnosis, Finding, Gap, Repaired, Severity
 from normscope.report import document as doc
 from normscope.report import repair
-from normscope.report.bilingual import Text, Words, joined, labelled, read, said
+from normscope.report.bilingual import Text, Words, joined, labelled, read, tr
 from normscope.report.charts.bells import bells
 from normscope.report.checks import advice, evidence, few, grouped, listed, place, title
 from normscope.report.document import Bar, Bars, Document, Drawing, Section, Table
@@ -22,31 +22,31 @@ def document(record: Diagnosis, repaired: Repaired | None = None) -> Document:
     """Show what ails a model, why and what to do; and what became of it, where it was repaired."""
     name = "doctor.title" if repaired is None else "doctor.repair.title"
     facts = [
-        (said("doctor.fact.layers"), str(record.layers)),
-        (said("doctor.fact.checks"), str(len(record.passed) + len(record.codes))),
+        (tr("doctor.fact.layers"), str(record.layers)),
+        (tr("doctor.fact.checks"), str(len(record.passed) + len(record.codes))),
     ]
     if record.gap is not None:
-        facts.append((said("doctor.fact.samples"), f"{record.gap.samples:,}"))
+        facts.append((tr("doctor.fact.samples"), f"{record.gap.samples:,}"))
     healthy = record.worst in (None, "info")
     answer = doc.Finding("good" if healthy else "warn", None, tuple(verdict(record)))
     found = (_conclusion(group) for group in grouped(record.findings))
-    sections = [Section(said("doctor.section.verdict"), (answer, *found), "verdict")]
+    sections = [Section(tr("doctor.section.verdict"), (answer, *found), "verdict")]
     if record.channels:
         sections.append(_channels(record.channels))
     if record.causes:
         causes = _causes(record)
         shown = (doc.Only("page", causes),) if healthy else causes
-        sections.append(Section(said("doctor.section.causes"), shown, "causes"))
+        sections.append(Section(tr("doctor.section.causes"), shown, "causes"))
     sections += _checks(record)
     if repaired is not None:
         sections.insert(1, repair.section(repaired))
-    return Document(said(name, model=record.model), tuple(sections), tuple(facts))
+    return Document(tr(name, model=record.model), tuple(sections), tuple(facts))
 
 
 def explanation(code: str) -> Document:
     """Show what a check looks for, why, and what to do."""
     name = labelled(code, title(code))
-    found = doc.Finding("note", name, (said(f"doctor.{code}.explain"),))
+    found = doc.Finding("note", name, (tr(f"doctor.{code}.explain"),))
     return Document(name, (Section(name, (found,)),))
 
 
@@ -56,18 +56,18 @@ def verdict(record: Diagnosis) -> list[Text]:
     found = record.verdict
     if found is None or found.kind == "nothing":
         kind = "partial" if skipped > passed else "notes" if record.findings else "healthy"
-        texts = [said(f"doctor.verdict.{kind}", passed=passed, skipped=skipped)]
+        texts = [tr(f"doctor.verdict.{kind}", passed=passed, skipped=skipped)]
     elif found.code == "NS029":
         better = record.gap is not None and record.gap.advantage > 2
-        texts = [said("doctor.verdict.better")] if better else []
-        texts.append(said("doctor.verdict.kept"))
+        texts = [tr("doctor.verdict.better")] if better else []
+        texts.append(tr("doctor.verdict.kept"))
     else:
         kind = "batches" if found.kind == "data" else "sick"
-        texts = [said(f"doctor.verdict.{kind}", title=title(found.code), code=found.code)]
+        texts = [tr(f"doctor.verdict.{kind}", title=title(found.code), code=found.code)]
         if found.closes > 0.2:
-            texts.append(said("doctor.verdict.closes", share=percent(min(found.closes, 1.0))))
+            texts.append(tr("doctor.verdict.closes", share=percent(min(found.closes, 1.0))))
     if found is not None and found.warns:
-        texts.append(said(f"doctor.not.{found.warns}"))
+        texts.append(tr(f"doctor.not.{found.warns}"))
     return texts + ([] if record.gap is None else _gap(record.gap))
 
 
@@ -77,19 +77,19 @@ def _gap(gap: Gap) -> list[Text]:
         train, evaluated = getattr(gap, f"train_{name}"), getattr(gap, f"eval_{name}")
         if not math.isnan(evaluated):
             values = {"train": show(train), "eval": show(evaluated)}
-            what = said(f"doctor.quality.{name}")
-            texts.append(said("doctor.verdict.quality", name=what, **values))
+            what = tr(f"doctor.quality.{name}")
+            texts.append(tr("doctor.verdict.quality", name=what, **values))
             break
     if not math.isnan(gap.disagreement):
         share = percent(gap.disagreement)
-        return [*texts, said("doctor.verdict.gap", samples=gap.samples, share=share)]
-    return [*texts, said("doctor.verdict.relative", share=percent(gap.relative))]
+        return [*texts, tr("doctor.verdict.gap", samples=gap.samples, share=share)]
+    return [*texts, tr("doctor.verdict.relative", share=percent(gap.relative))]
 
 
 def _conclusion(group: list[Finding]) -> doc.Finding:
     """Tell one finding of some layers: what it is, the evidence, and what to do."""
     first, where = group[0], place(group)
-    grade = joined((first.code, said(f"doctor.severity.{first.severity}")), " ", " ")
+    grade = joined((first.code, tr(f"doctor.severity.{first.severity}")), " ", " ")
     about = labelled(grade, title(first.code))
     headline = Text(f"{about.en} ({read(where, 'en')})", f"{about.zh}（{read(where, 'zh')}）")
     what = evidence(first)
@@ -111,15 +111,15 @@ def _channels(gaps: Sequence[ChannelGap]) -> Section:
         },
         keys=2,
     )
-    folded, others = pictures[DRAWN:], said("doctor.channels.more", count=len(pictures) - DRAWN)
+    folded, others = pictures[DRAWN:], tr("doctor.channels.more", count=len(pictures) - DRAWN)
     more = (doc.Details(others, (doc.Figures(folded, small=True),)),) if folded else ()
     blocks = (
-        doc.Only("page", (doc.Paragraph(said("doctor.channels.how")),)),
+        doc.Only("page", (doc.Paragraph(tr("doctor.channels.how")),)),
         doc.Figures(pictures[:DRAWN], small=True),
         *more,
-        doc.Details(said("page.as_table"), (numbers,)),
+        doc.Details(tr("page.as_table"), (numbers,)),
     )
-    return Section(said("doctor.section.channels"), blocks, "channels", said("doctor.nav.channels"))
+    return Section(tr("doctor.section.channels"), blocks, "channels", tr("doctor.nav.channels"))
 
 
 def _bells(gap: ChannelGap) -> Drawing:
@@ -128,10 +128,10 @@ def _bells(gap: ChannelGap) -> Drawing:
     values = {name: _statistic(gap, name) for name in (*STATISTICS, "stored_var")}
     measured, stored = (gap.mean, _root(gap.var)), (gap.stored_mean, _root(gap.stored_var))
     return Drawing(
-        said("doctor.channel.title", layer=gap.layer, channel=_channel(gap)),
-        said("doctor.channel.broken" if broken else "doctor.channel.note", **values),
+        tr("doctor.channel.title", layer=gap.layer, channel=_channel(gap)),
+        tr("doctor.channel.broken" if broken else "doctor.channel.note", **values),
         bells({"measured": measured, "stored": stored}),
-        (said("doctor.measured"), said("doctor.stored")),
+        (tr("doctor.measured"), tr("doctor.stored")),
     )
 
 
@@ -145,7 +145,7 @@ def _statistic(gap: ChannelGap, name: str) -> str:
 def _channel(gap: ChannelGap) -> Words:
     if gap.condition is None:
         return str(gap.channel)
-    return said("doctor.channel.condition", channel=gap.channel, condition=gap.condition)
+    return tr("doctor.channel.condition", channel=gap.channel, condition=gap.condition)
 
 
 def _root(variance: float) -> float:
@@ -154,7 +154,7 @@ def _root(variance: float) -> float:
 
 def _causes(record: Diagnosis) -> tuple[doc.Block, ...]:
     """Draw and list how much of the gap goes with each cause, and with each layer."""
-    causes = [(said(f"doctor.cause.{c.name}"), c.closes) for c in record.causes]
+    causes = [(tr(f"doctor.cause.{c.name}"), c.closes) for c in record.causes]
     by_layer = [(layer.name, layer.both) for layer in record.by_layer]
     pictures = [_bars("doctor.causes.title", "doctor.causes.caption", causes)]
     tables = [
@@ -162,7 +162,7 @@ def _causes(record: Diagnosis) -> tuple[doc.Block, ...]:
             "doctor.causes.caption",
             record.causes,
             {
-                "cause": lambda c: said(f"doctor.cause.{c.name}"),
+                "cause": lambda c: tr(f"doctor.cause.{c.name}"),
                 "code": lambda c: c.code or "-",
                 "closes": lambda c: _closes(c.closes),
                 "sure": lambda c: "-" if math.isnan(c.advantage) else f"{c.advantage:+.1f}",
@@ -194,7 +194,7 @@ def _bars(title: str, note: str, closes: Sequence[tuple[Words, float]]) -> Bars:
         Bar(name, (min(max(part, 0.0), 1.0),), _closes(part), "" if part > 0 else "quiet")
         for name, part in closes
     )
-    return Bars(said(title), said(note), bars)
+    return Bars(tr(title), tr(note), bars)
 
 
 def _closes(share: float) -> str:
@@ -209,23 +209,23 @@ def _checks(record: Diagnosis) -> list[Section]:
             doc.Finding(
                 "note",
                 joined((code, title(code)), " ", " "),
-                (said(f"doctor.{code}.explain"),),
+                (tr(f"doctor.{code}.explain"),),
             )
             for code in record.codes
         )
-        shown = (_findings(record), doc.Details(said("doctor.section.explain"), meaning))
-        name = said("doctor.section.findings")
+        shown = (_findings(record), doc.Details(tr("doctor.section.explain"), meaning))
+        name = tr("doctor.section.findings")
         sections.append(Section(name, (doc.Only("page", shown),), "findings"))
     if record.skipped:
         codes: dict[str, list[str]] = {}
         for check in record.skipped:
             codes.setdefault(check.reason, []).append(check.code)
         of: dict[str, Callable[[tuple[str, list[str]]], Words]] = {
-            "reason": lambda item: said(item[0]),
+            "reason": lambda item: tr(item[0]),
             "code": lambda item: ", ".join(item[1]),
         }
         skipped = listed("doctor.section.skipped", codes.items(), of)
-        sections.append(Section(said("doctor.section.skipped"), (skipped,), "skipped"))
+        sections.append(Section(tr("doctor.section.skipped"), (skipped,), "skipped"))
     return sections
 
 
@@ -236,13 +236,13 @@ def _findings(record: Diagnosis) -> Table:
         record.findings,
         {
             "code": lambda f: f.code,
-            "severity": lambda f: said(f"doctor.severity.{f.severity}"),
-            "layer": lambda f: f.layer or said("doctor.whole"),
+            "severity": lambda f: tr(f"doctor.severity.{f.severity}"),
+            "layer": lambda f: f.layer or tr("doctor.whole"),
             "found": evidence,
             "threshold": lambda f: (
                 number(f.threshold, digits=3) if math.isfinite(f.threshold) else "-"
             ),
             "source": lambda f: f.source,
-            "confidence": lambda f: said(f"doctor.confidence.{f.confidence}"),
+            "confidence": lambda f: tr(f"doctor.confidence.{f.confidence}"),
         },
     )

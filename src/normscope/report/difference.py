@@ -3,7 +3,7 @@
 import math
 
 from normscope.records import Difference, LayerDifference
-from normscope.report.bilingual import said
+from normscope.report.bilingual import tr
 from normscope.report.document import Block, Document, Only, Paragraph, Section, Table, columns
 from normscope.report.format import signed
 
@@ -14,14 +14,14 @@ def document(difference: Difference) -> Document:
     """Show the layers whose input moved most, and what that did to the classes."""
     first, second = (f"{m}, {d}" for m, d in zip(difference.models, difference.data, strict=True))
     ranked = sorted(difference.layers, key=lambda layer: -_known(layer.moved))
-    both = Paragraph(said("lens.difference.both", first=first, second=second))
+    both = Paragraph(tr("lens.difference.both", first=first, second=second))
     short: list[Block] = [_table(ranked[:SHOWN])]
     if len(ranked) > SHOWN:
-        more = said("lens.difference.more", count=len(ranked) - SHOWN)
+        more = tr("lens.difference.more", count=len(ranked) - SHOWN)
         short.append(Paragraph(more, "quiet"))
     only = {"only_first": difference.only_first, "only_second": difference.only_second}
     below: list[Block] = [
-        Paragraph(said(f"lens.difference.{key}", layers=", ".join(names)))
+        Paragraph(tr(f"lens.difference.{key}", layers=", ".join(names)))
         for key, names in only.items()
         if names
     ]
@@ -31,10 +31,10 @@ def document(difference: Difference) -> Document:
         *below,
     )
     sections = (
-        Section(said("lens.difference.compared"), (both,), "compared"),
-        Section(said("lens.difference.title"), blocks, "layers"),
+        Section(tr("lens.difference.compared"), (both,), "compared"),
+        Section(tr("lens.difference.title"), blocks, "layers"),
     )
-    return Document(said("lens.difference.page"), sections)
+    return Document(tr("lens.difference.page"), sections)
 
 
 def _table(layers: list[LayerDifference]) -> Table:

@@ -5,8 +5,8 @@ and know no record. All texts are in both languages; names out of files are put 
 and made harmless by what shows them.
 
     document = Document(
-        title=said("page.run.title", data="digits", net="mlp"),
-        sections=(Section(said("page.nav.verdict"), (Finding("good", headline, details),)),),
+        title=tr("page.run.title", data="digits", net="mlp"),
+        sections=(Section(tr("page.nav.verdict"), (Finding("good", headline, details),)),),
     )
     terminal.show(document, "en", Console())  # without what is folded, and without pictures
     text = html.page(document, "en")  # one offline file
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Literal, TypeVar
 
-from normscope.report.bilingual import Text, Words, said
+from normscope.report.bilingual import Text, Words, tr
 
 Item = TypeVar("Item")
 Spec = dict[str, Any]
@@ -288,9 +288,9 @@ def columns(
         keys: how many cells name a row.
         more: further fields of the table.
     """
-    title = said(caption) if isinstance(caption, str) else caption
+    title = tr(caption) if isinstance(caption, str) else caption
     rows = [[cell(item) for cell in of.values()] for item in items]
-    head = [said(name if "." in name else f"{heads}.{name}") for name in of]
+    head = [tr(name if "." in name else f"{heads}.{name}") for name in of]
     return table(title, head, rows, keys, **more)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from statistics import fmean
 
 from normscope.records import Inspection, Layer, StageMeasures, Work, WorkName
-from normscope.report.bilingual import Text, joined, said, sentences
+from normscope.report.bilingual import Text, joined, sentences, tr
 from normscope.report.format import percent, signed
 
 TOLERANCE = 1e-5  # float32 rounding of a healthy layer stays far below this
@@ -32,7 +32,7 @@ def verdict(inspection: Inspection) -> list[Text]:
     if broken:  # eta2 and J differ by more than rounding, though the layer is one map
         worst = max(broken, key=lambda layer: layer.invariance / tolerance(layer))
         shown = f"{worst.invariance:.1g}"
-        return [said("lens.verdict.broken", layer=worst.name, difference=shown)]
+        return [tr("lens.verdict.broken", layer=worst.name, difference=shown)]
     single = [layer for layer in inspection.layers if layer.maps != "per_condition"]
     changed = (_raised(inspection, single), _geometry(single), _gate(single))
     return [*too_few(single), *_kept(inspection), *(text for text in changed if text is not None)]
@@ -49,7 +49,7 @@ def too_few(layers: list[Layer]) -> list[Text]:
     widths = (THINNED if "lens.note.joint_channels" in la.notes else la.channels for la in layers)
     needed = 1 + round(max(widths) / CHANCE)
     facts = {"images": layer.images, "layer": layer.name, "needed": f"{needed:,}"}
-    return [said("lens.verdict.too_few", chance=f"{worst:.2f}", **facts)]
+    return [tr("lens.verdict.too_few", chance=f"{worst:.2f}", **facts)]
 
 
 def chance(layer: Layer, stage: StageMeasures) -> float:
@@ -84,11 +84,11 @@ def _kept(inspection: Inspection) -> list[Text]:
     layers = [layer for layer in inspection.layers if not math.isnan(layer.invariance)]
     by_sample = _per_sample(inspection)
     if not layers:
-        return by_sample or [said("lens.verdict.untested")]
-    told = [said("lens.verdict.held", layers=len(layers))]
+        return by_sample or [tr("lens.verdict.untested")]
+    told = [tr("lens.verdict.held", layers=len(layers))]
     lost = [layer.name for layer in layers if 0 in layer.gamma]
     if lost:
-        told.append(said("lens.verdict.lost", layers=_listed(lost)))
+        told.append(tr("lens.verdict.lost", layers=_listed(lost)))
     return [*told, *by_sample]
 
 
@@ -100,7 +100,7 @@ def _per_sample(inspection: Inspection) -> list[Text]:
         return []
     most = max(known, key=lambda layer: max(abs(layer.eta2_change), abs(layer.lda_change)))
     eta2, fraction = ([getattr(la, n) for la in known] for n in ("eta2_change", "lda_change"))
-    text = said(
+    text = tr(
         "lens.verdict.per_sample",
         layers=_listed([layer.name for layer in layers]),
         norms=", ".join(sorted({layer.norm for layer in layers})),
@@ -121,7 +121,7 @@ def _raised(inspection: Inspection, layers: list[Layer]) -> Text | None:
     classes = sum(n > 0 for n in inspection.counts)
     gains = [gain(*step, classes) for step in steps]
     layer, before, after = steps[gains.index(max(gains))]
-    return said(
+    return tr(
         "lens.verdict.activation" if max(gains) > 0 else "lens.verdict.lowered",
         raised=sum(g > 0 for g in gains),
         layers=len(steps),
@@ -151,7 +151,7 @@ def _geometry(layers: list[Layer]) -> Text | None:
     if not moved:
         return None
     _, name, old, new = max(moved, key=lambda item: item[0])
-    return said("lens.verdict.geometry", layer=name, before=old, after=new)
+    return tr("lens.verdict.geometry", layer=name, before=old, after=new)
 
 
 def _gate(layers: list[Layer]) -> Text | None:
@@ -161,7 +161,7 @@ def _gate(layers: list[Layer]) -> Text | None:
         return None
     layer = max(apart, key=lambda layer: layer.firing_spread)
     spread, expected = percent(layer.firing_spread), percent(layer.firing_chance)
-    return said("lens.verdict.gate", layer=layer.name, spread=spread, chance=expected)
+    return tr("lens.verdict.gate", layer=layer.name, spread=spread, chance=expected)
 
 
 # --- remarks ----------------------------------------------------------------------------------
@@ -170,8 +170,8 @@ def _gate(layers: list[Layer]) -> Text | None:
 def self_test(inspection: Inspection) -> Text:
     """Say how far eta2 and J differ where they must be equal."""
     if math.isnan(inspection.invariance):
-        return said("lens.selftest.none")
-    return said("lens.selftest", difference=f"{inspection.invariance:.1g}")
+        return tr("lens.selftest.none")
+    return tr("lens.selftest", difference=f"{inspection.invariance:.1g}")
 
 
 def composition(inspection: Inspection) -> Text | None:
@@ -180,7 +180,7 @@ def composition(inspection: Inspection) -> Text | None:
     measured = [v for v in (layer.signal for layer in inspection.layers) if math.isfinite(v)]
     if facts is None or not measured or not math.isfinite(facts.predicted):
         return None
-    return said(
+    return tr(
         "lens.composition",
         size=f"{facts.size:.0f}",
         r=f"{facts.excess + 0:.3f}",
@@ -196,14 +196,14 @@ def collapsed(inspection: Inspection) -> Text | None:
     if found is None:
         return None
     if math.isnan(found.within):
-        return said("lens.collapse.none", layer=found.layer)
+        return tr("lens.collapse.none", layer=found.layer)
     names = ("within", "within_unweighted", "norms", "angles", "simplex")
     values = {name: f"{getattr(found, name):.3g}" for name in names}
-    text = said("lens.collapse", layer=found.layer, **values)
+    text = tr("lens.collapse", layer=found.layer, **values)
     if math.isnan(found.agreement):
         return text
     duality, agreement = f"{found.duality:.3g}", percent(found.agreement)
-    return sentences(text, said("lens.collapse.head", duality=duality, agreement=agreement))
+    return sentences(text, tr("lens.collapse.head", duality=duality, agreement=agreement))
 
 
 def remarks(inspection: Inspection) -> list[Text]:
@@ -213,7 +213,7 @@ def remarks(inspection: Inspection) -> list[Text]:
     names: dict[str, list[str]] = {}
     for key, name in about:
         names.setdefault(key, []).append(name)
-    return [said("lens.about", layers=_listed(n), text=said(key)) for key, n in names.items()]
+    return [tr("lens.about", layers=_listed(n), text=tr(key)) for key, n in names.items()]
 
 
 # --- numbers and names ------------------------------------------------------------------------
@@ -247,10 +247,10 @@ def follows(layer: Layer) -> Text:
     then = layer.activation
     if layer.input_activation is None:
         return joined([then or "-"])
-    behind = said("lens.behind", activation=layer.input_activation)
+    behind = tr("lens.behind", activation=layer.input_activation)
     return behind if then is None else sentences(behind, then)
 
 
 def _listed(names: list[str]) -> Text | str:
     listed, more = ", ".join(names[:NAMED]), len(names) - NAMED
-    return said("lens.layers", names=listed, more=more) if more > 0 else listed
+    return tr("lens.layers", names=listed, more=more) if more > 0 else listed

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from statistics import stdev
 
-from normscope.report.bilingual import Words, said
+from normscope.report.bilingual import Words, tr
 
 POWERS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -30,7 +30,7 @@ def figure(value: float | None, digits: int = 4) -> Words:
     """Write a number; "-" where none was measured, in words where it is not finite."""
     if value is None:
         return "-"
-    return number(value, digits=digits) if math.isfinite(value) else said("page.not_finite")
+    return number(value, digits=digits) if math.isfinite(value) else tr("page.not_finite")
 
 
 def share(value: float | None) -> Words:

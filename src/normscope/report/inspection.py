@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from normscope.records import Inspection, Layer
 from normscope.report import channels, findings, measures
-from normscope.report.bilingual import Text, Words, joined, labelled, said, sentences
+from normscope.report.bilingual import Text, Words, joined, labelled, sentences, tr
 from normscope.report.charts import layers as charts
 from normscope.report.document import (
     Block,
@@ -30,12 +30,12 @@ LAYERS = 24  # with pictures of their own; all others have their numbers
 def document(inspection: Inspection) -> Document:
     """Show the answer, the measures layer by layer, and single channels with their gate."""
     sections = (
-        Section(said("page.nav.evidence"), evidence(inspection), "evidence"),
+        Section(tr("page.nav.evidence"), evidence(inspection), "evidence"),
         Section(
-            said("page.layers.title"),
+            tr("page.layers.title"),
             (Only("page", pictures(inspection)),),
             "layers",
-            said("page.nav.layers"),
+            tr("page.nav.layers"),
         ),
     )
     short = opening(inspection)
@@ -45,12 +45,12 @@ def document(inspection: Inspection) -> Document:
 def opening(inspection: Inspection) -> Document:
     """Show the answer alone."""
     facts = (
-        (said("page.fact.classes"), str(len(inspection.classes))),
-        (said("page.fact.images"), f"{sum(inspection.counts):,}"),
-        (said("page.fact.layers"), str(len(inspection.layers))),
+        (tr("page.fact.classes"), str(len(inspection.classes))),
+        (tr("page.fact.images"), f"{sum(inspection.counts):,}"),
+        (tr("page.fact.layers"), str(len(inspection.layers))),
     )
-    title = said("page.inspection.title", model=inspection.model, data=inspection.data)
-    found = Section(said("page.nav.verdict"), verdict(inspection), "verdict")
+    title = tr("page.inspection.title", model=inspection.model, data=inspection.data)
+    found = Section(tr("page.nav.verdict"), verdict(inspection), "verdict")
     return Document(title, (found,), facts)
 
 
@@ -62,10 +62,10 @@ def brief(inspection: Inspection) -> Document:
     (place,) = measures.pictured(inspection, 1)
     layer = inspection.layers[place]
     plots = [part for part in _channels(layer, inspection, []) if isinstance(part, ChannelPlot)]
-    title = said("page.layers.title")
+    title = tr("page.layers.title")
     blocks: tuple[Block, ...] = (
         charts.separability(inspection),
-        Details(said("page.rank.title"), (measures.ranking(inspection),)),
+        Details(tr("page.rank.title"), (measures.ranking(inspection),)),
     )
     if plots:
         name = labelled(layer.name, layer.norm)
@@ -91,40 +91,40 @@ def verdict(inspection: Inspection) -> tuple[Finding, ...]:
 def evidence(inspection: Inspection) -> tuple[Block, ...]:
     """Show every measure of every layer, the self-test, and what to know about some layers."""
     if not inspection.layers:
-        return (Paragraph(said("page.no_layers"), "notice"), *remarks(inspection))
+        return (Paragraph(tr("page.no_layers"), "notice"), *remarks(inspection))
     blocks: list[Block] = [Paragraph(legend(inspection), "quiet")]
     if len(inspection.layers) > 1:
-        how = Only("page", (Paragraph(said("page.rank.how"), "quiet"),))
-        title = said("page.rank.title")
+        how = Only("page", (Paragraph(tr("page.rank.how"), "quiet"),))
+        title = tr("page.rank.title")
         blocks.append(Section(title, (how, measures.ranking(inspection))))
     stages = measures.by_stage(inspection.layers)
     few = len(inspection.layers) <= LAYERS
-    many = Paragraph(said("page.index.many"), "quiet")
+    many = Paragraph(tr("page.index.many"), "quiet")
     blocks.append(
         Section(
-            said("page.index.title"),
+            tr("page.index.title"),
             (
-                Paragraph(said("page.index.locked"), "quiet", icon="lock"),
-                Paragraph(said("page.index.geometry"), "quiet", icon="scale"),
+                Paragraph(tr("page.index.locked"), "quiet", icon="lock"),
+                Paragraph(tr("page.index.geometry"), "quiet", icon="scale"),
                 *((stages,) if few else (Only("terminal", (stages,)), Only("page", (many,)))),
             ),
         )
     )
-    blocks.append(Section(said("lens.gate.title"), (measures.gates(inspection),)))
+    blocks.append(Section(tr("lens.gate.title"), (measures.gates(inspection),)))
     if any(math.isfinite(layer.stages[0].condition_eta2) for layer in inspection.layers):
-        blocks.append(Section(said("lens.domain.title"), (_domains(inspection),)))
+        blocks.append(Section(tr("lens.domain.title"), (_domains(inspection),)))
     if inspection.work:
-        blocks.append(Section(said("lens.work.title"), (_work(inspection),)))
+        blocks.append(Section(tr("lens.work.title"), (_work(inspection),)))
     return (*blocks, *remarks(inspection))
 
 
 def legend(inspection: Inspection) -> Text:
     """Name the stages."""
-    lines = [said("lens.legend")]
+    lines = [tr("lens.legend")]
     if any(layer.pre_activation for layer in inspection.layers):
-        lines.append(said("lens.legend.pre"))
+        lines.append(tr("lens.legend.pre"))
     if any(layer.maps == "per_sample" for layer in inspection.layers):
-        lines.append(said("lens.legend.per_sample"))
+        lines.append(tr("lens.legend.per_sample"))
     return sentences(*lines)
 
 
@@ -142,16 +142,16 @@ def pictures(inspection: Inspection) -> tuple[Block, ...]:
         return ()
     classes = channels.shown_classes(inspection)
     left = sum(n > 0 for n in inspection.counts) - len(classes)
-    rule = [said("page.channels.rule")]
+    rule = [tr("page.channels.rule")]
     if left > 0:
-        rule.append(said("page.classes_left_out", count=left))
+        rule.append(tr("page.classes_left_out", count=left))
     drawn = measures.pictured(inspection, LAYERS)
     blocks: list[Block] = [
         Figures((charts.separability(inspection),)),
         Section(
-            said("page.channels.title"),
+            tr("page.channels.title"),
             (
-                Paragraph(said("page.channels.how")),
+                Paragraph(tr("page.channels.how")),
                 Paragraph(sentences(*rule), "quiet"),
                 *(
                     _layer(inspection, place, drawn, classes)
@@ -162,13 +162,13 @@ def pictures(inspection: Inspection) -> tuple[Block, ...]:
     ]
     if len(inspection.layers) > LAYERS:
         count = len(inspection.layers) - LAYERS
-        blocks.append(Paragraph(said("page.layers_left_out", count=count), "notice"))
+        blocks.append(Paragraph(tr("page.layers_left_out", count=count), "notice"))
     return tuple(blocks)
 
 
 def _layer(inspection: Inspection, place: int, drawn: list[int], classes: list[int]) -> Details:
     layer = inspection.layers[place]
-    count = said("page.layer.channels", channels=layer.channels)
+    count = tr("page.layer.channels", channels=layer.channels)
     acts = [findings.follows(layer)] if layer.activation or layer.input_activation else []
     aside = joined((layer.norm, count, *acts))
     inside: tuple[Block, ...] = (measures.by_stage([layer]),)
@@ -183,7 +183,7 @@ def _channels(layer: Layer, inspection: Inspection, classes: list[int]) -> Itera
     for chosen in channels.choose(layer):
         key = "page.channel.best" if chosen.best else "page.channel.worst"
         yield ChannelPlot(
-            said(key, channel=chosen.channel),
+            tr(key, channel=chosen.channel),
             channels.drawing(layer, chosen, inspection),
             channels.numbers(layer, inspection, chosen.channel, classes),
         )
@@ -194,7 +194,7 @@ def _domains(inspection: Inspection) -> Table:
     names = [n for n in measures.ORDER if any(findings.stage(la, n) for la in inspection.layers)]
     kinds = {"class": "eta2_mean", "condition": "condition_eta2"}
     signs = [charts.STAGE_SIGNS[name] for name in names]
-    head = [joined((said(f"lens.domain.{of}"), sign), " ", " ") for of in kinds for sign in signs]
+    head = [joined((tr(f"lens.domain.{of}"), sign), " ", " ") for of in kinds for sign in signs]
     rows: list[list[Words]] = [
         [layer.name]
         + [
@@ -204,18 +204,18 @@ def _domains(inspection: Inspection) -> Table:
         ]
         for layer in inspection.layers
     ]
-    return table(said("lens.domain.caption"), [said("page.head.layer"), *head], rows)
+    return table(tr("lens.domain.caption"), [tr("page.head.layer"), *head], rows)
 
 
 def _work(inspection: Inspection) -> Table:
     """Sum what each kind of step changed."""
     rows: list[list[Words]] = [
         [
-            said(f"lens.work.{by}"),
+            tr(f"lens.work.{by}"),
             *(signed(v) for v in (total.eta2, total.lda, total.nearest_mean)),
             *(signed(v, 2) for v in (total.separation, total.condition)),
         ]
         for by, total in findings.work(inspection).items()
     ]
-    head: list[Words] = [said("lens.work.by"), "Δη²", "ΔJ", "ΔNCM", "Δlog D", "Δlog κ"]
-    return table(said("lens.work.caption"), head, rows)
+    head: list[Words] = [tr("lens.work.by"), "Δη²", "ΔJ", "ΔNCM", "Δlog D", "Δlog κ"]
+    return table(tr("lens.work.caption"), head, rows)

@@ -7,7 +7,7 @@ from typing import Any
 
 from normscope.records import ClassValues, Learning, Lesson, Stage, plain
 from normscope.report import playground, story
-from normscope.report.bilingual import Text, Words, joined, said
+from normscope.report.bilingual import Text, Words, joined, tr
 from normscope.report.document import (
     Block,
     Cell,
@@ -53,26 +53,26 @@ def document(lesson: Lesson) -> Document:
     """Answer how a network can still classify after batch norm, in the numbers of a lesson."""
     count = sum(len(c.values) for c in lesson.stages[0].classes)
     part: dict[str, tuple[Text, list[Block]]] = {
-        "play": (said("lesson.section.question", count=count), _question(lesson)),
-        "fear": (said("lesson.section.fear"), _fear(lesson)),
-        "recoveries": (said("lesson.section.recoveries"), _recoveries(lesson)),
+        "play": (tr("lesson.section.question", count=count), _question(lesson)),
+        "fear": (tr("lesson.section.fear"), _fear(lesson)),
+        "recoveries": (tr("lesson.section.recoveries"), _recoveries(lesson)),
         "alone": (
-            said("lesson.section.alone"),
-            [Only("page", (Paragraph(said("lesson.alone")), playground.block("affine")))],
+            tr("lesson.section.alone"),
+            [Only("page", (Paragraph(tr("lesson.alone")), playground.block("affine")))],
         ),
-        "when": (said("lesson.section.when"), _when(lesson)),
+        "when": (tr("lesson.section.when"), _when(lesson)),
         "answer": (
-            said("lesson.answer.title"),
+            tr("lesson.answer.title"),
             [Listing(tuple(story.answer(lesson)), ordered=True)],
         ),
-        "steps": (said("lesson.section.steps", count=len(lesson.stages)), _steps(lesson)),
+        "steps": (tr("lesson.section.steps", count=len(lesson.stages)), _steps(lesson)),
     }
     sections = tuple(
-        Section(title, tuple(blocks), name, said(f"lesson.nav.{name}"))
+        Section(title, tuple(blocks), name, tr(f"lesson.nav.{name}"))
         for name, (title, blocks) in part.items()
     )
-    footer = (said("page.lesson.footer", eps=number(lesson.eps)),)
-    return Document(said("page.lesson.title"), sections, footer=footer)
+    footer = (tr("page.lesson.footer", eps=number(lesson.eps)),)
+    return Document(tr("page.lesson.title"), sections, footer=footer)
 
 
 def _question(lesson: Lesson) -> list[Block]:
@@ -124,7 +124,7 @@ def _data(lesson: Lesson) -> dict[str, Any]:
 
 
 def _fear(lesson: Lesson) -> list[Block]:
-    pair = (Paragraph(said("lesson.fear")), Interactive("lesson_fear.html.j2"))
+    pair = (Paragraph(tr("lesson.fear")), Interactive("lesson_fear.html.j2"))
     feared = Paragraph(story.sentence(lesson, story.by_name(lesson, "standardised_per_class")))
     return [Only("page", pair), feared]
 
@@ -133,8 +133,8 @@ def _recoveries(lesson: Lesson) -> list[Block]:
     ways: list[dict[str, Any]] = [
         {
             "name": way.name,
-            "title": said(f"lesson.recovery.{way.name}"),
-            "what": said(f"lesson.recovery.{way.name}.what"),
+            "title": tr(f"lesson.recovery.{way.name}"),
+            "what": tr(f"lesson.recovery.{way.name}.what"),
             "lines": story.recovery(lesson, way),
         }
         for way in lesson.recoveries
@@ -158,23 +158,23 @@ def _recoveries(lesson: Lesson) -> list[Block]:
         for way in lesson.recoveries
     )
     return [
-        Only("page", (Paragraph(said("lesson.recoveries.how")), cards)),
+        Only("page", (Paragraph(tr("lesson.recoveries.how")), cards)),
         Only("terminal", told),
-        Details(said("page.lesson.learning.caption"), ends),
+        Details(tr("page.lesson.learning.caption"), ends),
     ]
 
 
 def _when(lesson: Lesson) -> list[Block]:
     trap = story.sentence(lesson, story.by_name(lesson, "unlabelled"))
-    cases = (Paragraph(said("lesson.when")), Interactive("lesson_cases.html.j2", {"trap": trap}))
+    cases = (Paragraph(tr("lesson.when")), Interactive("lesson_cases.html.j2", {"trap": trap}))
     blocks: list[Block] = [Only("page", cases), Only("terminal", (Paragraph(trap),))]
     if not lesson.composition:
-        return [*blocks, Paragraph(said("lesson.composition.none"))]
-    moving = (Paragraph(said("page.composition.how")), Interactive("lesson_composition.html.j2"))
+        return [*blocks, Paragraph(tr("lesson.composition.none"))]
+    moving = (Paragraph(tr("page.composition.how")), Interactive("lesson_composition.html.j2"))
     difference = max(abs(c.predicted - c.measured) for c in lesson.composition)
-    caption = said("lesson.composition.caption", difference=f"{difference:.3f}")
+    caption = tr("lesson.composition.caption", difference=f"{difference:.3f}")
     law = (Only("page", moving), _composition(lesson), Paragraph(caption, "quiet"))
-    return [*blocks, Section(said("page.composition.title"), law)]
+    return [*blocks, Section(tr("page.composition.title"), law)]
 
 
 def _composition(lesson: Lesson) -> Table:
@@ -186,19 +186,19 @@ def _composition(lesson: Lesson) -> Table:
     }
     shares, sizes = sorted({r for r, _ in cells}), sorted({m for _, m in cells})
     rows = [[f"{r:g}", *(cells[r, m] for m in sizes)] for r in shares]
-    return table(said("page.composition.title"), ["r", *(f"m = {m}" for m in sizes)], rows)
+    return table(tr("page.composition.title"), ["r", *(f"m = {m}" for m in sizes)], rows)
 
 
 def _steps(lesson: Lesson) -> list[Block]:
-    legend = Paragraph(said("lesson.legend", eps=number(lesson.eps)), "quiet")
+    legend = Paragraph(tr("lesson.legend", eps=number(lesson.eps)), "quiet")
     blocks: list[Block] = [
-        Only("page", (Paragraph(said("lesson.steps.how")),)),
+        Only("page", (Paragraph(tr("lesson.steps.how")),)),
         Only("terminal", (legend,)),
         Figures(tuple(_step(lesson, *step) for step in enumerate(lesson.stages, 1)), small=True),
-        Details(said("page.lesson.stages.caption"), (_stages(lesson),)),
+        Details(tr("page.lesson.stages.caption"), (_stages(lesson),)),
     ]
     if lesson.posteriors:
-        blocks.append(Details(said("page.posteriors.title"), (_posteriors(lesson),)))
+        blocks.append(Details(tr("page.posteriors.title"), (_posteriors(lesson),)))
     return blocks
 
 
@@ -242,7 +242,7 @@ def _classes(stage: Stage, caption: Text) -> list[Block]:
         rows = tuple((*row, *more) for row, more in zip(listed.rows, learned, strict=True))
         listed = replace(listed, head=head, rows=rows)
     more = len(stage.classes) - len(shown)
-    left_out = Paragraph(said("lesson.more_classes", count=more), "quiet")
+    left_out = Paragraph(tr("lesson.more_classes", count=more), "quiet")
     return [listed, left_out] if more else [listed]
 
 
@@ -255,9 +255,9 @@ def _measures(stage: Stage) -> Text:
     accuracy = percent(stage.threshold_accuracy)
     measures = {"hits": story.hits(stage), "percent": accuracy, "eta2": story.eta2(stage)}
     if not 0 < len(stage.thresholds) <= MOST_CLASSES:
-        return said("lesson.measures", **measures)
+        return tr("lesson.measures", **measures)
     cuts = ", ".join(number(t, digits=story.digits(stage)) for t in stage.thresholds)
-    return said("lesson.measures.cuts", cuts=cuts, **measures)
+    return tr("lesson.measures.cuts", cuts=cuts, **measures)
 
 
 def _path(first: Learning) -> Table:
@@ -275,8 +275,8 @@ def _path(first: Learning) -> Table:
         ]
         for t in sorted({*range(0, len(first.steps), every), len(first.steps) - 1})
     ]
-    heads = [said(f"lesson.column.{name}") for name in ("step", "loss", "accuracy")]
-    return table(said("lesson.learning.title"), [*heads, *names], rows)
+    heads = [tr(f"lesson.column.{name}") for name in ("step", "loss", "accuracy")]
+    return table(tr("lesson.learning.title"), [*heads, *names], rows)
 
 
 def _picked(lesson: Lesson) -> Table:
@@ -288,8 +288,8 @@ def _picked(lesson: Lesson) -> Table:
         least = min(own, key=lambda p: p.probability[k])
         doubtful = number(least.value, digits=story.digits(lesson.stages[0]))
         rows.append([str(k + 1), f"{right}/{len(own)}", doubtful, f"{least.probability[k]:.4f}"])
-    heads = [said(f"lesson.column.{n}") for n in ("class", "picked", "doubtful", "probability")]
-    return table(said("lesson.posterior.title"), heads, rows)
+    heads = [tr(f"lesson.column.{n}") for n in ("class", "picked", "doubtful", "probability")]
+    return table(tr("lesson.posterior.title"), heads, rows)
 
 
 def _stages(lesson: Lesson) -> Table:
@@ -316,6 +316,6 @@ def _posteriors(lesson: Lesson) -> Table:
         [number(p.value), str(p.truth + 1), *(figure(v, 3) for v in p.probability)]
         for p in lesson.posteriors
     ]
-    head = [said("page.head.value"), said("page.head.truth")]
-    head += [said("page.head.of_class", k=k) for k, _ in enumerate(lesson.stages[0].classes, 1)]
-    return table(said("page.lesson.posteriors.caption"), head, rows)
+    head = [tr("page.head.value"), tr("page.head.truth")]
+    head += [tr("page.head.of_class", k=k) for k, _ in enumerate(lesson.stages[0].classes, 1)]
+    return table(tr("page.lesson.posteriors.caption"), head, rows)

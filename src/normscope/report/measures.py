@@ -13,7 +13,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 
 from normscope.records import Inspection, Layer, StageMeasures, StageName
-from normscope.report.bilingual import Words, said
+from normscope.report.bilingual import Words, tr
 from normscope.report.document import Cell, Table, columns, table
 from normscope.report.findings import RAISED, follows, mean_known
 from normscope.report.format import figure, magnitude, share, signed
@@ -158,7 +158,7 @@ def by_stage(layers: Sequence[Layer]) -> Table:
             icon = "lock" if measure.locked else "scale"
             cells = [
                 Cell(layer.name if first else "", "name"),
-                Cell(said(f"page.measure.{name}"), "measure", icon=icon),
+                Cell(tr(f"page.measure.{name}"), "measure", icon=icon),
             ]
             before: Words = ""
             for stage_name in shown:
@@ -171,6 +171,6 @@ def by_stage(layers: Sequence[Layer]) -> Table:
                 before = value
             rows.append(cells)
             styles.append("first" if first else "")
-    head = [said("page.head.layer"), said("page.head.measure")]
-    head += [said(f"page.stage.{name}") for name in shown]
-    return table(said("page.index.caption"), head, rows, keys=2, styles=tuple(styles))
+    head = [tr("page.head.layer"), tr("page.head.measure")]
+    head += [tr(f"page.stage.{name}") for name in shown]
+    return table(tr("page.index.caption"), head, rows, keys=2, styles=tuple(styles))

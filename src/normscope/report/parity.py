@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from normscope.records import NormPair, Parity, Reason
-from normscope.report.bilingual import Text, Words, joined, said, sentences
+from normscope.report.bilingual import Text, Words, joined, sentences, tr
 from normscope.report.charts import spec
 from normscope.report.document import (
     Block,
@@ -25,22 +25,22 @@ LOOK = {"differs": "wrong", "missing": "wrong"}
 def document(record: Parity) -> Document:
     """Show the verdict, the outputs and every norm of two forms of a network."""
     sections = [
-        Section(said("parity.section.verdict"), (*_answer(record), *_passports(record)), "verdict"),
-        Section(said("parity.section.outputs"), (_outputs(record),), "outputs"),
+        Section(tr("parity.section.verdict"), (*_answer(record), *_passports(record)), "verdict"),
+        Section(tr("parity.section.outputs"), (_outputs(record),), "outputs"),
     ]
     if record.norms:
         picture: tuple[Block, ...] = (_picture(record),) if len(record.norms) > 1 else ()
         blocks = (_norms(record), *picture)
-        sections.append(Section(said("parity.section.norms"), blocks, "norms"))
+        sections.append(Section(tr("parity.section.norms"), blocks, "norms"))
     first, second = record.names
-    forms = joined((said(f"parity.form.{form}") for form in record.forms), zh=", ")
+    forms = joined((tr(f"parity.form.{form}") for form in record.forms), zh=", ")
     return Document(
-        said("parity.title", first=first, second=second),
+        tr("parity.title", first=first, second=second),
         tuple(sections),
         facts=(
-            (said("parity.fact.forms"), forms.en),
-            (said("parity.fact.norms"), str(len(record.norms))),
-            (said("parity.fact.forwards"), "{} + {}".format(*record.forwards)),
+            (tr("parity.fact.forms"), forms.en),
+            (tr("parity.fact.norms"), str(len(record.norms))),
+            (tr("parity.fact.forwards"), "{} + {}".format(*record.forwards)),
         ),
     )
 
@@ -49,8 +49,8 @@ def reason_text(reason: Reason) -> Text:
     """Say why a norm is not the same, and what to do."""
     which: Words = reason.detail
     if reason.code == "compiled_code":
-        which = said(f"parity.which.{reason.detail}")
-    return said(
+        which = tr(f"parity.which.{reason.detail}")
+    return tr(
         f"parity.reason.{reason.code}", first=reason.first, second=reason.second, detail=which
     )
 
@@ -61,17 +61,17 @@ def _passports(record: Parity) -> list[Block]:
     for which, mismatches in zip(("first", "second"), record.passports, strict=True):
         if mismatches is None:
             continue
-        side = said(f"parity.which.{which}")
+        side = tr(f"parity.which.{which}")
         if not mismatches:
-            found.append(Paragraph(said("parity.passport.ok", which=side), "quiet"))
+            found.append(Paragraph(tr("parity.passport.ok", which=side), "quiet"))
             continue
         first = mismatches[0]
-        text = said(
+        text = tr(
             "parity.passport.bad",
             which=side,
             count=len({m.norm for m in mismatches}),
             norm=first.norm,
-            what=said(f"passport.code.{first.code}"),
+            what=tr(f"passport.code.{first.code}"),
             passport=first.passport[:12],
             found=first.found[:12],
         )
@@ -83,31 +83,31 @@ def _answer(record: Parity) -> list[Block]:
     fused = sum(n.status == "fused" for n in record.norms)
     if record.ok:
         key = "same" if record.norms else "same_plain"
-        parts = [said(f"parity.verdict.{key}", norms=len(record.norms))]
+        parts = [tr(f"parity.verdict.{key}", norms=len(record.norms))]
         if fused:
-            parts.append(said("parity.verdict.fused", count=fused))
+            parts.append(tr("parity.verdict.fused", count=fused))
         return [Finding("good", None, (sentences(*parts),))]
     first = record.first
     if first is None:
         details = [reason_text(reason) for reason in record.reasons]
         if record.extra:
             names = ", ".join(record.extra[:NAMES])
-            details.append(said("parity.verdict.extra", names=names))
+            details.append(tr("parity.verdict.extra", names=names))
         key = "no_norm" if details else "unknown"
-        return [Finding("error", said(f"parity.verdict.{key}"), tuple(details))]
+        return [Finding("error", tr(f"parity.verdict.{key}"), tuple(details))]
     details = [reason_text(reason) for reason in first.reasons]
-    headline = said("parity.verdict.first", name=first.name)
+    headline = tr("parity.verdict.first", name=first.name)
     blocks: list[Block] = [Finding("error", headline, tuple(details))]
     others = [n.name for n in record.norms if n.status == "differs" and n is not first]
     rest = []
     if others:
         names = ", ".join(others[:NAMES]) + (" ..." if len(others) > NAMES else "")
-        rest.append(said("parity.verdict.more", count=len(others), names=names))
+        rest.append(tr("parity.verdict.more", count=len(others), names=names))
     carried = sum(n.status == "carried" for n in record.norms)
     if carried:
-        rest.append(said("parity.verdict.carried", count=carried))
+        rest.append(tr("parity.verdict.carried", count=carried))
     if all(mode.ok for mode in record.modes):
-        rest.append(said("parity.verdict.harmless"))
+        rest.append(tr("parity.verdict.harmless"))
     if rest:
         blocks.append(Paragraph(sentences(*rest)))
     return blocks
@@ -138,7 +138,7 @@ def _norms(record: Parity) -> Table:
             "other": lambda pair: "=" if pair.other == pair.name else pair.other or "-",
             "channels": lambda pair: str(pair.channels),
             "status": lambda pair: Cell(
-                said(f"parity.status.{pair.status}"), LOOK.get(pair.status, "")
+                tr(f"parity.status.{pair.status}"), LOOK.get(pair.status, "")
             ),
             "inputs": lambda pair: _size(pair.inputs),
             "outputs": lambda pair: Cell(_size(pair.outputs), LOOK.get(pair.status, "")),
@@ -149,7 +149,7 @@ def _norms(record: Parity) -> Table:
 
 
 def _picture(record: Parity) -> Chart:
-    names = (said("parity.chart.difference"), said("parity.chart.allowed"))
+    names = (tr("parity.chart.difference"), tr("parity.chart.allowed"))
     least = min((n.allowed for n in record.norms), default=1e-8) / 100
     rows = [  # a logarithm has no place for 0
         {"at": place, "series": name, "value": max(value, least), "norm": pair.name}
@@ -167,7 +167,7 @@ def _picture(record: Parity) -> Chart:
             "allowed": lambda n: _size(n.allowed),
         },
     )
-    title, note = said("parity.chart.title"), said("parity.chart.note")
+    title, note = tr("parity.chart.title"), tr("parity.chart.note")
     return Chart(title, note, spec("parity", rows, names), numbers, across=True)
 
 

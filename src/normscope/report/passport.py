@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from normscope.records import NormPassport, Passport, PassportCheck
-from normscope.report.bilingual import Words, joined, said
+from normscope.report.bilingual import Words, joined, tr
 from normscope.report.document import Cell, Document, Finding, Paragraph, Section, Table, columns
 
 COLUMNS: dict[str, Any] = {
@@ -31,24 +31,24 @@ def document(record: Passport | PassportCheck) -> Document:
     name = own.model if isinstance(record, Passport) else record.subject
     key = "bad" if mismatches else "made" if isinstance(record, Passport) else "ok"
     count = len({found.norm for found in mismatches})
-    verdict = said(f"passport.verdict.{key}", count=count, norms=len(own.norms))
+    verdict = tr(f"passport.verdict.{key}", count=count, norms=len(own.norms))
     answer = Finding("error" if mismatches else "good", None, (verdict,))
-    sections = [Section(said("passport.section.verdict"), (answer,), "verdict")]
+    sections = [Section(tr("passport.section.verdict"), (answer,), "verdict")]
     if isinstance(record, PassportCheck) and mismatches:
-        title = said("passport.section.mismatches")
+        title = tr("passport.section.mismatches")
         sections.append(Section(title, (_mismatches(record),), "mismatches"))
-    data = said("passport.data.none")
+    data = tr("passport.data.none")
     if own.data is not None:
         sizes = ", ".join(map(str, own.data.sizes))
-        data = said("passport.data.measured", **{**vars(own.data), "sizes": sizes})
+        data = tr("passport.data.measured", **{**vars(own.data), "sizes": sizes})
     measured = UNMEASURED if own.data is None else MEASURED
     norms = columns("passport.caption.norms", "passport.column", own.norms, {**COLUMNS, **measured})
-    sections.append(Section(said("passport.section.data"), (Paragraph(data),), "data"))
-    sections.append(Section(said("passport.section.norms"), (norms,), "norms"))
+    sections.append(Section(tr("passport.section.data"), (Paragraph(data),), "data"))
+    sections.append(Section(tr("passport.section.norms"), (norms,), "norms"))
     facts = tuple(
-        (said(f"passport.fact.{key}"), getattr(own, key)) for key in ("model", "torch", "normscope")
+        (tr(f"passport.fact.{key}"), getattr(own, key)) for key in ("model", "torch", "normscope")
     )
-    return Document(said("passport.title", name=name), tuple(sections), facts=facts)
+    return Document(tr("passport.title", name=name), tuple(sections), facts=facts)
 
 
 def _mismatches(record: PassportCheck) -> Table:
@@ -58,7 +58,7 @@ def _mismatches(record: PassportCheck) -> Table:
         record.mismatches,
         {
             "norm": lambda found: Cell(found.norm, "name"),
-            "what": lambda found: Cell(said(f"passport.code.{found.code}"), "wrong"),
+            "what": lambda found: Cell(tr(f"passport.code.{found.code}"), "wrong"),
             "passport": lambda found: found.passport[:12],
             "found": lambda found: found.found[:12],
             "amount": lambda found: _number(found.amount),
@@ -69,7 +69,7 @@ def _mismatches(record: PassportCheck) -> Table:
 
 def _flags(norm: NormPassport) -> Words:
     flags = [key for key in ("training", "frozen") if getattr(norm, key)]
-    return joined(said(f"passport.flag.{key}") for key in flags) if flags else "-"
+    return joined(tr(f"passport.flag.{key}") for key in flags) if flags else "-"
 
 
 def _number(value: float) -> str:

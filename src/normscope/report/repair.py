@@ -5,7 +5,7 @@ from functools import partial
 
 from normscope.records import Repaired, Score, Trial
 from normscope.report import document as doc
-from normscope.report.bilingual import Text, joined, labelled, said
+from normscope.report.bilingual import Text, joined, labelled, tr
 from normscope.report.checks import advice, few, listed, title
 from normscope.report.document import Bar, Bars, Document, Section, Table
 from normscope.report.format import number, percent
@@ -13,7 +13,7 @@ from normscope.report.format import number, percent
 
 def document(record: Repaired) -> Document:
     """Show what a repair came to, without the diagnosis before it."""
-    return Document(said("doctor.repair.title", model=record.model), (section(record),))
+    return Document(tr("doctor.repair.title", model=record.model), (section(record),))
 
 
 def section(record: Repaired) -> Section:
@@ -24,9 +24,9 @@ def section(record: Repaired) -> Section:
         bars = _before_after(record)
         blocks += [bars, _trials(record)] if bars.bars else [_trials(record)]
     for code in record.advice:
-        lines = (said("doctor.repair.advice"), advice(code))
+        lines = (tr("doctor.repair.advice"), advice(code))
         blocks.append(doc.Finding("warn", labelled(code, title(code)), lines))
-    return Section(said("doctor.section.trials"), tuple(blocks), "repair")
+    return Section(tr("doctor.section.trials"), tuple(blocks), "repair")
 
 
 def _before_after(record: Repaired) -> Bars:
@@ -41,8 +41,8 @@ def _before_after(record: Repaired) -> Bars:
         better = (after > before) == higher and after != before
         style: doc.BarStyle = "good" if better else "" if after == before else "warn"
         text = _change(record, name)
-        bars.append(Bar(said(f"doctor.measure.{name}"), shares, text, style))
-    return Bars(said("doctor.repair.picture"), said("doctor.repair.bars"), tuple(bars))
+        bars.append(Bar(tr(f"doctor.measure.{name}"), shares, text, style))
+    return Bars(tr("doctor.repair.picture"), tr("doctor.repair.bars"), tuple(bars))
 
 
 def _trials(record: Repaired) -> Table:
@@ -54,7 +54,7 @@ def _trials(record: Repaired) -> Table:
         "doctor.section.trials",
         record.trials,
         {
-            "remedy": lambda t: said(f"doctor.remedy.{t.remedy}"),
+            "remedy": lambda t: tr(f"doctor.remedy.{t.remedy}"),
             "code": lambda t: ", ".join(t.codes),
             "layers": lambda t: few(t.layers),
             **{name: partial(_change, name=name) for name in measures},
@@ -66,20 +66,20 @@ def _trials(record: Repaired) -> Table:
 def _judged(trial: Trial) -> Text:
     """Say what became of a remedy."""
     if trial.note:
-        return said("doctor.repair.unfit", note=trial.note)
+        return tr("doctor.repair.unfit", note=trial.note)
     if trial.kept:
-        return said("doctor.repair.kept" if trial.helps else "doctor.repair.forced")
-    return said("doctor.repair.taken_back")
+        return tr("doctor.repair.kept" if trial.helps else "doctor.repair.forced")
+    return tr("doctor.repair.taken_back")
 
 
 def outcome(record: Repaired) -> list[Text]:
     """Say what a repair came to."""
     if record.kept:
-        names = joined((said(f"doctor.remedy.{name}") for name in record.kept), zh="、")
+        names = joined((tr(f"doctor.remedy.{name}") for name in record.kept), zh="、")
         found = [_outcome(record.before, record.after, names)]
     else:
-        found = [said(f"doctor.repair.verdict.{'none' if record.trials else 'nothing'}")]
-    return [*found, said("doctor.repair.dry")] if record.dry_run else found
+        found = [tr(f"doctor.repair.verdict.{'none' if record.trials else 'nothing'}")]
+    return [*found, tr("doctor.repair.dry")] if record.dry_run else found
 
 
 def _outcome(before: Score, after: Score, remedies: Text) -> Text:
@@ -90,7 +90,7 @@ def _outcome(before: Score, after: Score, remedies: Text) -> Text:
         {"accuracy": "kept", "gap": "unlabelled"}.get(name, name) if before.samples else "unjudged"
     )
     show = percent if name == "accuracy" else _three
-    return said(
+    return tr(
         f"doctor.repair.verdict.{key}",
         remedies=remedies,
         before=show(getattr(before, name)),

@@ -7,7 +7,7 @@ from typing import Any
 from normscope.records import ChannelHistory, Inspection, Row, Run
 from normscope.report import findings, glossary, verdict
 from normscope.report import inspection as inspections
-from normscope.report.bilingual import Text, labelled, said, sentences
+from normscope.report.bilingual import Text, labelled, sentences, tr
 from normscope.report.charts import cards, training
 from normscope.report.document import (
     Block,
@@ -39,7 +39,7 @@ def document(run: Run) -> Document:
         _cards(run),
         _carries_on(run.inspection),
         _training(run),
-        Section(said("page.contest.title"), (Only("terminal", tuple(_contest(run))),)),
+        Section(tr("page.contest.title"), (Only("terminal", tuple(_contest(run))),)),
         _numbers(run),
     )
     histories = [drawing(history, run) for history in run.histories if history.x]
@@ -61,14 +61,14 @@ def document(run: Run) -> Document:
         "lr": number(config.lr),
     }
     asks = any(norm not in NO_BATCH_NORM for norm in config.norms)
-    title = said("page.run.title", data=config.data, net=config.net)
-    footer = said("page.run.footer", seed=config.seed, every=config.every)
+    title = tr("page.run.title", data=config.data, net=config.net)
+    footer = tr("page.run.footer", seed=config.seed, every=config.every)
     environment = ", ".join(f"{name} {value}" for name, value in run.environment.items())
     return Document(
-        title=said("page.lesson.title") if asks else title,
+        title=tr("page.lesson.title") if asks else title,
         sections=tuple(section for section in sections if section.blocks),
-        facts=tuple((said(f"page.fact.{name}"), value) for name, value in facts.items()),
-        footer=(said("page.run.next"), sentences(footer, environment)),
+        facts=tuple((tr(f"page.fact.{name}"), value) for name, value in facts.items()),
+        footer=(tr("page.run.next"), sentences(footer, environment)),
         opening=tuple(_opening(run)),
         picture=picture if histories else None,
     )
@@ -85,9 +85,9 @@ def _opening(run: Run) -> Iterator[Block]:
     row = next((r for r in run.rows if r.norm == "affine_only"), None)
     if row is not None and math.isfinite(row.mean + row.before):
         key = "page.answer.alone" if run.config.freeze_head else "page.answer.alone.head"
-        yield Paragraph(said(key, before=percent(row.before), after=percent(row.mean)))
+        yield Paragraph(tr(key, before=percent(row.before), after=percent(row.mean)))
     if run.histories:
-        how = [said("page.answer.how"), said("page.answer.how.alone")][: len(run.histories)]
+        how = [tr("page.answer.how"), tr("page.answer.how.alone")][: len(run.histories)]
         yield Only("page", (Paragraph(sentences(*how), "quiet"),))
     if answered is None:
         yield verdict.winner(run)
@@ -107,7 +107,7 @@ def answer(run: Run) -> Text | None:
     if row is None:
         return None
     history = next((h for h in run.histories if h.norm == row.norm and h.passing), None)
-    return said(
+    return tr(
         "page.answer",
         kept=_kept(run.inspection),
         gate="" if history is None else _gate(run, history),
@@ -121,7 +121,7 @@ def _kept(inspection: Inspection | None) -> Text | str:
     layers = () if inspection is None else inspection.layers
     known = [layer for layer in layers if math.isfinite(layer.invariance)]
     held = known and all(layer.invariance <= findings.tolerance(layer) for layer in known)
-    return said("page.answer.kept", layers=len(known)) if held else ""
+    return tr("page.answer.kept", layers=len(known)) if held else ""
 
 
 def _gate(run: Run, history: ChannelHistory) -> Text | str:
@@ -131,7 +131,7 @@ def _gate(run: Run, history: ChannelHistory) -> Text | str:
     if not known:
         return ""
     (high, first), (low, last) = min(known), max(known)
-    return said(
+    return tr(
         "page.answer.gate",
         channel=history.channel,
         layer=history.layer,
@@ -176,18 +176,18 @@ def _cards(run: Run) -> Section:
         blocks = [Only("terminal", tuple(told)), Figures(tuple(found), small=True)]
     if trap is None:
         blocks += verdict.trap(run)
-    return Section(said("page.cards.title"), tuple(blocks), "evidence", said("page.nav.evidence"))
+    return Section(tr("page.cards.title"), tuple(blocks), "evidence", tr("page.nav.evidence"))
 
 
 def _carries_on(inspection: Inspection | None) -> Section:
     """Show how far the classes can be told apart through the layers; the layers are folded."""
-    blocks: list[Block] = [Paragraph(said("page.no_inspection"), "notice")]
+    blocks: list[Block] = [Paragraph(tr("page.no_inspection"), "notice")]
     if inspection is not None:
         pictures = inspections.pictures(inspection)
         folded = [Details(b.title, b.blocks) if isinstance(b, Section) else b for b in pictures[1:]]
         blocks = [*pictures[:1], *inspections.verdict(inspection), *folded]
     shown = (Only("page", tuple(blocks)),)
-    return Section(said("page.carries.title"), shown, "layers", said("page.nav.layers"))
+    return Section(tr("page.carries.title"), shown, "layers", tr("page.nav.layers"))
 
 
 def _training(run: Run) -> Section:
@@ -199,18 +199,18 @@ def _training(run: Run) -> Section:
     blocks += [*verdict.rates(run), *verdict.drift(run)]
     drifts = tuple(_drifts(run))
     if drifts:
-        how = Paragraph(said("page.drift.how"))
-        blocks.append(Details(said("page.drift.title"), (how, Figures(drifts, small=True))))
+        how = Paragraph(tr("page.drift.how"))
+        blocks.append(Details(tr("page.drift.title"), (how, Figures(drifts, small=True))))
     moving = [t for t in run.traces if any(t.gamma) and any(t.beta)]
     pairs = [
         Figures((training.parameter(trace, "γ"), training.parameter(trace, "β")))
         for trace in [t for t in moving if t.norm == moving[0].norm][:LAYERS]
     ]
     if pairs:
-        how = Paragraph(said("page.parameters.how"))
-        blocks.append(Details(said("page.parameters.title", norm=moving[0].norm), (how, *pairs)))
-    nav = said("page.nav.training")
-    return Section(said("page.training.title"), tuple(blocks), "training", nav)
+        how = Paragraph(tr("page.parameters.how"))
+        blocks.append(Details(tr("page.parameters.title", norm=moving[0].norm), (how, *pairs)))
+    nav = tr("page.nav.training")
+    return Section(tr("page.training.title"), tuple(blocks), "training", nav)
 
 
 def _drifts(run: Run) -> Iterator[Chart]:
@@ -244,19 +244,19 @@ def _numbers(run: Run) -> Section:
             charts.append(training.domains(run))
         told = (verdict.winner(run), *verdict.domains(run))
         inside = (*told, Figures(tuple(charts)), *_comparisons(run), names)
-        folded.append(Details(said("page.contest.open"), inside, id="contest"))
+        folded.append(Details(tr("page.contest.open"), inside, id="contest"))
     if run.inspection is not None:
         evidence = inspections.evidence(run.inspection)
-        folded.append(Details(said("page.advanced.open"), evidence, id="measures"))
+        folded.append(Details(tr("page.advanced.open"), evidence, id="measures"))
     folded.append(glossary.folded())
     blocks = (Only("page", tuple(folded)),)
-    return Section(said("page.numbers.title"), blocks, "numbers", said("page.nav.numbers"))
+    return Section(tr("page.numbers.title"), blocks, "numbers", tr("page.nav.numbers"))
 
 
 def norm_name(norm: str) -> Text:
     """Name a normalisation as on the command line and in words."""
     key = f"page.norm.{norm}"
-    return labelled(norm, said(key) if key in catalogue() else norm)
+    return labelled(norm, tr(key) if key in catalogue() else norm)
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -268,14 +268,14 @@ def comparison(run: Run) -> Table:
     best = [not row.leaks and bool(honest) and row.mean == max(honest) for row in run.rows]
 
     def name(row: Row) -> Cell:
-        tag = said("page.tag.leaks") if row.leaks else None
+        tag = tr("page.tag.leaks") if row.leaks else None
         if row.diverged:
-            tag = said("page.tag.diverged", count=row.diverged, seeds=row.seeds)
+            tag = tr("page.tag.diverged", count=row.diverged, seeds=row.seeds)
         return Cell(row.norm, "name", tag)
 
     def spread(row: Row) -> Text | str:
         points = f"{100 * row.spread:.2f}"
-        return "-" if math.isnan(row.spread) else said("page.points", points=points)
+        return "-" if math.isnan(row.spread) else tr("page.points", points=points)
 
     of: dict[str, Any] = {"norm": name, "accuracy": lambda row: share(row.mean), "spread": spread}
     if any(math.isfinite(row.before) for row in run.rows):
@@ -285,7 +285,7 @@ def comparison(run: Run) -> Table:
     key = "page.comparison.caption" if run.config.seeds > 1 else "page.comparison.caption.one"
     styles = tuple("best" if b else "" for b in best)
     values = {"seeds": run.config.seeds, "test": run.test_size}
-    return columns(said(key, **values), "page.head", run.rows, of, styles=styles)
+    return columns(tr(key, **values), "page.head", run.rows, of, styles=styles)
 
 
 def _costs(run: Run) -> Table:
@@ -298,7 +298,7 @@ def _costs(run: Run) -> Table:
     def parameters(row: Row) -> Text | str:
         facts = {"learning": f"{row.learning or 0:,}", "all": f"{row.parameters:,}"}
         all_learn = row.learning in (None, row.parameters)
-        return facts["all"] if all_learn else said("page.learning", **facts)
+        return facts["all"] if all_learn else tr("page.learning", **facts)
 
     of: dict[str, Any] = {
         "norm": lambda row: row.norm,

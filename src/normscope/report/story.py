@@ -4,7 +4,7 @@ import math
 from itertools import combinations
 
 from normscope.records import Lesson, Recovery, Stage
-from normscope.report.bilingual import Text, joined, said
+from normscope.report.bilingual import Text, joined, tr
 from normscope.report.format import number, percent
 
 NAMED_SHARES = 4  # up to so many classes each share is named; beyond, the smallest and largest
@@ -13,7 +13,7 @@ AIMS = {"distribution": "back", "classification": "apart", "joint": "right"}
 
 def title(lesson: Lesson, stage: Stage) -> Text:
     """Return the heading of a stage."""
-    return said(f"lesson.{stage.name}.title", starts=len(lesson.recoveries[0].learning))
+    return tr(f"lesson.{stage.name}.title", starts=len(lesson.recoveries[0].learning))
 
 
 def sentence(lesson: Lesson, stage: Stage) -> Text:
@@ -21,7 +21,7 @@ def sentence(lesson: Lesson, stage: Stage) -> Text:
     common = {"hits": hits(stage), "rule": rule(lesson), "eta2": eta2(stage)}
     choose = _learned if stage.name.startswith("learned_") else _stage
     variant, values = choose(lesson, stage)
-    return said(f"lesson.{stage.name}.{variant}", **(common | values))
+    return tr(f"lesson.{stage.name}.{variant}", **(common | values))
 
 
 def _stage(lesson: Lesson, stage: Stage) -> tuple[str, dict[str, object]]:
@@ -91,13 +91,13 @@ def verdict(lesson: Lesson) -> Text:
     before, own = by_name(lesson, "input"), by_name(lesson, "standardised_per_class")
     values = {"eta2": eta2(before), "own_eta2": eta2(own), "before": hits(before)}
     joint = hits(by_name(lesson, "joint"))
-    return said("lesson.verdict", rule=rule(lesson), joint=joint, **values)
+    return tr("lesson.verdict", rule=rule(lesson), joint=joint, **values)
 
 
 def lead(lesson: Lesson) -> Text:
     """Answer in short, above the picture that shows it."""
     before, joint = (hits(by_name(lesson, name)) for name in ("input", "joint"))
-    return said("lesson.lead", rule=rule(lesson), before=before, joint=joint)
+    return tr("lesson.lead", rule=rule(lesson), before=before, joint=joint)
 
 
 def answer(lesson: Lesson) -> list[Text]:
@@ -131,7 +131,7 @@ def answer(lesson: Lesson) -> list[Text]:
         },
         "6" if left else "6.none": {**ends},
     }
-    return [said(f"lesson.answer.{k}", rule=rule(lesson), **v) for k, v in parts.items()]
+    return [tr(f"lesson.answer.{k}", rule=rule(lesson), **v) for k, v in parts.items()]
 
 
 def recovery(lesson: Lesson, way: Recovery) -> list[Text]:
@@ -139,8 +139,8 @@ def recovery(lesson: Lesson, way: Recovery) -> list[Text]:
     reached = by_name(lesson, f"learned_{way.name}")
     counts = {"right": _count(reached, AIMS[way.name]), "starts": _count(reached, "starts")}
     return [
-        said("lesson.recovery.needs_labels" if way.needs_labels else "lesson.recovery.needs_none"),
-        said(f"lesson.recovery.{way.name}.reaches", **counts),
+        tr("lesson.recovery.needs_labels" if way.needs_labels else "lesson.recovery.needs_none"),
+        tr(f"lesson.recovery.{way.name}.reaches", **counts),
     ]
 
 
@@ -155,7 +155,7 @@ def by_name(lesson: Lesson, name: str) -> Stage:
 def rule(lesson: Lesson) -> Text:
     """Name the rule: 'one threshold' for two classes, 'K - 1 thresholds' for more."""
     cuts = len(lesson.stages[0].classes) - 1
-    return said("lesson.rule.one") if cuts == 1 else said("lesson.rule.many", cuts=cuts)
+    return tr("lesson.rule.one") if cuts == 1 else tr("lesson.rule.many", cuts=cuts)
 
 
 def hits(stage: Stage) -> str:
@@ -200,9 +200,9 @@ def _shares(stage: Stage) -> Text:
     size, passed = len(stage.classes[0].values), _passed(stage)
     if len(passed) > NAMED_SHARES:
         ends = {"low": f"{min(passed)}/{size}", "high": f"{max(passed)}/{size}"}
-        return said("lesson.shares.many", **ends)
+        return tr("lesson.shares.many", **ends)
     named = enumerate(passed, 1)
-    return joined(said("lesson.share", k=k, share=f"{p}/{size}") for k, p in named)
+    return joined(tr("lesson.share", k=k, share=f"{p}/{size}") for k, p in named)
 
 
 def _overlap(stage: Stage) -> dict[str, object]:
@@ -219,5 +219,5 @@ def _overlap(stage: Stage) -> dict[str, object]:
     a, b = max(shared, key=lambda pair: shared[pair][1] - shared[pair][0])
     low, high = shared[a, b]
     ends = {"low": number(low, digits=digits(stage)), "high": number(high, digits=digits(stage))}
-    at = said("lesson.overlap.span", **ends) if low < high else said("lesson.overlap.point", **ends)
+    at = tr("lesson.overlap.span", **ends) if low < high else tr("lesson.overlap.point", **ends)
     return {"a": a, "b": b, "at": at}

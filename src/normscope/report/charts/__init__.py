@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, TypeVar
 
-from normscope.report.bilingual import Text, Words, said
+from normscope.report.bilingual import Text, Words, tr
 from normscope.report.document import Spec, Table, table
 from normscope.report.format import number
 
@@ -52,7 +52,7 @@ def picture_template(name: str) -> Spec:
 
 def _filled(part: Any, values: dict[str, Any]) -> Any:
     if isinstance(part, str) and part[:1] in ("$", "@"):
-        return said(part[1:]) if part[0] == "$" else values[part[1:]]
+        return tr(part[1:]) if part[0] == "$" else values[part[1:]]
     if isinstance(part, list):
         items = [_filled(item, values) for item in part]
         return [item for item in items if not isinstance(item, dict) or item.pop("when", True)]

@@ -4,7 +4,7 @@ import math
 
 from normscope.records import Counts, Inspection, Run
 from normscope.report import measures
-from normscope.report.bilingual import Words, said
+from normscope.report.bilingual import Words, tr
 from normscope.report.charts import spec, thinned
 from normscope.report.charts.training import epochs
 from normscope.report.document import Chart, Spec, table
@@ -32,10 +32,10 @@ def kept(inspection: Inspection) -> Chart | None:
     ]
     body = [[name, *(figure(value, 6) for value in found)] for name, found in values.items()]
     return Chart(
-        said("page.card.kept"),
-        said("page.card.kept.note", layers=len(layers), difference=order(inspection.invariance)),
+        tr("page.card.kept"),
+        tr("page.card.kept.note", layers=len(layers), difference=order(inspection.invariance)),
         spec("card_kept", rows, list(values)),
-        table(said("page.card.kept.table"), [said("page.head.layer"), "x", "z", "y"], body),
+        table(tr("page.card.kept.table"), [tr("page.head.layer"), "x", "z", "y"], body),
         value="x = z = y",
     )
 
@@ -49,19 +49,19 @@ def alone(run: Run) -> Chart | None:
     points = [{"epoch": 0, "accuracy": row.before}] if math.isfinite(row.before) else []
     points += [{"epoch": point["epoch"], "accuracy": point["mean"]} for point in curve]
     chance = 1 / max(1, len(run.classes))
-    note = said(
+    note = tr(
         "page.card.alone.note" if run.config.freeze_head else "page.card.alone.note.head",
         learning="?" if row.learning is None else f"{row.learning:,}",
         parameters=f"{row.parameters:,}",
         chance=percent(chance),
     )
     body = [[f"{p['epoch']:.0f}", share(p["accuracy"])] for p in thinned(points)]
-    head = [said("page.head.epoch"), said("page.axis.accuracy")]
+    head = [tr("page.head.epoch"), tr("page.axis.accuracy")]
     return Chart(
-        said("page.card.alone" if run.config.freeze_head else "page.card.alone.head"),
+        tr("page.card.alone" if run.config.freeze_head else "page.card.alone.head"),
         note,
         spec("card_alone", points, chance=chance),
-        table(said("page.card.alone.table"), head, body),
+        table(tr("page.card.alone.table"), head, body),
         value=f"{percent(row.before)} → {percent(row.mean)}",
     )
 
@@ -75,7 +75,7 @@ def trap(run: Run) -> Chart | None:
     if not members:
         return None
     size = len(run.classes)
-    names = [said("page.card.trap.with"), said("page.card.trap.without")]
+    names = [tr("page.card.trap.with"), tr("page.card.trap.without")]
     shares = [
         _shares([m.confusion for m in members]),
         _shares([m.confusion_without_label for m in members]),
@@ -99,10 +99,10 @@ def trap(run: Run) -> Chart | None:
         [name, *(share(matrix[k][k]) for matrix in shares)] for k, name in enumerate(run.classes)
     ]
     return Chart(
-        said("page.card.trap"),
-        said("page.card.trap.note", norm=row.norm, chance=percent(1 / max(1, size))),
+        tr("page.card.trap"),
+        tr("page.card.trap.note", norm=row.norm, chance=percent(1 / max(1, size))),
         spec("card_trap", cells, titles=titles),
-        table(said("page.card.trap.table"), [said("page.head.class"), *names], body),
+        table(tr("page.card.trap.table"), [tr("page.head.class"), *names], body),
         value=f"{percent(row.mean)} → {percent(row.without_label)}",
     )
 

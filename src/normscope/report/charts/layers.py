@@ -3,7 +3,7 @@
 import math
 
 from normscope.records import Inspection, Layer
-from normscope.report.bilingual import said
+from normscope.report.bilingual import tr
 from normscope.report.charts import spec, thinned
 from normscope.report.document import Chart, Spec, table
 from normscope.report.format import share
@@ -23,7 +23,7 @@ STAGE_SIGNS = {
 
 def separability(inspection: Inspection) -> Chart:
     """Draw J, mean eta squared and nearest-mean accuracy through the stages of every layer."""
-    names = {said(f"page.series.{curve}"): field for curve, field in CURVES.items()}
+    names = {tr(f"page.series.{curve}"): field for curve, field in CURVES.items()}
     crowded = len(inspection.layers) > NAMED
     rows: list[Spec] = []
     labels: list[str] = []
@@ -47,9 +47,9 @@ def separability(inspection: Inspection) -> Chart:
         count=len(labels),  # without a count of their own, the shared one drops every other tick
         size=12 if crowded else 50,
     )
-    note = said("page.separability.many" if crowded else "page.separability.note")
+    note = tr("page.separability.many" if crowded else "page.separability.note")
     numbers = by_stage(inspection.layers)
-    return Chart(said("page.separability.title"), note, picture, numbers, across=True)
+    return Chart(tr("page.separability.title"), note, picture, numbers, across=True)
 
 
 def firing(layer: Layer, inspection: Inspection, classes: list[int]) -> Chart:
@@ -72,9 +72,9 @@ def firing(layer: Layer, inspection: Inspection, classes: list[int]) -> Chart:
         "firing",
         rows,
         height=max(120, 19 * len(classes)),
-        title=said("page.axis.channels", shown=len(order), of=layer.channels),
+        title=tr("page.axis.channels", shown=len(order), of=layer.channels),
         classes=names,
     )
     body = [[str(c), *(share(float(layer.firing[k, c])) for k in classes)] for c in order]
-    numbers = table(said("page.firing.table"), [said("page.head.channel"), *names], body)
-    return Chart(said("page.firing.title"), said("page.firing.note"), picture, numbers, across=True)
+    numbers = table(tr("page.firing.table"), [tr("page.head.channel"), *names], body)
+    return Chart(tr("page.firing.title"), tr("page.firing.note"), picture, numbers, across=True)

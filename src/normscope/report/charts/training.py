@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from normscope.records import Run, Trace
-from normscope.report.bilingual import Words, said
+from normscope.report.bilingual import Words, tr
 from normscope.report.charts import by_series, spec, thinned
 from normscope.report.document import Chart, Spec, columns, table
 from normscope.report.format import deviation, figure, share
@@ -39,12 +39,12 @@ def comparison(run: Run) -> Chart:
             "norm": lambda m: m.norm,
             "seed": lambda m: str(m.seed),
             "accuracy": lambda m: share(m.accuracy),
-            "status": lambda m: said(f"page.status.{m.status}"),
+            "status": lambda m: tr(f"page.status.{m.status}"),
             "to_95": lambda m: "-" if m.epochs_to_95 is None else str(m.epochs_to_95),
         },
     )
     picture = spec("comparison", dots, norms, means=means, height=44 * max(1, len(norms)))
-    title, note = said("page.comparison.title"), said("page.comparison.note")
+    title, note = tr("page.comparison.title"), tr("page.comparison.note")
     return Chart(title, note, picture, numbers, across=not run.sweeps)
 
 
@@ -74,19 +74,19 @@ def learning_curves(run: Run) -> list[Chart]:
     rows = list(epochs(run))
     if not rows:
         return []
-    epoch = said("page.head.epoch")
+    epoch = tr("page.head.epoch")
     return [
         Chart(
-            said("page.curves.title"),
-            said("page.curves.note"),
+            tr("page.curves.title"),
+            tr("page.curves.note"),
             spec("curves", rows, norms),
-            by_series(said("page.curves.table"), epoch, rows, "epoch", "mean", share, norms),
+            by_series(tr("page.curves.table"), epoch, rows, "epoch", "mean", share, norms),
         ),
         Chart(
-            said("page.loss.title"),
-            said("page.loss.note"),
+            tr("page.loss.title"),
+            tr("page.loss.note"),
             spec("loss", [row for row in rows if row["loss"] > 0], norms),
-            by_series(said("page.loss.table"), epoch, rows, "epoch", "loss", _three, norms),
+            by_series(tr("page.loss.table"), epoch, rows, "epoch", "loss", _three, norms),
         ),
     ]
 
@@ -101,10 +101,10 @@ def sweep(run: Run) -> Chart:
     ]
     drawn = [row for row in rows if math.isfinite(row["accuracy"]) and row["rate"] > 0]
     rates = sorted({row["rate"] for row in rows if row["rate"] > 0})
-    caption, rate = said("page.sweep.table"), said("page.head.rate")
+    caption, rate = tr("page.sweep.table"), tr("page.head.rate")
     return Chart(
-        said("page.sweep.title"),
-        said("page.sweep.note"),
+        tr("page.sweep.title"),
+        tr("page.sweep.note"),
         spec("sweep", drawn, norms, rates=rates, count=len(rates)),
         by_series(caption, rate, rows, "rate", "accuracy", share, norms),
     )
@@ -121,9 +121,9 @@ def parameter(trace: Trace, symbol: Literal["γ", "β"]) -> Chart:
         if all(map(math.isfinite, grid[t])) and grid[t]
     ]
     body = [[str(row["step"]), *(figure(row[q]) for q in names)] for row in thinned(rows)]
-    head: list[Words] = [said("page.head.step"), *(f"{q}%" for q in QUANTILES)]
-    numbers = table(said("page.parameter.table"), head, body)
-    title, note = f"{symbol}, {trace.layer}", said("page.parameter.note")
+    head: list[Words] = [tr("page.head.step"), *(f"{q}%" for q in QUANTILES)]
+    numbers = table(tr("page.parameter.table"), head, body)
+    title, note = f"{symbol}, {trace.layer}", tr("page.parameter.note")
     return Chart(title, note, spec("parameter", rows, symbol=symbol), numbers)
 
 
@@ -136,9 +136,9 @@ def drift(traces: list[Trace], layer: str) -> Chart:
         for t in thinned(list(range(len(trace.step))), POINTS)
     ]
     known = [row for row in rows if math.isfinite(row["drift"])]
-    caption, step = said("page.drift.table"), said("page.head.step")
+    caption, step = tr("page.drift.table"), tr("page.head.step")
     numbers = by_series(caption, step, rows, "step", "drift", _three, norms)
-    return Chart(layer, said("page.drift.note"), spec("drift", known, norms), numbers)
+    return Chart(layer, tr("page.drift.note"), spec("drift", known, norms), numbers)
 
 
 def domains(run: Run) -> Chart:
@@ -155,12 +155,12 @@ def domains(run: Run) -> Chart:
         [row.norm, *(share(row.by_domain.get(name)) for name in names), share(row.mean)]
         for row in tried
     ]
-    head: list[Words] = [said("page.head.norm"), *names, said("page.head.all_domains")]
+    head: list[Words] = [tr("page.head.norm"), *names, tr("page.head.all_domains")]
     return Chart(
-        said("page.domains.title"),
-        said("page.domains.note"),
+        tr("page.domains.title"),
+        tr("page.domains.note"),
         spec("domains", rows, [row.norm for row in tried], domains=names),
-        table(said("page.domains.table"), head, body),
+        table(tr("page.domains.table"), head, body),
         across=True,
     )
 
