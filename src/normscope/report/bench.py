@@ -1,12 +1,10 @@
 """A benchmark as a document: speed, memory and accuracy beside other ways."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from statistics import median
-from typing import Any, NamedTuple
 
-from normscope.records import Bench, Race, Setting, Spread, Timing
+from normscope.records import Bench, Race, Setting, Spread
 from normscope.report.bilingual import Text, Words, sentences, tr
 from normscope.report.charts import spec
 from normscope.report.document import (
@@ -19,7 +17,6 @@ from normscope.report.document import (
     Paragraph,
     Section,
     Table,
-    columns,
     table,
 )
 from normscope.report.format import number
@@ -91,11 +88,11 @@ def _speed(bench: Bench) -> Finding | None:
     slowest, fastest = (f(found, key=lambda pair: pair[0]) for f in (min, max))
     told = tr(
         "bench.verdict.speed",
-        middle=number(median(ratio for ratio, _ in found), digits=3),
+        middle=_three(median(ratio for ratio, _ in found)),
         count=len(found),
-        least=number(slowest[0], digits=3),
+        least=_three(slowest[0]),
         least_at=slowest[1],
-        most=number(fastest[0], digits=3),
+        most=_three(fastest[0]),
         most_at=fastest[1],
     )
     slower = "; ".join(name for ratio, name in found if ratio < LEAST)
@@ -115,7 +112,7 @@ def _models(bench: Bench) -> Finding | None:
     if not all(ratios.values()):
         return None
     values = {
-        f"{name}_{end}": number(f(known), digits=3)
+        f"{name}_{end}": _three(f(known))
         for name, known in ratios.items()
         for end, f in (("least", min), ("most", max))
     }
@@ -128,8 +125,8 @@ def _groups(bench: Bench) -> Finding | None:
     for race in races(bench, "groups"):
         mine, one, loop = (race.of(name) for name in (MINE, "normscope_one", "mask_loop"))
         if mine and one and loop:
-            price = number(mine.total.median / one.total.median, digits=3)
-            ratio = number(loop.total.median / mine.total.median, digits=3)
+            price = _three(mine.total.median / one.total.median)
+            ratio = _three(loop.total.median / mine.total.median)
             groups = race.setting.groups
             told.append(tr("bench.verdict.groups", groups=groups, price=price, loop=ratio))
     return Finding("note", None, (sentences(*told),)) if told else None
@@ -143,8 +140,8 @@ def _memory(bench: Bench) -> Finding | None:
             text = tr(
                 "bench.verdict.memory.not_less" if less < 0.5 else "bench.verdict.memory",
                 share=f"{less:.0f}%",
-                mine=number(mine.memory, digits=3),
-                theirs=number(theirs.memory, digits=3),
+                mine=_three(mine.memory),
+                theirs=_three(theirs.memory),
             )
             return Finding("note", None, (text,))
     return None
@@ -176,123 +173,103 @@ def _absent(bench: Bench) -> Iterator[Text]:
 
 # --- tables -----------------------------------------------------------------------------------
 
-OF_LAYERS = ("bandwidth", "share_forward", "share_backward")  # not known of whole networks
-TIMES: dict[str, Callable[[Timing], str]] = {
-    "forward": lambda t: _milliseconds(t.forward),
-    "backward": lambda t: _milliseconds(t.backward),
-    "both_ways": lambda t: f"{_milliseconds(t.forward)} + {_milliseconds(t.backward)}",
-    "total": lambda t: _with_spread(t.total),
-    "total_short": lambda t: _with_spread(t.total),
-    "speed": lambda t: number(t.speed, digits=3),
-    "speed_short": lambda t: number(t.speed, digits=3),
-    "bandwidth": lambda t: number(t.gb_per_s, digits=3),
-    "share_forward": lambda t: f"{100 * t.share_forward:.0f}%",
-    "share_backward": lambda t: f"{100 * t.share_backward:.0f}%",
-    "share": lambda t: f"{100 * t.share_forward:.0f} / {100 * t.share_backward:.0f}%",
-    "memory": lambda t: "-" if t.memory is None else number(t.memory, digits=3),
-}
 
-
-class _Entry(NamedTuple):
-    """A peer in a race; without a time where it is absent."""
-
-    race: Race
-    peer: str
-    timing: Timing | None = None
-
-    def shown(self, name: str) -> str:
-        """Write a number of `TIMES`, where it is known."""
-        whole = name in OF_LAYERS and self.race.setting.part in ("models", "network")
-        return "-" if self.timing is None or whole else TIMES[name](self.timing)
-
-
-def _entries(found: Iterable[Race]) -> Iterator[_Entry]:
-    for race in found:
-        yield from (_Entry(race, timing.peer, timing) for timing in race.timings)
-        yield from (_Entry(race, peer) for peer in race.absent)
-
-
-def _times(*names: str) -> dict[str, Callable[[_Entry], Words]]:
-    return {name: partial(_Entry.shown, name=name) for name in names}
+def _table(caption: Text, names: str, rows: list[list[Words]], keys: int = 1) -> Table:
+    return table(caption, [tr(f"bench.head.{name}") for name in names.split()], rows, keys)
 
 
 def _timings(bench: Bench) -> Table:
     """List every peer at every setting."""
-    of: dict[str, Callable[[_Entry], Words]] = {
-        "part": lambda e: tr(f"bench.part.{e.race.setting.part}"),
-        "setting": lambda e: setting_name(e.race.setting),
-        "threads": lambda e: str(e.race.setting.threads),
-        "peer": lambda e: peer_name(e.peer),
-        **_times("forward", "backward", "total", "speed", *OF_LAYERS, "memory"),
-    }
-    return columns("bench.times.caption", "bench.head", _entries(bench.races), of, 4)
+    rows: list[list[Words]] = []
+    for race in bench.races:
+        network = race.setting.part in ("models", "network")  # of which bandwidth is not known
+        where = [tr(f"bench.part.{race.setting.part}"), setting_name(race.setting)]
+        for t in race.timings:
+            shares = [f"{100 * s:.0f}%" for s in (t.share_forward, t.share_backward)]
+            bandwidth = ["-"] * 3 if network else [_three(t.gb_per_s), *shares]
+            times = [_three(t.forward.median), _three(t.backward.median), _with_spread(t.total)]
+            memory = "-" if t.memory is None else _three(t.memory)
+            measured = [*times, _three(t.speed), *bandwidth, memory]
+            rows.append([*where, str(race.setting.threads), peer_name(t.peer), *measured])
+        absent = map(peer_name, race.absent)
+        rows += [[*where, str(race.setting.threads), peer, *["-"] * 8] for peer in absent]
+    names = "part setting threads peer forward backward total speed bandwidth"
+    names += " share_forward share_backward memory"
+    return _table(tr("bench.times.caption"), names, rows, 4)
 
 
 def _by_part(bench: Bench) -> Iterator[Table]:
     """Make a table for each part, or for each race of many peers."""
     for part in dict.fromkeys(race.setting.part for race in bench.races):
-        here = races(bench, part)
-        if all({t.peer for t in race.timings} == {MINE, PLAIN} for race in here):
-            yield _pairs(here)
+        found = races(bench, part)
+        if all({t.peer for t in race.timings} == {MINE, PLAIN} for race in found):
+            yield _pairs(found, tr("bench.pairs", part=tr(f"bench.part.{part}")))
         else:
-            yield from map(_race, here)
+            yield from map(_race, found)
 
 
-def _pairs(here: list[Race]) -> Table:
+def _pairs(found: list[Race], caption: Text) -> Table:
     """Put normscope beside torch, a row for each setting."""
-    pairs = [(r.setting, {t.peer: t for t in r.timings}) for r in here]
-    of: dict[str, Any] = {
-        "setting": lambda pair: setting_name(pair[0]),
-        "mine": lambda pair: _with_spread(pair[1][MINE].total),
-        "plain": lambda pair: _with_spread(pair[1][PLAIN].total),
-        "speed_short": lambda pair: number(pair[1][MINE].speed, digits=3),
-    }
-    caption = tr("bench.pairs", part=tr(f"bench.part.{here[0].setting.part}"))
-    return columns(caption, "bench.head", pairs, of)
+    rows: list[list[Words]] = []
+    for race in found:
+        by_peer = {t.peer: t for t in race.timings}
+        times = [_with_spread(by_peer[peer].total) for peer in (MINE, PLAIN)]
+        rows.append([setting_name(race.setting), *times, _three(by_peer[MINE].speed)])
+    return _table(caption, "setting mine plain speed_short", rows)
 
 
 def _race(race: Race) -> Table:
     """List one setting, a row for each peer."""
-    caption = tr(
-        "bench.race",
-        part=tr(f"bench.part.{race.setting.part}"),
-        setting=setting_name(race.setting),
-        threads=race.setting.threads,
-    )
-    times = _times("both_ways", "total_short", "speed_short", "share")
-    of = {"peer": lambda e: peer_name(e.peer), **times}
-    return columns(caption, "bench.head", _entries([race]), of)
+    rows: list[list[Words]] = [
+        [
+            peer_name(t.peer),
+            f"{_three(t.forward.median)} + {_three(t.backward.median)}",
+            _with_spread(t.total),
+            _three(t.speed),
+            f"{100 * t.share_forward:.0f} / {100 * t.share_backward:.0f}%",
+        ]
+        for t in race.timings
+    ]
+    rows += [[peer_name(peer), *["-"] * 4] for peer in race.absent]
+    setting, part = race.setting, tr(f"bench.part.{race.setting.part}")
+    values = {"part": part, "setting": setting_name(setting), "threads": setting.threads}
+    return _table(tr("bench.race", **values), "peer both_ways total_short speed_short share", rows)
 
 
 def _errors(bench: Bench) -> Table:
     """List mean and variance of every peer against float64."""
-    of: dict[str, Any] = {
-        "setting": lambda e: " ".join(_kind(e[0].setting)),
-        "threads": lambda e: str(e[0].setting.threads),
-        "ratio": lambda e: number(e[0].ratio),
-        "peer": lambda e: peer_name(e[1].peer),
-        "mean_error": lambda e: _error(e[1].mean),
-        "var_error": lambda e: _error(e[1].var),
-    }
-    found = [(one, error) for one in bench.accuracies for error in one.errors]
-    return columns("bench.errors.caption", "bench.head", found, of, 4)
+    rows: list[list[Words]] = [
+        [
+            one.setting.dtype + f" {one.setting.layout}" * (one.setting.layout != "contiguous"),
+            str(one.setting.threads),
+            number(one.ratio),
+            peer_name(error.peer),
+            *(f"{v:.1e}" if math.isfinite(v) else "-" for v in (error.mean, error.var)),
+        ]
+        for one in bench.accuracies
+        for error in one.errors
+    ]
+    names = "setting threads ratio peer mean_error var_error"
+    return _table(tr("bench.errors.caption"), names, rows, 4)
 
 
-def _kind(setting: Setting) -> list[str]:
-    return [setting.dtype, *([setting.layout] if setting.layout != "contiguous" else [])]
+def _totals(found: list[Race]) -> Table:
+    """List the total times of every setting, a column for each peer."""
+    names = {t.peer: peer_name(t.peer) for race in found for t in race.timings}
+    rows: list[list[Words]] = []
+    for race in found:
+        times = {t.peer: _three(t.total.median) for t in race.timings}
+        rows.append([setting_name(race.setting), *(times.get(peer, "-") for peer in names)])
+    head = [tr("bench.head.setting"), *names.values()]
+    return table(tr("bench.total.caption"), head, rows)
 
 
-def _error(value: float) -> str:
-    return f"{value:.1e}" if math.isfinite(value) else "-"
-
-
-def _milliseconds(spread: Spread) -> str:
-    return number(spread.median, digits=3)
+def _three(value: float) -> str:
+    return number(value, digits=3)
 
 
 def _with_spread(spread: Spread) -> str:
-    low, high = (number(v, digits=3) for v in (spread.low, spread.high))
-    return f"{_milliseconds(spread)} ({low}–{high})"
+    return f"{_three(spread.median)} ({_three(spread.low)}–{_three(spread.high)})"
 
 
 # --- pictures ---------------------------------------------------------------------------------
@@ -328,17 +305,6 @@ def _speed_picture(found: list[Race], part: str) -> Chart:
     picture = spec("speeds", rows, list(names.values()), height=height, settings=where)
     title, note = tr(f"bench.part.{part}"), tr("bench.speeds.note")
     return Chart(title, note, picture, _totals(found), across=True)
-
-
-def _totals(found: list[Race]) -> Table:
-    """List the total times of every setting, a column for each peer."""
-    names = {t.peer: peer_name(t.peer) for race in found for t in race.timings}
-    rows = []
-    for race in found:
-        times = {t.peer: _milliseconds(t.total) for t in race.timings}
-        rows.append([setting_name(race.setting), *(times.get(peer, "-") for peer in names)])
-    head = [tr("bench.head.setting"), *names.values()]
-    return table(tr("bench.total.caption"), head, rows)
 
 
 def _error_picture(bench: Bench) -> Chart:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from normscope.records import Inspection, Layer
 from normscope.report import channels, findings, measures
-from normscope.report.bilingual import Text, Words, joined, labelled, sentences, tr
+from normscope.report.bilingual import Words, joined, labelled, sentences, tr
 from normscope.report.charts import layers as charts
 from normscope.report.document import (
     Block,
@@ -29,17 +29,12 @@ LAYERS = 24  # with pictures of their own; all others have their numbers
 
 def document(inspection: Inspection) -> Document:
     """Show the answer, the measures layer by layer, and single channels with their gate."""
-    sections = (
+    layers = (Only("page", pictures(inspection)),)
+    return _with(
+        opening(inspection),
         Section(tr("page.nav.evidence"), evidence(inspection), "evidence"),
-        Section(
-            tr("page.layers.title"),
-            (Only("page", pictures(inspection)),),
-            "layers",
-            tr("page.nav.layers"),
-        ),
+        Section(tr("page.layers.title"), layers, "layers", tr("page.nav.layers")),
     )
-    short = opening(inspection)
-    return replace(short, sections=(*short.sections, *sections))
 
 
 def opening(inspection: Inspection) -> Document:
@@ -56,79 +51,69 @@ def opening(inspection: Inspection) -> Document:
 
 def brief(inspection: Inspection) -> Document:
     """Show the answer, all layers in one picture and one table, and the layer that gains most."""
-    short = opening(inspection)
     if not inspection.layers:
-        return short
-    (place,) = measures.pictured(inspection, 1)
-    layer = inspection.layers[place]
-    plots = [part for part in _channels(layer, inspection, []) if isinstance(part, ChannelPlot)]
-    title = tr("page.layers.title")
-    blocks: tuple[Block, ...] = (
+        return opening(inspection)
+    layer = inspection.layers[measures.pictured(inspection, 1)[0]]
+    blocks: list[Block] = [
         charts.separability(inspection),
         Details(tr("page.rank.title"), (measures.ranking(inspection),)),
-    )
+    ]
+    plots = [part for part in _channels(layer, inspection, []) if isinstance(part, ChannelPlot)]
     if plots:
-        name = labelled(layer.name, layer.norm)
-        best_and_worst = (Figures((plots[0], plots[-1])),)
-        blocks = (*blocks, Section(name, best_and_worst))
-    return replace(short, sections=(*short.sections, Section(title, blocks, "layers")))
+        best_and_worst = Figures((plots[0], plots[-1]))
+        blocks.append(Section(labelled(layer.name, layer.norm), (best_and_worst,)))
+    shown = Section(tr("page.layers.title"), tuple(blocks), "layers")
+    return _with(opening(inspection), shown)
+
+
+def _with(short: Document, *sections: Section) -> Document:
+    return replace(short, sections=(*short.sections, *sections))
 
 
 def verdict(inspection: Inspection) -> tuple[Finding, ...]:
     """Tell what normalisation and non-linearity did to the classes."""
     first, *others = findings.verdict(inspection)
-    kept = all(
-        math.isnan(layer.invariance) or layer.invariance <= findings.tolerance(layer)
-        for layer in inspection.layers
-    ) and not math.isnan(inspection.invariance)
-    kept = kept and not findings.too_few(list(inspection.layers))
-    return (
-        Finding("good" if kept else "warn", None, (first,)),
-        *(Finding("note", None, (text,)) for text in others),
+    kept = (
+        not math.isnan(inspection.invariance)
+        and not any(layer.invariance > findings.tolerance(layer) for layer in inspection.layers)
+        and not findings.too_few(list(inspection.layers))
     )
+    told = (Finding("note", None, (text,)) for text in others)
+    return (Finding("good" if kept else "warn", None, (first,)), *told)
 
 
 def evidence(inspection: Inspection) -> tuple[Block, ...]:
     """Show every measure of every layer, the self-test, and what to know about some layers."""
-    if not inspection.layers:
-        return (Paragraph(tr("page.no_layers"), "notice"), *remarks(inspection))
-    blocks: list[Block] = [Paragraph(legend(inspection), "quiet")]
-    if len(inspection.layers) > 1:
+    layers = inspection.layers
+    if not layers:
+        return (Paragraph(tr("page.no_layers"), "notice"), *_remarks(inspection))
+    legend = {
+        "lens.legend": True,
+        "lens.legend.pre": any(layer.pre_activation for layer in layers),
+        "lens.legend.per_sample": any(layer.maps == "per_sample" for layer in layers),
+    }
+    blocks: list[Block] = [
+        Paragraph(sentences(*(tr(key) for key, needed in legend.items() if needed)), "quiet")
+    ]
+    if len(layers) > 1:
         how = Only("page", (Paragraph(tr("page.rank.how"), "quiet"),))
-        title = tr("page.rank.title")
-        blocks.append(Section(title, (how, measures.ranking(inspection))))
-    stages = measures.by_stage(inspection.layers)
-    few = len(inspection.layers) <= LAYERS
-    many = Paragraph(tr("page.index.many"), "quiet")
-    blocks.append(
-        Section(
-            tr("page.index.title"),
-            (
-                Paragraph(tr("page.index.locked"), "quiet", icon="lock"),
-                Paragraph(tr("page.index.geometry"), "quiet", icon="scale"),
-                *((stages,) if few else (Only("terminal", (stages,)), Only("page", (many,)))),
-            ),
-        )
-    )
+        blocks.append(Section(tr("page.rank.title"), (how, measures.ranking(inspection))))
+    stages: tuple[Block, ...] = (measures.by_stage(layers),)
+    if len(layers) > LAYERS:
+        many = Paragraph(tr("page.index.many"), "quiet")
+        stages = (Only("terminal", stages), Only("page", (many,)))
+    locked = Paragraph(tr("page.index.locked"), "quiet", icon="lock")
+    geometry = Paragraph(tr("page.index.geometry"), "quiet", icon="scale")
+    blocks.append(Section(tr("page.index.title"), (locked, geometry, *stages)))
     blocks.append(Section(tr("lens.gate.title"), (measures.gates(inspection),)))
-    if any(math.isfinite(layer.stages[0].condition_eta2) for layer in inspection.layers):
+    if any(math.isfinite(layer.stages[0].condition_eta2) for layer in layers):
         blocks.append(Section(tr("lens.domain.title"), (_domains(inspection),)))
     if inspection.work:
         blocks.append(Section(tr("lens.work.title"), (_work(inspection),)))
-    return (*blocks, *remarks(inspection))
+    return (*blocks, *_remarks(inspection))
 
 
-def legend(inspection: Inspection) -> Text:
-    """Name the stages."""
-    lines = [tr("lens.legend")]
-    if any(layer.pre_activation for layer in inspection.layers):
-        lines.append(tr("lens.legend.pre"))
-    if any(layer.maps == "per_sample" for layer in inspection.layers):
-        lines.append(tr("lens.legend.per_sample"))
-    return sentences(*lines)
-
-
-def remarks(inspection: Inspection) -> tuple[Block, ...]:
+def _remarks(inspection: Inspection) -> tuple[Block, ...]:
     """Tell how exact the measures are, and what to know about some layers."""
     told = (findings.composition(inspection), findings.collapsed(inspection))
     items = (*filter(None, told), *findings.remarks(inspection))
@@ -145,24 +130,17 @@ def pictures(inspection: Inspection) -> tuple[Block, ...]:
     rule = [tr("page.channels.rule")]
     if left > 0:
         rule.append(tr("page.classes_left_out", count=left))
+    places = range(len(inspection.layers))
     drawn = measures.pictured(inspection, LAYERS)
+    each = (_layer(inspection, place, drawn, classes) for place in places)
+    how = (Paragraph(tr("page.channels.how")), Paragraph(sentences(*rule), "quiet"))
     blocks: list[Block] = [
         Figures((charts.separability(inspection),)),
-        Section(
-            tr("page.channels.title"),
-            (
-                Paragraph(tr("page.channels.how")),
-                Paragraph(sentences(*rule), "quiet"),
-                *(
-                    _layer(inspection, place, drawn, classes)
-                    for place in range(len(inspection.layers))
-                ),
-            ),
-        ),
+        Section(tr("page.channels.title"), (*how, *each)),
     ]
-    if len(inspection.layers) > LAYERS:
-        count = len(inspection.layers) - LAYERS
-        blocks.append(Paragraph(tr("page.layers_left_out", count=count), "notice"))
+    if len(places) > LAYERS:
+        text = tr("page.layers_left_out", count=len(places) - LAYERS)
+        blocks.append(Paragraph(text, "notice"))
     return tuple(blocks)
 
 
@@ -170,10 +148,10 @@ def _layer(inspection: Inspection, place: int, drawn: list[int], classes: list[i
     layer = inspection.layers[place]
     count = tr("page.layer.channels", channels=layer.channels)
     acts = [findings.follows(layer)] if layer.activation or layer.input_activation else []
-    aside = joined((layer.norm, count, *acts))
     inside: tuple[Block, ...] = (measures.by_stage([layer]),)
     if place in drawn:
         inside = (Figures(tuple(_channels(layer, inspection, classes))),)
+    aside = joined((layer.norm, count, *acts))
     return Details(layer.name, inside, aside, f"layer-{place}", open=place == drawn[0])
 
 
