@@ -45,7 +45,7 @@ def _is_long(section: Section) -> bool:
 
 def lines(document: Document, lang: Lang) -> list[str]:
     """Say the verdict in at most `LINES` lines of at most `COLUMNS` characters."""
-    facts = ", ".join(f"{read(name, lang)} {value}" for name, value in document.facts)
+    facts = ", ".join(f"{read(name, lang)} {read(value, lang)}" for name, value in document.facts)
     texts = [read(document.title, lang), facts, *(read(t, lang) for t in _answer(document))]
     found = [line for text in texts if text for line in wrapped(shown(text), COLUMNS)]
     found = [line if len(line) <= COLUMNS else f"{line[: COLUMNS - 1]}…" for line in found]

@@ -252,7 +252,7 @@ class Document:
 
     title: Text
     sections: tuple[Section, ...]
-    facts: tuple[tuple[Text, str], ...] = ()
+    facts: tuple[tuple[Text, Words], ...] = ()
     footer: tuple[Words, ...] = ()
     opening: tuple[Block, ...] = ()  # under the title, on the first screen
     picture: Interactive | None = None  # beside the opening

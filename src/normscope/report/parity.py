@@ -1,6 +1,8 @@
 """Two forms of a network as a document: the same or not, the first norm that differs, and why."""
 
 import math
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from normscope.records import NormPair, Parity, Reason
@@ -33,84 +35,79 @@ def document(record: Parity) -> Document:
         blocks = (_norms(record), *picture)
         sections.append(Section(tr("parity.section.norms"), blocks, "norms"))
     first, second = record.names
-    forms = joined((tr(f"parity.form.{form}") for form in record.forms), zh=", ")
+    facts: dict[str, Words] = {
+        "forms": joined((tr(f"parity.form.{form}") for form in record.forms), zh="、"),
+        "norms": str(len(record.norms)),
+        "forwards": "{} + {}".format(*record.forwards),
+    }
     return Document(
         tr("parity.title", first=first, second=second),
         tuple(sections),
-        facts=(
-            (tr("parity.fact.forms"), forms.en),
-            (tr("parity.fact.norms"), str(len(record.norms))),
-            (tr("parity.fact.forwards"), "{} + {}".format(*record.forwards)),
-        ),
+        facts=tuple((tr(f"parity.fact.{name}"), value) for name, value in facts.items()),
     )
 
 
 def reason_text(reason: Reason) -> Text:
     """Say why a norm is not the same, and what to do."""
-    which: Words = reason.detail
-    if reason.code == "compiled_code":
-        which = tr(f"parity.which.{reason.detail}")
-    return tr(
-        f"parity.reason.{reason.code}", first=reason.first, second=reason.second, detail=which
-    )
+    compiled = reason.code == "compiled_code"
+    detail = tr(f"parity.which.{reason.detail}") if compiled else reason.detail
+    return tr(f"parity.reason.{reason.code}", **{**vars(reason), "detail": detail})
 
 
-def _passports(record: Parity) -> list[Block]:
+def _passports(record: Parity) -> Iterator[Block]:
     """Say which side is not what its own passport says."""
-    found: list[Block] = []
     for which, mismatches in zip(("first", "second"), record.passports, strict=True):
-        if mismatches is None:
-            continue
         side = tr(f"parity.which.{which}")
-        if not mismatches:
-            found.append(Paragraph(tr("parity.passport.ok", which=side), "quiet"))
-            continue
-        first = mismatches[0]
-        text = tr(
-            "parity.passport.bad",
-            which=side,
-            count=len({m.norm for m in mismatches}),
-            norm=first.norm,
-            what=tr(f"passport.code.{first.code}"),
-            passport=first.passport[:12],
-            found=first.found[:12],
-        )
-        found.append(Paragraph(text, "notice"))
-    return found
+        if mismatches:
+            first = mismatches[0]
+            text = tr(
+                "parity.passport.bad",
+                which=side,
+                count=len({m.norm for m in mismatches}),
+                norm=first.norm,
+                what=tr(f"passport.code.{first.code}"),
+                passport=first.passport[:12],
+                found=first.found[:12],
+            )
+            yield Paragraph(text, "notice")
+        elif mismatches is not None:
+            yield Paragraph(tr("parity.passport.ok", which=side), "quiet")
 
 
-def _answer(record: Parity) -> list[Block]:
-    fused = sum(n.status == "fused" for n in record.norms)
+def _answer(record: Parity) -> Iterator[Block]:
+    """Say that the forms are the same, or name the first norm that is not, and why."""
+    counts = Counter(norm.status for norm in record.norms)
+    first = record.first
     if record.ok:
         key = "same" if record.norms else "same_plain"
         parts = [tr(f"parity.verdict.{key}", norms=len(record.norms))]
-        if fused:
-            parts.append(tr("parity.verdict.fused", count=fused))
-        return [Finding("good", None, (sentences(*parts),))]
-    first = record.first
-    if first is None:
+        if counts["fused"]:
+            parts.append(tr("parity.verdict.fused", count=counts["fused"]))
+        yield Finding("good", None, (sentences(*parts),))
+    elif first is None:
         details = [reason_text(reason) for reason in record.reasons]
         if record.extra:
-            names = ", ".join(record.extra[:NAMES])
-            details.append(tr("parity.verdict.extra", names=names))
+            details.append(tr("parity.verdict.extra", names=", ".join(record.extra[:NAMES])))
         key = "no_norm" if details else "unknown"
-        return [Finding("error", tr(f"parity.verdict.{key}"), tuple(details))]
-    details = [reason_text(reason) for reason in first.reasons]
-    headline = tr("parity.verdict.first", name=first.name)
-    blocks: list[Block] = [Finding("error", headline, tuple(details))]
-    others = [n.name for n in record.norms if n.status == "differs" and n is not first]
-    rest = []
-    if others:
+        yield Finding("error", tr(f"parity.verdict.{key}"), tuple(details))
+    else:
+        headline = tr("parity.verdict.first", name=first.name)
+        yield Finding("error", headline, tuple(map(reason_text, first.reasons)))
+        others = [n.name for n in record.norms if n.status == "differs" and n is not first]
         names = ", ".join(others[:NAMES]) + (" ..." if len(others) > NAMES else "")
-        rest.append(tr("parity.verdict.more", count=len(others), names=names))
-    carried = sum(n.status == "carried" for n in record.norms)
-    if carried:
-        rest.append(tr("parity.verdict.carried", count=carried))
-    if all(mode.ok for mode in record.modes):
-        rest.append(tr("parity.verdict.harmless"))
-    if rest:
-        blocks.append(Paragraph(sentences(*rest)))
-    return blocks
+        told = {
+            "more": bool(others),
+            "carried": counts["carried"] > 0,
+            "harmless": all(mode.ok for mode in record.modes),
+        }
+        values = {"more": len(others), "carried": counts["carried"]}
+        rest = [
+            tr(f"parity.verdict.{key}", count=values.get(key), names=names)
+            for key, needed in told.items()
+            if needed
+        ]
+        if rest:
+            yield Paragraph(sentences(*rest))
 
 
 def _outputs(record: Parity) -> Table:
