@@ -5,20 +5,9 @@ from collections.abc import Iterator
 from statistics import median
 
 from normscope.records import Bench, Race, Setting, Spread
+from normscope.report import document as doc
 from normscope.report.bilingual import Text, Words, sentences, tr
 from normscope.report.charts import spec
-from normscope.report.document import (
-    Chart,
-    Document,
-    Figures,
-    Finding,
-    FindingStyle,
-    Only,
-    Paragraph,
-    Section,
-    Table,
-    table,
-)
 from normscope.report.format import number
 from normscope.report.messages import catalogue
 
@@ -28,21 +17,22 @@ LEAST = 0.95  # of torch's speed; below it a setting is named in the verdict
 PICTURED = ("models", "shapes", "formats", "dtypes", "groups")
 
 
-def document(bench: Bench) -> Document:
+def document(bench: Bench) -> doc.Document:
     """Show the verdict, every time, every error, and how it was measured."""
     facts = ", ".join(f"{name} {value}" for name, value in bench.environment.items())
     how = tr("bench.how", checked=bench.checked, repeats=bench.repeats)
+    told = (*verdict(bench), doc.Paragraph(how, "quiet"))
     numbers = [*_by_part(bench), *([_errors(bench)] if bench.accuracies else [])]
-    missing = tuple(Paragraph(text, "quiet") for text in _absent(bench))
-    figures = Only("page", (Figures(tuple(_pictures(bench))),))
-    evidence = (figures, Only("terminal", (*numbers, *missing)))
-    every = (Only("page", (*missing, _timings(bench))),)
+    missing = tuple(doc.Paragraph(text, "quiet") for text in _absent(bench))
+    figures = doc.Only("page", (doc.Figures(tuple(_pictures(bench))),))
+    evidence = (figures, doc.Only("terminal", (*numbers, *missing)))
+    every = (doc.Only("page", (*missing, _timings(bench))),)
     sections = (
-        Section(tr("page.nav.verdict"), (*verdict(bench), Paragraph(how, "quiet")), "verdict"),
-        Section(tr("page.nav.evidence"), evidence, "evidence"),
-        Section(tr("bench.nav.figures"), every, "figures"),
+        doc.Section(tr("page.nav.verdict"), told, "verdict"),
+        doc.Section(tr("page.nav.evidence"), evidence, "evidence"),
+        doc.Section(tr("bench.nav.figures"), every, "figures"),
     )
-    return Document(tr("bench.title"), sections, footer=(facts,))
+    return doc.Document(tr("bench.title"), sections, footer=(facts,))
 
 
 def races(bench: Bench, *parts: str) -> list[Race]:
@@ -69,10 +59,10 @@ def peer_name(peer: str) -> Text:
 # --- the verdict ------------------------------------------------------------------------------
 
 
-def verdict(bench: Bench) -> list[Finding]:
+def verdict(bench: Bench) -> list[doc.Finding]:
     """Tell the speed beside torch, the price of groups, memory, accuracy."""
     found = (_models(bench), _speed(bench), _groups(bench), _memory(bench), _accuracy(bench))
-    stopped = None if bench.complete else Finding("warn", None, (tr("bench.verdict.stopped"),))
+    stopped = None if bench.complete else doc.Finding("warn", None, (tr("bench.verdict.stopped"),))
     return [finding for finding in (*found, stopped) if finding is not None]
 
 
@@ -81,7 +71,7 @@ def _speeds(found: list[Race]) -> list[tuple[float, str]]:
     return [(mine.speed, setting_name(r.setting)) for r in found if (mine := r.of(MINE))]
 
 
-def _speed(bench: Bench) -> Finding | None:
+def _speed(bench: Bench) -> doc.Finding | None:
     found = _speeds(races(bench, "shapes", "formats", "sweep"))
     if not found:
         return None
@@ -97,11 +87,11 @@ def _speed(bench: Bench) -> Finding | None:
     )
     slower = "; ".join(name for ratio, name in found if ratio < LEAST)
     if not slower:
-        return Finding("good", None, (told,))
-    return Finding("warn", None, (told, tr("bench.verdict.slower", slower=slower)))
+        return doc.Finding("good", None, (told,))
+    return doc.Finding("warn", None, (told, tr("bench.verdict.slower", slower=slower)))
 
 
-def _models(bench: Bench) -> Finding | None:
+def _models(bench: Bench) -> doc.Finding | None:
     """Compare whole networks with torch's, in training and in inference."""
     found = races(bench, "models")
     modes = {"train": True, "infer": False}
@@ -117,10 +107,10 @@ def _models(bench: Bench) -> Finding | None:
         for end, f in (("least", min), ("most", max))
     }
     slower = any(ratio < LEAST for known in ratios.values() for ratio in known)
-    return Finding("warn" if slower else "good", None, (tr("bench.verdict.models", **values),))
+    return doc.Finding("warn" if slower else "good", None, (tr("bench.verdict.models", **values),))
 
 
-def _groups(bench: Bench) -> Finding | None:
+def _groups(bench: Bench) -> doc.Finding | None:
     told = []
     for race in races(bench, "groups"):
         mine, one, loop = (race.of(name) for name in (MINE, "normscope_one", "mask_loop"))
@@ -129,10 +119,10 @@ def _groups(bench: Bench) -> Finding | None:
             ratio = _three(loop.total.median / mine.total.median)
             groups = race.setting.groups
             told.append(tr("bench.verdict.groups", groups=groups, price=price, loop=ratio))
-    return Finding("note", None, (sentences(*told),)) if told else None
+    return doc.Finding("note", None, (sentences(*told),)) if told else None
 
 
-def _memory(bench: Bench) -> Finding | None:
+def _memory(bench: Bench) -> doc.Finding | None:
     for race in races(bench, "network"):
         mine, theirs = race.of(LEAN), race.of(PLAIN)
         if mine and theirs and mine.memory and theirs.memory:
@@ -143,11 +133,11 @@ def _memory(bench: Bench) -> Finding | None:
                 mine=_three(mine.memory),
                 theirs=_three(theirs.memory),
             )
-            return Finding("note", None, (text,))
+            return doc.Finding("note", None, (text,))
     return None
 
 
-def _accuracy(bench: Bench) -> Finding | None:
+def _accuracy(bench: Bench) -> doc.Finding | None:
     worst: dict[str, float] = {}
     for one in bench.accuracies:
         for error in one.errors:
@@ -155,9 +145,9 @@ def _accuracy(bench: Bench) -> Finding | None:
                 worst[error.peer] = max(worst.get(error.peer, 0.0), error.var)
     if MINE not in worst or PLAIN not in worst:
         return None
-    style: FindingStyle = "good" if worst[MINE] < 1e-5 else "warn"
+    style: doc.FindingStyle = "good" if worst[MINE] < 1e-5 else "warn"
     values = {"mine": f"{worst[MINE]:.0e}", "theirs": f"{worst[PLAIN]:.0e}"}
-    return Finding(style, None, (tr("bench.verdict.accuracy", **values),))
+    return doc.Finding(style, None, (tr("bench.verdict.accuracy", **values),))
 
 
 def _absent(bench: Bench) -> Iterator[Text]:
@@ -174,11 +164,11 @@ def _absent(bench: Bench) -> Iterator[Text]:
 # --- tables -----------------------------------------------------------------------------------
 
 
-def _table(caption: Text, names: str, rows: list[list[Words]], keys: int = 1) -> Table:
-    return table(caption, [tr(f"bench.head.{name}") for name in names.split()], rows, keys)
+def _table(caption: Text, names: str, rows: list[list[Words]], keys: int = 1) -> doc.Table:
+    return doc.table(caption, [tr(f"bench.head.{name}") for name in names.split()], rows, keys)
 
 
-def _timings(bench: Bench) -> Table:
+def _timings(bench: Bench) -> doc.Table:
     """List every peer at every setting."""
     rows: list[list[Words]] = []
     for race in bench.races:
@@ -198,7 +188,7 @@ def _timings(bench: Bench) -> Table:
     return _table(tr("bench.times.caption"), names, rows, 4)
 
 
-def _by_part(bench: Bench) -> Iterator[Table]:
+def _by_part(bench: Bench) -> Iterator[doc.Table]:
     """Make a table for each part, or for each race of many peers."""
     for part in dict.fromkeys(race.setting.part for race in bench.races):
         found = races(bench, part)
@@ -208,7 +198,7 @@ def _by_part(bench: Bench) -> Iterator[Table]:
             yield from map(_race, found)
 
 
-def _pairs(found: list[Race], caption: Text) -> Table:
+def _pairs(found: list[Race], caption: Text) -> doc.Table:
     """Put normscope beside torch, a row for each setting."""
     rows: list[list[Words]] = []
     for race in found:
@@ -218,7 +208,7 @@ def _pairs(found: list[Race], caption: Text) -> Table:
     return _table(caption, "setting mine plain speed_short", rows)
 
 
-def _race(race: Race) -> Table:
+def _race(race: Race) -> doc.Table:
     """List one setting, a row for each peer."""
     rows: list[list[Words]] = [
         [
@@ -236,7 +226,7 @@ def _race(race: Race) -> Table:
     return _table(tr("bench.race", **values), "peer both_ways total_short speed_short share", rows)
 
 
-def _errors(bench: Bench) -> Table:
+def _errors(bench: Bench) -> doc.Table:
     """List mean and variance of every peer against float64."""
     rows: list[list[Words]] = [
         [
@@ -253,7 +243,7 @@ def _errors(bench: Bench) -> Table:
     return _table(tr("bench.errors.caption"), names, rows, 4)
 
 
-def _totals(found: list[Race]) -> Table:
+def _totals(found: list[Race]) -> doc.Table:
     """List the total times of every setting, a column for each peer."""
     names = {t.peer: peer_name(t.peer) for race in found for t in race.timings}
     rows: list[list[Words]] = []
@@ -261,7 +251,7 @@ def _totals(found: list[Race]) -> Table:
         times = {t.peer: _three(t.total.median) for t in race.timings}
         rows.append([setting_name(race.setting), *(times.get(peer, "-") for peer in names)])
     head = [tr("bench.head.setting"), *names.values()]
-    return table(tr("bench.total.caption"), head, rows)
+    return doc.table(tr("bench.total.caption"), head, rows)
 
 
 def _three(value: float) -> str:
@@ -275,7 +265,7 @@ def _with_spread(spread: Spread) -> str:
 # --- pictures ---------------------------------------------------------------------------------
 
 
-def _pictures(bench: Bench) -> Iterator[Chart]:
+def _pictures(bench: Bench) -> Iterator[doc.Chart]:
     """Draw speed beside torch, by part and by size, and errors of the statistics."""
     for part in PICTURED:
         if found := races(bench, part):
@@ -287,12 +277,12 @@ def _pictures(bench: Bench) -> Iterator[Chart]:
             if (mine := r.of(MINE))
         ]
         title, note = tr("bench.part.sweep"), tr("bench.sweep.note")
-        yield Chart(title, note, spec("speed_by_size", rows), _totals(found), across=True)
+        yield doc.Chart(title, note, spec("speed_by_size", rows), _totals(found), across=True)
     if bench.accuracies:
         yield _error_picture(bench)
 
 
-def _speed_picture(found: list[Race], part: str) -> Chart:
+def _speed_picture(found: list[Race], part: str) -> doc.Chart:
     """Draw one dot per peer and setting: how many times as fast as torch's plain layer."""
     names = {t.peer: peer_name(t.peer) for race in found for t in race.timings}
     where = [setting_name(race.setting) for race in found]
@@ -304,10 +294,10 @@ def _speed_picture(found: list[Race], part: str) -> Chart:
     height = 40 * len(set(where)) + 20
     picture = spec("speeds", rows, list(names.values()), height=height, settings=where)
     title, note = tr(f"bench.part.{part}"), tr("bench.speeds.note")
-    return Chart(title, note, picture, _totals(found), across=True)
+    return doc.Chart(title, note, picture, _totals(found), across=True)
 
 
-def _error_picture(bench: Bench) -> Chart:
+def _error_picture(bench: Bench) -> doc.Chart:
     """Draw the error of the variance by mean / standard deviation, in float32."""
     names = {e.peer: peer_name(e.peer) for one in bench.accuracies for e in one.errors}
     rows = [
@@ -323,4 +313,4 @@ def _error_picture(bench: Bench) -> Chart:
     ]
     picture = spec("errors", rows, list(names.values()))
     title, note = tr("bench.part.accuracy"), tr("bench.errors.note")
-    return Chart(title, note, picture, _errors(bench), across=True)
+    return doc.Chart(title, note, picture, _errors(bench), across=True)

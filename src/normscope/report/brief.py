@@ -35,7 +35,7 @@ def brief(document: Document) -> Document:
 
 def _is_long(section: Section) -> bool:
     """Tell whether a section is folded: one without pictures that takes much room."""
-    blocks = list(within(section.blocks, Section | doc.Figures))
+    blocks = list(within(section.blocks, (Section, doc.Figures)))
     room = sum(
         len(block.rows) if isinstance(block, Table) else not isinstance(block, Section)
         for block in blocks
@@ -72,7 +72,7 @@ class _Cutter:
 
     def section(self, section: Section) -> Section:
         """Cut a section; of one with a part that scripts move, take what a terminal shows."""
-        inside = within(section.blocks, Only | doc.Figures)
+        inside = within(section.blocks, (Only, doc.Figures))
         moved = any(isinstance(block, doc.Interactive) for block in inside)
         blocks = self.blocks(section.blocks, "terminal" if moved else "page")
         return replace(section, blocks=tuple(blocks))

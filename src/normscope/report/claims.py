@@ -4,50 +4,38 @@ import re
 from collections import Counter
 
 from normscope.records import ClaimResult, Claims
+from normscope.report import document as doc
 from normscope.report.bilingual import Text, labelled, tr
 from normscope.report.charts import spec
-from normscope.report.document import (
-    Cell,
-    Chart,
-    Document,
-    Finding,
-    FindingStyle,
-    Paragraph,
-    Section,
-    Spec,
-    Table,
-    columns,
-    table,
-)
 from normscope.report.format import number, percent
 
-LOOK: dict[str, FindingStyle] = {"agrees": "good", "direction": "note", "no": "warn"}
+LOOK: dict[str, doc.FindingStyle] = {"agrees": "good", "direction": "note", "no": "warn"}
 
 
-def document(record: Claims) -> Document:
+def document(record: Claims) -> doc.Document:
     """Show a summary, then each statement with its source, rule, numbers and picture."""
     counts = dict.fromkeys(LOOK, 0) | Counter(result.verdict for result in record.results)
     blocks = (
-        Paragraph(tr("claims.summary", all=len(record.results), **counts), "lead"),
+        doc.Paragraph(tr("claims.summary", all=len(record.results), **counts), "lead"),
         _summary(record),
-        Paragraph(tr("claims.note"), "quiet"),
+        doc.Paragraph(tr("claims.note"), "quiet"),
     )
-    sections = [Section(tr("claims.section.summary"), blocks, "summary")]
+    sections = [doc.Section(tr("claims.section.summary"), blocks, "summary")]
     sections += [_statement(result) for result in record.results]
     seconds = sum(result.seconds for result in record.results)
     facts = [(tr("claims.fact.seconds"), f"{seconds:.0f}")]
     facts += [(tr("claims.fact.torch"), result.torch) for result in record.results[:1]]
-    return Document(tr("claims.title"), tuple(sections), facts=tuple(facts))
+    return doc.Document(tr("claims.title"), tuple(sections), facts=tuple(facts))
 
 
-def _summary(record: Claims) -> Table:
-    return columns(
+def _summary(record: Claims) -> doc.Table:
+    return doc.columns(
         "claims.caption.summary",
         "claims.column",
         record.results,
         {
-            "statement": lambda r: Cell(tr(f"claims.{r.name}.name"), "name", link=r.name),
-            "verdict": lambda r: Cell(
+            "statement": lambda r: doc.Cell(tr(f"claims.{r.name}.name"), "name", link=r.name),
+            "verdict": lambda r: doc.Cell(
                 tr(f"claims.verdict.{r.verdict}"), "wrong" if r.verdict == "no" else ""
             ),
             "data": lambda r: r.data,
@@ -57,7 +45,7 @@ def _summary(record: Claims) -> Table:
     )
 
 
-def _statement(result: ClaimResult) -> Section:
+def _statement(result: ClaimResult) -> doc.Section:
     own = f"claims.{result.name}"
     verdict = tr(f"claims.verdict.{result.verdict}")
     headline = Text(verdict.en[0].upper() + verdict.en[1:] + ".", verdict.zh + "。")
@@ -65,12 +53,12 @@ def _statement(result: ClaimResult) -> Section:
     details = (labelled(tr(f"claims.{part}"), tr(f"{own}.{part}")) for part in parts)
     end = "" if result.source.endswith("?") else "."
     where = f"{result.source}{end} arXiv:{result.link}"
-    numbers = columns(
+    numbers = doc.columns(
         "claims.caption.numbers",
         "claims.column",
         result.numbers,
         {
-            "number": lambda m: Cell(tr(f"{own}.number.{m.name}"), "name"),
+            "number": lambda m: doc.Cell(tr(f"{own}.number.{m.name}"), "name"),
             "mean": lambda m: percent(m.mean) if m.percent else number(m.mean, digits=3),
             "spread": lambda m: (
                 "-"
@@ -82,8 +70,8 @@ def _statement(result: ClaimResult) -> Section:
         },
     )
     blocks = (
-        Finding(LOOK[result.verdict], headline, tuple(details)),
-        Paragraph(labelled(tr("claims.source"), where), "quiet"),
+        doc.Finding(LOOK[result.verdict], headline, tuple(details)),
+        doc.Paragraph(labelled(tr("claims.source"), where), "quiet"),
         numbers,
         _picture(result),
     )
@@ -91,13 +79,13 @@ def _statement(result: ClaimResult) -> Section:
     year = re.search(r"\b(19|20)\d\d\b", result.source)
     author = re.split(r",| &| et al", result.source)[0]
     nav = f"{author} {year[0] if year else ''}".strip()
-    return Section(tr(f"{own}.name"), blocks, result.name, nav=Text(nav, nav))
+    return doc.Section(tr(f"{own}.name"), blocks, result.name, nav=Text(nav, nav))
 
 
-def _picture(result: ClaimResult) -> Chart:
+def _picture(result: ClaimResult) -> doc.Chart:
     own = f"claims.{result.name}"
     names = {curve.name: tr(f"{own}.curve.{curve.name}") for curve in result.curves}
-    rows: list[Spec] = [
+    rows: list[doc.Spec] = [
         {"x": x, "y": y, "low": y - s, "high": y + s, "spread": s, "series": names[curve.name]}
         for curve in result.curves
         for x, y, s in zip(curve.x, curve.mean, curve.spread, strict=True)
@@ -114,7 +102,7 @@ def _picture(result: ClaimResult) -> Chart:
     )
     body = [
         (
-            Cell(row["series"], "name"),
+            doc.Cell(row["series"], "name"),
             number(row["x"], digits=3),
             number(row["y"], digits=3),
             "-" if points else number(row["spread"], digits=2),
@@ -124,5 +112,5 @@ def _picture(result: ClaimResult) -> Chart:
 
     head = [tr("claims.column.curve"), tr(f"{own}.x")]
     head += [tr(f"claims.column.{name}") for name in ("mean", "spread")]
-    numbers = table(tr("claims.chart"), head, body, keys=2)
-    return Chart(tr("claims.chart"), tr(f"{own}.note"), picture, numbers, across=True)
+    numbers = doc.table(tr("claims.chart"), head, body, keys=2)
+    return doc.Chart(tr("claims.chart"), tr(f"{own}.note"), picture, numbers, across=True)

@@ -19,7 +19,6 @@ and page follow. A new kind of block is a class here, a method of
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import UnionType
 from typing import Any, Literal, TypeVar
 
 from normscope.report.bilingual import Text, Words, tr
@@ -296,14 +295,14 @@ def columns(
 
 def parts(document: Document) -> Iterator[Block]:
     """Yield every block of a page, those inside of others too, in the order they stand in."""
-    yield from within(document.opening, Section | Details | Figures, "page")
+    yield from within(document.opening, (Section, Details, Figures), "page")
     if document.picture is not None:
         yield document.picture
-    yield from within(document.sections, Section | Details | Figures, "page")
+    yield from within(document.sections, (Section, Details, Figures), "page")
 
 
 def within(
-    blocks: Iterable[Block], kinds: UnionType, medium: Medium | None = None
+    blocks: Iterable[Block], kinds: tuple[type, ...], medium: Medium | None = None
 ) -> Iterator[Block]:
     """Yield blocks, and what stands inside of those of some kinds; of one medium, or all."""
     for block in blocks if medium is None else for_medium(blocks, medium):

@@ -19,22 +19,12 @@ from markupsafe import Markup
 
 from normscope.errors import shown
 from normscope.records import plain
+from normscope.report import document as doc
 from normscope.report.bilingual import Text, Words, read, tr
 from normscope.report.charts import picture_template
 from normscope.report.charts.lanes import lanes
 from normscope.report.charts.numberline import drawn as number_line
 from normscope.report.charts.still import WIDTH, drawing
-from normscope.report.document import (
-    Block,
-    ChannelPlot,
-    Chart,
-    Document,
-    Drawing,
-    Finding,
-    Interactive,
-    for_medium,
-    parts,
-)
 from normscope.report.messages import Lang, catalogue
 
 # in this order one script, then what single parts of the page need, then what starts the page
@@ -42,13 +32,13 @@ SCRIPTS = ("numbers", "draw", "channels", "glossary", "tables")
 LAST = "scripts/page.js"
 
 
-def page(document: Document, lang: Lang) -> str:
+def page(document: doc.Document, lang: Lang) -> str:
     """Write a document as one file that opens in `lang` and switches between both languages."""
-    blocks = list(parts(document))
+    blocks = list(doc.parts(document))
     return render("document.html.j2", lang, blocks, document.title, document=document)
 
 
-def fragment(document: Document, lang: Lang) -> str:
+def fragment(document: doc.Document, lang: Lang) -> str:
     """Write a document as a part of another page, as a notebook: in one language, no script."""
     digest = hashlib.sha256(repr(document).encode("utf-8", "replace")).hexdigest()
     prefix = f"normscope-{digest[:8]}-"
@@ -58,11 +48,11 @@ def fragment(document: Document, lang: Lang) -> str:
     )
 
 
-def render(template: str, lang: Lang, blocks: list[Block], title: Text, **context: Any) -> str:
+def render(template: str, lang: Lang, blocks: list[doc.Block], title: Text, **context: Any) -> str:
     """Fill the template of a page that is closed to the outside."""
-    charts = [block.spec for block in blocks if isinstance(block, Chart)]
-    channels = [block.data for block in blocks if isinstance(block, ChannelPlot)]
-    moving = [block for block in blocks if isinstance(block, Interactive)]
+    charts = [block.spec for block in blocks if isinstance(block, doc.Chart)]
+    channels = [block.data for block in blocks if isinstance(block, doc.ChannelPlot)]
+    moving = [block for block in blocks if isinstance(block, doc.Interactive)]
     keys = ("live.", *(key for part in moving for key in part.messages))
     data = {
         "lang": lang,
@@ -147,7 +137,7 @@ def _environment(lang: Lang, *, live: bool = True, prefix: str = "") -> Environm
             return Markup("<span {}>{}</span>").format(both(words), shown(words.read(lang)))
         return Markup("{}").format(shown(read(words, lang)))
 
-    def embed(part: Interactive) -> Markup:
+    def embed(part: doc.Interactive) -> Markup:
         if not live:
             return Markup()
         return Markup(environment.get_template(part.template).render(part.values))
@@ -174,18 +164,18 @@ def _environment(lang: Lang, *, live: bool = True, prefix: str = "") -> Environm
     return environment
 
 
-def _wide(chart: Chart | Drawing) -> int:
+def _wide(chart: doc.Chart | doc.Drawing) -> int:
     """Choose the width without scripts: across, one of a few beside it, or a small card."""
-    if isinstance(chart, Drawing):
+    if isinstance(chart, doc.Drawing):
         return 340
     return WIDTH if chart.across else 300 if chart.value else 440
 
 
-def _groups(blocks: Sequence[Block]) -> Iterator[tuple[str, list[Block]]]:
+def _groups(blocks: Sequence[doc.Block]) -> Iterator[tuple[str, list[doc.Block]]]:
     """Yield blocks for a page by their kind; findings that follow one another are together."""
     numbers = count()
-    found = for_medium(blocks, "page")
-    together = groupby(found, lambda b: -1 if isinstance(b, Finding) else next(numbers))
+    found = doc.for_medium(blocks, "page")
+    together = groupby(found, lambda b: -1 if isinstance(b, doc.Finding) else next(numbers))
     for _, group in together:
         members = list(group)
         yield type(members[0]).__name__, members

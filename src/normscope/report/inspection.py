@@ -6,38 +6,25 @@ from dataclasses import replace
 
 from normscope.records import Inspection, Layer
 from normscope.report import channels, findings, measures
+from normscope.report import document as doc
 from normscope.report.bilingual import Words, joined, labelled, sentences, tr
 from normscope.report.charts import layers as charts
-from normscope.report.document import (
-    Block,
-    ChannelPlot,
-    Details,
-    Document,
-    Figures,
-    Finding,
-    Listing,
-    Only,
-    Paragraph,
-    Section,
-    Table,
-    table,
-)
 from normscope.report.format import figure, signed
 
 LAYERS = 24  # with pictures of their own; all others have their numbers
 
 
-def document(inspection: Inspection) -> Document:
+def document(inspection: Inspection) -> doc.Document:
     """Show the answer, the measures layer by layer, and single channels with their gate."""
-    layers = (Only("page", pictures(inspection)),)
+    layers = (doc.Only("page", pictures(inspection)),)
     return _with(
         opening(inspection),
-        Section(tr("page.nav.evidence"), evidence(inspection), "evidence"),
-        Section(tr("page.layers.title"), layers, "layers", tr("page.nav.layers")),
+        doc.Section(tr("page.nav.evidence"), evidence(inspection), "evidence"),
+        doc.Section(tr("page.layers.title"), layers, "layers", tr("page.nav.layers")),
     )
 
 
-def opening(inspection: Inspection) -> Document:
+def opening(inspection: Inspection) -> doc.Document:
     """Show the answer alone."""
     facts = (
         (tr("page.fact.classes"), str(len(inspection.classes))),
@@ -45,32 +32,32 @@ def opening(inspection: Inspection) -> Document:
         (tr("page.fact.layers"), str(len(inspection.layers))),
     )
     title = tr("page.inspection.title", model=inspection.model, data=inspection.data)
-    found = Section(tr("page.nav.verdict"), verdict(inspection), "verdict")
-    return Document(title, (found,), facts)
+    found = doc.Section(tr("page.nav.verdict"), verdict(inspection), "verdict")
+    return doc.Document(title, (found,), facts)
 
 
-def brief(inspection: Inspection) -> Document:
+def brief(inspection: Inspection) -> doc.Document:
     """Show the answer, all layers in one picture and one table, and the layer that gains most."""
     if not inspection.layers:
         return opening(inspection)
     layer = inspection.layers[measures.pictured(inspection, 1)[0]]
-    blocks: list[Block] = [
+    blocks: list[doc.Block] = [
         charts.separability(inspection),
-        Details(tr("page.rank.title"), (measures.ranking(inspection),)),
+        doc.Details(tr("page.rank.title"), (measures.ranking(inspection),)),
     ]
-    plots = [part for part in _channels(layer, inspection, []) if isinstance(part, ChannelPlot)]
+    plots = [part for part in _channels(layer, inspection, []) if isinstance(part, doc.ChannelPlot)]
     if plots:
-        best_and_worst = Figures((plots[0], plots[-1]))
-        blocks.append(Section(labelled(layer.name, layer.norm), (best_and_worst,)))
-    shown = Section(tr("page.layers.title"), tuple(blocks), "layers")
+        best_and_worst = doc.Figures((plots[0], plots[-1]))
+        blocks.append(doc.Section(labelled(layer.name, layer.norm), (best_and_worst,)))
+    shown = doc.Section(tr("page.layers.title"), tuple(blocks), "layers")
     return _with(opening(inspection), shown)
 
 
-def _with(short: Document, *sections: Section) -> Document:
+def _with(short: doc.Document, *sections: doc.Section) -> doc.Document:
     return replace(short, sections=(*short.sections, *sections))
 
 
-def verdict(inspection: Inspection) -> tuple[Finding, ...]:
+def verdict(inspection: Inspection) -> tuple[doc.Finding, ...]:
     """Tell what normalisation and non-linearity did to the classes."""
     first, *others = findings.verdict(inspection)
     kept = (
@@ -78,50 +65,50 @@ def verdict(inspection: Inspection) -> tuple[Finding, ...]:
         and not any(layer.invariance > findings.tolerance(layer) for layer in inspection.layers)
         and not findings.too_few(list(inspection.layers))
     )
-    told = (Finding("note", None, (text,)) for text in others)
-    return (Finding("good" if kept else "warn", None, (first,)), *told)
+    told = (doc.Finding("note", None, (text,)) for text in others)
+    return (doc.Finding("good" if kept else "warn", None, (first,)), *told)
 
 
-def evidence(inspection: Inspection) -> tuple[Block, ...]:
+def evidence(inspection: Inspection) -> tuple[doc.Block, ...]:
     """Show every measure of every layer, the self-test, and what to know about some layers."""
     layers = inspection.layers
     if not layers:
-        return (Paragraph(tr("page.no_layers"), "notice"), *_remarks(inspection))
+        return (doc.Paragraph(tr("page.no_layers"), "notice"), *_remarks(inspection))
     legend = {
         "lens.legend": True,
         "lens.legend.pre": any(layer.pre_activation for layer in layers),
         "lens.legend.per_sample": any(layer.maps == "per_sample" for layer in layers),
     }
-    blocks: list[Block] = [
-        Paragraph(sentences(*(tr(key) for key, needed in legend.items() if needed)), "quiet")
+    blocks: list[doc.Block] = [
+        doc.Paragraph(sentences(*(tr(key) for key, needed in legend.items() if needed)), "quiet")
     ]
     if len(layers) > 1:
-        how = Only("page", (Paragraph(tr("page.rank.how"), "quiet"),))
-        blocks.append(Section(tr("page.rank.title"), (how, measures.ranking(inspection))))
-    stages: tuple[Block, ...] = (measures.by_stage(layers),)
+        how = doc.Only("page", (doc.Paragraph(tr("page.rank.how"), "quiet"),))
+        blocks.append(doc.Section(tr("page.rank.title"), (how, measures.ranking(inspection))))
+    stages: tuple[doc.Block, ...] = (measures.by_stage(layers),)
     if len(layers) > LAYERS:
-        many = Paragraph(tr("page.index.many"), "quiet")
-        stages = (Only("terminal", stages), Only("page", (many,)))
-    locked = Paragraph(tr("page.index.locked"), "quiet", icon="lock")
-    geometry = Paragraph(tr("page.index.geometry"), "quiet", icon="scale")
-    blocks.append(Section(tr("page.index.title"), (locked, geometry, *stages)))
-    blocks.append(Section(tr("lens.gate.title"), (measures.gates(inspection),)))
+        many = doc.Paragraph(tr("page.index.many"), "quiet")
+        stages = (doc.Only("terminal", stages), doc.Only("page", (many,)))
+    locked = doc.Paragraph(tr("page.index.locked"), "quiet", icon="lock")
+    geometry = doc.Paragraph(tr("page.index.geometry"), "quiet", icon="scale")
+    blocks.append(doc.Section(tr("page.index.title"), (locked, geometry, *stages)))
+    blocks.append(doc.Section(tr("lens.gate.title"), (measures.gates(inspection),)))
     if any(math.isfinite(layer.stages[0].condition_eta2) for layer in layers):
-        blocks.append(Section(tr("lens.domain.title"), (_domains(inspection),)))
+        blocks.append(doc.Section(tr("lens.domain.title"), (_domains(inspection),)))
     if inspection.work:
-        blocks.append(Section(tr("lens.work.title"), (_work(inspection),)))
+        blocks.append(doc.Section(tr("lens.work.title"), (_work(inspection),)))
     return (*blocks, *_remarks(inspection))
 
 
-def _remarks(inspection: Inspection) -> tuple[Block, ...]:
+def _remarks(inspection: Inspection) -> tuple[doc.Block, ...]:
     """Tell how exact the measures are, and what to know about some layers."""
     told = (findings.composition(inspection), findings.collapsed(inspection))
     items = (*filter(None, told), *findings.remarks(inspection))
-    tested = (Paragraph(findings.self_test(inspection)),) if inspection.layers else ()
-    return (*tested, *((Listing(items),) if items else ()))
+    tested = (doc.Paragraph(findings.self_test(inspection)),) if inspection.layers else ()
+    return (*tested, *((doc.Listing(items),) if items else ()))
 
 
-def pictures(inspection: Inspection) -> tuple[Block, ...]:
+def pictures(inspection: Inspection) -> tuple[doc.Block, ...]:
     """Draw what can be told apart through the layers, then single channels with their gates."""
     if not inspection.layers:
         return ()
@@ -133,41 +120,41 @@ def pictures(inspection: Inspection) -> tuple[Block, ...]:
     places = range(len(inspection.layers))
     drawn = measures.pictured(inspection, LAYERS)
     each = (_layer(inspection, place, drawn, classes) for place in places)
-    how = (Paragraph(tr("page.channels.how")), Paragraph(sentences(*rule), "quiet"))
-    blocks: list[Block] = [
-        Figures((charts.separability(inspection),)),
-        Section(tr("page.channels.title"), (*how, *each)),
+    how = (doc.Paragraph(tr("page.channels.how")), doc.Paragraph(sentences(*rule), "quiet"))
+    blocks: list[doc.Block] = [
+        doc.Figures((charts.separability(inspection),)),
+        doc.Section(tr("page.channels.title"), (*how, *each)),
     ]
     if len(places) > LAYERS:
         text = tr("page.layers_left_out", count=len(places) - LAYERS)
-        blocks.append(Paragraph(text, "notice"))
+        blocks.append(doc.Paragraph(text, "notice"))
     return tuple(blocks)
 
 
-def _layer(inspection: Inspection, place: int, drawn: list[int], classes: list[int]) -> Details:
+def _layer(inspection: Inspection, place: int, drawn: list[int], classes: list[int]) -> doc.Details:
     layer = inspection.layers[place]
     count = tr("page.layer.channels", channels=layer.channels)
     acts = [findings.follows(layer)] if layer.activation or layer.input_activation else []
-    inside: tuple[Block, ...] = (measures.by_stage([layer]),)
+    inside: tuple[doc.Block, ...] = (measures.by_stage([layer]),)
     if place in drawn:
-        inside = (Figures(tuple(_channels(layer, inspection, classes))),)
+        inside = (doc.Figures(tuple(_channels(layer, inspection, classes))),)
     aside = joined((layer.norm, count, *acts))
-    return Details(layer.name, inside, aside, f"layer-{place}", open=place == drawn[0])
+    return doc.Details(layer.name, inside, aside, f"layer-{place}", open=place == drawn[0])
 
 
-def _channels(layer: Layer, inspection: Inspection, classes: list[int]) -> Iterator[Block]:
+def _channels(layer: Layer, inspection: Inspection, classes: list[int]) -> Iterator[doc.Block]:
     if layer.activation is not None and classes and len(layer.firing):
         yield charts.firing(layer, inspection, classes)
     for chosen in channels.choose(layer):
         key = "page.channel.best" if chosen.best else "page.channel.worst"
-        yield ChannelPlot(
+        yield doc.ChannelPlot(
             tr(key, channel=chosen.channel),
             channels.drawing(layer, chosen, inspection),
             channels.numbers(layer, inspection, chosen.channel, classes),
         )
 
 
-def _domains(inspection: Inspection) -> Table:
+def _domains(inspection: Inspection) -> doc.Table:
     """Put eta squared of the class beside that of the condition."""
     names = [n for n in measures.ORDER if any(findings.stage(la, n) for la in inspection.layers)]
     kinds = {"class": "eta2_mean", "condition": "condition_eta2"}
@@ -182,10 +169,10 @@ def _domains(inspection: Inspection) -> Table:
         ]
         for layer in inspection.layers
     ]
-    return table(tr("lens.domain.caption"), [tr("page.head.layer"), *head], rows)
+    return doc.table(tr("lens.domain.caption"), [tr("page.head.layer"), *head], rows)
 
 
-def _work(inspection: Inspection) -> Table:
+def _work(inspection: Inspection) -> doc.Table:
     """Sum what each kind of step changed."""
     rows: list[list[Words]] = [
         [
@@ -196,4 +183,4 @@ def _work(inspection: Inspection) -> Table:
         for by, total in findings.work(inspection).items()
     ]
     head: list[Words] = [tr("lens.work.by"), "Δη²", "ΔJ", "ΔNCM", "Δlog D", "Δlog κ"]
-    return table(tr("lens.work.caption"), head, rows)
+    return doc.table(tr("lens.work.caption"), head, rows)

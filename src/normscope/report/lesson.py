@@ -6,25 +6,9 @@ from functools import partial
 from typing import Any
 
 from normscope.records import ClassValues, Learning, Lesson, Stage, plain
+from normscope.report import document as doc
 from normscope.report import playground, story
 from normscope.report.bilingual import Text, Words, joined, tr
-from normscope.report.document import (
-    Block,
-    Cell,
-    Details,
-    Document,
-    Figures,
-    Finding,
-    Interactive,
-    Listing,
-    NumberLine,
-    Only,
-    Paragraph,
-    Section,
-    Table,
-    columns,
-    table,
-)
 from normscope.report.format import figure, number, percent, share
 from normscope.report.html import asset
 
@@ -49,33 +33,33 @@ MOST_VALUES = 12  # of a class in a table
 NAMED = 3  # classes whose gamma and beta are listed step by step
 
 
-def document(lesson: Lesson) -> Document:
+def document(lesson: Lesson) -> doc.Document:
     """Answer how a network can still classify after batch norm, in the numbers of a lesson."""
     count = sum(len(c.values) for c in lesson.stages[0].classes)
-    part: dict[str, tuple[Text, list[Block]]] = {
+    part: dict[str, tuple[Text, list[doc.Block]]] = {
         "play": (tr("lesson.section.question", count=count), _question(lesson)),
         "fear": (tr("lesson.section.fear"), _fear(lesson)),
         "recoveries": (tr("lesson.section.recoveries"), _recoveries(lesson)),
         "alone": (
             tr("lesson.section.alone"),
-            [Only("page", (Paragraph(tr("lesson.alone")), playground.block("affine")))],
+            [doc.Only("page", (doc.Paragraph(tr("lesson.alone")), playground.block("affine")))],
         ),
         "when": (tr("lesson.section.when"), _when(lesson)),
         "answer": (
             tr("lesson.answer.title"),
-            [Listing(tuple(story.answer(lesson)), ordered=True)],
+            [doc.Listing(tuple(story.answer(lesson)), ordered=True)],
         ),
         "steps": (tr("lesson.section.steps", count=len(lesson.stages)), _steps(lesson)),
     }
     sections = tuple(
-        Section(title, tuple(blocks), name, tr(f"lesson.nav.{name}"))
+        doc.Section(title, tuple(blocks), name, tr(f"lesson.nav.{name}"))
         for name, (title, blocks) in part.items()
     )
     footer = (tr("page.lesson.footer", eps=number(lesson.eps)),)
-    return Document(tr("page.lesson.title"), sections, footer=footer)
+    return doc.Document(tr("page.lesson.title"), sections, footer=footer)
 
 
-def _question(lesson: Lesson) -> list[Block]:
+def _question(lesson: Lesson) -> list[doc.Block]:
     steps = [
         {
             "name": stage.name,
@@ -84,7 +68,7 @@ def _question(lesson: Lesson) -> list[Block]:
         }
         for stage in lesson.stages
     ]
-    moving = Interactive(
+    moving = doc.Interactive(
         "lesson_playground.html.j2",
         values={"steps": steps},
         data={"lesson": _data(lesson)},
@@ -92,8 +76,8 @@ def _question(lesson: Lesson) -> list[Block]:
         style=asset("lesson.css"),
     )
     return [
-        Only("page", (Paragraph(story.lead(lesson), "lead"), moving)),
-        Only("terminal", (Paragraph(story.verdict(lesson), "lead"),)),
+        doc.Only("page", (doc.Paragraph(story.lead(lesson), "lead"), moving)),
+        doc.Only("terminal", (doc.Paragraph(story.verdict(lesson), "lead"),)),
     ]
 
 
@@ -123,13 +107,13 @@ def _data(lesson: Lesson) -> dict[str, Any]:
     }
 
 
-def _fear(lesson: Lesson) -> list[Block]:
-    pair = (Paragraph(tr("lesson.fear")), Interactive("lesson_fear.html.j2"))
-    feared = Paragraph(story.sentence(lesson, story.by_name(lesson, "standardised_per_class")))
-    return [Only("page", pair), feared]
+def _fear(lesson: Lesson) -> list[doc.Block]:
+    pair = (doc.Paragraph(tr("lesson.fear")), doc.Interactive("lesson_fear.html.j2"))
+    feared = doc.Paragraph(story.sentence(lesson, story.by_name(lesson, "standardised_per_class")))
+    return [doc.Only("page", pair), feared]
 
 
-def _recoveries(lesson: Lesson) -> list[Block]:
+def _recoveries(lesson: Lesson) -> list[doc.Block]:
     ways: list[dict[str, Any]] = [
         {
             "name": way.name,
@@ -140,10 +124,10 @@ def _recoveries(lesson: Lesson) -> list[Block]:
         for way in lesson.recoveries
     ]
     seeds = [start.seed for start in lesson.recoveries[0].learning]
-    cards = Interactive("lesson_recoveries.html.j2", {"ways": ways, "seeds": seeds})
-    told = tuple(Finding("note", way["title"], tuple(way["lines"])) for way in ways)
+    cards = doc.Interactive("lesson_recoveries.html.j2", {"ways": ways, "seeds": seeds})
+    told = tuple(doc.Finding("note", way["title"], tuple(way["lines"])) for way in ways)
     ends = tuple(
-        columns(
+        doc.columns(
             f"lesson.recovery.{way.name}",
             "page.head",
             way.learning,
@@ -158,26 +142,35 @@ def _recoveries(lesson: Lesson) -> list[Block]:
         for way in lesson.recoveries
     )
     return [
-        Only("page", (Paragraph(tr("lesson.recoveries.how")), cards)),
-        Only("terminal", told),
-        Details(tr("page.lesson.learning.caption"), ends),
+        doc.Only("page", (doc.Paragraph(tr("lesson.recoveries.how")), cards)),
+        doc.Only("terminal", told),
+        doc.Details(tr("page.lesson.learning.caption"), ends),
     ]
 
 
-def _when(lesson: Lesson) -> list[Block]:
+def _when(lesson: Lesson) -> list[doc.Block]:
     trap = story.sentence(lesson, story.by_name(lesson, "unlabelled"))
-    cases = (Paragraph(tr("lesson.when")), Interactive("lesson_cases.html.j2", {"trap": trap}))
-    blocks: list[Block] = [Only("page", cases), Only("terminal", (Paragraph(trap),))]
+    cases = (
+        doc.Paragraph(tr("lesson.when")),
+        doc.Interactive("lesson_cases.html.j2", {"trap": trap}),
+    )
+    blocks: list[doc.Block] = [
+        doc.Only("page", cases),
+        doc.Only("terminal", (doc.Paragraph(trap),)),
+    ]
     if not lesson.composition:
-        return [*blocks, Paragraph(tr("lesson.composition.none"))]
-    moving = (Paragraph(tr("page.composition.how")), Interactive("lesson_composition.html.j2"))
+        return [*blocks, doc.Paragraph(tr("lesson.composition.none"))]
+    moving = (
+        doc.Paragraph(tr("page.composition.how")),
+        doc.Interactive("lesson_composition.html.j2"),
+    )
     difference = max(abs(c.predicted - c.measured) for c in lesson.composition)
     caption = tr("lesson.composition.caption", difference=f"{difference:.3f}")
-    law = (Only("page", moving), _composition(lesson), Paragraph(caption, "quiet"))
-    return [*blocks, Section(tr("page.composition.title"), law)]
+    law = (doc.Only("page", moving), _composition(lesson), doc.Paragraph(caption, "quiet"))
+    return [*blocks, doc.Section(tr("page.composition.title"), law)]
 
 
-def _composition(lesson: Lesson) -> Table:
+def _composition(lesson: Lesson) -> doc.Table:
     """List the share of class signal left: predicted, in brackets measured."""
     # no minus before a zero
     cells = {
@@ -186,27 +179,29 @@ def _composition(lesson: Lesson) -> Table:
     }
     shares, sizes = sorted({r for r, _ in cells}), sorted({m for _, m in cells})
     rows = [[f"{r:g}", *(cells[r, m] for m in sizes)] for r in shares]
-    return table(tr("page.composition.title"), ["r", *(f"m = {m}" for m in sizes)], rows)
+    return doc.table(tr("page.composition.title"), ["r", *(f"m = {m}" for m in sizes)], rows)
 
 
-def _steps(lesson: Lesson) -> list[Block]:
-    legend = Paragraph(tr("lesson.legend", eps=number(lesson.eps)), "quiet")
-    blocks: list[Block] = [
-        Only("page", (Paragraph(tr("lesson.steps.how")),)),
-        Only("terminal", (legend,)),
-        Figures(tuple(_step(lesson, *step) for step in enumerate(lesson.stages, 1)), small=True),
-        Details(tr("page.lesson.stages.caption"), (_stages(lesson),)),
+def _steps(lesson: Lesson) -> list[doc.Block]:
+    legend = doc.Paragraph(tr("lesson.legend", eps=number(lesson.eps)), "quiet")
+    blocks: list[doc.Block] = [
+        doc.Only("page", (doc.Paragraph(tr("lesson.steps.how")),)),
+        doc.Only("terminal", (legend,)),
+        doc.Figures(
+            tuple(_step(lesson, *step) for step in enumerate(lesson.stages, 1)), small=True
+        ),
+        doc.Details(tr("page.lesson.stages.caption"), (_stages(lesson),)),
     ]
     if lesson.posteriors:
-        blocks.append(Details(tr("page.posteriors.title"), (_posteriors(lesson),)))
+        blocks.append(doc.Details(tr("page.posteriors.title"), (_posteriors(lesson),)))
     return blocks
 
 
-def _step(lesson: Lesson, place: int, stage: Stage) -> Section:
+def _step(lesson: Lesson, place: int, stage: Stage) -> doc.Section:
     """Show one step with its number line; in a terminal with its numbers too."""
     title = joined((f"{place}.", story.title(lesson, stage)), " ", " ")
     digits = story.digits(stage)
-    line = NumberLine(tuple(c.values for c in stage.classes), stage.thresholds, min(6, digits))
+    line = doc.NumberLine(tuple(c.values for c in stage.classes), stage.thresholds, min(6, digits))
     more = [
         _path(way.learning[0]) for way in lesson.recoveries if stage.name == f"learned_{way.name}"
     ]
@@ -214,35 +209,35 @@ def _step(lesson: Lesson, place: int, stage: Stage) -> Section:
         more.append(_picked(lesson))
     blocks = (
         line,
-        Only("terminal", tuple(_classes(stage, title))),
-        Paragraph(_measures(stage), "quiet"),
-        Paragraph(story.sentence(lesson, stage)),
-        Only("terminal", tuple(more)),
-        Interactive("lesson_show.html.j2", {"name": stage.name}),
+        doc.Only("terminal", tuple(_classes(stage, title))),
+        doc.Paragraph(_measures(stage), "quiet"),
+        doc.Paragraph(story.sentence(lesson, stage)),
+        doc.Only("terminal", tuple(more)),
+        doc.Interactive("lesson_show.html.j2", {"name": stage.name}),
     )
-    return Section(title, blocks)
+    return doc.Section(title, blocks)
 
 
-def _classes(stage: Stage, caption: Text) -> list[Block]:
+def _classes(stage: Stage, caption: Text) -> list[doc.Block]:
     """List values and moments of each class at one step."""
     shown = stage.classes[:MOST_CLASSES]
     zero = 1e-12 * max(abs(v) for c in shown for v in c.values)
     value = partial(number, zero=zero, digits=story.digits(stage))
-    of: dict[str, Callable[[tuple[int, ClassValues]], Words | Cell]] = {
+    of: dict[str, Callable[[tuple[int, ClassValues]], Words | doc.Cell]] = {
         "class": lambda item: str(item[0]),
-        "values": lambda item: Cell(_listed(item[1].values, value), "text"),
+        "values": lambda item: doc.Cell(_listed(item[1].values, value), "text"),
         "mean": lambda item: value(item[1].mean),
         "var": lambda item: number(item[1].var, zero**2),
         "range": lambda item: f"{value(item[1].min)}..{value(item[1].max)}",
     }
-    listed = columns(caption, "lesson.column", enumerate(shown, 1), of)
+    listed = doc.columns(caption, "lesson.column", enumerate(shown, 1), of)
     if shown[0].gamma is not None:
         head = [*listed.head, "γ", "β"]
-        learned = [[Cell(figure(v)) for v in (c.gamma, c.beta)] for c in shown]
+        learned = [[doc.Cell(figure(v)) for v in (c.gamma, c.beta)] for c in shown]
         rows = tuple((*row, *more) for row, more in zip(listed.rows, learned, strict=True))
         listed = replace(listed, head=head, rows=rows)
     more = len(stage.classes) - len(shown)
-    left_out = Paragraph(tr("lesson.more_classes", count=more), "quiet")
+    left_out = doc.Paragraph(tr("lesson.more_classes", count=more), "quiet")
     return [listed, left_out] if more else [listed]
 
 
@@ -260,7 +255,7 @@ def _measures(stage: Stage) -> Text:
     return tr("lesson.measures.cuts", cuts=cuts, **measures)
 
 
-def _path(first: Learning) -> Table:
+def _path(first: Learning) -> doc.Table:
     """List loss, accuracy, gamma and beta at a few of the recorded steps."""
     shown = range(min(len(first.gamma[0]), NAMED))
     shared = len(first.gamma[0]) == 1
@@ -276,10 +271,10 @@ def _path(first: Learning) -> Table:
         for t in sorted({*range(0, len(first.steps), every), len(first.steps) - 1})
     ]
     heads = [tr(f"lesson.column.{name}") for name in ("step", "loss", "accuracy")]
-    return table(tr("lesson.learning.title"), [*heads, *names], rows)
+    return doc.table(tr("lesson.learning.title"), [*heads, *names], rows)
 
 
-def _picked(lesson: Lesson) -> Table:
+def _picked(lesson: Lesson) -> doc.Table:
     """List for each class how many of its values are given to it, and the least certain one."""
     rows = []
     for k in range(min(len(lesson.posteriors[0].probability), MOST_CLASSES)):
@@ -289,16 +284,16 @@ def _picked(lesson: Lesson) -> Table:
         doubtful = number(least.value, digits=story.digits(lesson.stages[0]))
         rows.append([str(k + 1), f"{right}/{len(own)}", doubtful, f"{least.probability[k]:.4f}"])
     heads = [tr(f"lesson.column.{n}") for n in ("class", "picked", "doubtful", "probability")]
-    return table(tr("lesson.posterior.title"), heads, rows)
+    return doc.table(tr("lesson.posterior.title"), heads, rows)
 
 
-def _stages(lesson: Lesson) -> Table:
+def _stages(lesson: Lesson) -> doc.Table:
     """List every class at every stage."""
     items = [(stage, k, c) for stage in lesson.stages for k, c in enumerate(stage.classes, 1)]
-    of: dict[str, Callable[[tuple[Stage, int, ClassValues]], Words | Cell]] = {
-        "stage": lambda i: Cell(story.title(lesson, i[0]) if i[1] == 1 else "", "name"),
+    of: dict[str, Callable[[tuple[Stage, int, ClassValues]], Words | doc.Cell]] = {
+        "stage": lambda i: doc.Cell(story.title(lesson, i[0]) if i[1] == 1 else "", "name"),
         "class": lambda i: str(i[1]),
-        "values": lambda i: Cell(_listed(i[2].values, number), "text"),
+        "values": lambda i: doc.Cell(_listed(i[2].values, number), "text"),
         "mean": lambda i: figure(i[2].mean),
         "variance": lambda i: figure(i[2].var),
         "min": lambda i: figure(i[2].min),
@@ -307,10 +302,10 @@ def _stages(lesson: Lesson) -> Table:
         "beta": lambda i: figure(i[2].beta),
     }
     styles = tuple("first" if k == 1 else "" for _, k, _ in items)
-    return columns("page.lesson.stages.caption", "page.head", items, of, styles=styles)
+    return doc.columns("page.lesson.stages.caption", "page.head", items, of, styles=styles)
 
 
-def _posteriors(lesson: Lesson) -> Table:
+def _posteriors(lesson: Lesson) -> doc.Table:
     """List the probability of every class for every value."""
     rows = [
         [number(p.value), str(p.truth + 1), *(figure(v, 3) for v in p.probability)]
@@ -318,4 +313,4 @@ def _posteriors(lesson: Lesson) -> Table:
     ]
     head = [tr("page.head.value"), tr("page.head.truth")]
     head += [tr("page.head.of_class", k=k) for k, _ in enumerate(lesson.stages[0].classes, 1)]
-    return table(tr("page.lesson.posteriors.caption"), head, rows)
+    return doc.table(tr("page.lesson.posteriors.caption"), head, rows)

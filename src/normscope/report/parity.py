@@ -6,41 +6,33 @@ from collections.abc import Iterator
 from typing import Any
 
 from normscope.records import NormPair, Parity, Reason
+from normscope.report import document as doc
 from normscope.report.bilingual import Text, Words, joined, sentences, tr
 from normscope.report.charts import spec
-from normscope.report.document import (
-    Block,
-    Cell,
-    Chart,
-    Document,
-    Finding,
-    Paragraph,
-    Section,
-    Table,
-    columns,
-)
 
 NAMES = 5  # of further norms in one sentence
 LOOK = {"differs": "wrong", "missing": "wrong"}
 
 
-def document(record: Parity) -> Document:
+def document(record: Parity) -> doc.Document:
     """Show the verdict, the outputs and every norm of two forms of a network."""
     sections = [
-        Section(tr("parity.section.verdict"), (*_answer(record), *_passports(record)), "verdict"),
-        Section(tr("parity.section.outputs"), (_outputs(record),), "outputs"),
+        doc.Section(
+            tr("parity.section.verdict"), (*_answer(record), *_passports(record)), "verdict"
+        ),
+        doc.Section(tr("parity.section.outputs"), (_outputs(record),), "outputs"),
     ]
     if record.norms:
-        picture: tuple[Block, ...] = (_picture(record),) if len(record.norms) > 1 else ()
+        picture: tuple[doc.Block, ...] = (_picture(record),) if len(record.norms) > 1 else ()
         blocks = (_norms(record), *picture)
-        sections.append(Section(tr("parity.section.norms"), blocks, "norms"))
+        sections.append(doc.Section(tr("parity.section.norms"), blocks, "norms"))
     first, second = record.names
     facts: dict[str, Words] = {
         "forms": joined((tr(f"parity.form.{form}") for form in record.forms), zh="、"),
         "norms": str(len(record.norms)),
         "forwards": "{} + {}".format(*record.forwards),
     }
-    return Document(
+    return doc.Document(
         tr("parity.title", first=first, second=second),
         tuple(sections),
         facts=tuple((tr(f"parity.fact.{name}"), value) for name, value in facts.items()),
@@ -54,7 +46,7 @@ def reason_text(reason: Reason) -> Text:
     return tr(f"parity.reason.{reason.code}", **{**vars(reason), "detail": detail})
 
 
-def _passports(record: Parity) -> Iterator[Block]:
+def _passports(record: Parity) -> Iterator[doc.Block]:
     """Say which side is not what its own passport says."""
     for which, mismatches in zip(("first", "second"), record.passports, strict=True):
         side = tr(f"parity.which.{which}")
@@ -69,12 +61,12 @@ def _passports(record: Parity) -> Iterator[Block]:
                 passport=first.passport[:12],
                 found=first.found[:12],
             )
-            yield Paragraph(text, "notice")
+            yield doc.Paragraph(text, "notice")
         elif mismatches is not None:
-            yield Paragraph(tr("parity.passport.ok", which=side), "quiet")
+            yield doc.Paragraph(tr("parity.passport.ok", which=side), "quiet")
 
 
-def _answer(record: Parity) -> Iterator[Block]:
+def _answer(record: Parity) -> Iterator[doc.Block]:
     """Say that the forms are the same, or name the first norm that is not, and why."""
     counts = Counter(norm.status for norm in record.norms)
     first = record.first
@@ -83,16 +75,16 @@ def _answer(record: Parity) -> Iterator[Block]:
         parts = [tr(f"parity.verdict.{key}", norms=len(record.norms))]
         if counts["fused"]:
             parts.append(tr("parity.verdict.fused", count=counts["fused"]))
-        yield Finding("good", None, (sentences(*parts),))
+        yield doc.Finding("good", None, (sentences(*parts),))
     elif first is None:
         details = [reason_text(reason) for reason in record.reasons]
         if record.extra:
             details.append(tr("parity.verdict.extra", names=", ".join(record.extra[:NAMES])))
         key = "no_norm" if details else "unknown"
-        yield Finding("error", tr(f"parity.verdict.{key}"), tuple(details))
+        yield doc.Finding("error", tr(f"parity.verdict.{key}"), tuple(details))
     else:
         headline = tr("parity.verdict.first", name=first.name)
-        yield Finding("error", headline, tuple(map(reason_text, first.reasons)))
+        yield doc.Finding("error", headline, tuple(map(reason_text, first.reasons)))
         others = [n.name for n in record.norms if n.status == "differs" and n is not first]
         names = ", ".join(others[:NAMES]) + (" ..." if len(others) > NAMES else "")
         told = {
@@ -107,45 +99,45 @@ def _answer(record: Parity) -> Iterator[Block]:
             if needed
         ]
         if rest:
-            yield Paragraph(sentences(*rest))
+            yield doc.Paragraph(sentences(*rest))
 
 
-def _outputs(record: Parity) -> Table:
+def _outputs(record: Parity) -> doc.Table:
     of: dict[str, Any] = {
-        "mode": lambda mode: Cell(f"{mode.mode}()", "name"),
-        "outputs": lambda mode: Cell(_size(mode.outputs), "" if mode.ok else "wrong"),
+        "mode": lambda mode: doc.Cell(f"{mode.mode}()", "name"),
+        "outputs": lambda mode: doc.Cell(_size(mode.outputs), "" if mode.ok else "wrong"),
         "allowed": lambda mode: _size(mode.allowed),
     }
     if any(math.isfinite(mode.statistics) for mode in record.modes):
         of["statistics"] = lambda mode: _size(mode.statistics)
-    return columns("parity.caption.outputs", "parity.column", record.modes, of)
+    return doc.columns("parity.caption.outputs", "parity.column", record.modes, of)
 
 
-def _norms(record: Parity) -> Table:
-    def why(pair: NormPair) -> Cell:
+def _norms(record: Parity) -> doc.Table:
+    def why(pair: NormPair) -> doc.Cell:
         reasons = map(reason_text, pair.reasons[:2])
-        return Cell(sentences(*reasons) if pair.reasons else "", "text")
+        return doc.Cell(sentences(*reasons) if pair.reasons else "", "text")
 
-    return columns(
+    return doc.columns(
         "parity.caption.norms",
         "parity.column",
         record.norms,
         {
-            "norm": lambda pair: Cell(pair.name, "name"),
+            "norm": lambda pair: doc.Cell(pair.name, "name"),
             "other": lambda pair: "=" if pair.other == pair.name else pair.other or "-",
             "channels": lambda pair: str(pair.channels),
-            "status": lambda pair: Cell(
+            "status": lambda pair: doc.Cell(
                 tr(f"parity.status.{pair.status}"), LOOK.get(pair.status, "")
             ),
             "inputs": lambda pair: _size(pair.inputs),
-            "outputs": lambda pair: Cell(_size(pair.outputs), LOOK.get(pair.status, "")),
+            "outputs": lambda pair: doc.Cell(_size(pair.outputs), LOOK.get(pair.status, "")),
             "allowed": lambda pair: _size(pair.allowed),
             "why": why,
         },
     )
 
 
-def _picture(record: Parity) -> Chart:
+def _picture(record: Parity) -> doc.Chart:
     names = (tr("parity.chart.difference"), tr("parity.chart.allowed"))
     least = min((n.allowed for n in record.norms), default=1e-8) / 100
     rows = [  # a logarithm has no place for 0
@@ -154,18 +146,18 @@ def _picture(record: Parity) -> Chart:
         for name, value in zip(names, (pair.outputs, pair.allowed), strict=True)
         if math.isfinite(value)
     ]
-    numbers = columns(
+    numbers = doc.columns(
         "parity.chart.title",
         "parity.column",
         record.norms,
         {
-            "norm": lambda n: Cell(n.name, "name"),
+            "norm": lambda n: doc.Cell(n.name, "name"),
             "outputs": lambda n: _size(n.outputs),
             "allowed": lambda n: _size(n.allowed),
         },
     )
     title, note = tr("parity.chart.title"), tr("parity.chart.note")
-    return Chart(title, note, spec("parity", rows, names), numbers, across=True)
+    return doc.Chart(title, note, spec("parity", rows, names), numbers, across=True)
 
 
 def _size(value: float) -> str:

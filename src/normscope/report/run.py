@@ -5,26 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from normscope.records import ChannelHistory, Inspection, Row, Run
+from normscope.report import document as doc
 from normscope.report import findings, glossary, verdict
 from normscope.report import inspection as inspections
 from normscope.report.bilingual import Text, labelled, sentences, tr
 from normscope.report.charts import cards, training
-from normscope.report.document import (
-    Block,
-    Cell,
-    Chart,
-    Details,
-    Document,
-    Figures,
-    Finding,
-    Interactive,
-    Listing,
-    Only,
-    Paragraph,
-    Section,
-    Table,
-    columns,
-)
 from normscope.report.format import number, percent, share
 from normscope.report.html import asset
 from normscope.report.messages import catalogue
@@ -33,17 +18,17 @@ LAYERS = 24  # with pictures of their own; all others have their numbers
 NO_BATCH_NORM = ("none", "layer")
 
 
-def document(run: Run) -> Document:
+def document(run: Run) -> doc.Document:
     """Show a run; what it did not train or measure is left out."""
     sections = (
         _cards(run),
         _carries_on(run.inspection),
         _training(run),
-        Section(tr("page.contest.title"), (Only("terminal", tuple(_contest(run))),)),
+        doc.Section(tr("page.contest.title"), (doc.Only("terminal", tuple(_contest(run))),)),
         _numbers(run),
     )
     histories = [drawing(history, run) for history in run.histories if history.x]
-    picture = Interactive(
+    picture = doc.Interactive(
         "journey.html.j2",
         data={"histories": histories},
         scripts=(asset("scripts/journey.js"),),
@@ -64,7 +49,7 @@ def document(run: Run) -> Document:
     title = tr("page.run.title", data=config.data, net=config.net)
     footer = tr("page.run.footer", seed=config.seed, every=config.every)
     environment = ", ".join(f"{name} {value}" for name, value in run.environment.items())
-    return Document(
+    return doc.Document(
         title=tr("page.lesson.title") if asks else title,
         sections=tuple(section for section in sections if section.blocks),
         facts=tuple((tr(f"page.fact.{name}"), value) for name, value in facts.items()),
@@ -77,18 +62,18 @@ def document(run: Run) -> Document:
 # --- the first screen -------------------------------------------------------------------------
 
 
-def _opening(run: Run) -> Iterator[Block]:
+def _opening(run: Run) -> Iterator[doc.Block]:
     """Yield the answer in one sentence, what gamma and beta do alone, and what went wrong."""
     answered = answer(run)
     if answered is not None:
-        yield Paragraph(answered, "lead")
+        yield doc.Paragraph(answered, "lead")
     row = next((r for r in run.rows if r.norm == "affine_only"), None)
     if row is not None and math.isfinite(row.mean + row.before):
         key = "page.answer.alone" if run.config.freeze_head else "page.answer.alone.head"
-        yield Paragraph(tr(key, before=percent(row.before), after=percent(row.mean)))
+        yield doc.Paragraph(tr(key, before=percent(row.before), after=percent(row.mean)))
     if run.histories:
         how = [tr("page.answer.how"), tr("page.answer.how.alone")][: len(run.histories)]
-        yield Only("page", (Paragraph(sentences(*how), "quiet"),))
+        yield doc.Only("page", (doc.Paragraph(sentences(*how), "quiet"),))
     if answered is None:
         yield verdict.winner(run)
     yield from verdict.stopped(run)
@@ -165,55 +150,58 @@ def drawing(history: ChannelHistory, run: Run) -> dict[str, Any]:
 # --- sections ---------------------------------------------------------------------------------
 
 
-def _cards(run: Run) -> Section:
+def _cards(run: Run) -> doc.Section:
     """Draw the experiments; a terminal tells them."""
     kept = None if run.inspection is None else cards.kept(run.inspection)
     alone, trap = cards.alone(run), cards.trap(run)
     found = [chart for chart in (kept, alone, trap) if chart is not None]
-    blocks: list[Block] = []
+    blocks: list[doc.Block] = []
     if found:
-        told = [Finding("note", labelled(c.title, c.value), (c.note,)) for c in found]
-        blocks = [Only("terminal", tuple(told)), Figures(tuple(found), small=True)]
+        told = [doc.Finding("note", labelled(c.title, c.value), (c.note,)) for c in found]
+        blocks = [doc.Only("terminal", tuple(told)), doc.Figures(tuple(found), small=True)]
     if trap is None:
         blocks += verdict.trap(run)
-    return Section(tr("page.cards.title"), tuple(blocks), "evidence", tr("page.nav.evidence"))
+    return doc.Section(tr("page.cards.title"), tuple(blocks), "evidence", tr("page.nav.evidence"))
 
 
-def _carries_on(inspection: Inspection | None) -> Section:
+def _carries_on(inspection: Inspection | None) -> doc.Section:
     """Show how far the classes can be told apart through the layers; the layers are folded."""
-    blocks: list[Block] = [Paragraph(tr("page.no_inspection"), "notice")]
+    blocks: list[doc.Block] = [doc.Paragraph(tr("page.no_inspection"), "notice")]
     if inspection is not None:
         pictures = inspections.pictures(inspection)
-        folded = [Details(b.title, b.blocks) if isinstance(b, Section) else b for b in pictures[1:]]
+        folded = [
+            doc.Details(b.title, b.blocks) if isinstance(b, doc.Section) else b
+            for b in pictures[1:]
+        ]
         blocks = [*pictures[:1], *inspections.verdict(inspection), *folded]
-    shown = (Only("page", tuple(blocks)),)
-    return Section(tr("page.carries.title"), shown, "layers", tr("page.nav.layers"))
+    shown = (doc.Only("page", tuple(blocks)),)
+    return doc.Section(tr("page.carries.title"), shown, "layers", tr("page.nav.layers"))
 
 
-def _training(run: Run) -> Section:
+def _training(run: Run) -> doc.Section:
     """Show learning curves, the rates that train, and how much the inputs of layers move."""
     charts = training.learning_curves(run)
     if run.sweeps:
         charts.append(training.sweep(run))
-    blocks: list[Block] = [Figures(tuple(charts), small=True)] if charts else []
+    blocks: list[doc.Block] = [doc.Figures(tuple(charts), small=True)] if charts else []
     blocks += [*verdict.rates(run), *verdict.drift(run)]
     drifts = tuple(_drifts(run))
     if drifts:
-        how = Paragraph(tr("page.drift.how"))
-        blocks.append(Details(tr("page.drift.title"), (how, Figures(drifts, small=True))))
+        how = doc.Paragraph(tr("page.drift.how"))
+        blocks.append(doc.Details(tr("page.drift.title"), (how, doc.Figures(drifts, small=True))))
     moving = [t for t in run.traces if any(t.gamma) and any(t.beta)]
     pairs = [
-        Figures((training.parameter(trace, "γ"), training.parameter(trace, "β")))
+        doc.Figures((training.parameter(trace, "γ"), training.parameter(trace, "β")))
         for trace in [t for t in moving if t.norm == moving[0].norm][:LAYERS]
     ]
     if pairs:
-        how = Paragraph(tr("page.parameters.how"))
-        blocks.append(Details(tr("page.parameters.title", norm=moving[0].norm), (how, *pairs)))
+        how = doc.Paragraph(tr("page.parameters.how"))
+        blocks.append(doc.Details(tr("page.parameters.title", norm=moving[0].norm), (how, *pairs)))
     nav = tr("page.nav.training")
-    return Section(tr("page.training.title"), tuple(blocks), "training", nav)
+    return doc.Section(tr("page.training.title"), tuple(blocks), "training", nav)
 
 
-def _drifts(run: Run) -> Iterator[Chart]:
+def _drifts(run: Run) -> Iterator[doc.Chart]:
     """Draw the drift with and without batch norm where both were trained, else of what was."""
     norms = list(dict.fromkeys(t.norm for t in run.traces))
     compared = [n for n in ("batch", "none") if n in norms] if "batch" in norms else norms[:2]
@@ -222,35 +210,35 @@ def _drifts(run: Run) -> Iterator[Chart]:
         yield training.drift([t for t in traces if t.layer == name], name)
 
 
-def _contest(run: Run) -> list[Block]:
+def _contest(run: Run) -> list[doc.Block]:
     """Compare the accuracies in a terminal; a page has them folded among its numbers."""
     if not run.rows:
         return []
     return [verdict.winner(run), *verdict.domains(run), *_comparisons(run)]
 
 
-def _comparisons(run: Run) -> list[Block]:
+def _comparisons(run: Run) -> list[doc.Block]:
     by_domain = [training.domains(run).table] if any(row.by_domain for row in run.rows) else []
     return [comparison(run), _costs(run), *by_domain]
 
 
-def _numbers(run: Run) -> Section:
+def _numbers(run: Run) -> doc.Section:
     """Fold the accuracy contest, every measure at every stage, and what the symbols mean."""
-    folded: list[Block] = []
+    folded: list[doc.Block] = []
     if run.rows:
-        names = Listing(tuple(norm_name(row.norm) for row in run.rows))
+        names = doc.Listing(tuple(norm_name(row.norm) for row in run.rows))
         charts = [training.comparison(run)]
         if any(row.by_domain for row in run.rows):
             charts.append(training.domains(run))
         told = (verdict.winner(run), *verdict.domains(run))
-        inside = (*told, Figures(tuple(charts)), *_comparisons(run), names)
-        folded.append(Details(tr("page.contest.open"), inside, id="contest"))
+        inside = (*told, doc.Figures(tuple(charts)), *_comparisons(run), names)
+        folded.append(doc.Details(tr("page.contest.open"), inside, id="contest"))
     if run.inspection is not None:
         evidence = inspections.evidence(run.inspection)
-        folded.append(Details(tr("page.advanced.open"), evidence, id="measures"))
+        folded.append(doc.Details(tr("page.advanced.open"), evidence, id="measures"))
     folded.append(glossary.folded())
-    blocks = (Only("page", tuple(folded)),)
-    return Section(tr("page.numbers.title"), blocks, "numbers", tr("page.nav.numbers"))
+    blocks = (doc.Only("page", tuple(folded)),)
+    return doc.Section(tr("page.numbers.title"), blocks, "numbers", tr("page.nav.numbers"))
 
 
 def norm_name(norm: str) -> Text:
@@ -262,16 +250,16 @@ def norm_name(norm: str) -> Text:
 # --- tables -----------------------------------------------------------------------------------
 
 
-def comparison(run: Run) -> Table:
+def comparison(run: Run) -> doc.Table:
     """List accuracy with its spread, before training, without the label, by normalisation."""
     honest = [row.mean for row in run.rows if not row.leaks and math.isfinite(row.mean)]
     best = [not row.leaks and bool(honest) and row.mean == max(honest) for row in run.rows]
 
-    def name(row: Row) -> Cell:
+    def name(row: Row) -> doc.Cell:
         tag = tr("page.tag.leaks") if row.leaks else None
         if row.diverged:
             tag = tr("page.tag.diverged", count=row.diverged, seeds=row.seeds)
-        return Cell(row.norm, "name", tag)
+        return doc.Cell(row.norm, "name", tag)
 
     def spread(row: Row) -> Text | str:
         points = f"{100 * row.spread:.2f}"
@@ -285,10 +273,10 @@ def comparison(run: Run) -> Table:
     key = "page.comparison.caption" if run.config.seeds > 1 else "page.comparison.caption.one"
     styles = tuple("best" if b else "" for b in best)
     values = {"seeds": run.config.seeds, "test": run.test_size}
-    return columns(tr(key, **values), "page.head", run.rows, of, styles=styles)
+    return doc.columns(tr(key, **values), "page.head", run.rows, of, styles=styles)
 
 
-def _costs(run: Run) -> Table:
+def _costs(run: Run) -> doc.Table:
     """List how fast each normalisation learns, which rates train it, what it takes."""
 
     def rates(row: Row) -> str:
@@ -307,4 +295,4 @@ def _costs(run: Run) -> Table:
         "parameters": parameters,
         "seconds": lambda row: number(row.seconds, digits=3),
     }
-    return columns("page.costs.caption", "page.head", run.rows, of)
+    return doc.columns("page.costs.caption", "page.head", run.rows, of)

@@ -14,21 +14,9 @@ from rich.console import Console
 from rich.text import Text as Styled
 
 from normscope.errors import shown
+from normscope.report import document as doc
 from normscope.report.bilingual import Words, read
 from normscope.report.charts import numberline
-from normscope.report.document import (
-    Block,
-    Cell,
-    Document,
-    Figures,
-    Finding,
-    Listing,
-    NumberLine,
-    Paragraph,
-    Section,
-    Table,
-    for_medium,
-)
 from normscope.report.messages import Lang, say
 
 WIDEST = 100  # prose is easier to read in lines of this length than over a whole wide terminal
@@ -42,7 +30,7 @@ STYLES: Final = {"": "", "lead": "bold", "quiet": "dim", "notice": "yellow"}
 COLOURS: Final = {"good": "green bold", "note": "bold", "warn": "yellow bold", "error": "red bold"}
 
 
-def show(document: Document, lang: Lang, console: Console) -> None:
+def show(document: doc.Document, lang: Lang, console: Console) -> None:
     """Print a document: the answer first, without pictures and what is folded."""
     _Printer(lang, console).document(document)
 
@@ -58,8 +46,8 @@ class _Printer:
         """Read words in the language of this document, harmless for a terminal."""
         return shown(read(words, self.lang))
 
-    def document(self, document: Document) -> None:
-        opening = Section(document.title, document.opening)
+    def document(self, document: doc.Document) -> None:
+        opening = doc.Section(document.title, document.opening)
         self.section(opening, heading=False)
         for place, section in enumerate(document.sections):
             self.section(section, heading=place > 0 or bool(document.opening))
@@ -69,42 +57,42 @@ class _Printer:
             paragraph(self.console, self.words(words), "dim")
         self.console.print()
 
-    def section(self, section: Section, heading: bool = True) -> None:
-        blocks = [b for b in for_medium(section.blocks, "terminal") if _printed(b)]
+    def section(self, section: doc.Section, heading: bool = True) -> None:
+        blocks = [b for b in doc.for_medium(section.blocks, "terminal") if _printed(b)]
         if not blocks:
             return
         if heading:
             title(self.console, self.words(section.title))
         for place, block in enumerate(blocks):
-            if isinstance(block, Table) and place:
+            if isinstance(block, doc.Table) and place:
                 self.console.print()
             self.block(block, section)
 
-    def block(self, block: Block, section: Section) -> None:
-        if isinstance(block, Paragraph):
+    def block(self, block: doc.Block, section: doc.Section) -> None:
+        if isinstance(block, doc.Paragraph):
             paragraph(self.console, self.words(block.text), STYLES[block.style])
-        elif isinstance(block, Finding):
+        elif isinstance(block, doc.Finding):
             self.finding(block)
-        elif isinstance(block, Listing):
+        elif isinstance(block, doc.Listing):
             for place, item in enumerate(block.items, 1):
                 mark = f"{place}. " if block.ordered else "- "
                 paragraph(self.console, self.words(item), mark=mark)
-        elif isinstance(block, Table):
+        elif isinstance(block, doc.Table):
             self.table(block, captioned=block.caption != section.title)
-        elif isinstance(block, NumberLine):
+        elif isinstance(block, doc.NumberLine):
             self.line(block)
-        elif isinstance(block, Section):
+        elif isinstance(block, doc.Section):
             self.section(block)
-        elif isinstance(block, Figures):
+        elif isinstance(block, doc.Figures):
             for part in block.blocks:
                 self.block(part, section)
 
-    def line(self, line: NumberLine) -> None:
+    def line(self, line: doc.NumberLine) -> None:
         if len(line.classes) <= len(numberline.SIGNS):
             styled = numberline.text(line, min(self.console.width, WIDEST))
             self.console.print(styled, no_wrap=True, overflow="ignore", crop=False)
 
-    def finding(self, finding: Finding) -> None:
+    def finding(self, finding: doc.Finding) -> None:
         details = [self.words(detail) for detail in finding.details]
         if finding.headline is None:
             for place, detail in enumerate(details):
@@ -115,7 +103,7 @@ class _Printer:
         for detail in details:
             paragraph(self.console, detail, mark="  ")
 
-    def table(self, table: Table, captioned: bool) -> None:
+    def table(self, table: doc.Table, captioned: bool) -> None:
         if captioned:
             paragraph(self.console, self.words(table.caption), "dim")
         remarks: list[str] = []
@@ -141,7 +129,7 @@ class _Printer:
         for place, remark in enumerate(remarks, 1):
             paragraph(self.console, remark, "dim", mark="*" * place + " ")
 
-    def cell(self, cell: Cell, remarks: list[str]) -> str:
+    def cell(self, cell: doc.Cell, remarks: list[str]) -> str:
         text = self.words(cell.text)
         if cell.tag is None:
             return text
@@ -151,10 +139,12 @@ class _Printer:
         return text + "*" * (remarks.index(remark) + 1)
 
 
-def _printed(block: Block) -> bool:
-    if isinstance(block, Figures):
+def _printed(block: doc.Block) -> bool:
+    if isinstance(block, doc.Figures):
         return any(map(_printed, block.blocks))
-    return isinstance(block, Paragraph | Finding | Listing | Table | NumberLine | Section)
+    return isinstance(
+        block, doc.Paragraph | doc.Finding | doc.Listing | doc.Table | doc.NumberLine | doc.Section
+    )
 
 
 # --- tables -----------------------------------------------------------------------------------
