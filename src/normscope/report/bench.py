@@ -21,14 +21,14 @@ def document(bench: Bench) -> doc.Document:
     """Show the verdict, every time, every error, and how it was measured."""
     facts = ", ".join(f"{name} {value}" for name, value in bench.environment.items())
     how = tr("bench.how", checked=bench.checked, repeats=bench.repeats)
-    told = (*verdict(bench), doc.Paragraph(how, "quiet"))
+    texts = (*verdict(bench), doc.Paragraph(how, "quiet"))
     numbers = [*_by_part(bench), *([_errors(bench)] if bench.accuracies else [])]
     missing = tuple(doc.Paragraph(text, "quiet") for text in _absent(bench))
     figures = doc.Only("page", (doc.Figures(tuple(_pictures(bench))),))
     evidence = (figures, doc.Only("terminal", (*numbers, *missing)))
     every = (doc.Only("page", (*missing, _timings(bench))),)
     sections = (
-        doc.Section(tr("page.nav.verdict"), told, "verdict"),
+        doc.Section(tr("page.nav.verdict"), texts, "verdict"),
         doc.Section(tr("page.nav.evidence"), evidence, "evidence"),
         doc.Section(tr("bench.nav.figures"), every, "figures"),
     )
@@ -76,7 +76,7 @@ def _speed(bench: Bench) -> doc.Finding | None:
     if not found:
         return None
     slowest, fastest = (f(found, key=lambda pair: pair[0]) for f in (min, max))
-    told = tr(
+    texts = tr(
         "bench.verdict.speed",
         middle=_three(median(ratio for ratio, _ in found)),
         count=len(found),
@@ -87,8 +87,8 @@ def _speed(bench: Bench) -> doc.Finding | None:
     )
     slower = "; ".join(name for ratio, name in found if ratio < LEAST)
     if not slower:
-        return doc.Finding("good", None, (told,))
-    return doc.Finding("warn", None, (told, tr("bench.verdict.slower", slower=slower)))
+        return doc.Finding("good", None, (texts,))
+    return doc.Finding("warn", None, (texts, tr("bench.verdict.slower", slower=slower)))
 
 
 def _models(bench: Bench) -> doc.Finding | None:
@@ -111,15 +111,15 @@ def _models(bench: Bench) -> doc.Finding | None:
 
 
 def _groups(bench: Bench) -> doc.Finding | None:
-    told = []
+    texts = []
     for race in races(bench, "groups"):
         mine, one, loop = (race.of(name) for name in (MINE, "normscope_one", "mask_loop"))
         if mine and one and loop:
             price = _three(mine.total.median / one.total.median)
             ratio = _three(loop.total.median / mine.total.median)
             groups = race.setting.groups
-            told.append(tr("bench.verdict.groups", groups=groups, price=price, loop=ratio))
-    return doc.Finding("note", None, (sentences(*told),)) if told else None
+            texts.append(tr("bench.verdict.groups", groups=groups, price=price, loop=ratio))
+    return doc.Finding("note", None, (sentences(*texts),)) if texts else None
 
 
 def _memory(bench: Bench) -> doc.Finding | None:
@@ -173,7 +173,7 @@ def _timings(bench: Bench) -> doc.Table:
     rows: list[list[Words]] = []
     for race in bench.races:
         network = race.setting.part in ("models", "network")  # of which bandwidth is not known
-        where = [tr(f"bench.part.{race.setting.part}"), setting_name(race.setting)]
+        where: list[Words] = [tr(f"bench.part.{race.setting.part}"), setting_name(race.setting)]
         for t in race.timings:
             shares = [f"{100 * s:.0f}%" for s in (t.share_forward, t.share_backward)]
             bandwidth = ["-"] * 3 if network else [_three(t.gb_per_s), *shares]

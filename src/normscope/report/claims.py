@@ -86,7 +86,14 @@ def _picture(result: ClaimResult) -> doc.Chart:
     own = f"claims.{result.name}"
     names = {curve.name: tr(f"{own}.curve.{curve.name}") for curve in result.curves}
     rows: list[doc.Spec] = [
-        {"x": x, "y": y, "low": y - s, "high": y + s, "spread": s, "series": names[curve.name]}
+        {
+            "x": x,
+            "y": y,
+            "low": y - s,
+            "high": y + s,
+            "spread": None if curve.points else s,
+            "series": names[curve.name],
+        }
         for curve in result.curves
         for x, y, s in zip(curve.x, curve.mean, curve.spread, strict=True)
     ]
@@ -105,11 +112,10 @@ def _picture(result: ClaimResult) -> doc.Chart:
             doc.Cell(row["series"], "name"),
             number(row["x"], digits=3),
             number(row["y"], digits=3),
-            "-" if points else number(row["spread"], digits=2),
+            "-" if row["spread"] is None else number(row["spread"], digits=2),
         )
         for row in rows
     ]
-
     head = [tr("claims.column.curve"), tr(f"{own}.x")]
     head += [tr(f"claims.column.{name}") for name in ("mean", "spread")]
     numbers = doc.table(tr("claims.chart"), head, body, keys=2)

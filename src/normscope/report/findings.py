@@ -15,7 +15,7 @@ RAISED = 1e-6  # rounding: an activation must move J by more to be said to have 
 THINNED = 256  # channels that J uses of a layer that has more than it can use
 CHANCE = 0.5  # J may be judged where labels drawn at random would leave it below this
 SIGMAS = 3  # by so many deviations of chance a change must exceed it
-ABOVE_CHANCE = 2  # times the spread of firing rates that chance gives, to be told
+ABOVE_CHANCE = 2  # times the spread of firing rates that chance gives, to be named
 WORK: tuple[WorkName, ...] = ("weights", "normalisation", "gamma_beta", "activation")
 CHANGES = ("eta2", "lda", "nearest_mean", "separation", "condition")
 
@@ -85,11 +85,11 @@ def _kept(inspection: Inspection) -> list[Text]:
     by_sample = _per_sample(inspection)
     if not layers:
         return by_sample or [tr("lens.verdict.untested")]
-    told = [tr("lens.verdict.held", layers=len(layers))]
+    texts = [tr("lens.verdict.held", layers=len(layers))]
     lost = [layer.name for layer in layers if 0 in layer.gamma]
     if lost:
-        told.append(tr("lens.verdict.lost", layers=_listed(lost)))
-    return [*told, *by_sample]
+        texts.append(tr("lens.verdict.lost", layers=_listed(lost)))
+    return [*texts, *by_sample]
 
 
 def _per_sample(inspection: Inspection) -> list[Text]:

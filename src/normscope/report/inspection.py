@@ -65,8 +65,8 @@ def verdict(inspection: Inspection) -> tuple[doc.Finding, ...]:
         and not any(layer.invariance > findings.tolerance(layer) for layer in inspection.layers)
         and not findings.too_few(list(inspection.layers))
     )
-    told = (doc.Finding("note", None, (text,)) for text in others)
-    return (doc.Finding("good" if kept else "warn", None, (first,)), *told)
+    conclusions = (doc.Finding("note", None, (text,)) for text in others)
+    return (doc.Finding("good" if kept else "warn", None, (first,)), *conclusions)
 
 
 def evidence(inspection: Inspection) -> tuple[doc.Block, ...]:
@@ -102,8 +102,8 @@ def evidence(inspection: Inspection) -> tuple[doc.Block, ...]:
 
 def _remarks(inspection: Inspection) -> tuple[doc.Block, ...]:
     """Tell how exact the measures are, and what to know about some layers."""
-    told = (findings.composition(inspection), findings.collapsed(inspection))
-    items = (*filter(None, told), *findings.remarks(inspection))
+    conclusions = (findings.composition(inspection), findings.collapsed(inspection))
+    items = (*filter(None, conclusions), *findings.remarks(inspection))
     tested = (doc.Paragraph(findings.self_test(inspection)),) if inspection.layers else ()
     return (*tested, *((doc.Listing(items),) if items else ()))
 
@@ -161,11 +161,13 @@ def _domains(inspection: Inspection) -> doc.Table:
     signs = [charts.STAGE_SIGNS[name] for name in names]
     head = [joined((tr(f"lens.domain.{of}"), sign), " ", " ") for of in kinds for sign in signs]
     rows: list[list[Words]] = [
-        [layer.name]
-        + [
-            figure(getattr(findings.stage(layer, name), field, None), 3)
-            for field in kinds.values()
-            for name in names
+        [
+            layer.name,
+            *(
+                figure(getattr(findings.stage(layer, name), field, None), 3)
+                for field in kinds.values()
+                for name in names
+            ),
         ]
         for layer in inspection.layers
     ]

@@ -125,7 +125,7 @@ def _recoveries(lesson: Lesson) -> list[doc.Block]:
     ]
     seeds = [start.seed for start in lesson.recoveries[0].learning]
     cards = doc.Interactive("lesson_recoveries.html.j2", {"ways": ways, "seeds": seeds})
-    told = tuple(doc.Finding("note", way["title"], tuple(way["lines"])) for way in ways)
+    conclusions = tuple(doc.Finding("note", way["title"], tuple(way["lines"])) for way in ways)
     ends = tuple(
         doc.columns(
             f"lesson.recovery.{way.name}",
@@ -143,7 +143,7 @@ def _recoveries(lesson: Lesson) -> list[doc.Block]:
     )
     return [
         doc.Only("page", (doc.Paragraph(tr("lesson.recoveries.how")), cards)),
-        doc.Only("terminal", told),
+        doc.Only("terminal", conclusions),
         doc.Details(tr("page.lesson.learning.caption"), ends),
     ]
 

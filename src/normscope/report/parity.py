@@ -87,7 +87,7 @@ def _answer(record: Parity) -> Iterator[doc.Block]:
         yield doc.Finding("error", headline, tuple(map(reason_text, first.reasons)))
         others = [n.name for n in record.norms if n.status == "differs" and n is not first]
         names = ", ".join(others[:NAMES]) + (" ..." if len(others) > NAMES else "")
-        told = {
+        remarks = {
             "more": bool(others),
             "carried": counts["carried"] > 0,
             "harmless": all(mode.ok for mode in record.modes),
@@ -95,7 +95,7 @@ def _answer(record: Parity) -> Iterator[doc.Block]:
         values = {"more": len(others), "carried": counts["carried"]}
         rest = [
             tr(f"parity.verdict.{key}", count=values.get(key), names=names)
-            for key, needed in told.items()
+            for key, needed in remarks.items()
             if needed
         ]
         if rest:

@@ -157,8 +157,8 @@ def _cards(run: Run) -> doc.Section:
     found = [chart for chart in (kept, alone, trap) if chart is not None]
     blocks: list[doc.Block] = []
     if found:
-        told = [doc.Finding("note", labelled(c.title, c.value), (c.note,)) for c in found]
-        blocks = [doc.Only("terminal", tuple(told)), doc.Figures(tuple(found), small=True)]
+        conclusions = [doc.Finding("note", labelled(c.title, c.value), (c.note,)) for c in found]
+        blocks = [doc.Only("terminal", tuple(conclusions)), doc.Figures(tuple(found), small=True)]
     if trap is None:
         blocks += verdict.trap(run)
     return doc.Section(tr("page.cards.title"), tuple(blocks), "evidence", tr("page.nav.evidence"))
@@ -230,8 +230,8 @@ def _numbers(run: Run) -> doc.Section:
         charts = [training.comparison(run)]
         if any(row.by_domain for row in run.rows):
             charts.append(training.domains(run))
-        told = (verdict.winner(run), *verdict.domains(run))
-        inside = (*told, doc.Figures(tuple(charts)), *_comparisons(run), names)
+        conclusions = (verdict.winner(run), *verdict.domains(run))
+        inside = (*conclusions, doc.Figures(tuple(charts)), *_comparisons(run), names)
         folded.append(doc.Details(tr("page.contest.open"), inside, id="contest"))
     if run.inspection is not None:
         evidence = inspections.evidence(run.inspection)

@@ -22,7 +22,7 @@ class Axis:
     def __init__(self, values: Sequence[Any], about: Spec, lang: Lang) -> None:
         self.axis: Spec = about.get("axis") or {}
         self.hidden = about.get("axis", {}) is None
-        self.title, self.lang = spoken(about.get("title"), lang), lang
+        self.title, self.lang = as_text(about.get("title"), lang), lang
         self.scale: Spec = about.get("scale") or {}
         self.log = self.scale.get("type") == "log"
         self.names: list[Any] = []
@@ -73,7 +73,7 @@ class Axis:
     def texts(self) -> list[tuple[Any, str]]:
         """Return the values that the axis names, and how."""
         if self.names:
-            found = [(name, spoken(name, self.lang)) for name in self.names]
+            found = [(name, as_text(name, self.lang)) for name in self.names]
             return (
                 [] if self.axis.get("labels") is False else [(n, cut(t, LONGEST)) for n, t in found]
             )
@@ -109,7 +109,7 @@ class Axis:
         return next((t for t in thinned if all(fits(*pair) for pair in pairwise(t))), [])
 
 
-def spoken(value: Any, lang: Lang) -> str:
+def as_text(value: Any, lang: Lang) -> str:
     """Read a value of a specification as a text."""
     if isinstance(value, Text):
         return value.read(lang)

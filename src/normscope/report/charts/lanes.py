@@ -35,11 +35,11 @@ def lanes(channel: Mapping[str, Any], lang: Lang) -> Markup:
             if path:
                 drawn.append(svg.element("path", class_="passes" if passing else "blocked", d=path))
         share = channel["firing"][k]
-        told = percent(share) if math.isfinite(share) else "-"
+        passing_share = percent(share) if math.isfinite(share) else "-"
         drawn += [
             svg.line(left, base, WIDTH - RIGHT, base, "var(--rule)"),
             svg.label(left - 8, base - 4, name, "tick", "end"),
-            svg.label(WIDTH - 4, base - 4, told, "tick", "end"),
+            svg.label(WIDTH - 4, base - 4, passing_share, "tick", "end"),
         ]
     floor = len(classes) * LANE + 16
     if math.isfinite(gate):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from normscope.report.charts import svg
-from normscope.report.charts.axis import Axis, cut, spoken
+from normscope.report.charts.axis import Axis, as_text, cut
 from normscope.report.document import Spec
 from normscope.report.messages import Lang
 
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 class _Look(NamedTuple):
-    """How one series is told from others."""
+    """How one series differs from others."""
 
     colour: str
     dash: str = ""
@@ -128,7 +128,7 @@ class _Drawing:
         drawn, at, row = list[Markup](), self.left, 0
         lines = any(layer.mark["type"] in ("line", "area") for layer in self.layers)
         for name, look in self.looks.items():
-            text = spoken(name, self.lang)
+            text = as_text(name, self.lang)
             wide = 34 + svg.width_of(text)
             if at + wide > self.width and at > self.left:
                 at, row = self.left, row + 1
@@ -243,7 +243,7 @@ class _Drawing:
             x = self._at("x", layer, row) + mark.get("dx", 0)
             y = self._at("y", layer, row) + mark.get("dy", 0)
             y += 10 if mark.get("baseline") == "top" else 0
-            text = spoken(layer.value("text", row), self.lang)
+            text = as_text(layer.value("text", row), self.lang)
             if svg.width_of(text) > room:
                 text = cut(text, max(2, int(room / 7)))
             yield svg.label(x, y, text, "tick", anchor)
