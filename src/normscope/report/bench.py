@@ -21,7 +21,7 @@ def document(bench: Bench) -> doc.Document:
     """Show the verdict, every time, every error, and how it was measured."""
     facts = ", ".join(f"{name} {value}" for name, value in bench.environment.items())
     how = tr("bench.how", checked=bench.checked, repeats=bench.repeats)
-    texts = (*verdict(bench), doc.Paragraph(how, "quiet"))
+    texts: tuple[doc.Block, ...] = (*verdict(bench), doc.Paragraph(how, "quiet"))
     numbers = [*_by_part(bench), *([_errors(bench)] if bench.accuracies else [])]
     missing = tuple(doc.Paragraph(text, "quiet") for text in _absent(bench))
     figures = doc.Only("page", (doc.Figures(tuple(_pictures(bench))),))
