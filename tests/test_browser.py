@@ -387,6 +387,19 @@ def test_the_picture_has_the_numbers_of_the_record(open_page: Open) -> None:
     assert figure.get_by_role("button", name="Only γ and β learn").get_attribute(
         "aria-pressed"
     ) == "true"  # fmt: skip
+    move(epochs, 11)
+    expect(page).to_have_url(re.compile("#learns=some&step=x&epoch=11"))
+    # the address is the picture, and what it does not know is as the page opens
+    page.reload()
+    page.wait_for_selector("html[data-started]")
+    assert figure.get_attribute("data-epoch") == "11"
+    assert figure.get_attribute("data-stop") == "x"
+    pressed = figure.locator("[aria-pressed=true]")
+    assert pressed.inner_text() == "Only γ and β learn"
+    page.evaluate("location.hash = 'learns=nobody&step=q&epoch=-7'")
+    page.reload()
+    page.wait_for_selector("html[data-started]")
+    assert (figure.get_attribute("data-epoch"), figure.get_attribute("data-stop")) == ("20", "z")
 
 
 def test_training_plays_and_pauses(open_page: Open) -> None:
