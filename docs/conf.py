@@ -18,10 +18,11 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "tutorials",  # these four are in _extensions
+    "tutorials",  # these five are in _extensions
     "references",
     "live_pages",
     "internal_links",
+    "chinese",
 ]
 exclude_patterns = ["_build", "_extensions"]
 
@@ -32,8 +33,9 @@ nb_execution_mode = "off"  # outputs are those that are committed
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
 autodoc_class_signature = "mixed"
+default_role = "code"
+smartquotes = False  # "--html" is no dash
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 

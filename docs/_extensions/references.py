@@ -20,6 +20,10 @@ NEEDS = {
     "data": "the model and data",
 }
 ROOT = Path(__file__).parents[2]
+# what is marked already, calls such as eval() or normscope.guard(model, use="stored"), options
+CODE = re.compile(
+    r"(`[^`]+`|(?<![\w.])[\w.]*\w\([^()\s]*(?:, [^()\s]+)*\)|(?<![\w-])--[a-z][a-z-]+)"
+)
 
 
 def write_pages(app: Sphinx, config: Any) -> None:
@@ -45,13 +49,14 @@ def check_page(code: str, check: type[Check]) -> str:
         ("Family", check.family),
         ("Needs", NEEDS[check.needs]),
         ("Threshold", _thresholds(fresh)),
-        ("Where that comes from", check.source),
+        ("Why that", check.source),
         ("Remedy of `repair`", f"`{check.repair}`" if check.repair else "none: advice only"),
-        ("Source", f"`{file}`, line {line}"),
+        ("Code", f"`{file}`, line {line}"),
     ]
     rows = "\n".join(f"| {name} | {_cell(text)} |" for name, text in facts)
     advice = [say("en", key) for key in _keys(f"doctor.{code}.do")]
-    seen = [say("en", key) for key in _keys(f"doctor.{code}.found")]
+    found = [say("en", key) for key in _keys(f"doctor.{code}.found")]
+    seen = [re.sub(r"{(\w+)}", r"<\1>", line) for line in found]
     chinese = [say("zh", f"doctor.{code}.{part}") for part in ("title", "explain", "do")]
     return f"""# {code}: {title(code)}
 
@@ -64,6 +69,8 @@ def check_page(code: str, check: type[Check]) -> str:
 ## What a finding says
 
 {_list(seen)}
+
+In angle brackets stand the numbers of the case at hand.
 
 ## Facts
 
@@ -161,9 +168,8 @@ def _default(parameter: Any) -> str:
 
 
 def _thresholds(check: Check) -> str:
-    warn = "any" if check.warn == 0 else f"above {check.warn:g}"
-    fail = "" if check.fail == float("inf") else f"; error above {check.fail:g}"
-    return f"reported: {warn}{fail}"
+    warn = "every case is reported" if check.warn == 0 else f"reported above {check.warn:g}"
+    return warn if check.fail == float("inf") else f"{warn}, an error above {check.fail:g}"
 
 
 def _keys(start: str) -> list[str]:
@@ -171,19 +177,15 @@ def _keys(start: str) -> list[str]:
 
 
 def _list(lines: list[str]) -> str:
-    return "\n".join(f"- {_prose(line)}" for line in lines)
+    return "\n".join(f"- {_prose(line[:1].upper() + line[1:])}" for line in lines)
 
 
 def _prose(text: str) -> str:
-    """Keep characters of formulas and names from being read as Markdown; show names as code."""
-    text = re.sub(r"([*_<>|$\[\]])", r"\\\1", text)
-    return re.sub(
-        r"(?<![\w.`])((?:normscope\.)?[\w.\\]*\w\([^()\s]*(?:, [^()\s]+)*\))", _code, text
-    )
-
-
-def _code(found: re.Match[str]) -> str:
-    return "`" + found[0].replace("\\", "") + "`"
+    """Keep formulas from being read as Markdown, and show calls, options and code as code."""
+    parts = CODE.split(text)
+    parts[::2] = [re.sub(r"([*_<>|$\[\]])", r"\\\1", part) for part in parts[::2]]
+    parts[1::2] = [f"`{part.strip('`')}`" for part in parts[1::2]]
+    return "".join(parts)
 
 
 def _cell(text: str) -> str:
