@@ -49,14 +49,27 @@ html_copy_source = html_show_sourcelink = False
 html_math_renderer = "mathml"
 
 
-def _stars_are_shapes(
+def _as_written(
     app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]
 ) -> None:
-    lines[:] = [
-        re.sub(r"(?<!`)\*", r"\\*", line) for line in lines
-    ]  # "*S" is a shape, not emphasis
+    """Show indented paragraphs as they are; elsewhere "*S" is a shape, not emphasis."""
+    shown: list[str] = []
+    before, block = "", False
+    for line in lines:
+        indented = line.startswith("    ")
+        if not indented and line:
+            block = False
+        elif indented and shown[-1:] == [""] and not before.startswith(("..", ":", "-", " ")):
+            if not before.endswith("::"):
+                shown += [".. code-block:: text", ""]
+            block = True
+        line = re.sub(r"^(:\w+ \w+: \w)\.", r"\1\\.", line)  # "K." begins no list
+        code = block or line.lstrip().startswith((">>>", "..."))
+        shown.append(line if code else re.sub(r"(?<!`)\*", r"\\*", line))
+        before = line or before
+    lines[:] = shown
 
 
 def setup(app: Sphinx) -> None:
     """Sphinx calls this."""
-    app.connect("autodoc-process-docstring", _stars_are_shapes, priority=1000)
+    app.connect("autodoc-process-docstring", _as_written, priority=1000)
