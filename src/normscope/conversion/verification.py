@@ -40,6 +40,13 @@ class Verification:
         """Whether all that must be equal is equal."""
         return all(comparison.ok for comparison in self.comparisons)
 
+    def __repr__(self) -> str:
+        lines = [f"{'equal' if self.ok else 'NOT equal'}, computed in {self.dtype}"]
+        for found in self.comparisons:
+            limit = "may differ" if found.allowed is None else f"allowed {found.allowed:.1e}"
+            lines.append(f"{found.what} in {found.mode}(): {found.difference:.1e}, {limit}")
+        return "\n".join(lines)
+
 
 def verified(
     before: nn.Module,

@@ -58,6 +58,18 @@ class Adaptation:
     collapsed: bool
     _before: ModelSnapshot = field(repr=False)
 
+    def __repr__(self) -> str:
+        lines = [
+            f"Adaptation of {type(self.model).__name__} to {self.samples} live samples",
+            (
+                f"entropy {self.before.entropy:.3g} -> {self.after.entropy:.3g}, diversity "
+                f"{self.before.diversity:.3g} -> {self.after.diversity:.3g} nats"
+            ),
+        ]
+        if self.collapsed:
+            lines.append("learning collapsed and was taken back; the statistics stay adapted")
+        return "\n".join([*lines, ".undo() brings the model back"])
+
     def undo(self) -> nn.Module:
         """Bring the model back as it was, to the byte; return it."""
         self._before.rollback()

@@ -42,6 +42,20 @@ class Folding:
     original: nn.Module = field(repr=False)
     affine: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        lines = [
+            (
+                f"Folding of {type(self.original).__name__}: {len(self.folded)} norms folded "
+                "into a neighbour"
+            )
+        ]
+        if self.affine:
+            lines.append(f"{len(self.affine)} became a multiplication and an addition")
+        lines += [f"still there: {name}: {why}" for name, why in self.left[:6]]
+        if len(self.left) > 6:
+            lines.append(f"and {len(self.left) - 6} more")
+        return "\n".join([*lines, "the copy is .model; .verify(batch) compares the two"])
+
     def verify(self, *inputs: Any, tolerance: float | None = None) -> Comparison:
         """Compare the outputs of the original and the folded model, both copied and in eval().
 
