@@ -118,7 +118,7 @@ def _holds(b: Site, a: Site, key: str, predicted: Tensor) -> bool:
 def _settings(a: Site, b: Site, *, both_train: bool) -> Iterator[Reason]:
     modes = (a.settings.get("training"), b.settings.get("training"))
     if None not in modes and modes[0] != modes[1]:
-        amount = effect(a, {"running_mean": a.before.mean, "running_var": a.before.var})
+        amount = effect(a, a.batch)
         yield Reason(code="training", first=str(modes[0]), second=str(modes[1]), amount=amount)
     if a.before.dtype != b.before.dtype:
         yield of_dtypes(a.before.dtype, b.before.dtype)
@@ -161,8 +161,8 @@ def _of_statistics(a: Site, b: Site, others: Iterable[Site]) -> Iterator[Cause]:
     # root mean squares over channels: of the mean in deviations, of the variance as a factor
     moved = float(((there - mean) / var.clamp(min=1e-30).sqrt()).pow(2).mean().sqrt())
     ratio = (factors.clamp(min=1e-30) / var.clamp(min=1e-30)).log().pow(2).mean().sqrt().exp()
-    if not alone and a.before.mean.shape == mean.shape:
-        way = a.before.mean - mean
+    if not alone and a.batch and a.batch["running_mean"].shape == mean.shape:
+        way = a.batch["running_mean"] - mean
         share = float((way * (there - mean)).sum() / way.pow(2).sum().clamp(min=1e-300))
         rest = float((there - mean - share * way).abs().max())
         if share > 0 and rest <= 1e-3 * float((there - mean).abs().max()):

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from normscope.equivalence.align import Alignment, Both
 from normscope.equivalence.causes import of_dtypes, reasons_of
-from normscope.equivalence.forms import Form, Inputs, Mode
-from normscope.equivalence.maps import fold_reason, map_reason
-from normscope.equivalence.sites import NAN, Run, Site, gap, largest_gap
+from normscope.equivalence.forms import Form, Inputs, Mode, ModuleForm
+from normscope.equivalence.maps import exact_reason, map_reason
+from normscope.equivalence.sites import NAN, Run, Site, Sketch, gap, largest_gap
 from normscope.equivalence.upstream import input_reason, tail_reasons, weights_reason
 from normscope.records import ModeParity, NormPair, PairStatus, Reason
 
@@ -51,6 +51,7 @@ class Comparison:
         self._a, self._b = (runs[side] for side in order)
         self._batches = inputs[order[0]].sketch(), inputs[order[1]].sketch()
         self._again = (forms[order[0]], inputs[order[0]], also[order[0]])
+        self._sides = tuple(zip(("first", "second"), runs, forms, inputs, strict=True))
         self._both_train = all(form.modules for form in forms)
         self._coarse = max(run.rounding for run in runs)
         self._aligned = Alignment(self._a, self._b)
@@ -96,24 +97,43 @@ class Comparison:
 
     def pairs(self) -> list[NormPair]:
         """Compare every norm, in the order of execution."""
+        norms = self._a.of("norm")
         found: list[NormPair] = []
-        differed = False
-        for norm in self._a.of("norm"):
-            other = self._aligned.partner(norm)
-            if other is not None and other.kind == "norm":
-                pair = self._held(norm, other, differed)
-            else:
-                pair = self._fused(norm, other, differed)
-            differed |= pair.status in ("differs", "missing")
-            found.append(_turned(pair) if self._turned else pair)
-        return found
+        for norm in norms:
+            pair = self._compare(norm, differed=_first(found) is not None)
+            if pair.reasons and pair.reasons[0].code == "before" and self._blamed(found, norms):
+                pair = self._compare(norm, differed=True)
+            found.append(pair)
+        if _first(found) is None and not self.result().ok:
+            self._blamed(found, norms)
+        return [_turned(pair) for pair in found] if self._turned else found
+
+    def _compare(self, norm: Site, *, differed: bool, direct: bool = False) -> NormPair:
+        other = self._aligned.partner(norm)
+        if other is not None and other.kind == "norm":
+            return self._held(norm, other, differed)
+        return self._fused(norm, other, differed, direct=direct)
+
+    def _blamed(self, found: list[NormPair], norms: list[Site]) -> bool:
+        """Put a difference that comes from no norm down to the last that was taken for fused.
+
+        The layer behind a norm may be that of another branch, which says nothing of the norm.
+        """
+        for place in reversed(range(len(found))):
+            if found[place].status == "fused" and _first(found) is None:
+                pair = self._compare(norms[place], differed=False, direct=True)
+                if pair.reasons and pair.reasons[0].code != "fused_wrong":
+                    found[place] = pair
+                    return True
+        return False
 
     def rest(self) -> list[Reason]:
         """Say what else there is where no norm differs and the outputs do."""
-        for run in (self._a, self._b):
+        for which, run, form, inputs in self._sides:
             own = 0.0 if run.watched is None else _outputs_gap(run.watched, run.outputs)
-            if own > FLOOR * self._coarse and own > SAFETY * max(self._moved, self._coarse):
-                return [Reason(code="compiled_code", detail=self._side(run), amount=own)]
+            if own > FLOOR * self._coarse and own > self._allowed(self._moved):
+                whole = Reason(code="compiled_code", detail=which, amount=own)
+                return [whole, *self._in_code(run, form, inputs)]
         result = self.result()
         if result.ok:
             return []
@@ -121,6 +141,21 @@ class Comparison:
             which = self._side(self._b if self._b.quantised else self._a)
             return [Reason(code="quantised", detail=which, amount=result.outputs)]
         return tail_reasons(self._aligned.linear(), result.outputs)
+
+    def _in_code(self, run: Run, form: Form, inputs: Inputs) -> list[Reason]:
+        """Find the first layer whose output is another in compiled code, and why."""
+        assert isinstance(form, ModuleForm), "only a module is compiled"
+        code = form.in_code(inputs, self._mode, [site.name for site in run.sites])
+        allowed = self._allowed(self._moved)
+        for site in run.sites:
+            if site.name in code:
+                output = Sketch.of(code[site.name], 1 if site.kind == "norm" else site.axis)
+                off = min(gap(y, output) for y in (site.after, site.activated) if y is not None)
+                if off > allowed:
+                    why = map_reason(site, output, allowed) if site.kind == "norm" else None
+                    where = Reason(code="compiled_layer", detail=site.label, amount=off)
+                    return [where, why] if why else [where]
+        return []
 
     def _side(self, run: Run) -> str:
         return "first" if (run is self._a) != self._turned else "second"
@@ -154,8 +189,11 @@ class Comparison:
         quiet: PairStatus = "same" if in_same and out_same else "carried"
         return self._pair(a, b, quiet, d_in, d_out, allowed, reasons)
 
-    def _fused(self, a: Site, inplace: Site | None, differed: bool) -> NormPair:
-        """Find the map of a norm that the second has no more: it must be in a layer beside it."""
+    def _fused(self, a: Site, inplace: Site | None, differed: bool, *, direct: bool) -> NormPair:
+        """Find the map of a norm that the second has no more: it must be in a layer beside it.
+
+        With `direct` it must be in the layer before it, or in a module of its name.
+        """
         before, behind = self._aligned.before(a), self._aligned.behind(a)
         gaps = {
             site: min(gap(y, site.after) for y in (a.after, a.activated) if y is not None)
@@ -167,16 +205,21 @@ class Comparison:
         d_in, in_same, _ = self._compared(before, "before")
         same, allowed = self._rounds(math.inf if other is None else d_out, a)
         if same:
-            exact = None if self._b.quantised else fold_reason(a, *before)
+            exact = None
+            if inplace is not None and inplace.tensors:
+                exact = exact_reason(a, None, inplace)
+            elif before[0] is not None and before[1] is not None and not self._b.quantised:
+                exact = exact_reason(a, before[0], before[1])
             return self._pair(a, other, "fused", d_in, d_out, allowed, [exact] if exact else [])
         d_behind, same, rounding = self._compared(behind)
-        if same and d_behind == d_behind:
+        if same and d_behind == d_behind and not direct:
             return self._pair(a, behind[1], "fused", d_in, d_behind, rounding, [])
         # where what comes next is given the same, the map is somewhere before it
         later = self._aligned.later(a)
         same = bool(self._b.sites) and self.result().ok
         if later is not None:
             _, same, _ = self._compared(later, "before")
+        same &= not direct
         if same or (differed and not in_same):
             return self._pair(a, other, "fused" if same else "carried", d_in, d_out, allowed, [])
         reason: Reason | None = None
@@ -221,6 +264,10 @@ class Comparison:
             allowed=allowed,
             reasons=left,
         )
+
+
+def _first(pairs: list[NormPair]) -> NormPair | None:
+    return next((pair for pair in pairs if pair.status in ("differs", "missing")), None)
 
 
 def _turned(pair: NormPair) -> NormPair:

@@ -58,43 +58,47 @@ def map_reason(norm: Site, output: Sketch, allowed: float) -> Reason | None:
     return None
 
 
-def fold_reason(norm: Site, first: Site | None, second: Site | None) -> Reason | None:
-    """Find which numbers of a norm a fold used, where its weights say more than its outputs.
+def exact_reason(norm: Site, first: Site | None, second: Site) -> Reason | None:
+    """Find which numbers of a norm became weights, where these say more than their outputs.
 
-    W' = scale W and b' = scale b + shift hold scale and shift to the rounding of each weight, while
-    outputs hold them to that of the whole network.
+    Weights hold scale and shift to the rounding of each, outputs to that of the whole network:
+    W' = scale W and b' = scale b + shift in the layer before it, or scale and shift themselves.
 
     Args:
         norm: of the first form.
-        first: the linear layer before it.
-        second: the same in the second form, with the norm in it.
+        first: the linear layer before it; None for scale and shift themselves.
+        second: the same in the second form, with the norm in it, or what has scale and shift.
     """
-    if first is None or second is None or not _per_channel(norm):
+    if not _per_channel(norm) or "weight" not in second.tensors:
         return None
-    weights = [site.tensors.get("weight") for site in (first, second)]
-    if any(w is None or w.dim() < 2 or len(w) != norm.channels for w in weights):
+    (own_scale, own_shift), eps = scale_shift(norm), FOLDED * second.rounding("weight")
+    scale, zeros = second.tensors["weight"], torch.zeros_like(own_scale)
+    shift, before = second.tensors.get("bias", zeros), zeros
+    if first is not None:
+        pair = first.tensors.get("weight", zeros), scale
+        if pair[0].shape != scale.shape or scale.dim() < 2 or len(scale) != norm.channels:
+            return None
+        a, b = (weight.flatten(1) for weight in pair)
+        if bool((a == b).all()):
+            return None  # nothing was folded into it
+        eps = max(eps, FOLDED * first.rounding("weight"))
+        scale = (a * b).sum(1) / a.pow(2).sum(1).clamp(min=1e-300)
+        scale = torch.where(a.abs().amax(1) > LEAST, scale, own_scale)
+        if not bool(
+            ((b - scale.unsqueeze(1) * a).abs() <= eps * b.abs().amax(1, keepdim=True)).all()
+        ):
+            return None  # more than one factor per channel: no fold
+        before = scale * first.tensors.get("bias", zeros)
+        shift = shift - before
+    if scale.shape != own_scale.shape or shift.shape != own_shift.shape:
         return None
-    a, b = (w.flatten(1) for w in weights if w is not None)
-    if a.shape != b.shape or bool((a == b).all()):
-        return None  # nothing was folded into it
-    eps = FOLDED * max(site.rounding("weight") for site in (first, second))
-    own_scale, own_shift = scale_shift(norm)
-    scale = (a * b).sum(1) / a.pow(2).sum(1).clamp(min=1e-300)
-    scale = torch.where(a.abs().amax(1) > LEAST, scale, own_scale)
-    rest = (b - scale.unsqueeze(1) * a).abs().amax(1)
-    if not bool((rest <= eps * b.abs().amax(1)).all()):
-        return None  # more than one factor per channel: no fold
-    zeros = torch.zeros_like(scale)
-    before = scale * first.tensors.get("bias", zeros)
-    shift = second.tensors.get("bias", zeros) - before
     mean = norm.tensors["running_mean"]
     size = 1 + own_shift.abs() + (own_scale * mean).abs() + before.abs()
     same = ((scale - own_scale).abs() <= eps * own_scale.abs()).all()
     if bool(same & ((shift - own_shift).abs() <= eps * size).all()):
         return None
-    x = norm.before.values
-    made = replace(norm.after, values=x * scale.unsqueeze(1) + shift.unsqueeze(1))
-    return map_reason(norm, made, eps / FOLDED)
+    made = norm.before.values * scale.unsqueeze(1) + shift.unsqueeze(1)
+    return map_reason(norm, replace(norm.after, values=made), eps / FOLDED)
 
 
 def _per_channel(norm: Site) -> bool:
@@ -115,8 +119,7 @@ def _causes(
         return scale_shift(norm, cause.numbers, value), cause
 
     yield way(Cause("reset", neutral(norm, STATISTICS), averages(norm), "(0, 1)"))
-    batch = {"running_mean": norm.before.mean, "running_var": norm.before.var}
-    yield way(Cause("training", batch, "False", "True"))
+    yield way(Cause("training", norm.batch, "False", "True"))
     if bool((weight != 1).any()):
         yield way(Cause("gamma_lost", neutral(norm, ("weight",))))
     # the shift alone

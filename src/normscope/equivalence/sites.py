@@ -1,5 +1,6 @@
 """What one norm or linear layer held and computed in one run, small enough to keep."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,38 +23,38 @@ Kind = Literal["norm", "linear", "other"]
 
 @dataclass(frozen=True, eq=False)
 class Sketch:
-    """Part of a tensor, channel by channel, and the moments of all of it.
+    """Part of a tensor, channel by channel.
 
     Attributes:
         shape: of the whole tensor.
         dtype: likewise.
         values: (C, P) float64, evenly spaced.
-        mean, var: (C,) float64, of all values; the variance is biased.
         largest: the largest absolute value that is finite.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     values: Tensor
-    mean: Tensor
-    var: Tensor
     largest: float
 
     @classmethod
     def of(cls, tensor: Tensor, axis: int) -> "Sketch":
         """Take the channels from `axis`."""
-        tensor = tensor.detach()
-        rows = tensor.movedim(axis, 0).flatten(1) if tensor.dim() > 1 else tensor.unsqueeze(1)
-        rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
+        rows = channel_rows(tensor, axis)
         channels, count = rows.shape
         step = max(1, count // max(LEAST, VALUES // max(channels, 1)))
         step += step > 1 and step % 2 == 0  # an even step would stay in the same columns
-        nothing = torch.zeros(channels)
-        var, mean = torch.var_mean(rows, 1, correction=0) if count else (nothing, nothing)
-        finite = rows if bool(rows.isfinite().all()) else rows.nan_to_num(0, 0, 0)
-        largest = float(finite.abs().max()) if rows.numel() else 0.0
-        values, mean, var = (t.cpu().double() for t in (rows[:, ::step], mean, var))
-        return cls(tuple(tensor.shape), tensor.dtype, values, mean, var, largest)
+        largest = float(rows.abs().max()) if rows.numel() else 0.0
+        if not math.isfinite(largest):
+            largest = float(rows.nan_to_num(0, 0, 0).abs().max())
+        return cls(tuple(tensor.shape), tensor.dtype, rows[:, ::step].cpu().double(), largest)
+
+
+def channel_rows(tensor: Tensor, axis: int) -> Tensor:
+    """Return a tensor as (C, P) floating point numbers, with the channels of `axis`."""
+    tensor = tensor.detach()
+    rows = tensor.movedim(axis, 0).flatten(1) if tensor.dim() > 1 else tensor.unsqueeze(1)
+    return rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
 
 
 @dataclass(eq=False)
@@ -71,6 +72,8 @@ class Site:
         tensors: (C,) float64 as it held them before the run; those that there are.
         dtypes: of those.
         settings: eps, momentum, training; those that are known.
+        axis: of the channels in its output.
+        batch: running_mean and running_var as the input of a norm would make them, (C,) float64.
     """
 
     name: str
@@ -84,6 +87,8 @@ class Site:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    axis: int = 1
+    batch: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def channels(self) -> int:
@@ -139,6 +144,7 @@ class Collector:
         self._calls: Counter[str] = Counter()
         self._inputs: dict[str, list[Tensor]] = {}
         self._product: OperatorCall | None = None
+        self._map: Mapping[str, Tensor] = {}  # of a norm that became a product and a sum
 
     def normed(self, call: Call, before: Tensor, after: Tensor) -> None:
         """Add the site of a norm layer, with what the operator inside it really used."""
@@ -168,30 +174,39 @@ class Collector:
             self._inner = call
         elif call.kind == "linear":
             self.operator(call)
+        elif (product := self._product_of(call)) is not None:
+            self._map = {**product.tensors, **call.tensors}
 
     def operator(self, call: OperatorCall) -> None:
         """Add an operator of a program; a sum behind a product is what a norm became."""
-        product, self._product = self._product, call if call.kind == "scale" else None
-        name, layer = call.name, call.operator.removeprefix("aten::")
-        if call.kind == "shift":
-            if product is not None and product.name == name and product.after is call.before:
-                self.add("other", self._numbered(name, "other"), "mul, add", product.before,
-                         call.after, 1)  # fmt: skip
-        elif call.kind != "scale":
+        product = self._product_of(call)
+        if product is not None:
+            name, held = self._numbered(call.name, "other"), {**product.tensors, **call.tensors}
+            self.add("other", name, "mul, add", product.before, call.after, 1, held)
+        elif call.kind in ("norm", "linear"):
             kind: Kind = "norm" if call.kind == "norm" else "linear"
+            name, layer = call.name, call.operator.removeprefix("aten::")
             name = self._numbered(name, kind) if name else ""
-            self.add(kind, name, layer, call.before, call.after, call.axis, call.tensors,
-                     call.settings)  # fmt: skip
+            x, y, axis = call.before, call.after, call.axis
+            self.add(kind, name, layer, x, y, axis, call.tensors, call.settings)
+
+    def _product_of(self, call: OperatorCall) -> OperatorCall | None:
+        """Return the product per channel that a sum per channel is taken of."""
+        product, self._product = self._product, call if call.kind == "scale" else None
+        if call.kind != "shift" or product is None or product.name != call.name:
+            return None
+        return product if product.after is call.before else None
 
     def enter(self, name: str, module: Any, before: Tensor) -> None:
         """Keep the input of a module that stands in a norm's place."""
         self._inputs.setdefault(name, []).append(before.clone())
+        self._map = {}
 
     def leave(self, name: str, after: Tensor) -> None:
         """Add that module."""
         if self._inputs.get(name):
-            before = self._inputs[name].pop()
-            self.add("other", self._numbered(name, "other"), "", before, after, 1)
+            before, held, self._map = self._inputs[name].pop(), self._map, {}
+            self.add("other", self._numbered(name, "other"), "", before, after, 1, held)
 
     def add(
         self,
@@ -205,6 +220,10 @@ class Collector:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Add a site, with copies of its tensors."""
+        batch: dict[str, Tensor] = {}
+        if kind == "norm" and before.numel():
+            var, mean = torch.var_mean(channel_rows(before, axis), 1, correction=0)
+            batch = {"running_mean": mean.cpu().double(), "running_var": var.cpu().double()}
         found = {k: t for k in TENSORS if isinstance(t := (held or {}).get(k), Tensor)}
         self.sites.append(
             Site(
@@ -218,6 +237,8 @@ class Collector:
                 tensors={k: t.detach().cpu().double().clone() for k, t in found.items()},
                 dtypes={k: t.dtype for k, t in found.items()},
                 settings=settings or {},
+                axis=axis,
+                batch=batch,
             )
         )
 
