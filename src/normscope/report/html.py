@@ -33,6 +33,7 @@ from normscope.report.document import (
     Document,
     Finding,
     Interactive,
+    Sound,
     for_medium,
     parts,
 )
@@ -59,6 +60,7 @@ class Drawn:
     scripts: list[str] = field(default_factory=list)  # of single parts, before the last one
     styles: list[str] = field(default_factory=list)
     messages: list[str] = field(default_factory=lambda: ["live."])
+    sound: bool = False  # whether one is played
 
     def take(self, part: Interactive) -> None:
         """Add what a part with a script of its own needs."""
@@ -78,6 +80,7 @@ def page(document: Document, lang: Lang) -> str:
             drawn.channels.append(block.data)
         elif isinstance(block, Interactive):
             drawn.take(block)
+        drawn.sound |= isinstance(block, Sound)
     return render("document.html.j2", lang, drawn, document.title, document=document)
 
 
@@ -112,7 +115,7 @@ def render(template: str, lang: Lang, drawn: Drawn, title: Text, **context: Any)
         .render(
             lang=lang,
             title=title,
-            policy=_policy(scripts, style),
+            policy=_policy(scripts, style, sound=drawn.sound),
             style=Markup(style),
             scripts=[Markup(script) for script in scripts],
             data=Markup(_json(data)),
@@ -121,12 +124,12 @@ def render(template: str, lang: Lang, drawn: Drawn, title: Text, **context: Any)
     )
 
 
-def _policy(scripts: list[str], style: str) -> str:
-    """Nothing may be loaded, and only the scripts and the style sheet of this page may run."""
+def _policy(scripts: list[str], style: str, *, sound: bool) -> str:
+    """Forbid all but the scripts and the style sheet of this page, and the sounds in it."""
     allowed = " ".join(map(_hash, scripts))
     return (
         f"default-src 'none'; script-src {allowed}; style-src {_hash(style)}; "
-        "base-uri 'none'; form-action 'none'"
+        f"{'media-src data:; ' if sound else ''}base-uri 'none'; form-action 'none'"
     )
 
 

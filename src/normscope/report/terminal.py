@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text as Styled
 
 from normscope.errors import shown
-from normscope.report.bilingual import Words, read
+from normscope.report.bilingual import Words, read, said
 from normscope.report.charts import numberline
 from normscope.report.document import (
     Block,
@@ -26,6 +26,7 @@ from normscope.report.document import (
     NumberLine,
     Paragraph,
     Section,
+    Sound,
     Table,
     for_medium,
 )
@@ -93,6 +94,10 @@ class _Printer:
             self.table(block, captioned=block.caption != section.title)
         elif isinstance(block, NumberLine):
             self.line(block)
+        elif isinstance(block, Sound):
+            seconds = f"{block.seconds:.1f}"
+            line = said("page.sound.line", name=block.name, seconds=seconds)
+            paragraph(self.console, self.words(line), mark="  ")
         elif isinstance(block, Section):
             self.section(block)
         elif isinstance(block, Figures):
@@ -154,7 +159,7 @@ class _Printer:
 def _printed(block: Block) -> bool:
     if isinstance(block, Figures):
         return any(map(_printed, block.blocks))
-    return isinstance(block, Paragraph | Finding | Listing | Table | NumberLine | Section)
+    return isinstance(block, Paragraph | Finding | Listing | Table | NumberLine | Section | Sound)
 
 
 # --- tables -----------------------------------------------------------------------------------
