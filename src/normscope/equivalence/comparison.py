@@ -149,7 +149,7 @@ class Comparison:
         allowed = self._allowed(self._moved)
         for site in run.sites:
             if site.name in code:
-                output = Sketch.of(code[site.name], 1 if site.kind == "norm" else site.axis)
+                output = Sketch.of(code[site.name], site.axis)
                 off = min(gap(y, output) for y in (site.after, site.activated) if y is not None)
                 if off > allowed:
                     why = map_reason(site, output, allowed) if site.kind == "norm" else None
