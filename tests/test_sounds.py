@@ -133,7 +133,8 @@ class Comb(nn.Module):
         self.norm = nn.BatchNorm1d(len(hertz))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm((x @ self.waves).pow(2).sum((0, 1)))
+        y: Tensor = self.norm((x @ self.waves).pow(2).sum((0, 1)))
+        return y
 
 
 def test_the_example(

@@ -13,7 +13,8 @@ class Alignment:
     """The sites of two runs, paired.
 
     Sites of one name belong together. Those without a partner of their name are paired by their
-    order and number of channels. A norm that has no partner may have a module of its name instead.
+    order and number of channels. A norm without a partner may have a product and a sum of its name
+    instead.
 
     Attributes:
         extra: norms of the second run that no norm of the first is paired with.
@@ -23,7 +24,8 @@ class Alignment:
         self._sites = [site for site in first.sites if site.kind != "other"]
         norms, theirs = first.of("norm"), second.of("norm")
         self._pairs = _paired(norms, theirs) | _paired(first.of("linear"), second.of("linear"))
-        others = {site.name: site for site in second.of("other")}
+        # a folded norm with an activation of its own keeps both in one module
+        others = {site.name.removesuffix(".norm"): site for site in second.of("other")}
         for norm in norms:
             if norm.name in others:
                 self._pairs.setdefault(norm, others[norm.name])

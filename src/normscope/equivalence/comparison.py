@@ -37,20 +37,13 @@ class Comparison:
         accepted: frozenset[str],
     ) -> None:
         self._mode, self._accepted = mode, accepted
-        # what one side calls a norm is watched under the same name on the other
-        also = [
-            [name for name in other.norms if name not in form.norms and name in form.modules]
-            for form, other in (forms, forms[::-1])
-        ]
-        runs = [
-            form.run(x, mode, names) for form, x, names in zip(forms, inputs, also, strict=True)
-        ]
+        runs = [form.run(x, mode) for form, x in zip(forms, inputs, strict=True)]
         self.forwards = [1 + (run.watched is not None) for run in runs]
         self._turned = len(runs[1].of("norm")) > len(runs[0].of("norm"))
         order = (1, 0) if self._turned else (0, 1)
         self._a, self._b = (runs[side] for side in order)
         self._batches = inputs[order[0]].sketch(), inputs[order[1]].sketch()
-        self._again = (forms[order[0]], inputs[order[0]], also[order[0]])
+        self._again = (forms[order[0]], inputs[order[0]])
         self._sides = tuple(zip(("first", "second"), runs, forms, inputs, strict=True))
         self._both_train = all(form.modules for form in forms)
         self._coarse = max(run.rounding for run in runs)
@@ -59,9 +52,9 @@ class Comparison:
 
     @cached_property
     def _noisy(self) -> Run:
-        form, inputs, also = self._again
+        form, inputs = self._again
         self.forwards[int(self._turned)] += 1
-        return form.run(inputs, self._mode, also, noise=True)
+        return form.run(inputs, self._mode, noise=True)
 
     def _allowed(self, moved: float) -> float:
         """Return what rounding explains, where one rounding error in each layer makes `moved`."""
@@ -227,11 +220,11 @@ class Comparison:
             reason = Reason(code="quantised", amount=d_out)
         elif not in_same:
             reason = input_reason(self._aligned, a, self._batches, d_in)
-        elif other is None or self._rounds(gap(a.before, other.after), a, "before")[0]:
+        elif inplace is None and self._compared(before)[1]:
             # nothing was done here: it is in the layer behind, or nowhere
             if behind[1] is None or weights_reason(*behind) is None:
                 reason = Reason(code="missing", amount=d_out)
-        else:
+        elif other is not None:
             reason = map_reason(a, other.after, allowed)
         reasons = [reason or Reason(code="fused_wrong", amount=d_out)]
         if other is not None and a.before.dtype != other.after.dtype:

@@ -17,7 +17,6 @@ from normscope.errors import FileError, InputError, ModelError
 from normscope.files import shown
 from normscope.probe.compare import leaves
 from normscope.probe.frozen import program_kind, refuse_unready
-from normscope.probe.hooks import attach
 from normscope.probe.layers import bare, find_norms, named_layers
 from normscope.probe.load import reason
 from normscope.probe.observe import observe
@@ -92,10 +91,8 @@ class Form(Protocol):
     norms: Sequence[str]
     modules: Mapping[str, nn.Module]
 
-    def run(
-        self, inputs: Inputs, mode: Mode, also: Sequence[str] = (), *, noise: bool = False
-    ) -> Run:
-        """Run it once and hand it back as it was; `also` names modules to watch that are no norms.
+    def run(self, inputs: Inputs, mode: Mode, *, noise: bool = False) -> Run:
+        """Run it once and hand it back as it was.
 
         With `noise` every linear layer and norm is moved by one rounding error.
         """
@@ -156,9 +153,7 @@ class ProgramForm:
         self._program, self.kind = program, kind
         self._own = program if isinstance(program, nn.Module) else nn.Module()
 
-    def run(
-        self, inputs: Inputs, mode: Mode, also: Sequence[str] = (), *, noise: bool = False
-    ) -> Run:
+    def run(self, inputs: Inputs, mode: Mode, *, noise: bool = False) -> Run:
         """See `Form`; the modes of a program are fixed."""
         collector = Collector()
         operators = Operators(addresses(self._own), collector.operator, noise=noise)
@@ -183,25 +178,18 @@ class ModuleForm:
         self.norms: Sequence[str] = [norm.name for norm in self._norms]
         self.modules: Mapping[str, nn.Module] = dict(named_layers(model))
 
-    def run(
-        self, inputs: Inputs, mode: Mode, also: Sequence[str] = (), *, noise: bool = False
-    ) -> Run:
+    def run(self, inputs: Inputs, mode: Mode, *, noise: bool = False) -> Run:
         """See `Form`; in eval() layers that were left in train() alone stay so."""
         given = inputs.like(_tensors(self._model))
         collector = Collector()
         operators = Operators(addresses(self._model), collector.inside, noise=noise)
-        others = {name: _inside(self.modules[name]) for name in also if name in self.modules}
         code: list[Tensor] | None = None
         if self.kind == "compiled" and not noise:
             with self._in_mode(mode):
                 code = _outputs(self._given, given, mode)
         with self._in_mode(mode):
-            watching = (
-                observe(self._model, self._norms, collector),
-                attach(others, collector.enter, collector.leave),
-                operators,
-            )
-            outputs = _outputs(self._model, given, mode, *watching)
+            watching = observe(self._model, self._norms, collector)
+            outputs = _outputs(self._model, given, mode, watching, operators)
             statistics = {
                 f"{norm.name}.{key}": value.detach().double().cpu().clone()
                 for norm in (self._norms if mode == "train" else ())
@@ -258,12 +246,6 @@ def _wrappers(model: nn.Module) -> Iterator[nn.Module]:
         wrapped = model._modules.get("_orig_mod", model._modules.get("module"))
         assert wrapped is not None, "bare went through it"
         yield (model := wrapped)
-
-
-def _inside(module: nn.Module) -> nn.Module:
-    """Return what stands for the norm where a folded one keeps an activation of its own."""
-    inner = module._modules.get("norm") if isinstance(module, nn.Sequential) else None
-    return module if inner is None else inner
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -75,9 +75,7 @@ class OnnxForm:
             if name not in known:
                 graph.output.append(onnx.ValueInfoProto(name=name))
 
-    def run(
-        self, inputs: Inputs, mode: Mode, also: Sequence[str] = (), *, noise: bool = False
-    ) -> Run:
+    def run(self, inputs: Inputs, mode: Mode, *, noise: bool = False) -> Run:
         """See `Form`; noise is not made here."""
         options = self._runtime.SessionOptions()
         options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL

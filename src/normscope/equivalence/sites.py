@@ -142,9 +142,7 @@ class Collector:
         self.sites: list[Site] = []
         self._inner: OperatorCall | None = None  # the batch norm inside the layer that runs
         self._calls: Counter[str] = Counter()
-        self._inputs: dict[str, list[Tensor]] = {}
         self._product: OperatorCall | None = None
-        self._map: Mapping[str, Tensor] = {}  # of a norm that became a product and a sum
 
     def normed(self, call: Call, before: Tensor, after: Tensor) -> None:
         """Add the site of a norm layer, with what the operator inside it really used."""
@@ -172,10 +170,8 @@ class Collector:
         """Add an operator of a module whose norms are told to `normed`."""
         if call.kind == "norm":
             self._inner = call
-        elif call.kind == "linear":
+        else:
             self.operator(call)
-        elif (product := self._product_of(call)) is not None:
-            self._map = {**product.tensors, **call.tensors}
 
     def operator(self, call: OperatorCall) -> None:
         """Add an operator of a program; a sum behind a product is what a norm became."""
@@ -196,17 +192,6 @@ class Collector:
         if call.kind != "shift" or product is None or product.name != call.name:
             return None
         return product if product.after is call.before else None
-
-    def enter(self, name: str, module: Any, before: Tensor) -> None:
-        """Keep the input of a module that stands in a norm's place."""
-        self._inputs.setdefault(name, []).append(before.clone())
-        self._map = {}
-
-    def leave(self, name: str, after: Tensor) -> None:
-        """Add that module."""
-        if self._inputs.get(name):
-            before, held, self._map = self._inputs[name].pop(), self._map, {}
-            self.add("other", self._numbered(name, "other"), "", before, after, 1, held)
 
     def add(
         self,

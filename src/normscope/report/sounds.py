@@ -18,7 +18,7 @@ LARGEST = 32767  # of 16 bits
 RATES = (3000, 192_000)  # samples per second that browsers play
 TOTAL = 10_000_000  # samples of all sounds of a page: 20 MB, 27 MB as text
 
-Sounds = Mapping[str, tuple[Any, int]]  # class -> samples and rate
+Sounds = Mapping[str, tuple[Any, Any]]  # class -> samples and rate
 
 
 def with_sounds(document: Document, record: Record, sounds: Sounds) -> Document:
@@ -46,7 +46,7 @@ def with_sounds(document: Document, record: Record, sounds: Sounds) -> Document:
     return replace(document, sections=(first, section, *rest))
 
 
-def sound(name: str, samples: Any, rate: int) -> Sound:
+def sound(name: str, samples: Any, rate: Any) -> Sound:
     """Make the block of one sound.
 
     Args:
