@@ -190,6 +190,15 @@ class Interactive:
 
 
 @dataclass(frozen=True)
+class Sound:
+    """A sound to play, with the name of what it is a sound of; `sounds.sound` makes it."""
+
+    name: Words
+    source: str  # a data URI
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Figures:
     """Pictures beside one another where there is room."""
 
@@ -237,6 +246,7 @@ Block = (
     | NumberLine
     | ChannelPlot
     | Interactive
+    | Sound
     | Terms
     | Figures
     | Details

@@ -52,6 +52,7 @@ def render(template: str, lang: Lang, blocks: list[doc.Block], title: Text, **co
     """Fill the template of a page that is closed to the outside."""
     charts = [block.spec for block in blocks if isinstance(block, doc.Chart)]
     channels = [block.data for block in blocks if isinstance(block, doc.ChannelPlot)]
+    sounds = any(isinstance(block, doc.Sound) for block in blocks)
     moving = [block for block in blocks if isinstance(block, doc.Interactive)]
     keys = ("live.", *(key for part in moving for key in part.messages))
     data = {
@@ -74,7 +75,7 @@ def render(template: str, lang: Lang, blocks: list[doc.Block], title: Text, **co
         .render(
             lang=lang,
             title=title,
-            policy=_policy(scripts, style),
+            policy=_policy(scripts, style, sound=sounds),
             style=Markup(style),
             scripts=[Markup(script) for script in scripts],
             data=Markup(_json(data)),
@@ -83,12 +84,12 @@ def render(template: str, lang: Lang, blocks: list[doc.Block], title: Text, **co
     )
 
 
-def _policy(scripts: list[str], style: str) -> str:
-    """Allow nothing to be loaded, and only the scripts and the style sheet of this page may run."""
+def _policy(scripts: list[str], style: str, *, sound: bool) -> str:
+    """Forbid all but the scripts and the style sheet of this page, and the sounds in it."""
     allowed = " ".join(map(_hash, scripts))
     return (
         f"default-src 'none'; script-src {allowed}; style-src {_hash(style)}; "
-        "base-uri 'none'; form-action 'none'"
+        f"{'media-src data:; ' if sound else ''}base-uri 'none'; form-action 'none'"
     )
 
 

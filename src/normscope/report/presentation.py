@@ -11,6 +11,7 @@ from normscope.report import document_of, html
 from normscope.report.brief import brief, lines
 from normscope.report.charts import vega
 from normscope.report.messages import Lang, locale_language
+from normscope.report.sounds import Sounds, with_sounds
 
 if TYPE_CHECKING:
     import altair as alt
@@ -26,9 +27,12 @@ def fragment(record: Record) -> str:
     return html.fragment(brief(document_of(record, part="brief")), locale_language())
 
 
-def page(record: Record, lang: Lang | None) -> str:
-    """Write the page."""
-    return html.page(document_of(record), lang or locale_language())
+def page(record: Record, lang: Lang | None, sounds: Sounds | None = None) -> str:
+    """Write the page, with sounds of its classes where there are some."""
+    document = document_of(record)
+    if sounds:
+        document = with_sounds(document, record, sounds)
+    return html.page(document, lang or locale_language())
 
 
 def chart(record: Record, which: int) -> "alt.TopLevelMixin":

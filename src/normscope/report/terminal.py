@@ -18,7 +18,7 @@ from rich.text import Text as Styled
 
 from normscope.errors import shown
 from normscope.report import document as doc
-from normscope.report.bilingual import Words, read
+from normscope.report.bilingual import Words, read, tr
 from normscope.report.charts import numberline
 from normscope.report.messages import Lang, say
 
@@ -84,6 +84,10 @@ class _Printer:
             self.table(block, captioned=block.caption != section.title)
         elif isinstance(block, doc.NumberLine):
             self.line(block)
+        elif isinstance(block, doc.Sound):
+            seconds = f"{block.seconds:.1f}"
+            line = tr("page.sound.line", name=block.name, seconds=seconds)
+            paragraph(self.console, self.words(line), mark="  ")
         elif isinstance(block, doc.Section):
             self.section(block)
         elif isinstance(block, doc.Figures):
@@ -147,7 +151,14 @@ def _printed(block: doc.Block) -> bool:
     if isinstance(block, doc.Figures):
         return any(map(_printed, block.blocks))
     return isinstance(
-        block, doc.Paragraph | doc.Finding | doc.Listing | doc.Table | doc.NumberLine | doc.Section
+        block,
+        doc.Paragraph
+        | doc.Finding
+        | doc.Listing
+        | doc.Table
+        | doc.NumberLine
+        | doc.Section
+        | doc.Sound,
     )
 
 
