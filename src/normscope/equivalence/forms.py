@@ -17,6 +17,7 @@ from normscope.errors import FileError, InputError, ModelError
 from normscope.files import shown
 from normscope.probe.compare import leaves
 from normscope.probe.frozen import program_kind, refuse_unready
+from normscope.probe.hooks import attach
 from normscope.probe.layers import bare, find_norms, named_layers
 from normscope.probe.load import reason
 from normscope.probe.observe import observe
@@ -207,25 +208,24 @@ class ModuleForm:
         contexts = [m.dynamo_ctx for m in _wrappers(self._given) if hasattr(m, "dynamo_ctx")]
         again: Any = contexts[0] if contexts else None
         given = inputs.like(_tensors(self._model))
-        kept: dict[str, Any] = {}
+        watched = {name: self.modules[name] for name in names if name in self.modules}
+        kept: dict[str, Tensor] = {}
 
-        def keep(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, args: Any, output: Any) -> None:
-                kept.setdefault(name, output)
+        def enter(name: str, module: nn.Module, before: Tensor) -> None:
+            pass
 
-            return hook
+        def leave(name: str, after: Tensor) -> None:
+            kept.setdefault(name, after)
 
-        def whole(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        def whole(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
             return self._model(*args, **kwargs), dict(kept)
 
-        with self._in_mode(mode), ExitStack() as undo:
-            for name in self.modules.keys() & set(names):
-                undo.callback(self.modules[name].register_forward_hook(keep(name)).remove)
+        with self._in_mode(mode), attach(watched, enter, leave):
             try:
                 _, found = again(whole)(*given.args, **given.kwargs) if again else (None, {})
             except Exception:  # the back end's own; the verdict stands without the place
                 return {}
-        return {name: y.detach().clone() for name, y in found.items() if isinstance(y, Tensor)}
+        return {name: y.detach().clone() for name, y in found.items()}
 
     @contextmanager
     def _in_mode(self, mode: Mode) -> Iterator[None]:
