@@ -1,8 +1,8 @@
 """What is measured of layers, and the tables of it.
 
-A new measure is one entry here with its message: in `STAGES` for what is known at every stage of
-a layer (`page.measure.NAME`), in `RANKED` or `GATES` for one number of a layer
-(`page.rank.NAME`). Terminal, page and notebook follow.
+A measure of every stage that `lens.stage_measures` has registered is shown by its messages
+(`page.measure.NAME`, `page.measure.NAME.how`) alone. One number of a layer is an entry of
+`RANKED` or `GATES` here with its message (`page.rank.NAME`). Terminal, page and notebook follow.
 """
 
 import math
@@ -153,7 +153,7 @@ def by_stage(layers: Sequence[Layer]) -> Table:
     shown = [n for n in ORDER if n != "pre_activation" or any(la.pre_activation for la in layers)]
     for layer in layers:
         found = {stage.name: stage for stage in layer.every_stage}
-        for name, measure in STAGES.items():
+        for name, measure in (STAGES | _registered(layer)).items():
             first = name == next(iter(STAGES))
             icon = "lock" if measure.locked else "scale"
             cells = [
@@ -174,3 +174,12 @@ def by_stage(layers: Sequence[Layer]) -> Table:
     head = [tr("page.head.layer"), tr("page.head.measure")]
     head += [tr(f"page.stage.{name}") for name in shown]
     return table(tr("page.index.caption"), head, rows, keys=2, styles=tuple(styles))
+
+
+def _registered(layer: Layer) -> dict[str, Measure[StageMeasures]]:
+    """Return the measures that the record of a layer holds by name."""
+
+    def of(name: str) -> Callable[[StageMeasures], float]:
+        return lambda stage: stage.more.get(name, math.nan)
+
+    return {name: Measure(of(name), magnitude) for name in layer.stages[0].more}
