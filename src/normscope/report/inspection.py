@@ -90,10 +90,12 @@ def evidence(inspection: Inspection) -> tuple[doc.Block, ...]:
         many = doc.Paragraph(tr("page.index.many"), "quiet")
         stages = (doc.Only("terminal", stages), doc.Only("page", (many,)))
     locked = doc.Paragraph(tr("page.index.locked"), "quiet", icon="lock")
-    keys = ["page.index.geometry"]
-    keys += [f"page.measure.{name}.how" for name in layers[0].stages[0].more]
-    geometry = (doc.Paragraph(tr(key), "quiet", icon="scale") for key in keys)
-    blocks.append(doc.Section(tr("page.index.title"), (locked, *geometry, *stages)))
+    geometry = doc.Paragraph(tr("page.index.geometry"), "quiet", icon="scale")
+    registered = (
+        doc.Paragraph(tr(f"page.measure.{name}.how"), "quiet", icon="scale")
+        for name in layers[0].stages[0].more
+    )
+    blocks.append(doc.Section(tr("page.index.title"), (locked, geometry, *registered, *stages)))
     blocks.append(doc.Section(tr("lens.gate.title"), (measures.gates(inspection),)))
     if any(math.isfinite(layer.stages[0].condition_eta2) for layer in layers):
         blocks.append(doc.Section(tr("lens.domain.title"), (_domains(inspection),)))

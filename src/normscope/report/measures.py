@@ -2,7 +2,8 @@
 
 A measure of every stage that `lens.stage_measures` has registered is shown by its messages
 (`page.measure.NAME`, `page.measure.NAME.how`) alone. One number of a layer is an entry of
-`RANKED` or `GATES` here with its message (`page.rank.NAME`). Terminal, page and notebook follow.
+`RANKED` or `GATES` here with its message (`page.rank.NAME`). Terminal,
+page and notebook follow.
 """
 
 import math
