@@ -122,11 +122,12 @@ class _Drawing:
         return found
 
     def _legend(self) -> tuple[list[Markup], int]:
-        coloured = [la.channels["color"] for la in self.layers if "color" in la.channels]
-        if not self.looks or all(about.get("legend", {}) is None for about in coloured):
+        coloured = [layer for layer in self.layers if "color" in layer.channels]
+        named = [la for la in coloured if la.channels["color"].get("legend", {}) is not None]
+        if not self.looks or not named:
             return [], 0
         drawn, at, row = list[Markup](), self.left, 0
-        lines = any(layer.mark["type"] in ("line", "area") for layer in self.layers)
+        lines = any(layer.mark["type"] in ("line", "area") for layer in named)
         for name, look in self.looks.items():
             text = as_text(name, self.lang)
             wide = 34 + svg.width_of(text)
