@@ -17,6 +17,7 @@ from normscope.errors import FileError, InputError, ModelError
 from normscope.files import shown
 from normscope.probe.compare import leaves
 from normscope.probe.frozen import program_kind, refuse_unready
+from normscope.probe.hooks import keep_outputs
 from normscope.probe.layers import bare, find_norms, named_layers
 from normscope.probe.load import reason
 from normscope.probe.observe import observe
@@ -209,18 +210,11 @@ class ModuleForm:
         given = inputs.like(_tensors(self._model))
         kept: dict[str, Any] = {}
 
-        def keep(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, args: Any, output: Any) -> None:
-                kept.setdefault(name, output)
-
-            return hook
-
         def whole(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
             return self._model(*args, **kwargs), dict(kept)
 
-        with self._in_mode(mode), ExitStack() as undo:
-            for name in self.modules.keys() & set(names):
-                undo.callback(self.modules[name].register_forward_hook(keep(name)).remove)
+        asked = {name: self.modules[name] for name in self.modules.keys() & set(names)}
+        with self._in_mode(mode), keep_outputs(asked, kept):
             try:
                 _, found = again(whole)(*given.args, **given.kwargs) if again else (None, {})
             except Exception:  # the back end's own; the verdict stands without the place
