@@ -219,9 +219,8 @@ def test_the_quick_starts_of_the_readme_run_and_print_what_it_says(installed: In
     for block in (block for block in found if not block.python):
         output = ""
         for command in block.commands:
-            output = installed.run(
-                *shlex.split(command), ok=(0, 1)
-            )  # 1: the doctor found something
+            # 1: the doctor found something
+            output = installed.run(*shlex.split(command), ok=(0, 1))
         _as_printed(block, output)
     for name in ("lesson.html", "live.html", "seen.html"):
         assert "<html" in (installed.work / name).read_text(encoding="utf-8")[:200]
