@@ -44,9 +44,9 @@ class Normalizer(RunningStatistics, _BatchNorm):
         act: Activation | None = None,
         process_group: Ranks = None,
     ) -> None:
-        super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
-        )
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        if not bias:  # torch before 2.13 has no bias=
+            self.register_parameter("bias", None)
         check_settings(self.eps, self.momentum)
         if act is not None and act not in ACTIVATIONS:
             raise ValueError(f"act is {act!r}; it can be None, {listed(ACTIVATIONS)}")
