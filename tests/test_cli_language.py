@@ -35,8 +35,8 @@ def commands() -> Iterator[tuple[Any, Any]]:
     root = typer.main.get_command(app)
     context = root.make_context("normscope", [], resilient_parsing=True)
     yield root, context
-    for name in root.list_commands(context):  # type: ignore[attr-defined]
-        command = root.get_command(context, name)  # type: ignore[attr-defined]
+    for name in root.list_commands(context):
+        command = root.get_command(context, name)
         yield command, command.make_context(name, [], parent=context, resilient_parsing=True)
 
 

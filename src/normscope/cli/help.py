@@ -11,7 +11,7 @@ from normscope.report.messages import Lang
 from normscope.report.terminal import wrapped
 
 NAMES = 26  # columns of names; the text of a longer one begins in the next line
-KINDS = {  # what Typer calls the type of a value, and what a reader understands
+KINDS = {  # what versions of Typer call the type of a value, and what a reader understands
     "<str>": "TEXT",
     "<path>": "PATH",
     "<int>": "N",
@@ -19,6 +19,10 @@ KINDS = {  # what Typer calls the type of a value, and what a reader understands
     "<float>": "X",
     "<float range>": "X",
     "<list[str]>": "TEXT",
+    "INTEGER RANGE": "N",
+    "FLOAT RANGE": "X",
+    "INTEGER": "N",
+    "FLOAT": "X",
 }
 WORDS = ("Usage: ", "[OPTIONS]", "COMMAND [ARGS]...", ":", " ", "; ", "default: {}", "required")
 PANELS = ("Arguments", "Options", "Output")  # the first, those without a title, the last
@@ -111,7 +115,7 @@ def _options(command: Any, context: Any, language: Lang) -> dict[str, list[tuple
             continue
         name, whole = record
         english = parameter.help or ""
-        more = whole.removeprefix(english).strip().strip("[]")
+        more = whole.removeprefix(english).strip().strip("\\[]")
         text = helped(english, language)
         if more:
             said = (_fact(fact, language) for fact in more.split("; "))
