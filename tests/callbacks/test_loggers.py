@@ -1,6 +1,7 @@
 """Telemetry reaches the loggers that people have; what was written is read back."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,6 +59,8 @@ def records(file: Path) -> Iterator[Any]:
             at += left
             continue
         size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        if at + 7 + size > len(data):
+            return
         part += data[at + 7 : at + 7 + size]
         at += 7 + size
         if kind in (1, 4):  # a whole record, or the last part of one
@@ -86,7 +89,12 @@ def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     rows: list[dict[str, Any]] = []
     axes: dict[str, str] = {}
-    for record in records(file):
+    for _ in range(200):  # its service writes the last of it behind finish()
+        found = list(records(file))
+        if found and found[-1].HasField("exit"):
+            break
+        time.sleep(0.05)
+    for record in found:
         if record.HasField("history"):
             items = record.history.item
             rows.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})

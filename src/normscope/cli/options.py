@@ -13,7 +13,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     A parameter whose annotation is a dataclass is filled with one of these, made of its options.
     """
     own = inspect.signature(command, eval_str=True).parameters.values()
-    kinds: dict[str, type] = {p.name: p.annotation for p in own if is_dataclass(p.annotation)}
+    kinds: dict[str, Any] = {p.name: p.annotation for p in own if is_dataclass(p.annotation)}
 
     @wraps(command)
     def run(**values: Any) -> None:
