@@ -24,7 +24,7 @@ CHINESE = re.compile("[\u4e00-\u9fff]")
 # written by Typer and Click, which word them anew now and then, or filled into other sentences
 OTHERS = re.compile(
     r"Invalid|Missing|No such|Option \{\}|Got|Input should|Choose|it takes|[\w' ]+$"
-    r"|\{\} (is not (one of|in the range)|-h shows)"
+    r"|\{\} (is not (one of|in the range)|-h shows)|--data or"
 )
 ERRORS = ("InputError", "FileError", "ModelError", "MissingExtraError", "KernelError")
 # what a command never calls: layers and kernels in a program of one's own, callbacks, charts
@@ -118,7 +118,7 @@ def test_chinese_takes_what_english_fills_in() -> None:
         ("there is no record a.json; check the path", "没有记录 a.json；请检查路径"),
         (
             "--labels has no effect without --data or --loader; name data or leave it out",
-            "没有 --data or --loader 时 --labels 不起作用；请指定数据，或去掉该选项",
+            "没有 --data 或 --loader 时 --labels 不起作用；请指定数据，或去掉该选项",
         ),
         ("Missing option '--model'", "缺少选项 '--model'"),
         ("something new", "（此句暂无中文）something new"),
@@ -176,6 +176,21 @@ def test_the_language_is_known_before_the_options_are(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LANG", locale)
     assert language.spoken(arguments) == expected
+
+
+def test_a_language_for_the_whole_command_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    for arguments in ("--lang zh", "--lang zh explain ns001", "--lang zh explain -h"):
+        monkeypatch.setattr(sys, "argv", ["normscope", *arguments.split()])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0
+        said.append(capsys.readouterr().out)
+    assert "先试试" in said[0]
+    assert "训练标志" in said[1]
+    assert "用法：normscope explain [选项] [code]" in said[2]
 
 
 def test_completion_is_installed_and_completes(tmp_path: Path) -> None:

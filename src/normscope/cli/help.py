@@ -1,5 +1,6 @@
 """The help of commands, in English or Chinese: options in groups, at most 80 columns."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -54,11 +55,9 @@ class Group(TyperGroup):
 def lines(command: Any, context: Any, width: int) -> Iterator[str]:
     """The help of a command, line by line."""
     language = context.find_root().command.language
-    usage = [
-        context.command_path,
-        *(helped(p, language) for p in command.collect_usage_pieces(context)),
-    ]
-    yield helped("Usage:", language) + " " + " ".join(usage)
+    pieces = (re.sub("[{}]", "", piece) for piece in command.collect_usage_pieces(context))
+    usage = [context.command_path, *(helped(piece, language) for piece in pieces)]
+    yield helped("Usage: ", language) + " ".join(usage)
     for paragraph in (command.help or "").split("\n\n"):
         yield ""
         yield from wrapped(helped(" ".join(paragraph.split()), language), width)
