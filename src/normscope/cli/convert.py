@@ -1,6 +1,7 @@
 """normscope convert."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -80,21 +81,13 @@ def convert(
     """
     from normscope import conversion
     from normscope.probe.load import load_model, write_weights
-    from normscope.records import Converted
 
     options, batch = _options(option or []), batch_of(shape) if verify else None
     network = load_model(model, weights, key)
     done = conversion.convert(network, to, only=only or [], partial=partial, fuse=fuse, **options)
-    record = Converted(
-        model=model,
-        to=to,
-        changed=done.changed,
-        kept=done.kept,
-        refused=done.refused,
-        fused=done.fused,
-        unfused=done.unfused,
-        comparisons=() if batch is None else done.verify(batch).comparisons,
-    )
+    if batch is not None:
+        done.verify(batch)
+    record = replace(done.record, model=model)
     from normscope.report.conversion import document
 
     show.present(record, document(record))
@@ -106,7 +99,7 @@ def convert(
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:
-    """name=value as keyword arguments; what is no JSON value is a string."""
+    """Read name=value as keyword arguments; what is no JSON value is a string."""
     options: dict[str, Any] = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from normscope.arguments import check_model
 from normscope.errors import InputError
 from normscope.functional import update_running
 from normscope.moments import Moments
@@ -76,7 +77,7 @@ class RunningStatistics(nn.Module):
         return self
 
     def normalizes_by_batch(self) -> bool:
-        """Whether the next forward takes its statistics from the batch."""
+        """Return whether the next forward takes its statistics from the batch."""
         return self.training if self.policy.use == "mode" else self.policy.use == "batch"
 
     def observe(self, batch: Moments) -> None:
@@ -89,7 +90,7 @@ class RunningStatistics(nn.Module):
             self.pending = batch if self.pending is None else self.pending + batch
 
     def commit(self) -> None:
-        """One update from all that was collected since the last one (update="step")."""
+        """Make one update from all that was collected since the last one (update="step")."""
         if self.pending is not None:
             collected, self.pending = self.pending, None
             self._update(collected)
@@ -148,7 +149,7 @@ def merge_ranks(model: nn.Module, process_group: dist.ProcessGroup | None = None
 
 
 def pooled(layer: RunningStatistics) -> dict[str, Tensor]:
-    """The five keys of a plain batch norm that stands for all groups of a layer at once.
+    """Return the five keys of a plain batch norm that stands for all groups at once.
 
     Statistics by the law of total variance, each group weighted by the batches it was seen in
     (equally where none was); weight and bias are plain means over groups.
@@ -187,6 +188,7 @@ class Snapshot:
     NAMES = ("running_mean", "running_var", "num_batches_tracked")
 
     def __init__(self, model: nn.Module) -> None:
+        check_model(model)
         self._kept = [
             (buffer, buffer.detach().clone())
             for module in model.modules()

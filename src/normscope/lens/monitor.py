@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope import probe
-from normscope.errors import InputError, ModelError
+from normscope.errors import InputError, ModelError, few
 from normscope.lens import measures
 from normscope.lens.sinks import Sink as Sink
 from normscope.lens.sinks import Values as Values
@@ -108,6 +108,13 @@ class Monitor:
     _before: dict[str, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
     _reference: dict[str, Moments] = field(default_factory=dict)  # of the last `measure`
     _current: dict[str, Moments] | None = None  # of a `measure` that is running
+
+    def __repr__(self) -> str:
+        names = few(list(self.layers))
+        return (
+            f"Monitor of {type(self.model).__name__}: {len(self.layers)} layers ({names}), every "
+            f"{self.every} steps; {self.count} steps so far, {len(self.sinks)} sinks"
+        )
 
     @contextmanager
     def step(self, labels: Tensor | None = None) -> Iterator[None]:

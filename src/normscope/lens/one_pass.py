@@ -23,6 +23,7 @@ from normscope.probe import Norm
 from normscope.probe.batches import Forward, Loader
 from normscope.probe.frozen import refuse_traced
 from normscope.probe.grammar import LABELS, Batch, Labels
+from normscope.probe.layers import without_norms
 from normscope.progress import bar, expected, wanted
 from normscope.records import Batches, Inspection
 
@@ -63,8 +64,8 @@ def inspect(
         batches: with labels; see `probe.grammar` for what a batch may be. With a condition
             the model runs inside `normscope.condition`.
         classes: K names; None: as many classes as the labels say, named by their numbers.
-        model_name: shown in the record.
-        data_name: shown in the record.
+        model_name: shown in the record; empty: the model's class.
+        data_name: shown in the record; empty: the class of the loader's dataset, or "data".
         forward: forward(model, batch), for batches of another structure.
         labels: a key or position in the batch, or labels(batch), where the classes are.
         batch_limit: read so many batches at most; None: all, or 1,000 of a loader without length.
@@ -143,6 +144,9 @@ def accumulate(
     norms = _norms(model)
     state = InspectionState() if into is None else into
     state.check_whole()
+    dataset = getattr(batches, "dataset", None)
+    state.model = state.model or type(model).__name__
+    state.data = state.data or ("data" if dataset is None else type(dataset).__name__)
     names = tuple(norm.name for norm in norms)
     if state.norms and state.norms != names:
         raise InputError("this pass was begun with another model; its layers differ")
@@ -178,12 +182,12 @@ def accumulate(
 
 
 def memory_needed(model: nn.Module, classes: int) -> int:
-    """Bytes that a pass over so many classes takes at most, above those of the plain forward."""
+    """Return the most bytes that a pass over so many classes takes above the plain forward."""
     return memory.bytes_needed(memory.layer_channels(_norms(probe.bare(model))), classes)
 
 
 def inspection(state: InspectionState, *, release: bool = False) -> Inspection:
-    """Every measure of what was accumulated.
+    """Compute every measure of what was accumulated.
 
     Args:
         state: of whole batches.
@@ -244,8 +248,8 @@ def _norms(model: nn.Module) -> list[Norm]:
     norms = probe.find_norms(model, per_sample=True)
     if not norms:
         raise ModelError(
-            f"the model ({type(model).__name__}) has no normalisation layer; "
-            "the lens needs one, such as BatchNorm2d or LayerNorm"
+            f"the model ({type(model).__name__}) has no normalisation layer; the lens needs one, "
+            f"such as BatchNorm2d or LayerNorm{without_norms(model)}"
         )
     if all(norm.skipped for norm in norms):
         kinds = ", ".join(sorted({type(norm.module).__name__ for norm in norms}))
@@ -298,7 +302,7 @@ def class_labels(batch: Batch, classes: int | None) -> Tensor:
     if given is None:
         raise InputError(
             f"batch {index} holds no labels that are numbers; the lens needs the class of every "
-            f"image: (inputs, labels), a dict with one of {', '.join(LABELS)}, or labels="
+            f"sample: (inputs, labels), a dict with one of {', '.join(LABELS)}, or labels="
         )
     labels = batch.classes
     if labels is None:
@@ -306,7 +310,7 @@ def class_labels(batch: Batch, classes: int | None) -> Tensor:
         why = ", some of the labels below zero" if below else ""
         raise InputError(
             f"the labels of batch {index} are {given.dtype} {tuple(given.shape)}{why}; they must "
-            f"be one whole number per image, ({batch.size},), 0, 1, 2, ..., or one-hot rows; "
+            f"be one whole number per sample, ({batch.size},), 0, 1, 2, ..., or one-hot rows; "
             "labels= says where others are"
         )
     if classes is not None and int(labels.max()) >= classes:

@@ -63,6 +63,8 @@ class Loader:
                 f"the batches are a {kind.__name__}, a data set of single samples; "
                 "wrap it: torch.utils.data.DataLoader(dataset, batch_size=64)"
             )
+        if isinstance(batches, (nn.Module, str, Mapping)):
+            raise InputError(_no_batches(batches))
         if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
             raise InputError(
                 f"the batches are a {kind.__name__}, which cannot be iterated over; "
@@ -87,7 +89,7 @@ class Loader:
         return other
 
     def read(self, part: Part = "all") -> Iterator[Batch]:
-        """Every batch, or those that are (not) held out.
+        """Yield every batch, or those that are (not) held out.
 
         Raises:
             InputError: the loader raises, or gives no sample.
@@ -157,7 +159,7 @@ class Loader:
         return self._rebuilt(batch, len(which), lambda part: walk(part, some, batch.size))
 
     def together(self, batches: Sequence[Batch], order: Tensor) -> Batch | None:
-        """All batches as one, its samples in this order; None where that is not possible."""
+        """Join all batches into one, its samples in this order; None where that is not possible."""
         sizes = [batch.size for batch in batches]
 
         def joined(*values: Any) -> Any:
@@ -192,6 +194,8 @@ class Loader:
         Raises:
             InputError: it is empty, or its inputs hold NaN or infinity.
         """
+        if self.forward is None and (given is None or isinstance(given, (str, bytes, int, float))):
+            raise InputError(f"batch {index} is {given!r}; {GRAMMAR}")
         given = walk(given, lambda value: self._moved(value, cast=False))
         inputs, labels, ids = given, None, None
         args: tuple[Any, ...] = ()
@@ -268,7 +272,7 @@ class Loader:
         return True
 
     def _half_of(self, batch: Batch, part: Part) -> Batch:
-        """Of a single batch every third sample, or the others."""
+        """Return every third sample of a single batch, or the others."""
         third = torch.arange(batch.size) % 3 == 1
         half = self.rows(batch, third == (part == "held_out"))
         if half is None:
@@ -312,8 +316,21 @@ class _Whole(Exception):
 _END = object()
 
 
+def _no_batches(given: object) -> str:
+    """Say in a sentence that something holds no batches, and what to give instead."""
+    kind = type(given).__name__
+    if isinstance(given, nn.Module):
+        return f"the batches are a model ({kind}); the model comes first, the batches second"
+    if isinstance(given, Mapping):
+        keys = ", ".join(repr(key) for key in list(given)[:5])
+        return f"the batches are a {kind} with the keys {keys}; give what is under one of them"
+    return (
+        f"the batches are the text {given!r}; give a DataLoader, a list of batches or an iterator"
+    )
+
+
 def held_out(index: int) -> bool:
-    """Whether the batch of this number is held out: 30 % of them, the second among them."""
+    """Return whether the batch of this number is held out: 30 % of them, the second among them."""
     return 0.5 <= index * GOLDEN % 1 < 0.8
 
 
@@ -333,7 +350,7 @@ def _walk_together(values: list[Any], leaf: Callable[..., Any], sizes: list[int]
 
 
 def place_of(model: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
-    """Device of the model's first tensor, and dtype of its first floating one."""
+    """Return the device of the model's first tensor, and the dtype of its first floating one."""
     found = [*model.parameters(), *model.buffers()]
     floats = next((t.dtype for t in found if t.is_floating_point()), None)
     return next((t.device for t in found), None), floats

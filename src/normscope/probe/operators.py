@@ -145,7 +145,7 @@ class Operators(TorchDispatchMode):
 
 
 def addresses(program: nn.Module) -> dict[int, str]:
-    """Where the tensors of a module or program lie, with the name of the module that owns them."""
+    """Map where the tensors of a module or program lie to the module that owns them."""
     found: dict[int, str] = {}
     for name, tensor in [*program.named_parameters(), *program.named_buffers()]:
         if tensor.numel() and tensor.layout is torch.strided and not tensor.is_meta:
@@ -155,7 +155,7 @@ def addresses(program: nn.Module) -> dict[int, str]:
 
 
 def _positional(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """All arguments in the order of the schema."""
+    """Put all arguments in the order of the schema."""
     arguments = func._schema.arguments
     rest = arguments[len(args) :]
     return [*args, *(kwargs.get(a.name, a.default_value) for a in rest)]

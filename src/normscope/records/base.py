@@ -61,7 +61,7 @@ class Record:
         cls.__repr__ = Record.__repr__  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
-        """The verdict in at most 12 lines."""
+        """Show the verdict in at most 12 lines."""
         from normscope.report import presentation
 
         try:
@@ -70,7 +70,7 @@ class Record:
             return f"<{self.kind} record that cannot be shown: {type(problem).__name__}: {problem}>"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the verdict, one index and the telling pictures."""
+        """Show in a notebook: the verdict, one index and the telling pictures."""
         from normscope.report import presentation
 
         return presentation.fragment(self)
@@ -146,7 +146,7 @@ class Record:
         return cls.from_json(read_text(Path(path), f"{cls.kind} record"))
 
     def to_json(self) -> str:
-        """One JSON document; not-finite numbers are null, so that any parser reads it."""
+        """Write one JSON document; not-finite numbers are null, so that any parser reads it."""
         head = {"kind": self.kind, "schema": SCHEMA}
         return json_text({**head, **plain(self)})
 

@@ -106,6 +106,10 @@ def evidence(inspection: Inspection) -> tuple[Block, ...]:
             (
                 Paragraph(said("page.index.locked"), "quiet", icon="lock"),
                 Paragraph(said("page.index.geometry"), "quiet", icon="scale"),
+                *(
+                    Paragraph(said(f"page.measure.{name}.how"), "quiet", icon="scale")
+                    for name in inspection.layers[0].stages[0].more
+                ),
                 *((stages,) if few else (Only("terminal", (stages,)), Only("page", (many,)))),
             ),
         )

@@ -1,8 +1,9 @@
 """What is measured of layers, and the tables of it.
 
-A new measure is one entry here with its message: `STAGES` for what is known at every stage of a
-layer (`page.measure.NAME`), `LAYERS` with a place in `RANKED` or `GATES` for one number of a
-layer (`page.rank.NAME`). Terminal, page and notebook follow.
+A measure of every stage that `lens.stage_measures` has registered is shown by its messages
+(`page.measure.NAME`, `page.measure.NAME.how`) alone. One number of a layer is an entry of
+`LAYERS` here with a place in `RANKED` or `GATES` and its message (`page.rank.NAME`). Terminal,
+page and notebook follow.
 """
 
 import math
@@ -158,7 +159,7 @@ def by_stage(layers: Sequence[Layer]) -> Table:
     shown = [n for n in ORDER if n != "pre_activation" or any(la.pre_activation for la in layers)]
     for layer in layers:
         found = {stage.name: stage for stage in layer.every_stage}
-        for place, (name, measure) in enumerate(STAGES.items()):
+        for place, (name, measure) in enumerate((STAGES | _registered(layer)).items()):
             icon = "lock" if measure.locked else "scale"
             cells = [
                 Cell(layer.name if place == 0 else "", "name"),
@@ -178,6 +179,15 @@ def by_stage(layers: Sequence[Layer]) -> Table:
     head = [said("page.head.layer"), said("page.head.measure")]
     head += [said(f"page.stage.{name}") for name in shown]
     return Table(said("page.index.caption"), tuple(head), tuple(rows), tuple(styles), keys=2)
+
+
+def _registered(layer: Layer) -> dict[str, OfStage]:
+    """Return the measures that the record of a layer holds by name."""
+
+    def of(name: str) -> Callable[[StageMeasures], float]:
+        return lambda stage: stage.more.get(name, math.nan)
+
+    return {name: OfStage(of(name), magnitude) for name in layer.stages[0].more}
 
 
 def _or_last(value: float) -> float:
