@@ -101,7 +101,7 @@ def lightning_averages(
 
 
 def _class(name: str) -> Any:
-    """A callback of Lightning; older versions lack some, and nothing is an instance of ()."""
+    """Return a callback of Lightning, or () where this version has none: nothing is one then."""
     return getattr(lightning().callbacks, name, ())
 
 

@@ -53,7 +53,7 @@ class Group(TyperGroup):
 
 
 def lines(command: Any, context: Any, width: int) -> Iterator[str]:
-    """The help of a command, line by line."""
+    """Write the help of a command, line by line."""
     language = context.find_root().command.language
     pieces = (re.sub("[{}]", "", piece) for piece in command.collect_usage_pieces(context))
     usage = [context.command_path, *(helped(piece, language) for piece in pieces)]
@@ -98,7 +98,7 @@ def texts(command: Any, context: Any) -> Iterator[str]:
 
 
 def _panel(parameter: Any) -> str:
-    """The group of an option; what stands in none is an option of this command alone."""
+    """Name the group of an option; what stands in none belongs to this command alone."""
     named: str | None = getattr(parameter, "rich_help_panel", None)
     first, others, last = PANELS
     if parameter.name == "help":
@@ -130,7 +130,7 @@ def _options(command: Any, context: Any, language: Lang) -> dict[str, list[tuple
 
 
 def _fact(fact: str, language: Lang) -> str:
-    """A default, a range, or that an option is needed."""
+    """Say a default, a range, or that an option is needed."""
     word, sign, value = fact.partition(": ")
     if not sign:
         return helped(fact, language)

@@ -35,7 +35,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _of_fields(kind: type) -> list[inspect.Parameter]:
-    """The options of a dataclass; where they name no group of the help, they are in its own."""
+    """Return the options of a dataclass, in its group of the help unless they name another."""
     shared = list(inspect.signature(kind, eval_str=True).parameters.values())
     for parameter in shared:
         option = parameter.annotation.__metadata__[0]
