@@ -23,17 +23,17 @@ CEILINGS = {
     "cli": 2_050,  # goal 800; help and sentences in two languages
     "conversion": 1_950,  # goal 1,300, with folding
     "doctor": 5_000,  # goal 2,800
-    "equivalence": 2_350,  # goal 600
+    "equivalence": 2_200,  # goal 600
     "experiment": 2_800,  # goal 1,600
-    "folding": 850,
+    "folding": 1_050,
     "kernels": 2_550,  # goal 2,000
     "layers": 1_950,  # goal 1,150
     "lens": 3_300,  # goal 1,450
     "lesson": 850,  # goal 500
-    "probe": 2_700,  # goal 1,650
+    "probe": 2_800,  # goal 1,650
     "published": 1_100,  # goal 600
     "records": 1_750,  # goal 700
-    "report": 6_700,  # goal 2,500
+    "report": 5_750,  # goal 2,500
 }
 LONGEST = 450  # lines of one file; most have a hundred
 

@@ -51,13 +51,14 @@ class Repair:
         self._before.rollback()
         return self.model
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the weights as safetensors, with the record in the metadata.
 
         Raises:
             FileError: the file cannot be written; what was there before is still there.
         """
-        write_weights(path, self.model.state_dict(), {"normscope.repair": self.record.to_json()})
+        facts = {"normscope.repair": self.record.to_json()}
+        write_weights(Path(path), self.model.state_dict(), facts)
 
 
 def repair(

@@ -125,8 +125,11 @@ class Operators(TorchDispatchMode):
             x, own = both if both[0].numel() >= both[1].numel() else both[::-1]
             owner = self._names.get(own.data_ptr()) if own.numel() else None
             if owner and own.numel() == output.shape[1] == max(own.shape, default=0):
-                name = func._schema.name
-                self._seen(OperatorCall(kind, owner, name, 1, x, output, {}, {}))
+                name, held = (
+                    func._schema.name,
+                    {"weight" if kind == "scale" else "bias": own.flatten()},
+                )
+                self._seen(OperatorCall(kind, owner, name, 1, x, output, held, {}))
         return output
 
     def _owner(self, tensors: Mapping[str, Tensor]) -> str:

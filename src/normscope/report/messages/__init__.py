@@ -34,13 +34,13 @@ def catalogue() -> dict[str, dict[str, str]]:
 
 
 def say(lang: Lang, key: str, **values: object) -> str:
-    """The text of `key` in `lang` with its placeholders filled."""
+    """Return the text of `key` in `lang` with its placeholders filled."""
     text = catalogue()[key][lang]
     return text.format(**values) if values else text
 
 
 def locale_language() -> Lang:
-    """The language of the user's locale: "zh" where it is Chinese, otherwise "en"."""
+    """Return the language of the user's locale: "zh" where it is Chinese, otherwise "en"."""
     for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
         value = os.environ.get(name)
         if value:
