@@ -17,7 +17,12 @@ settings.register_profile("normscope", deadline=None, derandomize=True, database
 settings.load_profile("normscope")
 
 # files whose few tests take long begin first, so that no process ends with one of them alone
-SLOW = ("test_timm", "test_distributed_train", "test_sync")  # `make slow` and .ci/run run them
+SLOW = (
+    "test_timm",
+    "test_distributed_train",
+    "test_sync",
+    "test_wheel",
+)  # `make slow` and .ci/run run them
 LONG = (*SLOW, "test_cli", "test_gpu", "test_browser")
 
 
@@ -52,8 +57,14 @@ def _global_state() -> tuple[object, ...]:
 
 @pytest.fixture(scope="session")
 def torchvision_operators() -> None:
-    """The operators that torchvision's compiled half would bring, for what imports torchvision."""
-    if importlib.util.find_spec("torchvision") and "torchvision" not in sys.modules:
+    """The operators that torchvision's compiled half brings, where it does not fit this torch."""
+    if importlib.util.find_spec("torchvision") is None or "torchvision" in sys.modules:
+        return
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:  # operator torchvision::nms does not exist
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
         fragment = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
             fragment.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

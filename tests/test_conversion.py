@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import normscope
 from normscope import guard
-from normscope.conversion import KINDS, Conversion, convert
+from normscope.conversion import KINDS, Conversion, convert, kinds
 from normscope.errors import InputError, ModelError
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -362,3 +362,20 @@ def test_a_converted_model_is_guarded_and_synchronised_like_any_other() -> None:
     assert torch.equal(model[1].running_mean, before)
     conversion.revert()
     assert type(model[1]) is nn.BatchNorm2d
+
+
+def test_an_option_of_a_layer_is_known_to_convert(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sized(normscope.GhostBatchNorm1d):
+        def __init__(self, num_features: int, ghost_size: int, extra: int = 0, **more: Any) -> None:
+            super().__init__(num_features, ghost_size, **more)
+            self.extra = extra
+
+    monkeypatch.setitem(kinds.CLASSES, "ghost", (Sized,) * 3)
+    kinds.options_of.cache_clear()
+    try:
+        done = convert(nn.Sequential(nn.BatchNorm1d(3)), "ghost", ghost_size=2, extra=5)
+        assert done.model[0].extra == 5
+        with pytest.raises(InputError, match="ghost has no option 'less'; it takes .*'extra'"):
+            convert(nn.Sequential(nn.BatchNorm1d(3)), "ghost", ghost_size=2, less=5)
+    finally:
+        kinds.options_of.cache_clear()

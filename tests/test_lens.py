@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.feature_selection import f_classif
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import normscope
 from normscope import layers, lens
@@ -663,3 +664,16 @@ def test_every_key_of_the_lens_has_a_sentence() -> None:
         if key.startswith("lens."):
             assert set(sentence) == set(LANGUAGES), key
             assert sentence["en"] != sentence["zh"], key
+
+
+def test_a_record_names_model_and_data_where_the_caller_does_not(
+    digits: tuple[Tensor, Tensor],
+) -> None:
+    x, y = digits[0][:64], digits[1][:64]
+    model = nn.Sequential(nn.BatchNorm1d(64), nn.ReLU())
+    wrapped = nn.DataParallel(model, [])
+    seen = lens.inspect(wrapped, [(x, y)])
+    assert (seen.model, seen.data) == ("Sequential", "data")
+    loader = DataLoader(TensorDataset(x, y), batch_size=32)
+    assert lens.inspect(model, loader).data == "TensorDataset"
+    assert lens.inspect(model, loader, model_name="a", data_name="b").data == "b"

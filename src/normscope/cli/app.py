@@ -41,7 +41,7 @@ class Console(console.Console):
     """Rich's console; names that come out of files cannot give the terminal orders."""
 
     def render(self, *args: Any, **kwargs: Any) -> Iterator[Segment]:
-        """As rich, with every text in printable characters."""
+        """Render as rich does, with every text in printable characters."""
         for segment in super().render(*args, **kwargs):
             text = segment.text if segment.control else shown(segment.text, keep="\n")
             yield segment if text == segment.text else Segment(text, segment.style)
@@ -107,7 +107,7 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def tell(language: Lang, key: str, **values: object) -> None:
-    """One message on stderr."""
+    """Print one message on stderr."""
     # on stderr: with --json stdout is one document
     Console(stderr=True, highlight=False).print(
         say(language, key, **values), markup=False, soft_wrap=True

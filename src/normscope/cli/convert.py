@@ -76,7 +76,7 @@ def convert(
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:
-    """name=value as keyword arguments; what is no JSON value is a string."""
+    """Read name=value as keyword arguments; what is no JSON value is a string."""
     options: dict[str, Any] = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")

@@ -111,7 +111,7 @@ class Inputs:
         return network, self.model, data
 
     def passport(self) -> "Passport | None":
-        """What the weights say of themselves, where they say it."""
+        """Read what the weights say of themselves, where they say it."""
         if self.weights is None:
             return None
         from normscope.equivalence import read_passport
@@ -132,11 +132,11 @@ class Inputs:
             tell(LOCALE, "passport.loaded", count=count, **values)
 
     def expected(self, data: "ModelData | None") -> int | None:
-        """How many batches will be read, where that can be said."""
+        """Return the number of batches that will be read, where it is known."""
         return None if data is None else expected(data.train, self.batches)
 
     def reading(self) -> dict[str, Any]:
-        """How batches are read, by the names of the library."""
+        """Return how batches are read, by the names of the library."""
         labels: Any = self.labels
         if labels and ":" in labels:
             labels = named("--labels", labels)
@@ -192,7 +192,7 @@ class Checkup(Inputs):
     ] = None
 
     def check(self) -> None:
-        """Also: something to look at, and the options of checkpoints not beside a model."""
+        """Add `look`, and the options of checkpoints that do not stand beside a model."""
         super().check()
         if self.model is None and self.weights is None:
             raise InputError("name a model (--model), or a checkpoint alone (--weights)")
@@ -245,7 +245,7 @@ class Checkup(Inputs):
 
 
 def checked_spec(option: str, spec: str) -> tuple[str, str]:
-    """File or package and name, of path/file.py:name."""
+    """Split path/file.py:name into the file or package and the name."""
     place, _, name = spec.rpartition(":")
     if not place or not name:
         raise InputError(f"{option} is {shown(spec)}; write path/file.py:name")

@@ -177,7 +177,7 @@ def _passed(
 
 
 def _own(batches: Iterable[Any]) -> list[Any] | Iterable[Any]:
-    """Every rank takes its turn; a rank for which there is none gets an empty list."""
+    """Give every rank its turn; a rank for which there is none gets an empty list."""
     from normscope.experiment import ranks
 
     if ranks.size() == 1:

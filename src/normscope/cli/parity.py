@@ -79,7 +79,7 @@ def _passport(weights: Path | None) -> Any:
 
 
 def _side(spec: str, weights: Path | None) -> Any:
-    """A model that is loaded, or the path of a program."""
+    """Return a loaded model, or the path of a program."""
     if spec.endswith(PROGRAMS):
         return spec
     from normscope.probe.load import load_model

@@ -295,7 +295,7 @@ def _carry_out(plan: _Plan, former: list[Former]) -> Change:
 
 
 def _fitted(given: Tensor, wanted: Tensor) -> Tensor:
-    """One row as K equal rows where that is wanted; a parameter as a buffer in its memory."""
+    """Make K equal rows of one where that is wanted; put a parameter as a buffer in its memory."""
     if given.shape != wanted.shape:
         return given.detach().expand(wanted.shape).clone()
     return given.detach() if isinstance(given, nn.Parameter) else given

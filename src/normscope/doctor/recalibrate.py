@@ -369,7 +369,7 @@ def _write(layer: nn.Module, total: Moments, batches: int) -> None:
 
 
 def _agree(group: dist.ProcessGroup | None, *, ok: bool) -> None:
-    """Every rank says whether it is well, so that none waits for one that has failed."""
+    """Let every rank say whether it is well, so that none waits for one that has failed."""
     if group is None:
         return
     flags: list[Any] = [None] * dist.get_world_size(group)

@@ -212,7 +212,7 @@ class InspectionState:
 
 
 def beside(record: Path) -> Path:
-    """Where the state of a record lies: the same name, .pt."""
+    """Return where the state of a record lies: the same name, .pt."""
     return record if record.suffix == SUFFIX else record.with_suffix(SUFFIX)
 
 

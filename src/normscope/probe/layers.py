@@ -74,7 +74,7 @@ def in_training(model: nn.Module) -> bool:
 
 
 def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Like `model.named_modules()`, without wrappers and torch.compile, and their names."""
+    """Walk as `model.named_modules()`, without wrappers and torch.compile, and their names."""
     for name, module in bare(model).named_modules():
         if _COMPILED in module._modules:
             continue  # the module inside follows by the same name
@@ -183,7 +183,7 @@ def find_norms(model: nn.Module, *, per_sample: bool = False) -> list[Norm]:
 
 
 def has_statistics(model: nn.Module) -> bool:
-    """Whether a model has a norm with running statistics per channel."""
+    """Return whether a model has a norm with running statistics per channel."""
     return any(norm.skipped is None for norm in find_norms(model))
 
 

@@ -4,32 +4,20 @@ They are those of the page, in one language, with colours in place of names of t
 """
 
 import re
+from functools import cache
 from typing import Any
 
 from normscope.records import plain
 from normscope.report.bilingual import Text, read
-from normscope.report.charts.base import CONFIG, Spec
-from normscope.report.document import Bars, Chart, Document, parts
+from normscope.report.charts import picture_template
+from normscope.report.document import Bars, Chart, Document, Spec, parts
+from normscope.report.html import asset
 from normscope.report.messages import Lang
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 WIDTH = 560
-# as in the style sheet, on a light ground
-COLOURS = {
-    "accent": "#1659a8",
-    "c1": "#0068b0",
-    "c2": "#c25a00",
-    "c3": "#00805f",
-    "c4": "#a8437f",
-    "c5": "#8a7400",
-    "c6": "#3a4a5c",
-    "c7": "#2a93b8",
-    "c8": "#93321d",
-    "ink": "#1b2027",
-    "quiet": "#59626d",
-    "rule": "#dcdeda",
-}
 NAME = re.compile(r"var\(--([\w-]+)\)")
+COLOUR = re.compile(r"--([\w-]+): (?:light-dark\()?(#\w+)")  # on a light ground
 
 
 def specifications(document: Document, lang: Lang) -> list[Spec]:
@@ -40,7 +28,10 @@ def specifications(document: Document, lang: Lang) -> list[Spec]:
             found.append({"title": read(part.title, lang), **_read(part.spec, lang)})
         elif isinstance(part, Bars) and part.bars:
             found.append({"title": read(part.title, lang), **_bars(part, lang)})
-    return [{"$schema": SCHEMA, "config": _read(CONFIG, lang), **spec} for spec in found]
+    return [
+        {"$schema": SCHEMA, "config": _read(picture_template("config"), lang), **spec}
+        for spec in found
+    ]
 
 
 def _bars(part: Bars, lang: Lang) -> Spec:
@@ -73,5 +64,11 @@ def _read(value: Any, lang: Lang) -> Any:
     if isinstance(value, (list, tuple)):
         return [_read(item, lang) for item in value]
     if isinstance(value, str):
-        return NAME.sub(lambda name: COLOURS[name[1]], value)
+        return NAME.sub(lambda name: _colours()[name[1]], value)
     return plain(value)
+
+
+@cache
+def _colours() -> dict[str, str]:
+    """Read the colours of the style sheet."""
+    return dict(COLOUR.findall(asset("page.css")))
