@@ -1,11 +1,13 @@
 """The files around the code: workflows, templates, citation, hooks, lowest versions, READMEs."""
 
+import importlib
 import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +16,11 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from ruamel.yaml import YAML
+from torch import nn
 
 import normscope
+from normscope.doctor.checks import CheckContext
+from normscope.doctor.state import of_checkpoint
 from tests.readme import blocks
 
 ROOT = Path(__file__).parents[1]
@@ -149,3 +154,41 @@ def test_both_readmes_show_the_same_commands_and_the_same_output() -> None:
     assert commands
     for target in re.findall(r"^make (\w+)", "\n".join(b.code for b in ours), re.MULTILINE):
         assert target in targets()
+
+
+GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def test_every_file_command_and_word_of_the_guide_is_there() -> None:
+    for target in re.findall(r"(?:^|`)make ([a-z]+)", GUIDE, re.MULTILINE):
+        assert target in targets(), target
+    inside = (
+        ROOT,
+        ROOT / "tests",
+        ROOT / "src" / "normscope",
+        ROOT / "src" / "normscope" / "report",
+    )
+    named = re.findall(r"(?<![\w/.])([\w./-]+(?:\.(?:py|json|md|cff|j2)|/))(?=[`\s,.;)])", GUIDE)
+    assert len(named) > 25
+    for name in named:
+        if "FILE" not in name:
+            found = any((base / name).exists() for base in inside)
+            assert found or list((ROOT / "src").rglob(name.rstrip("/"))), name
+    source = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "src").rglob("*.py"))
+    words = GUIDE.partition("## Words of the code")[2].partition("## A release")[0]
+    for row in re.findall(r"^\| (.*?) \|", words, re.MULTILINE)[2:]:
+        for word in re.findall(r"`(\w+)`", row):
+            assert re.search(rf"\b{word}\b", source), word
+
+
+def test_the_check_of_the_guide_is_a_check() -> None:
+    (code,) = re.findall(r"^   ```python\n(.*?)^   ```", GUIDE, re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = vars(importlib.import_module("normscope.doctor.checks.buffers")).copy()
+    names["register"] = lambda check: check  # not among those that others ask
+    exec(textwrap.dedent(code), names)
+    check = names["LargeScale"]()
+    state = nn.BatchNorm1d(3).state_dict()
+    assert not list(check.find(CheckContext(of_checkpoint(state))))
+    state["weight"][1] = 200.0
+    (finding,) = check.find(CheckContext(of_checkpoint(state)))
+    assert (finding.severity, finding.measured) == ("error", 200)

@@ -1,7 +1,8 @@
 """The sdist and the wheel: what they hold, and that they work far from the source tree.
 
-The wheel is installed into a fresh environment that sees this one's packages but not its own
-normscope. With NORMSCOPE_DIST=FOLDER the files of that folder are tried instead of new ones.
+The wheel is installed into a fresh environment that has links to what it needs and nothing else:
+no extra, none of the packages for development, not the source. With NORMSCOPE_DIST=FOLDER the files
+of that folder are tried instead of new ones.
 """
 
 import importlib.util
@@ -12,14 +13,15 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import zipfile
 from email.parser import Parser
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.readme import Block, blocks
 
@@ -68,6 +70,28 @@ def wheel(dist: Path) -> Path:
     return found
 
 
+def needed(wheel: Path) -> set[Path]:
+    """Return the folders and files of all that the wheel needs, directly or through another."""
+    told = Parser().parsestr(zipfile.ZipFile(wheel).read(_metadata(wheel)).decode())
+    asked, seen, parts = told.get_all("Requires-Dist", []), set[str](), set[Path]()
+    while asked:
+        requirement = Requirement(asked.pop())
+        here = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if not here or requirement.name in seen:
+            continue
+        seen.add(requirement.name)
+        found = distribution(requirement.name)
+        asked += found.requires or []
+        tops = {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}
+        parts |= {Path(str(found.locate_file(top))) for top in tops}
+    return parts
+
+
+def _metadata(wheel: Path) -> str:
+    names = zipfile.ZipFile(wheel).namelist()
+    return next(name for name in names if name.endswith(".dist-info/METADATA"))
+
+
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
     home, work = tmp_path_factory.mktemp("environment"), tmp_path_factory.mktemp("work")
@@ -75,12 +99,13 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
     pip = [sys.executable, "-m", "pip", "--python", str(home / "bin" / "python"), "install"]
     subprocess.run([*pip, "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
     (packages,) = home.glob("lib/python*/site-packages")
-    # after the installation: pip would take an installed normscope there for its own
-    (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    for part in needed(wheel):
+        (packages / part.name).symlink_to(part)
     shutil.copytree(ROOT / "examples", work / "examples")
     found = Installed(home / "bin", work)
     where = found.run("python", "-c", "import normscope; print(normscope.__file__)")
     assert Path(where.strip()).is_relative_to(home)
+    assert not list(packages.glob("pandas*")), "an extra"
     return found
 
 
@@ -125,8 +150,7 @@ def test_what_an_index_shows(dist: Path, wheel: Path) -> None:
     files = sorted(map(str, dist.iterdir()))
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *files], check=True)
     packed = zipfile.ZipFile(wheel)
-    (name,) = [name for name in packed.namelist() if name.endswith(".dist-info/METADATA")]
-    told = Parser().parsestr(packed.read(name).decode())
+    told = Parser().parsestr(packed.read(_metadata(wheel)).decode())
     assert told["License-Expression"] == "Apache-2.0"
     assert told["Author"]
     assert "Python :: 3.14" in " ".join(told.get_all("Classifier", []))
@@ -195,9 +219,8 @@ def test_the_quick_starts_of_the_readme_run_and_print_what_it_says(installed: In
     for block in (block for block in found if not block.python):
         output = ""
         for command in block.commands:
-            output = installed.run(
-                *shlex.split(command), ok=(0, 1)
-            )  # 1: the doctor found something
+            # 1: the doctor found something
+            output = installed.run(*shlex.split(command), ok=(0, 1))
         _as_printed(block, output)
     for name in ("lesson.html", "live.html", "seen.html"):
         assert "<html" in (installed.work / name).read_text(encoding="utf-8")[:200]

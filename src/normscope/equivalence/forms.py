@@ -17,7 +17,7 @@ from normscope.errors import FileError, InputError, ModelError
 from normscope.files import shown
 from normscope.probe.compare import leaves
 from normscope.probe.frozen import program_kind, refuse_unready
-from normscope.probe.hooks import attach
+from normscope.probe.hooks import keep_outputs
 from normscope.probe.layers import bare, find_norms, named_layers
 from normscope.probe.load import reason
 from normscope.probe.observe import observe
@@ -208,19 +208,13 @@ class ModuleForm:
         contexts = [m.dynamo_ctx for m in _wrappers(self._given) if hasattr(m, "dynamo_ctx")]
         again: Any = contexts[0] if contexts else None
         given = inputs.like(_tensors(self._model))
-        watched = {name: self.modules[name] for name in names if name in self.modules}
-        kept: dict[str, Tensor] = {}
+        kept: dict[str, Any] = {}
 
-        def enter(name: str, module: nn.Module, before: Tensor) -> None:
-            pass
-
-        def leave(name: str, after: Tensor) -> None:
-            kept.setdefault(name, after)
-
-        def whole(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
+        def whole(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
             return self._model(*args, **kwargs), dict(kept)
 
-        with self._in_mode(mode), attach(watched, enter, leave):
+        asked = {name: self.modules[name] for name in self.modules.keys() & set(names)}
+        with self._in_mode(mode), keep_outputs(asked, kept):
             try:
                 _, found = again(whole)(*given.args, **given.kwargs) if again else (None, {})
             except Exception:  # the back end's own; the verdict stands without the place
