@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -110,6 +110,25 @@ def test_every_public_name_is_in_the_reference() -> None:
         module = getattr(getattr(normscope, name), "__module__", "")
         short = re.sub(r"[13]d$", "2d", name)
         assert re.search(rf"\b{short}\b", text) or module in everything, name
+
+
+def test_links_that_lead_nowhere_are_found(
+    references: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = read(DOCS / "_extensions" / "internal_links.py")
+    told: list[str] = []
+    monkeypatch.setattr(links.log, "warning", lambda text, *a, **_: told.append(text % a))
+    (tmp_path / "a.html").write_text('<h1 id="top"></h1><a href="b.html#here">b</a>')
+    (tmp_path / "b.html").write_text(
+        '<p id="here"></p><a href="a.html#top">ok</a><a href="https://x.org/">out</a>'
+        '<a href="a.html#no">1</a><a href="c.html">2</a><img src="https://x.org/y.png">'
+    )
+    builder = SimpleNamespace(name="html")
+    links.check(SimpleNamespace(builder=builder, outdir=tmp_path), None)
+    assert [t.partition(" ")[0] for t in told] == ["b.html"] * 3
+    assert "y.png" in told[0]
+    assert "no such anchor" in told[1]
+    assert "not there" in told[2]
 
 
 def test_links_to_documentation_lead_somewhere() -> None:

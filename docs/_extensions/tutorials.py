@@ -23,8 +23,14 @@ def without_empty_list(app: Sphinx, docname: str, source: list[str]) -> None:
         source[0] = source[0].partition("```{toctree}")[0]
 
 
+def always_read(app: Sphinx, *_: object) -> list[str]:
+    """Read the list again at every build: which notebooks there are may have changed."""
+    return ["tutorials"]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Sphinx calls this."""
     app.connect("config-inited", copy_notebooks)
     app.connect("source-read", without_empty_list)
+    app.connect("env-get-outdated", always_read)
     return {"parallel_read_safe": True}
