@@ -33,10 +33,11 @@ def network() -> Any:
         nn.BatchNorm2d(6, momentum=None, affine=False),
         nn.ReLU(),
         nn.Flatten(2),
-        nn.BatchNorm1d(6, bias=False),
+        nn.BatchNorm1d(6),
         nn.Flatten(),
         nn.Linear(96, 4),
     )
+    model[7].register_parameter("bias", None)  # as bias=False from torch 2.13 on
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
