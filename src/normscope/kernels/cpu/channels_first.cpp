@@ -11,7 +11,7 @@ struct ChannelsFirst {
 
   // f(starts, rows, n, first channel in the block) over all rows of a chunk that count: of n values
   // each, of channels side by side. Where there is a mask, a row is a run of values that count.
-  template <bool Sums, class F>
+  template <class F>
   void rows(const Chunk& chunk, const Block& b, const bool* mask, F f) const {
     for (int64_t u = chunk.first; u < chunk.end; ++u) {
       const Plan::Unit unit = plan.unit(u);

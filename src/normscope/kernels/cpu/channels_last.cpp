@@ -8,8 +8,7 @@ namespace {
 
 constexpr int64_t MOST_COLUMNS = 4096;   // of a block of them
 constexpr int64_t LONG_ROW = 512;        // columns: rows of fewer are read several at a time
-constexpr int GATHERED = 128;            // rows whose places are looked up at a time
-constexpr int STREAMS = 4;               // places in memory that are read in turn
+constexpr int GATHERED = 512;            // rows whose places are looked up at a time
 
 struct ChannelsLast {
   static constexpr bool PER_VALUE = true;
@@ -29,25 +28,20 @@ struct ChannelsLast {
   int64_t first_column(int64_t channel) const { return channel * inner; }
 
   // f(starts, rows, n, 0) over all rows of a chunk that count, of n columns each. Rows that are
-  // summed come from places far apart, so that the processor sees some long streams.
-  template <bool Sums, class F>
+  // taken together lie far apart, so that the processor sees some long streams.
+  template <class F>
   void rows(const Chunk& chunk, const Block& b, const bool* mask, F f) const {
     int64_t starts[GATHERED];
     int count = 0;
     const int64_t together = points(b.size()), columns = width(b.size());
     const auto pass_on = [&] {
-      const int length = Sums ? count / STREAMS : 0;
+      const int length = count / ROWS;
       int64_t some[ROWS];
-      int rows = 0;
       for (int i = 0; i < length; ++i) {
-        for (int j = 0; j < STREAMS; ++j) some[rows++] = starts[j * length + i];
-        if (rows == ROWS) f(some, rows, columns, int64_t(0)), rows = 0;
+        for (int j = 0; j < ROWS; ++j) some[j] = starts[j * length + i];
+        f(some, ROWS, columns, int64_t(0));
       }
-      for (int i = length * STREAMS; i < count; ++i) {
-        some[rows++] = starts[i];
-        if (rows == ROWS) f(some, rows, columns, int64_t(0)), rows = 0;
-      }
-      if (rows > 0) f(some, rows, columns, int64_t(0));
+      if (length * ROWS < count) f(starts + length * ROWS, count - length * ROWS, columns, int64_t(0));
       count = 0;
     };
     for (int64_t u = chunk.first; u < chunk.end; ++u) {

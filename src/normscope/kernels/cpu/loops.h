@@ -7,14 +7,14 @@
 
 namespace normscope {
 
-constexpr int ROWS = 8;  // that a loop takes at a time
+constexpr int ROWS = 8;      // that a loop takes at most
+constexpr int TOGETHER = 4;  // rows that are mapped together where coefficients differ in a row
 
 // The tensors of a call. Rows begin at the same places in all of them.
 template <class T>
 struct Data {
   const T *x, *dy, *residual;
   T *out, *dresidual;
-  bool streams;  // results are written past the caches
 };
 
 // u = (x - m) a + b, and in backward dx = g a + (x - m) gb + gc.
@@ -37,26 +37,30 @@ struct Loops {
   Loop<T> gradient_map;   // out = dx, dresidual = g
 };
 
-// f(row, first, size) over all values, at most TILE at a time, a known number where that is so
-// many. Streamed tiles begin with a line of the cache.
-template <class T, class F>
-inline void in_tiles(const Data<T>& data, const int64_t* starts, int rows, int64_t n, F f) {
-  for (int r = 0; r < rows; ++r) {
-    int64_t at = 0;
-    if (data.streams) {
-      const auto place = reinterpret_cast<uintptr_t>(data.out + starts[r]);
-      at = std::min<int64_t>(n, -place % 64 / sizeof(T));
-      if (at > 0) f(r, int64_t(0), at);
-    }
-    for (; at + TILE <= n; at += TILE) f(r, at, std::integral_constant<int64_t, TILE>());
-    if (at < n) f(r, at, n - at);
-  }
-}
+// Values that are summed in float32. Across such parts sums are float64.
+constexpr int PART = 256;
 
-// f(first, size) over n values, PART at a time.
+// f(first, size) over n values: all, or TILE at a time, which the compiler then knows.
+template <class T, class F>
+inline void in_tiles(int64_t n, F f) {
+  int64_t i = 0;
+  if constexpr (!std::is_same_v<T, Wide<T>>) {
+    for (; i + TILE <= n; i += TILE) f(i, std::integral_constant<int64_t, TILE>());
+  }
+  if (i < n) f(i, n - i);
+}
 template <class F>
 inline void in_parts(int64_t n, F f) {
   for (int64_t i = 0; i < n; i += PART) f(i, std::min<int64_t>(PART, n - i));
+}
+
+// f(first row, how many) over some rows: Together, which share what is read of the tables, then
+// those that remain.
+template <int Together, class F>
+inline void in_groups(int rows, F f) {
+  int r = 0;
+  for (; r + Together <= rows; r += Together) f(r, std::integral_constant<int, Together>());
+  for (; r < rows; ++r) f(r, std::integral_constant<int, 1>());
 }
 
 // In functions of their own: inlined beside a buffer, GCC leaves the loop with a branch per value.
@@ -73,13 +77,11 @@ __attribute__((noinline)) void add_sums(const W* x, int64_t n, P m, double& s, d
   q += square;
 }
 
-// Of R rows at a time, so that s and q are seldom read.
 template <int R, class P, class T, class W = Wide<T>>
 void add_column_sums(const T* x, const int64_t* starts, int64_t n, const W* m, double* __restrict s,
                      double* __restrict q) {
-  for (int64_t at = 0; at < n; at += PART) {
-    const int64_t size = std::min<int64_t>(PART, n - at);
-    Tile<T, PART> tiles[R];
+  in_tiles<T>(n, [&](int64_t at, auto size) {
+    Tile<T, TILE> tiles[R];
     const W* xs[R];
     for (int r = 0; r < R; ++r) xs[r] = tiles[r].read(x + starts[r] + at, size);
 #pragma omp simd
@@ -93,21 +95,18 @@ void add_column_sums(const T* x, const int64_t* starts, int64_t n, const W* m, d
       s[at + i] += part;
       q[at + i] += square;
     }
-  }
+  });
 }
 
 template <bool PerValue, class P, class T, class W = Wide<T>>
 void sums(const Data<T>& data, const int64_t* starts, int rows, int64_t n,
           const Coefficients<W>& by, double* s, double* q) {
-  int r = 0;
   if constexpr (PerValue) {
-    for (; r + ROWS <= rows; r += ROWS) {
-      add_column_sums<ROWS, P>(data.x, starts + r, n, by.m, s, q);
-    }
-    for (; r < rows; ++r) add_column_sums<1, P>(data.x, starts + r, n, by.m, s, q);
-    return;
+    return in_groups<ROWS>(rows, [&](int r, auto together) {
+      add_column_sums<together, P>(data.x, starts + r, n, by.m, s, q);
+    });
   }
-  for (; r < rows; ++r) {
+  for (int r = 0; r < rows; ++r) {
     in_parts(n, [&](int64_t at, int64_t size) {
       Tile<T, PART> tile;
       add_sums<P>(tile.read(data.x + starts[r] + at, size), size, P(by.m[r]), s[r], q[r]);
@@ -118,21 +117,31 @@ void sums(const Data<T>& data, const int64_t* starts, int rows, int64_t n,
 template <Act A, bool Added, bool PerValue, class T, class W = Wide<T>>
 void map(const Data<T>& data, const int64_t* starts, int rows, int64_t n,
          const Coefficients<W>& by, double*, double*) {
-  in_tiles(data, starts, rows, n, [&](int r, int64_t first, auto size) {
-    const int64_t at = starts[r] + first, c = PerValue ? first : r;
-    Tile<T, TILE> in, beside;
-    Results<T> results;
-    const W *x = in.read(data.x + at, size), *added = nullptr;
-    if constexpr (Added) added = beside.read(data.residual + at, size);
-    const W *m = by.m + c, *a = by.a + c, *b = by.b + c;
-    W* __restrict into = results.place(data.out + at, data.streams);
+  in_groups<PerValue ? TOGETHER : 1>(rows, [&](int row, auto together) {
+    in_tiles<T>(n, [&](int64_t first, auto size) {
+      constexpr int R = together;
+      Tile<T, TILE> in[R], beside[R], results[R];
+      const W *x[R], *added[R];
+      W* into[R];
+      for (int r = 0; r < R; ++r) {
+        const int64_t at = starts[row + r] + first;
+        x[r] = in[r].read(data.x + at, size);
+        if constexpr (Added) added[r] = beside[r].read(data.residual + at, size);
+        into[r] = results[r].place(data.out + at);
+      }
+      const int64_t c = PerValue ? first : row;
+      const W *ms = by.m + c, *as = by.a + c, *bs = by.b + c;
 #pragma omp simd
-    for (int64_t i = 0; i < size; ++i) {
-      const int64_t j = PerValue ? i : 0;
-      const W u = (x[i] - m[j]) * a[j] + b[j];
-      into[i] = activate<A>(Added ? u + added[i] : u);
-    }
-    results.write(size, data.out + at, data.streams);
+      for (int64_t i = 0; i < size; ++i) {
+        const int64_t j = PerValue ? i : 0;
+        const W m = ms[j], a = as[j], b = bs[j];
+        for (int r = 0; r < R; ++r) {
+          const W u = (x[r][i] - m) * a + b;
+          into[r][i] = activate<A>(Added ? u + added[r][i] : u);
+        }
+      }
+      for (int r = 0; r < R; ++r) results[r].write(size, data.out + starts[row + r] + first);
+    });
   });
 }
 
@@ -154,8 +163,7 @@ __attribute__((noinline)) void add_gradients(const W* x, const W* dy, const W* r
 template <int R, Act A, bool Added, class T, class W = Wide<T>>
 void add_column_gradients(const Data<T>& data, const int64_t* starts, int64_t n,
                           const Coefficients<W>& by, double* __restrict s, double* __restrict q) {
-  for (int64_t at = 0; at < n; at += TILE) {
-    const int64_t size = std::min<int64_t>(TILE, n - at);
+  in_tiles<T>(n, [&](int64_t at, auto size) {
     Tile<T, TILE> in[R], from[R], beside[R];
     const W *x[R], *dy[R], *added[R];
     for (int r = 0; r < R; ++r) {
@@ -176,21 +184,18 @@ void add_column_gradients(const Data<T>& data, const int64_t* starts, int64_t n,
       s[at + i] += part;
       q[at + i] += product;
     }
-  }
+  });
 }
 
 template <Act A, bool Added, bool PerValue, class T, class W = Wide<T>>
 void gradient_sums(const Data<T>& data, const int64_t* starts, int rows, int64_t n,
                    const Coefficients<W>& by, double* s, double* q) {
-  int r = 0;
   if constexpr (PerValue) {
-    for (; r + ROWS / 2 <= rows; r += ROWS / 2) {
-      add_column_gradients<ROWS / 2, A, Added>(data, starts + r, n, by, s, q);
-    }
-    for (; r < rows; ++r) add_column_gradients<1, A, Added>(data, starts + r, n, by, s, q);
-    return;
+    return in_groups<TOGETHER>(rows, [&](int r, auto together) {
+      add_column_gradients<together, A, Added>(data, starts + r, n, by, s, q);
+    });
   }
-  for (; r < rows; ++r) {
+  for (int r = 0; r < rows; ++r) {
     in_parts(n, [&](int64_t first, int64_t size) {
       const int64_t at = starts[r] + first;
       Tile<T, PART> in, from, beside;
@@ -205,28 +210,41 @@ void gradient_sums(const Data<T>& data, const int64_t* starts, int rows, int64_t
 template <Act A, bool Added, bool PerValue, class T, class W = Wide<T>>
 void gradient_map(const Data<T>& data, const int64_t* starts, int rows, int64_t n,
                   const Coefficients<W>& by, double*, double*) {
-  in_tiles(data, starts, rows, n, [&](int r, int64_t first, auto size) {
-    const int64_t at = starts[r] + first, c = PerValue ? first : r;
-    Tile<T, TILE> in, from, beside;
-    Results<T> results, results_beside;
-    const W *x = in.read(data.x + at, size), *dy = from.read(data.dy + at, size);
-    const W *m = by.m + c, *a = by.a + c, *b = by.b + c, *gb = by.gb + c, *gc = by.gc + c;
-    const W* added = nullptr;
-    W *__restrict into = results.place(data.out + at, data.streams), *__restrict gs = nullptr;
-    if constexpr (Added) {
-      added = beside.read(data.residual + at, size);
-      gs = results_beside.place(data.dresidual + at, data.streams);
-    }
+  in_groups<PerValue ? TOGETHER : 1>(rows, [&](int row, auto together) {
+    in_tiles<T>(n, [&](int64_t first, auto size) {
+      constexpr int R = together;
+      Tile<T, TILE> in[R], from[R], beside[R], results[R], results_beside[R];
+      const W *x[R], *dy[R], *added[R];
+      W *into[R], *gs[R];
+      for (int r = 0; r < R; ++r) {
+        const int64_t at = starts[row + r] + first;
+        x[r] = in[r].read(data.x + at, size);
+        dy[r] = from[r].read(data.dy + at, size);
+        into[r] = results[r].place(data.out + at);
+        if constexpr (Added) {
+          added[r] = beside[r].read(data.residual + at, size);
+          gs[r] = results_beside[r].place(data.dresidual + at);
+        }
+      }
+      const int64_t c = PerValue ? first : row;
+      const W *ms = by.m + c, *as = by.a + c, *bs = by.b + c, *gbs = by.gb + c, *gcs = by.gc + c;
 #pragma omp simd
-    for (int64_t i = 0; i < size; ++i) {
-      const int64_t j = PerValue ? i : 0;
-      const W d = x[i] - m[j], u = d * a[j] + b[j];
-      const W g = through<A>(dy[i], Added ? u + added[i] : u);
-      into[i] = g * a[j] + d * gb[j] + gc[j];
-      if constexpr (Added) gs[i] = g;
-    }
-    results.write(size, data.out + at, data.streams);
-    if constexpr (Added) results_beside.write(size, data.dresidual + at, data.streams);
+      for (int64_t i = 0; i < size; ++i) {
+        const int64_t j = PerValue ? i : 0;
+        const W m = ms[j], a = as[j], b = bs[j], gb = gbs[j], gc = gcs[j];
+        for (int r = 0; r < R; ++r) {
+          const W d = x[r][i] - m, u = d * a + b;
+          const W g = through<A>(dy[r][i], Added ? u + added[r][i] : u);
+          into[r][i] = g * a + d * gb + gc;
+          if constexpr (Added) gs[r][i] = g;
+        }
+      }
+      for (int r = 0; r < R; ++r) {
+        const int64_t at = starts[row + r] + first;
+        results[r].write(size, data.out + at);
+        if constexpr (Added) results_beside[r].write(size, data.dresidual + at);
+      }
+    });
   });
 }
 

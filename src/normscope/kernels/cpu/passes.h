@@ -4,9 +4,6 @@
 #pragma once
 
 #include <ATen/Parallel.h>
-#if defined(__linux__)
-#include <unistd.h>
-#endif
 
 #include <memory>
 #include <vector>
@@ -21,15 +18,6 @@ struct Block {
   int64_t low, high;
   int64_t size() const { return high - low; }
 };
-
-// Bytes of the last cache. A tensor as large does not stay in it.
-inline int64_t last_cache() {
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-  static const int64_t found = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  if (found > 0) return found;
-#endif
-  return 1 << 25;
-}
 
 // Layout: PER_VALUE, whether each value of a row has a coefficient of its own; inner, values from
 // one channel to the next; most, channels of a block; rows, width, spread and fold, see there.
@@ -57,13 +45,8 @@ struct Passes {
   const Loops<T>& loops = loops_for<Layout::PER_VALUE, T>(call.act, call.residual != nullptr);
   const Data<T> data{static_cast<const T*>(call.x),        static_cast<const T*>(call.dy),
                      static_cast<const T*>(call.residual), static_cast<T*>(call.out),
-                     static_cast<T*>(call.dresidual),      streams()};
+                     static_cast<T*>(call.dresidual)};
   const int64_t step = channels_of_block();
-
-  bool streams() const {
-    const bool lines = !Layout::PER_VALUE || layout.inner * plan.c * int64_t(sizeof(T)) % 64 == 0;
-    return lines && plan.size() * int64_t(sizeof(T)) >= last_cache();
-  }
 
   // Blocks do not change a bit: chunks alone decide what is summed together.
   int64_t channels_of_block() const {
@@ -85,9 +68,6 @@ struct Passes {
         const int64_t low = item % blocks * step;
         f(item / blocks, Block{low, std::min(plan.c, low + step)}, tables);
       }
-#if defined(__AVX__)
-      if (backwards && data.streams) _mm_sfence();
-#endif
     });
   }
 
@@ -104,7 +84,7 @@ struct Passes {
       std::fill_n(by.s, width, 0.0);
       std::fill_n(by.q, width, 0.0);
       bool begun = false;
-      layout.template rows<true>(chunk, b, plan.mask, [&](const int64_t* starts, int rows, int64_t n, int64_t at) {
+      layout.rows(chunk, b, plan.mask, [&](const int64_t* starts, int rows, int64_t n, int64_t at) {
         if (!begun) {
           for (int64_t c = 0; c < b.size(); ++c) {
             const double value = number(data.x + starts[0] + c * layout.inner);
@@ -146,7 +126,7 @@ struct Passes {
     const int64_t width = layout.width(b.size());
     std::fill_n(by.s, width, 0.0);
     std::fill_n(by.q, width, 0.0);
-    layout.template rows<true>(chunk, b, plan.mask, [&](const int64_t* starts, int rows, int64_t n, int64_t at) {
+    layout.rows(chunk, b, plan.mask, [&](const int64_t* starts, int rows, int64_t n, int64_t at) {
       loops.gradient_sums(data, starts, rows, n, by.from(at), by.s + at, by.q + at);
     });
     layout.fold(b, by.s);
@@ -163,7 +143,7 @@ struct Passes {
       const Chunk& chunk = plan.chunks[i];
       prepare<Backward>(chunk.group, b, by);
       if (plan.mask != nullptr) {  // zeros where values do not count
-        layout.template rows<false>(chunk, b, nullptr, [&](const int64_t* starts, int rows, int64_t n, int64_t) {
+        layout.rows(chunk, b, nullptr, [&](const int64_t* starts, int rows, int64_t n, int64_t) {
           for (int r = 0; r < rows; ++r) {
             std::fill_n(data.out + starts[r], n, T{});
             if (data.dresidual != nullptr) std::fill_n(data.dresidual + starts[r], n, T{});
@@ -171,7 +151,7 @@ struct Passes {
         });
       }
       const Loop<T> loop = Backward ? loops.gradient_map : loops.map;
-      layout.template rows<false>(chunk, b, plan.mask, [&](const int64_t* starts, int rows, int64_t n, int64_t at) {
+      layout.rows(chunk, b, plan.mask, [&](const int64_t* starts, int rows, int64_t n, int64_t at) {
         loop(data, starts, rows, n, by.from(at), nullptr, nullptr);
       });
     });

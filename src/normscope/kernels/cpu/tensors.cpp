@@ -19,8 +19,9 @@ using c10::DispatchKeySet;
 // A chunk has one shift and is summed in float32 at first, so what cancels stays below its size.
 constexpr int64_t LONGEST_ROW = 16384;  // values: longer rows of channels_first are cut
 constexpr int64_t CHUNK = 4096;         // values per channel of shorter ones
-constexpr int64_t ROW_VALUES = 65536;   // of all channels in a chunk of channels_last
-constexpr int64_t FEWEST_ROWS = 128;    // below, merging chunks costs as much as summing them
+constexpr int64_t CHUNKS = 16;          // of channels_last, for threads to share; but no larger
+constexpr int64_t LARGEST = 262144;     // than so many values of all channels,
+constexpr int64_t FEWEST_ROWS = 128;    // nor smaller: merging would cost as much as summing
 
 const DispatchKeySet PLAIN({DispatchKey::CPU, DispatchKey::ADInplaceOrView,
                             DispatchKey::AutogradCPU, DispatchKey::AutocastCPU});
@@ -96,7 +97,7 @@ Plan make_plan(const Tensor& x, bool channels_last, const Tensor& groups, int64_
     plan.s *= plan.n;
     plan.n = 1;
   }
-  const int64_t rows = std::max(FEWEST_ROWS, ROW_VALUES / plan.c);
+  const int64_t rows = std::max(FEWEST_ROWS, std::min(LARGEST, x.numel() / CHUNKS) / plan.c);
   const int64_t most = channels_last ? rows : LONGEST_ROW;
   const int64_t cuts = (plan.s + most - 1) / most;
   plan.piece = (plan.s + cuts - 1) / cuts;

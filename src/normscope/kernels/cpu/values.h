@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
-#if defined(__AVX__)
+#if defined(__F16C__)
 #include <immintrin.h>
 #endif
 
@@ -87,28 +87,11 @@ inline void narrow(const float* from, int64_t n, fp16* into) {
   for (; i < n; ++i) into[i] = narrowed(from[i]);
 }
 
-// Values are converted, or written past the caches, so many at a time: whole rows would push each
-// other out of the nearest cache.
+// 16-bit values are converted so many at a time, beside the loop that reads them: whole rows would
+// push each other out of the nearest cache.
 constexpr int TILE = 64;
-constexpr int PART = 256;  // where they are summed: in float32 within a part, in float64 across
 
-// Write aligned values past the caches, so that no line is read before it is overwritten.
-template <class T>
-void stream(const T* from, int64_t n, T* into) {
-  int64_t i = 0;
-#if defined(__AVX__)
-  constexpr int64_t LINE = 64 / sizeof(T);
-  for (; reinterpret_cast<uintptr_t>(into) % 64 == 0 && i + LINE <= n; i += LINE) {
-    const auto* line = reinterpret_cast<const __m256i*>(from + i);
-    auto* place = reinterpret_cast<__m256i*>(into + i);
-    _mm256_stream_si256(place, _mm256_loadu_si256(line));
-    _mm256_stream_si256(place + 1, _mm256_loadu_si256(line + 1));
-  }
-#endif
-  std::copy(from + i, from + n, into + i);
-}
-
-// Values as they are calculated with: where they are, or in a buffer.
+// Some values as they are calculated with: where they are, or in a buffer.
 template <class T, int Size>
 struct Tile {
   alignas(64) Wide<T> held[Size];
@@ -116,33 +99,15 @@ struct Tile {
     widen(from, n, held);
     return held;
   }
+  Wide<T>* place(T*) { return held; }
+  void write(int64_t n, T* into) const { narrow(held, n, into); }
 };
 template <class W, int Size>
   requires std::is_same_v<W, Wide<W>>
 struct Tile<W, Size> {
   static const W* read(const W* from, int64_t) { return from; }
-};
-
-// Results: written where they belong, or to a buffer from which they are rounded or streamed.
-template <class T>
-struct Results {
-  static constexpr bool narrow_ = !std::is_same_v<T, Wide<T>>;
-  alignas(64) Wide<T> held[TILE];
-  Wide<T>* place(T* into, bool streams) {
-    if constexpr (!narrow_) {
-      if (!streams) return into;
-    }
-    return held;
-  }
-  void write(int64_t n, T* into, bool streams) {
-    if constexpr (narrow_) {
-      alignas(64) T rounded[TILE];
-      narrow(held, n, streams ? rounded : into);
-      if (streams) stream(rounded, n, into);
-    } else if (streams) {
-      stream(held, n, into);
-    }
-  }
+  static W* place(W* into) { return into; }
+  static void write(int64_t, W*) {}
 };
 
 // One value.
@@ -154,9 +119,9 @@ double number(const T* from) {
 
 template <class T>
 void store(double value, T* into) {
-  Results<T> result;
-  *result.place(into, false) = Wide<T>(value);
-  result.write(1, into, false);
+  Tile<T, 1> tile;
+  *tile.place(into) = Wide<T>(value);
+  tile.write(1, into);
 }
 
 // exp of a float32 to 2 ulp, clamped at -87, inf from 88.4 on; no call, so loops vectorise.
