@@ -191,7 +191,7 @@ template <Act A, bool Added, bool PerValue, class T, class W = Wide<T>>
 void gradient_sums(const Data<T>& data, const int64_t* starts, int rows, int64_t n,
                    const Coefficients<W>& by, double* s, double* q) {
   if constexpr (PerValue) {
-    return in_groups<TOGETHER>(rows, [&](int r, auto together) {
+    return in_groups<ROWS>(rows, [&](int r, auto together) {
       add_column_gradients<together, A, Added>(data, starts + r, n, by, s, q);
     });
   }
