@@ -97,7 +97,8 @@ Plan make_plan(const Tensor& x, bool channels_last, const Tensor& groups, int64_
     plan.s *= plan.n;
     plan.n = 1;
   }
-  const int64_t rows = std::max(FEWEST_ROWS, std::min(LARGEST, x.numel() / CHUNKS) / plan.c);
+  const int64_t share = x.numel() > GRAIN ? x.numel() / CHUNKS : x.numel();
+  const int64_t rows = std::max(FEWEST_ROWS, std::min(LARGEST, share) / plan.c);
   const int64_t most = channels_last ? rows : LONGEST_ROW;
   const int64_t cuts = (plan.s + most - 1) / most;
   plan.piece = (plan.s + cuts - 1) / cuts;
