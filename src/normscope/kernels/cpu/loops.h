@@ -38,7 +38,7 @@ struct Loops {
 };
 
 // Values that are summed in float32. Across such parts sums are float64.
-constexpr int PART = 256;
+constexpr int PART = 128;
 
 // f(first, size) over n values: all, or TILE at a time, which the compiler then knows.
 template <class T, class F>
