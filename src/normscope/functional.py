@@ -135,6 +135,13 @@ def batch_norm(
         )
     use_batch = training or running_mean is None or running_var is None
     transformed = is_transformed()
+    plain_call = groups is None and mask is None and process_group is None and on_moments is None
+    if plain_call and impl == "auto" and torch._C._get_tracing_state() is not None:
+        # sizes are tensors in torch.jit.trace, and the graph needs no normscope to run
+        return by_torch(
+            act, x, running_mean, running_var, weight, bias, use_batch, training, momentum, eps,
+            num_batches_tracked, residual,
+        )  # fmt: skip
     on_cpu = process_group is None and not transformed and x.is_cpu
     if mask is not None:
         mask = checked_mask(mask, x)
@@ -170,7 +177,6 @@ def batch_norm(
         y = y + residual
         y = y if act is None else reference.ACTIVATIONS[act](y)
         return y if mask is None else torch.where(mask, y, 0)
-    plain_call = groups is None and mask is None and process_group is None and on_moments is None
     if plain_call and impl == "auto" and prefers_torch(x):
         return by_torch(
             act, x, running_mean, running_var, weight, bias, use_batch, training, momentum, eps,

@@ -155,6 +155,24 @@ def test_equals_the_reference(dtype: torch.dtype, form: tuple[Any, ...]) -> None
         assert mine[0].stride() == case.x.stride()
 
 
+@pytest.mark.parametrize("channels", [1, 7, 8, 9, 15, 16, 17, 130])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_odd_numbers_of_channels_and_rows(dtype: torch.dtype, channels: int) -> None:
+    for form in (FORMS[1], FORMS[4]):
+        for shape, by_rows in (
+            ((37, channels), False),
+            ((5, channels, 3, 3), False),
+            ((5, channels, 3, 3), True),
+            ((3, channels, 131), False),
+            ((7, channels, 33), False),
+        ):
+            case = Case(shape, by_rows, dtype, form)
+            for ours, theirs in zip(case.step(), case.expected(), strict=True):
+                scale = max(1.0, float(theirs.detach().abs().max()))
+                largest = float((ours.double() - theirs.detach()).abs().max()) / scale
+                assert largest < DTYPES[dtype], (shape, by_rows, form)
+
+
 @pytest.mark.parametrize("form", FORMS[:2], ids=str)
 @pytest.mark.parametrize(("shape", "by_rows"), [((4, 6, 9, 5), False), ((4, 6, 9, 5), True)])
 def test_the_four_verbs(shape: tuple[int, ...], by_rows: bool, form: tuple[Any, ...]) -> None:
@@ -196,6 +214,31 @@ def test_moments_are_exact_for_a_large_mean_and_for_any_threads(
         assert torch.equal(ours, other)
         assert torch.equal(ours, third)
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1e2, 1e4])
+@pytest.mark.parametrize("shape", [(40, 6, 30, 30), (64, 6, 5, 5), (4096, 6)])
+def test_a_layers_moments_are_summed_in_float32_only_within_short_parts(
+    shape: tuple[int, ...], ratio: float
+) -> None:
+    x = torch.randn(shape) + ratio
+    layouts = [x, x.to(memory_format=torch.channels_last)] if x.dim() == 4 else [x]
+    _, mean, m2 = reference.moments(Problem(x))
+    for values in layouts:
+        table = layer(values, call=cpu.batch_norm_recorded).table
+        assert float((table[2] - mean).abs().max()) < 1e-7  # in standard deviations
+        torch.testing.assert_close(table[3], m2, rtol=5e-7, atol=0)
+
+
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_squares_beyond_float32_are_summed_in_float64(by_rows: bool) -> None:
+    x = torch.randn(6, 3, 40, 40)
+    x = x.to(memory_format=torch.channels_last) if by_rows else x
+    x[:, 1] *= 1e25
+    y, table, _ = layer(x, call=cpu.batch_norm_recorded)
+    _, mean, m2 = reference.moments(Problem(x))
+    torch.testing.assert_close(table[2:], torch.stack([mean, m2]), rtol=1e-7, atol=1e-7)
+    assert y.isfinite().all()
 
 
 THREADED = [  # shape, whether channels lie side by side, groups, masked

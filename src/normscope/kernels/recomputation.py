@@ -33,7 +33,7 @@ class Output:
         return [t._version for t in _tensors(self.given) if not t.is_inference()]
 
     def again(self) -> Tensor:
-        """The same values once more."""
+        """Compute the same values again."""
         if self._versions() != self.versions:
             raise RuntimeError(
                 "the input, weight or bias of a norm layer was changed in place between forward "
@@ -83,7 +83,7 @@ class Outputs:
         node.metadata["output"] = output
 
     def pack(self, t: Tensor) -> "Tensor | _Part":
-        """What is kept in the place of t."""
+        """Return what is saved in the place of t."""
         output = None
         if t.layout == torch.strided and len(self._by_storage):
             output = self._by_storage.get(t.untyped_storage()._cdata)

@@ -77,7 +77,7 @@ def moments(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _linear(problem: Problem, statistics: Statistics, epilogue: Epilogue) -> Tensor:
-    """What the activation gets."""
+    """Compute the input of the activation."""
     x, groups, _, mask = problem
     (weight, bias), residual, _ = epilogue
     u = _xhat(problem, statistics)

@@ -36,7 +36,7 @@ FLAGS = (
     "-fno-trapping-math",
     "-DAT_PER_OPERATOR_HEADERS",
     f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
-    *(("-fopenmp", "-DAT_PARALLEL_OPENMP=1") if sys.platform == "linux" else ()),
+    *(("-fopenmp", "-DAT_PARALLEL_OPENMP=1") if sys.platform == "linux" else ("-fopenmp-simd",)),
     *os.environ.get("NORMSCOPE_CXXFLAGS", "").split(),  # the user's own, which come last
 )
 DIGEST = 32  # bytes

@@ -73,15 +73,13 @@ struct Call {
   double *own_mean_g = nullptr, *own_mean_g_xhat = nullptr;  // the same, to be written
 };
 
-// Sums (where call.batch_m2 is there), statistics, map (where call.out is there).
-void forward_channels_first(const Call& call);
-void forward_channels_last(const Call& call);
-// Sums of the gradient (where call.sum_g is there), their means, gradient of x.
-void backward_channels_first(const Call& call);
-void backward_channels_last(const Call& call);
-
-// Whether short rows of channels_first are read a block of channels at a time, as if they were
-// channels_last with C * S channels.
-bool reads_blocks(const Plan& plan);
+// The passes over all values that one layout has.
+struct LayoutPasses {
+  void (*forward_sums)(const Call& call);   // moments, and what standardises
+  void (*forward_map)(const Call& call);    // y
+  void (*backward_sums)(const Call& call);  // sums of the gradient and their means
+  void (*backward_map)(const Call& call);   // gradients of x and residual
+};
+extern const LayoutPasses CHANNELS_FIRST, CHANNELS_LAST;
 
 }  // namespace normscope

@@ -74,18 +74,32 @@ void prepare(const Problem& p, int64_t k, double least, Prepared& made) {
   call.bias = rows(p.bias, made.bias);
 }
 
-void forward(const Call& call) {
-  // a short row of 16-bit values is less than is converted at a time
+namespace {
+
+constexpr int64_t SHORT = 128;         // values: shorter rows of channels_first are summed,
+constexpr int64_t SHORT_MAP = 32;      // shorter ones mapped as if they were channels_last;
+constexpr int64_t FEWEST_SAMPLES = 4;  // with fewer of a group, their tables cost more
+
+const LayoutPasses& passes(const Plan& plan, int64_t shortest) {
+  const bool samples = plan.s < shortest && plan.pieces == 1 && plan.mask == nullptr &&
+                       plan.n / plan.r >= FEWEST_SAMPLES;
+  return plan.channels_last || samples ? CHANNELS_LAST : CHANNELS_FIRST;
+}
+const LayoutPasses& map_passes(const Call& call) {
   const bool narrow = call.type == Type::bfloat16 || call.type == Type::float16;
-  const bool gathers = narrow || call.batch_m2 != nullptr;
-  const bool columns = call.plan.channels_last || (gathers && reads_blocks(call.plan));
-  columns ? forward_channels_last(call) : forward_channels_first(call);
+  return passes(call.plan, narrow ? 2 * SHORT_MAP : SHORT_MAP);
+}
+
+}  // namespace
+
+void forward(const Call& call) {
+  if (call.batch_m2 != nullptr) passes(call.plan, SHORT).forward_sums(call);
+  if (call.out != nullptr) map_passes(call).forward_map(call);
 }
 
 void backward(const Call& call) {
-  const bool sums = call.sum_g != nullptr;
-  const bool columns = call.plan.channels_last || (sums && reads_blocks(call.plan));
-  columns ? backward_channels_last(call) : backward_channels_first(call);
+  if (call.sum_g != nullptr) passes(call.plan, SHORT).backward_sums(call);
+  if (call.out != nullptr) map_passes(call).backward_map(call);
 }
 
 Tensor table(std::initializer_list<int64_t> sizes) {

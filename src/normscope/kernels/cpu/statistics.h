@@ -110,6 +110,7 @@ inline void finish_gradients(const Call& call, int64_t k, int64_t low, int64_t h
   if (call.own_mean_g == nullptr) return;
   const Plan& plan = call.plan;
   const int64_t first = plan.k > 1 ? k : 0, last = plan.k > 1 ? k + 1 : plan.r;
+  const double share = 1 / plan.filled[k];
   for (int64_t c = low; c < high; ++c) {
     double mean = 0, mean_xhat = 0;
     for (int64_t r = first; r < last; ++r) {
@@ -118,8 +119,8 @@ inline void finish_gradients(const Call& call, int64_t k, int64_t low, int64_t h
       mean += weight * call.sum_g[r * plan.c + c];
       mean_xhat += weight * call.sum_g_xhat[r * plan.c + c];
     }
-    call.own_mean_g[k * plan.c + c] = mean / plan.filled[k];
-    call.own_mean_g_xhat[k * plan.c + c] = mean_xhat / plan.filled[k];
+    call.own_mean_g[k * plan.c + c] = mean * share;
+    call.own_mean_g_xhat[k * plan.c + c] = mean_xhat * share;
   }
 }
 
@@ -128,15 +129,28 @@ inline void merge_moments(const Call& call, const double* partial) {
   const Plan& plan = call.plan;
   parallel(plan.c, 2 * int64_t(plan.chunks.size()) + plan.k, [&](int64_t low, int64_t high) {
     for (int64_t k = 0; k < plan.k; ++k) {
-      for (int64_t c = low; c < high; ++c) {
-        Set all;
+      double *mean = call.batch_mean + k * plan.c, *m2 = call.batch_m2 + k * plan.c;
+      const auto each = [&](auto f) {
         for (int64_t i = plan.begin(k); i < plan.end(k); ++i) {
-          const double* row = partial + 2 * i * plan.c + c;
-          all.add(plan.chunks[i].values, row[0], row[plan.c]);
+          const double n = plan.chunks[i].values, *means = partial + 2 * i * plan.c;
+          for (int64_t c = low; c < high; ++c) f(c, n, means[c], means[plan.c + c]);
         }
-        call.batch_mean[k * plan.c + c] = all.mean;
-        call.batch_m2[k * plan.c + c] = all.m2;
+      };
+      if (plan.end(k) - plan.begin(k) == 1) {
+        each([&](int64_t c, double, double part, double part_m2) {
+          mean[c] = part;
+          m2[c] = part_m2;
+        });
+        finish(call, k, low, high);
+        continue;
       }
+      for (double* table : {mean, m2}) std::fill(table + low, table + high, 0.0);
+      const double total = std::max(plan.count[k], 1.0);
+      each([&](int64_t c, double n, double part, double) { mean[c] += n / total * part; });
+      each([&](int64_t c, double n, double part, double part_m2) {
+        const double step = part - mean[c];
+        m2[c] += part_m2 + n * step * step;
+      });
       finish(call, k, low, high);
     }
   }, TABLE_GRAIN);

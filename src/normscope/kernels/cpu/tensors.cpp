@@ -16,11 +16,12 @@ namespace {
 using c10::DispatchKey;
 using c10::DispatchKeySet;
 
-// Values per channel in a chunk of channels_first: one shift per chunk, so what cancels stays
-// below CHUNK * 2**-52.
-constexpr int64_t CHUNK = 16384;
-constexpr int64_t ROW_VALUES = 65536;  // of all channels in a chunk of channels_last
-constexpr int64_t FEWEST_ROWS = 128;   // below, merging chunks costs as much as summing them
+// A chunk has one shift and is summed in float32 at first, so what cancels stays below its size.
+constexpr int64_t LONGEST_ROW = 16384;  // values: longer rows of channels_first are cut
+constexpr int64_t CHUNK = 4096;         // values per channel of shorter ones
+constexpr int64_t CHUNKS = 16;          // of channels_last, for threads to share; but no larger
+constexpr int64_t LARGEST = 262144;     // than so many values of all channels,
+constexpr int64_t FEWEST_ROWS = 128;    // nor smaller: merging would cost as much as summing
 
 const DispatchKeySet PLAIN({DispatchKey::CPU, DispatchKey::ADInplaceOrView,
                             DispatchKey::AutogradCPU, DispatchKey::AutocastCPU});
@@ -96,12 +97,13 @@ Plan make_plan(const Tensor& x, bool channels_last, const Tensor& groups, int64_
     plan.s *= plan.n;
     plan.n = 1;
   }
-  const int64_t most =
-      channels_last ? std::max(FEWEST_ROWS, ROW_VALUES / plan.c) : CHUNK;
+  const int64_t share = x.numel() > GRAIN ? x.numel() / CHUNKS : x.numel();
+  const int64_t rows = std::max(FEWEST_ROWS, std::min(LARGEST, share) / plan.c);
+  const int64_t most = channels_last ? rows : LONGEST_ROW;
   const int64_t cuts = (plan.s + most - 1) / most;
   plan.piece = (plan.s + cuts - 1) / cuts;
   plan.pieces = (plan.s + plan.piece - 1) / plan.piece;
-  const int64_t units = std::max<int64_t>(1, most / plan.piece);
+  const int64_t units = std::max<int64_t>(1, (channels_last ? rows : CHUNK) / plan.piece);
 
   std::vector<int64_t> starts(r + 1, 0);  // of each group among the sorted samples
   if (grouped) {
@@ -151,7 +153,7 @@ std::vector<double> widened(const Tensor& table) {
   const int64_t n = dense.numel();
   std::vector<double> values(n);
   with_type(*type_of(dense), [&](auto like) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(like)>>;
+    using T = decltype(like);
     const T* from = static_cast<const T*>(dense.const_data_ptr());
     for (int64_t i = 0; i < n; ++i) values[i] = number(from + i);
   });
@@ -161,7 +163,7 @@ std::vector<double> widened(const Tensor& table) {
 void store(const double* values, const Tensor& table) {
   const int64_t n = table.numel();
   with_type(*type_of(table), [&](auto like) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(like)>>;
+    using T = decltype(like);
     T* into = static_cast<T*>(table.mutable_data_ptr());
     for (int64_t i = 0; i < n; ++i) store(values[i], into + i);
   });

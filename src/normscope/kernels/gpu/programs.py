@@ -47,7 +47,7 @@ class Map(NamedTuple):
     bits: Tensor | None = None
 
     def given(self) -> tuple[Any, ...]:
-        """What programs over values are given of the tables."""
+        """Return what programs over values take of the tables."""
         return self.tables, self.tables[0].numel(), self.tables.shape[1]
 
 
@@ -195,7 +195,7 @@ def _num_rows(table: Tensor | None) -> int:
 
 
 def _high(number: float) -> float:
-    """A number as a program takes one, float32; what is left of it is given beside it."""
+    """Round to float32, as a program takes numbers; the rest is passed beside it."""
     value: float = struct.unpack("f", struct.pack("f", number))[0]
     return value
 
@@ -203,7 +203,7 @@ def _high(number: float) -> float:
 def ordered(
     groups: Tensor | None, known: int, running: tuple[Tensor, Tensor] | None = None
 ) -> Order | None:
-    """Samples by group, where several are told apart."""
+    """Sort samples by group, where there are several."""
     return None if groups is None or known == 1 else arrange(groups, known, running)
 
 

@@ -1,0 +1,271 @@
+// Loops over rows of values that lie side by side, for one dtype, activation and form.
+//
+// Coefficients are one for each row (channels_first) or one for each value (channels_last).
+#pragma once
+
+#include "values.h"
+
+namespace normscope {
+
+constexpr int ROWS = 8;      // that a loop takes at most
+constexpr int TOGETHER = 4;  // rows that are mapped together where coefficients differ in a row
+
+// The tensors of a call. Rows begin at the same places in all of them.
+template <class T>
+struct Data {
+  const T *x, *dy, *residual;
+  T *out, *dresidual;
+};
+
+// u = (x - m) a + b, and in backward dx = g a + (x - m) gb + gc.
+template <class W>
+struct Coefficients {
+  const W *m, *a, *b, *gb, *gc;
+};
+
+// A loop over n values of each of some rows, which begin at `starts`. Sums are added to s and q.
+template <class T>
+using Loop = void (*)(const Data<T>& data, const int64_t* starts, int rows, int64_t n,
+                      const Coefficients<Wide<T>>& by, double* s, double* q);
+
+template <class T>
+struct Loops {
+  Loop<T> sums;           // of x - m and of its square
+  Loop<T> exact_sums;     // the same, all in float64
+  Loop<T> map;            // out = act(u + residual)
+  Loop<T> gradient_sums;  // of g = dy act'(u + residual) and of g (x - m)
+  Loop<T> gradient_map;   // out = dx, dresidual = g
+};
+
+// Values that are summed in float32. Across such parts sums are float64.
+constexpr int PART = 128;
+
+// f(first, size) over n values: all, or TILE at a time, which the compiler then knows.
+template <class T, class F>
+inline void in_tiles(int64_t n, F f) {
+  int64_t i = 0;
+  if constexpr (!std::is_same_v<T, Wide<T>>) {
+    for (; i + TILE <= n; i += TILE) f(i, std::integral_constant<int64_t, TILE>());
+  }
+  if (i < n) f(i, n - i);
+}
+template <class F>
+inline void in_parts(int64_t n, F f) {
+  for (int64_t i = 0; i < n; i += PART) f(i, std::min<int64_t>(PART, n - i));
+}
+
+// f(first row, how many) over some rows: Together, which share what is read of the tables, then
+// those that remain.
+template <int Together, class F>
+inline void in_groups(int rows, F f) {
+  int r = 0;
+  for (; r + Together <= rows; r += Together) f(r, std::integral_constant<int, Together>());
+  for (; r < rows; ++r) f(r, std::integral_constant<int, 1>());
+}
+
+// In functions of their own: inlined beside a buffer, GCC leaves the loop with a branch per value.
+template <class P, class W>
+__attribute__((noinline)) void add_sums(const W* x, int64_t n, P m, double& s, double& q) {
+  P part = 0, square = 0;
+#pragma omp simd reduction(+ : part, square)
+  for (int64_t i = 0; i < n; ++i) {
+    const P d = P(x[i]) - m;
+    part += d;
+    square += d * d;
+  }
+  s += part;
+  q += square;
+}
+
+template <int R, class P, class T, class W = Wide<T>>
+void add_column_sums(const T* x, const int64_t* starts, int64_t n, const W* m, double* __restrict s,
+                     double* __restrict q) {
+  in_tiles<T>(n, [&](int64_t at, auto size) {
+    Tile<T, TILE> tiles[R];
+    const W* xs[R];
+    for (int r = 0; r < R; ++r) xs[r] = tiles[r].read(x + starts[r] + at, size);
+#pragma omp simd
+    for (int64_t i = 0; i < size; ++i) {
+      P part = 0, square = 0;
+      for (int r = 0; r < R; ++r) {
+        const P d = P(xs[r][i]) - P(m[at + i]);
+        part += d;
+        square += d * d;
+      }
+      s[at + i] += part;
+      q[at + i] += square;
+    }
+  });
+}
+
+template <bool PerValue, class P, class T, class W = Wide<T>>
+void sums(const Data<T>& data, const int64_t* starts, int rows, int64_t n,
+          const Coefficients<W>& by, double* s, double* q) {
+  if constexpr (PerValue) {
+    return in_groups<ROWS>(rows, [&](int r, auto together) {
+      add_column_sums<together, P>(data.x, starts + r, n, by.m, s, q);
+    });
+  }
+  for (int r = 0; r < rows; ++r) {
+    in_parts(n, [&](int64_t at, int64_t size) {
+      Tile<T, PART> tile;
+      add_sums<P>(tile.read(data.x + starts[r] + at, size), size, P(by.m[r]), s[r], q[r]);
+    });
+  }
+}
+
+template <Act A, bool Added, bool PerValue, class T, class W = Wide<T>>
+void map(const Data<T>& data, const int64_t* starts, int rows, int64_t n,
+         const Coefficients<W>& by, double*, double*) {
+  in_groups<PerValue ? TOGETHER : 1>(rows, [&](int row, auto together) {
+    in_tiles<T>(n, [&](int64_t first, auto size) {
+      constexpr int R = together;
+      Tile<T, TILE> in[R], beside[R], results[R];
+      const W *x[R], *added[R];
+      W* into[R];
+      for (int r = 0; r < R; ++r) {
+        const int64_t at = starts[row + r] + first;
+        x[r] = in[r].read(data.x + at, size);
+        if constexpr (Added) added[r] = beside[r].read(data.residual + at, size);
+        into[r] = results[r].place(data.out + at);
+      }
+      const int64_t c = PerValue ? first : row;
+      const W *ms = by.m + c, *as = by.a + c, *bs = by.b + c;
+#pragma omp simd
+      for (int64_t i = 0; i < size; ++i) {
+        const int64_t j = PerValue ? i : 0;
+        const W m = ms[j], a = as[j], b = bs[j];
+        for (int r = 0; r < R; ++r) {
+          const W u = (x[r][i] - m) * a + b;
+          into[r][i] = activate<A>(Added ? u + added[r][i] : u);
+        }
+      }
+      for (int r = 0; r < R; ++r) results[r].write(size, data.out + starts[row + r] + first);
+    });
+  });
+}
+
+template <Act A, bool Added, class W>
+__attribute__((noinline)) void add_gradients(const W* x, const W* dy, const W* residual, int64_t n,
+                                             W m, W a, W b, double& s, double& q) {
+  W part = 0, product = 0;
+#pragma omp simd reduction(+ : part, product)
+  for (int64_t i = 0; i < n; ++i) {
+    const W d = x[i] - m, u = d * a + b;
+    const W g = through<A>(dy[i], Added ? u + residual[i] : u);
+    part += g;
+    product += g * d;
+  }
+  s += part;
+  q += product;
+}
+
+template <int R, Act A, bool Added, class T, class W = Wide<T>>
+void add_column_gradients(const Data<T>& data, const int64_t* starts, int64_t n,
+                          const Coefficients<W>& by, double* __restrict s, double* __restrict q) {
+  in_tiles<T>(n, [&](int64_t at, auto size) {
+    Tile<T, TILE> in[R], from[R], beside[R];
+    const W *x[R], *dy[R], *added[R];
+    for (int r = 0; r < R; ++r) {
+      x[r] = in[r].read(data.x + starts[r] + at, size);
+      dy[r] = from[r].read(data.dy + starts[r] + at, size);
+      added[r] = Added ? beside[r].read(data.residual + starts[r] + at, size) : nullptr;
+    }
+    const W *m = by.m + at, *a = by.a + at, *b = by.b + at;
+#pragma omp simd
+    for (int64_t i = 0; i < size; ++i) {
+      W part = 0, product = 0;
+      for (int r = 0; r < R; ++r) {
+        const W d = x[r][i] - m[i], u = d * a[i] + b[i];
+        const W g = through<A>(dy[r][i], Added ? u + added[r][i] : u);
+        part += g;
+        product += g * d;
+      }
+      s[at + i] += part;
+      q[at + i] += product;
+    }
+  });
+}
+
+template <Act A, bool Added, bool PerValue, class T, class W = Wide<T>>
+void gradient_sums(const Data<T>& data, const int64_t* starts, int rows, int64_t n,
+                   const Coefficients<W>& by, double* s, double* q) {
+  if constexpr (PerValue) {
+    return in_groups<ROWS>(rows, [&](int r, auto together) {
+      add_column_gradients<together, A, Added>(data, starts + r, n, by, s, q);
+    });
+  }
+  for (int r = 0; r < rows; ++r) {
+    in_parts(n, [&](int64_t first, int64_t size) {
+      const int64_t at = starts[r] + first;
+      Tile<T, PART> in, from, beside;
+      const W *x = in.read(data.x + at, size), *dy = from.read(data.dy + at, size);
+      const W* added = nullptr;
+      if constexpr (Added) added = beside.read(data.residual + at, size);
+      add_gradients<A, Added>(x, dy, added, size, by.m[r], by.a[r], by.b[r], s[r], q[r]);
+    });
+  }
+}
+
+template <Act A, bool Added, bool PerValue, class T, class W = Wide<T>>
+void gradient_map(const Data<T>& data, const int64_t* starts, int rows, int64_t n,
+                  const Coefficients<W>& by, double*, double*) {
+  in_groups<PerValue ? TOGETHER : 1>(rows, [&](int row, auto together) {
+    in_tiles<T>(n, [&](int64_t first, auto size) {
+      constexpr int R = together;
+      Tile<T, TILE> in[R], from[R], beside[R], results[R], results_beside[R];
+      const W *x[R], *dy[R], *added[R];
+      W *into[R], *gs[R];
+      for (int r = 0; r < R; ++r) {
+        const int64_t at = starts[row + r] + first;
+        x[r] = in[r].read(data.x + at, size);
+        dy[r] = from[r].read(data.dy + at, size);
+        into[r] = results[r].place(data.out + at);
+        if constexpr (Added) {
+          added[r] = beside[r].read(data.residual + at, size);
+          gs[r] = results_beside[r].place(data.dresidual + at);
+        }
+      }
+      const int64_t c = PerValue ? first : row;
+      const W *ms = by.m + c, *as = by.a + c, *bs = by.b + c, *gbs = by.gb + c, *gcs = by.gc + c;
+#pragma omp simd
+      for (int64_t i = 0; i < size; ++i) {
+        const int64_t j = PerValue ? i : 0;
+        const W m = ms[j], a = as[j], b = bs[j], gb = gbs[j], gc = gcs[j];
+        for (int r = 0; r < R; ++r) {
+          const W d = x[r][i] - m, u = d * a + b;
+          const W g = through<A>(dy[r][i], Added ? u + added[r][i] : u);
+          into[r][i] = g * a + d * gb + gc;
+          if constexpr (Added) gs[r][i] = g;
+        }
+      }
+      for (int r = 0; r < R; ++r) {
+        const int64_t at = starts[row + r] + first;
+        results[r].write(size, data.out + at);
+        if constexpr (Added) results_beside[r].write(size, data.dresidual + at);
+      }
+    });
+  });
+}
+
+template <bool PerValue, class T, Act A, bool Added>
+constexpr Loops<T> loops_of{sums<PerValue, Wide<T>, T>, sums<PerValue, double, T>,
+                            map<A, Added, PerValue, T>, gradient_sums<A, Added, PerValue, T>,
+                            gradient_map<A, Added, PerValue, T>};
+
+template <bool PerValue, class T, Act A>
+const Loops<T>& loops(bool added) {
+  return added ? loops_of<PerValue, T, A, true> : loops_of<PerValue, T, A, false>;
+}
+
+template <bool PerValue, class T>
+const Loops<T>& loops_for(Act act, bool added) {
+  switch (act) {
+    case Act::relu: return loops<PerValue, T, Act::relu>(added);
+    case Act::leaky_relu: return loops<PerValue, T, Act::leaky_relu>(added);
+    case Act::silu: return loops<PerValue, T, Act::silu>(added);
+    default: return loops<PerValue, T, Act::none>(added);
+  }
+}
+
+}  // namespace normscope

@@ -1,0 +1,199 @@
+// The passes over values, for any layout: sums of chunks, what follows from them, and the map.
+//
+// Memory is read in its order. The map begins where the sums ended, in what the cache still holds.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <memory>
+#include <vector>
+
+#include "loops.h"
+#include "statistics.h"
+
+namespace normscope {
+
+// Channels low to high.
+struct Block {
+  int64_t low, high;
+  int64_t size() const { return high - low; }
+};
+
+// Layout: PER_VALUE, whether each value of a row has a coefficient of its own; inner, values from
+// one channel to the next; most, channels of a block; rows, width, spread and fold, see there.
+template <class T, class Layout>
+struct Passes {
+  using W = Wide<T>;
+
+  // Numbers of a block: sums and coefficients, one for each column of the layout.
+  struct Tables {
+    std::vector<double> sums;
+    std::vector<W> numbers;
+    double *s, *q;
+    W *m, *a, *b, *gb, *gc;
+    int64_t group = -1, low = -1;  // whose coefficients they are
+    explicit Tables(int64_t width) : sums(2 * width), numbers(5 * width) {
+      s = sums.data(), q = s + width;
+      m = numbers.data(), a = m + width, b = a + width, gb = b + width, gc = gb + width;
+    }
+    Coefficients<W> from(int64_t i) const { return {m + i, a + i, b + i, gb + i, gc + i}; }
+  };
+
+  const Call& call;
+  const Plan& plan = call.plan;
+  const Layout layout{plan};
+  const Loops<T>& loops = loops_for<Layout::PER_VALUE, T>(call.act, call.residual != nullptr);
+  const Data<T> data{static_cast<const T*>(call.x),        static_cast<const T*>(call.dy),
+                     static_cast<const T*>(call.residual), static_cast<T*>(call.out),
+                     static_cast<T*>(call.dresidual)};
+  const int64_t step = channels_of_block();
+
+  // Blocks do not change a bit: chunks alone decide what is summed together.
+  int64_t channels_of_block() const {
+    const int64_t threads = plan.size() > GRAIN ? at::get_num_threads() : 1;
+    const int64_t chunks = std::max<int64_t>(1, plan.chunks.size());
+    const int64_t wanted = threads > 1 ? 8 * threads : 1, blocks = (wanted + chunks - 1) / chunks;
+    const int64_t channels = ((plan.c + blocks - 1) / blocks + 15) / 16 * 16;
+    return std::min({plan.c, channels, layout.most});
+  }
+
+  // f(chunk number, block, tables) of all chunks and blocks, backwards where asked for.
+  template <class F>
+  void each(bool backwards, F f) const {
+    const int64_t blocks = (plan.c + step - 1) / step, items = plan.chunks.size() * blocks;
+    parallel(items, plan.size() / std::max<int64_t>(1, items), [&](int64_t begin, int64_t end) {
+      Tables tables(layout.width(step));
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t item = backwards ? end - 1 - (i - begin) : i;
+        const int64_t low = item % blocks * step;
+        f(item / blocks, Block{low, std::min(plan.c, low + step)}, tables);
+      }
+    });
+  }
+
+  // Mean and m2 of a chunk in each channel of a block. All values are centred by the first one: it
+  // is among those that are summed, which bounds what cancels by count * eps.
+  void moments(const Chunk& chunk, const Block& b, Tables& by, double* mean, double* m2) const {
+    const int64_t width = layout.width(b.size());
+    const double n = chunk.values;
+    std::fill_n(mean, b.size(), 0.0);
+    std::fill_n(m2, b.size(), 0.0);
+    if (n == 0) return;
+    // moments that are asked for alone are merged over batches and ranks
+    for (bool exact = call.out == nullptr;; exact = true) {
+      std::fill_n(by.s, width, 0.0);
+      std::fill_n(by.q, width, 0.0);
+      bool begun = false;
+      layout.rows(chunk, b, plan.mask, [&](const int64_t* starts, int rows, int64_t n, int64_t at) {
+        if (!begun) {
+          for (int64_t c = 0; c < b.size(); ++c) {
+            const double value = number(data.x + starts[0] + c * layout.inner);
+            by.m[c] = W(std::isfinite(value) ? value : 0.0);
+          }
+          layout.spread(b, by.m);
+          begun = true;
+        }
+        (exact ? loops.exact_sums : loops.sums)(data, starts, rows, n, by.from(at), by.s + at,
+                                                by.q + at);
+      });
+      layout.fold(b, by.s);
+      layout.fold(b, by.q);
+      const double share = 1 / n;
+      bool finite = true;
+      for (int64_t c = 0; c < b.size(); ++c) {
+        const double step = by.s[c] * share;
+        mean[c] = double(by.m[layout.first_column(c)]) + step;
+        m2[c] = by.q[c] - by.s[c] * step;
+        finite &= std::isfinite(m2[c]);
+      }
+      if (finite || exact) return;  // else squares were too large for float32
+    }
+  }
+
+  template <bool Backward>
+  void prepare(int64_t group, const Block& b, Tables& by) const {
+    if (by.group == group && by.low == b.low) return;
+    by.group = group, by.low = b.low;
+    coefficients(call, group, b.low, b.high, by.m, by.a, by.b, Backward ? by.gb : nullptr, by.gc);
+    for (W* table : {by.m, by.a, by.b}) layout.spread(b, table);
+    if (!Backward) return;
+    for (W* table : {by.gb, by.gc}) layout.spread(b, table);
+  }
+
+  // Sums of g and of g xhat of a chunk in each channel of a block.
+  void gradient_sums(const Chunk& chunk, const Block& b, Tables& by, double* g,
+                     double* g_xhat) const {
+    const int64_t width = layout.width(b.size());
+    std::fill_n(by.s, width, 0.0);
+    std::fill_n(by.q, width, 0.0);
+    layout.rows(chunk, b, plan.mask, [&](const int64_t* starts, int rows, int64_t n, int64_t at) {
+      loops.gradient_sums(data, starts, rows, n, by.from(at), by.s + at, by.q + at);
+    });
+    layout.fold(b, by.s);
+    layout.fold(b, by.q);
+    for (int64_t c = 0; c < b.size(); ++c) {
+      g[c] = by.s[c];
+      g_xhat[c] = about_mean(call, chunk.group, b.low + c, by.s[c], by.q[c]);
+    }
+  }
+
+  template <bool Backward>
+  void map() const {
+    each(true, [&](int64_t i, const Block& b, Tables& by) {
+      const Chunk& chunk = plan.chunks[i];
+      prepare<Backward>(chunk.group, b, by);
+      if (plan.mask != nullptr) {  // zeros where values do not count
+        layout.rows(chunk, b, nullptr, [&](const int64_t* starts, int rows, int64_t n, int64_t) {
+          for (int r = 0; r < rows; ++r) {
+            std::fill_n(data.out + starts[r], n, T{});
+            if (data.dresidual != nullptr) std::fill_n(data.dresidual + starts[r], n, T{});
+          }
+        });
+      }
+      const Loop<T> loop = Backward ? loops.gradient_map : loops.map;
+      layout.rows(chunk, b, plan.mask, [&](const int64_t* starts, int rows, int64_t n, int64_t at) {
+        loop(data, starts, rows, n, by.from(at), nullptr, nullptr);
+      });
+    });
+  }
+
+  void forward_sums() const {
+    std::unique_ptr<double[]> partial(new double[2 * plan.chunks.size() * plan.c]);
+    each(false, [&](int64_t i, const Block& b, Tables& by) {
+      double* row = partial.get() + 2 * i * plan.c + b.low;
+      moments(plan.chunks[i], b, by, row, row + plan.c);
+    });
+    merge_moments(call, partial.get());
+  }
+
+  void backward_sums() const {
+    std::unique_ptr<double[]> partial(new double[2 * plan.chunks.size() * plan.c]);
+    each(false, [&](int64_t i, const Block& b, Tables& by) {
+      double* row = partial.get() + 2 * i * plan.c + b.low;
+      prepare<false>(plan.chunks[i].group, b, by);
+      gradient_sums(plan.chunks[i], b, by, row, row + plan.c);
+    });
+    merge_gradients(call, partial.get());
+  }
+};
+
+template <class Layout>
+constexpr LayoutPasses passes_of{
+    [](const Call& call) {
+      with_type(call.type, [&](auto like) { Passes<decltype(like), Layout>{call}.forward_sums(); });
+    },
+    [](const Call& call) {
+      with_type(call.type, [&](auto like) {
+        Passes<decltype(like), Layout>{call}.template map<false>();
+      });
+    },
+    [](const Call& call) {
+      with_type(call.type, [&](auto like) { Passes<decltype(like), Layout>{call}.backward_sums(); });
+    },
+    [](const Call& call) {
+      with_type(call.type, [&](auto like) {
+        Passes<decltype(like), Layout>{call}.template map<true>();
+      });
+    }};
+
+}  // namespace normscope
