@@ -53,5 +53,5 @@ def _mapped_by_torch(act: str | None, *arguments: Any) -> Tensor:
 
 
 def _one_row(table: Tensor | None) -> Tensor | None:
-    """A table as torch takes it: (C,)."""
+    """Give a table as torch takes it: (C,)."""
     return table if table is None or table.dim() == 1 else table.view(-1)

@@ -18,7 +18,7 @@ IMPLS = ("auto", "reference", *FAST.values())
 
 
 def kernel_for(x: Tensor, impl: str) -> Any:
-    """The module that serves x: `reference`, or the one of its device.
+    """Return the module that serves x: `reference`, or the one of its device.
 
     Raises:
         InputError: an impl was asked for by name and cannot take x; it never falls back.

@@ -45,7 +45,7 @@ def unsupported(x: Tensor) -> str | None:
 
 
 def batch_norm(*arguments: Any) -> Tensor | None:
-    """A whole layer, as `functional.batch_norm`; None where these loops cannot take the call.
+    """Compute a whole layer, as `functional.batch_norm`; None where these loops cannot take the call.
 
     Args:
         arguments: those of the operator, in `layer.cpp`; act by its number in ACTS.
@@ -55,7 +55,7 @@ def batch_norm(*arguments: Any) -> Tensor | None:
 
 
 def batch_norm_recorded(*arguments: Any) -> Made | None:
-    """The same, with the numbers that y was made with."""
+    """Compute the same, with the numbers that y was made with."""
     call = operator("batch_norm_recorded")
     found = [] if call is None else call(*arguments)
     return Made(*found, *[None] * (3 - len(found))) if found else None
@@ -78,7 +78,7 @@ def normalize(problem: Problem, statistics: Statistics, epilogue: Epilogue) -> T
 def backward_reduce(
     dy: Tensor, problem: Problem, statistics: Statistics, epilogue: Epilogue
 ) -> tuple[Tensor, Tensor]:
-    """Sums of g and g * xhat, (R, C) each; see `reference.backward_reduce`."""
+    """Sum g and g * xhat, (R, C) each; see `reference.backward_reduce`."""
     given = _given(problem, statistics, epilogue)
     sums: tuple[Tensor, Tensor] = _verb("backward_reduce")(dy, *given)
     return sums

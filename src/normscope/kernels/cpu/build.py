@@ -115,7 +115,7 @@ def library() -> Path:
 
 
 def folders() -> Iterator[Path]:
-    """The folders that may keep it, best first."""
+    """List the folders that may keep it, best first."""
     named = os.environ.get("NORMSCOPE_CACHE_DIR")
     if named:
         yield Path(named)
@@ -127,7 +127,7 @@ def folders() -> Iterator[Path]:
 
 
 def compiler() -> str | None:
-    """The C++ compiler: $CXX, else c++ or g++ or clang++."""
+    """Find the C++ compiler: $CXX, else c++ or g++ or clang++."""
     names = (os.environ.get("CXX"), "c++", "g++", "clang++")
     return next((found for name in names if name and (found := shutil.which(name))), None)
 

@@ -53,7 +53,7 @@ def normalize(problem: Problem, statistics: Statistics, epilogue: Epilogue) -> T
 def backward_reduce(
     dy: Tensor, problem: Problem, statistics: Statistics, epilogue: Epilogue
 ) -> tuple[Tensor, Tensor]:
-    """Sums of g and g * xhat, (R, C) each; see `reference.backward_reduce`."""
+    """Sum g and g * xhat, (R, C) each; see `reference.backward_reduce`."""
     with on(dy):
         of, how = _map(problem, statistics._replace(mean_g=None), epilogue, problem.num_groups)
         used = torch.stack([*statistics[:2], statistics.mean])  # the third is not asked for
@@ -80,7 +80,7 @@ def backward_input(
 def _map(
     problem: Problem, statistics: Statistics, epilogue: Epilogue, rows: int = 1
 ) -> tuple[Rows, Map]:
-    """The map of a call; tables of at least so many rows. See `merging.merge_moments`."""
+    """Make the map of a call; tables of at least so many rows. See `merging.merge_moments`."""
     of = rows_of(problem.x, problem.mask)
     mean, rstd, *_ = statistics
     weight, bias = epilogue.affine
@@ -95,7 +95,7 @@ def _map(
 
 
 def _change(of: Rows, statistics: Statistics) -> Tensor | None:
-    """The tables of the gradient of x; see `merging.merge_gradients`."""
+    """Make the tables of the gradient of x; see `merging.merge_gradients`."""
     mean, rstd, mean_g, mean_g_xhat = statistics
     if mean_g is None or mean_g_xhat is None:
         return None
@@ -104,6 +104,6 @@ def _change(of: Rows, statistics: Statistics) -> Tensor | None:
 
 
 def _rounded(of: Rows, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean as single values take it off, and what rounding it so has added."""
+    """Return the mean as single values take it off, and what rounding it so has added."""
     m = mean.to(of.wide).double()
     return m, torch.where(m.isfinite(), m - mean, 0)

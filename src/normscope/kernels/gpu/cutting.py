@@ -122,7 +122,7 @@ class Cut:
         return self.of.table(count, self.chunks * self.slots, self.of.c)
 
     def over(self) -> dict[str, Any]:
-        """What every program over values is given."""
+        """Return what every program over values is given."""
         return {
             "mask": self.of.mask,
             "order": None if self.order is None else self.order.order,
@@ -136,7 +136,7 @@ class Cut:
         }
 
     def merge(self) -> dict[str, Any]:
-        """What the merge of their parts is given."""
+        """Return what the merge of their parts is given."""
         return {
             "starts": None if self.order is None else self.order.starts,
             "known": self.groups,
@@ -207,14 +207,14 @@ def dense(x: Tensor) -> tuple[Tensor, bool]:
 
 
 def alike(tensor: Tensor, by_rows: bool) -> Tensor:
-    """A tensor of x's shape in x's order in memory, without gaps."""
+    """Return a tensor of x's shape in x's order in memory, without gaps."""
     if by_rows and tensor.dim() > 2:
         return tensor.movedim(1, -1).contiguous()
     return tensor.contiguous()
 
 
 def _width(length: int, most: int) -> int:
-    """The widest block of lanes that leaves at most an eighth of them idle; at least 8."""
+    """Return the widest block of lanes that leaves at most an eighth of them idle; at least 8."""
     width = max(8, min(most, _power(length)))
     while width > 32 and -(-length // width) * width * 8 > length * 9:
         width //= 2
@@ -222,5 +222,5 @@ def _width(length: int, most: int) -> int:
 
 
 def _power(value: int) -> int:
-    """The smallest power of two that is not below value."""
+    """Return the smallest power of two that is not below value."""
     return 1 << (value - 1).bit_length()

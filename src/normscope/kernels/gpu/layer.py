@@ -64,7 +64,7 @@ def batch_norm(problem: Problem, epilogue: Epilogue, call: Call) -> Tensor:
 def _again(
     x: Tensor, mask: Tensor | None, tables: Tensor, order: tuple[Any, ...] | None, act: str | None
 ) -> Tensor:
-    """The same output once more."""
+    """Compute the same output once more."""
     with on(x):
         how = Map(tables, None if order is None else Order(*order), act)
         return programs.mapped(rows_of(x, mask), how)
@@ -177,7 +177,7 @@ def _differentiable(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _unpacked(bits: Tensor, x: Tensor) -> Tensor:
-    """A bit per value as bool, shaped as x."""
+    """Read a bit per value as bool, shaped as x."""
     of = rows_of(x, None)
     number = torch.arange(8, device=bits.device)
     flags = ((bits.unsqueeze(-1) >> number) & 1).flatten(1)[:, : of.row].bool()

@@ -51,7 +51,7 @@ def _pieces(starts, k, groups, chunk, P: tl.constexpr):
 
 @triton.jit
 def _lanes(item, LENGTH: tl.constexpr, BLOCK_E: tl.constexpr):
-    """This program's chunk, block of lanes, places of the lanes in a row, and which exist."""
+    """Return this program's chunk, block of lanes, places of the lanes in a row, and which exist."""
     blocks: tl.constexpr = (LENGTH + BLOCK_E - 1) // BLOCK_E
     block = item % blocks
     e = block * BLOCK_E + tl.arange(0, BLOCK_E)[None, :]
@@ -92,7 +92,7 @@ def _ends(e, block, S: tl.constexpr, BLOCK_E: tl.constexpr):
 
 @triton.jit
 def _joined(c, n, centre, mean, m2, c2, n2, centre2, mean2, m22):
-    """The moments of adjacent lanes, where of one channel (Chan, Golub, LeVeque 1979)."""
+    """Merge the moments of adjacent lanes, where of one channel (Chan, Golub, LeVeque 1979)."""
     same, total = c == c2, n + n2
     share = n2 / tl.where(total > 0, total, 1.0)
     step = (centre2 - centre) + (mean2 - mean)
@@ -108,7 +108,7 @@ def _joined(c, n, centre, mean, m2, c2, n2, centre2, mean2, m22):
 
 @triton.jit
 def _added(c, g, gd, c2, g2, gd2):
-    """The sums of adjacent lanes, where of one channel."""
+    """Add the sums of adjacent lanes, where of one channel."""
     return c2, tl.where(c == c2, g + g2, g2), tl.where(c == c2, gd + gd2, gd2)
 
 
@@ -267,7 +267,7 @@ def gradient_sums(
     ACT: tl.constexpr, C: tl.constexpr, S: tl.constexpr, P: tl.constexpr, SLOTS: tl.constexpr,
     WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Sums of g and of g (x - m) of each chunk, (2, chunks * SLOTS, C), and whose they are.
+    """Sum g and g (x - m) of each chunk, (2, chunks * SLOTS, C), and whose they are.
 
     owners: (chunks,) int32, the group; -1 for a chunk without rows.
     """

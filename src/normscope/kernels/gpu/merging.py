@@ -20,7 +20,7 @@ def arrange(
     groups, order, starts, samples, known, running_mean, running_var, kept, C,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Samples by group: `order` (N,), and where each group `starts` in it, (K + 2,).
+    """Sort samples by group: `order` (N,), and where each group `starts` in it, (K + 2,).
 
     One program per group counts what comes before it and puts down its own. Samples of a group
     that does not exist come last, as group K. The running statistics are copied to `kept` (2, C),
@@ -52,7 +52,7 @@ def arrange(
 
 @triton.jit
 def _group(groups, sample, samples, known):
-    """The groups of samples: `known` where it does not exist, more beyond the last sample."""
+    """Load the groups of samples: `known` where it does not exist, more beyond the last sample."""
     group = tl.load(groups + sample, mask=sample < samples, other=0)
     group = tl.where((group < 0) | (group >= known), known, group)
     return tl.where(sample < samples, group, known + 1)
@@ -68,7 +68,7 @@ def _place(C: tl.constexpr, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def _range(starts, item, known, chunk, items, P: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The first chunk of a group and the end; all of them for the one beyond the last group."""
+    """Find the first chunk of a group and the end; all of them for the one beyond the last group."""
     low, size = item * 0, item * 0 + items
     if starts is not None and item < known:
         size = item * 0
@@ -91,7 +91,7 @@ def _part(part, c, some, high, S: tl.constexpr, SLOTS: tl.constexpr, BLOCK_E: tl
 
 @triton.jit
 def _merged(n, mean, m2, more, other, other_m2):
-    """The moments of two sets together (Chan, Golub, LeVeque 1979)."""
+    """Merge the moments of two sets together (Chan, Golub, LeVeque 1979)."""
     total = n + more
     step, share = other - mean, more / tl.where(total > 0, total, 1.0)
     return total, mean + step * share, m2 + other_m2 + step * (n * share * step)
@@ -99,13 +99,13 @@ def _merged(n, mean, m2, more, other, other_m2):
 
 @triton.jit
 def _number(high, low):
-    """A float64 that came as two float32: what a program is given as a number is one."""
+    """Join a float64 that came as two float32: what a program is given as a number is one."""
     return tl.cast(high, tl.float64) + tl.cast(low, tl.float64)
 
 
 @triton.jit
 def _affine(table, row, c, there, C: tl.constexpr, ROWS: tl.constexpr, default):
-    """A scale or a shift, of one row for all or one per group."""
+    """Load a scale or a shift, of one row for all or one per group."""
     value = tl.full([1, 1], default, tl.float64)
     if table is not None:
         at = table + (c if ROWS == 1 else row * C + c)
@@ -115,7 +115,7 @@ def _affine(table, row, c, there, C: tl.constexpr, ROWS: tl.constexpr, default):
 
 @triton.jit
 def _lost(mean, WIDE: tl.constexpr):
-    """The mean as single values take it off, and what rounding it so has added."""
+    """Return the mean as single values take it off, and what rounding it so has added."""
     m = mean.to(WIDE)
     lost = m.to(tl.float64) - mean
     return m, tl.where(tl.abs(lost) < float("inf"), lost, 0.0)
