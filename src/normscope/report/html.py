@@ -36,6 +36,7 @@ from normscope.report.document import (
     for_medium,
     parts,
 )
+from normscope.report.embedded import with_images
 from normscope.report.messages import Lang, catalogue
 
 # in this order one script, then what single parts of the page need, then what starts the page
@@ -86,9 +87,10 @@ def fragment(document: Document, lang: Lang) -> str:
     digest = hashlib.sha256(repr(document).encode("utf-8", "replace")).hexdigest()
     prefix = f"normscope-{digest[:8]}-"
     environment = _environment(lang, live=False, prefix=prefix)
-    return environment.get_template("fragment.html.j2").render(
+    written = environment.get_template("fragment.html.j2").render(
         lang=lang, document=document, style=Markup(asset("fragment.css"))
     )
+    return with_images(written)
 
 
 def render(template: str, lang: Lang, drawn: Drawn, title: Text, **context: Any) -> str:

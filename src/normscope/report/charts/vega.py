@@ -14,6 +14,7 @@ from normscope.report.messages import Lang
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 WIDTH = 560
+GROUND = "#fff"
 # as in the style sheet, on a light ground
 COLOURS = {
     "accent": "#1659a8",
@@ -40,7 +41,9 @@ def specifications(document: Document, lang: Lang) -> list[Spec]:
             found.append({"title": read(part.title, lang), **_read(part.spec, lang)})
         elif isinstance(part, Bars) and part.bars:
             found.append({"title": read(part.title, lang), **_bars(part, lang)})
-    return [{"$schema": SCHEMA, "config": _read(CONFIG, lang), **spec} for spec in found]
+    # the colours are those of a light ground, so it comes along, for notebooks that are dark
+    config = {**_read(CONFIG, lang), "background": GROUND}
+    return [{"$schema": SCHEMA, "config": config, **spec} for spec in found]
 
 
 def _bars(part: Bars, lang: Lang) -> Spec:
