@@ -1,13 +1,13 @@
 """What may be given to the operator: each check names what came, what is allowed, what to do."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from normscope.errors import InputError
+from normscope.errors import InputError, ModelError
 from normscope.kernels.autograd import is_transformed
 from normscope.kernels.dispatch import IMPLS
 from normscope.kernels.problem import check_storage
@@ -207,6 +207,29 @@ def checked_mask(mask: Tensor, x: Tensor) -> Tensor:
     if not is_transformed():
         check_storage("mask", mask)
     return mask.expand(n, 1, *positions)
+
+
+def check_model(given: object) -> None:
+    """Refuse what is no module, in a sentence that says what to give instead.
+
+    Raises:
+        ModelError: it is none.
+    """
+    if isinstance(given, nn.Module):
+        return
+    kind = type(given).__name__
+    if isinstance(given, type):
+        said = f"the class {given.__name__}; give an instance: {given.__name__}(...)"
+    elif isinstance(given, str):
+        said = f"the text {given!r}; give the module itself, a torch.nn.Module"
+    elif isinstance(given, Mapping):
+        said = (
+            f"a mapping ({kind}), perhaps a state_dict; give the module that it belongs to, after "
+            "load_state_dict"
+        )
+    else:
+        said = f"a {kind}; it must be a torch.nn.Module"
+    raise ModelError(f"the model is {said}")
 
 
 def listed(names: Iterable[str]) -> str:

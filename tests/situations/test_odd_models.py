@@ -15,6 +15,7 @@ from normscope.doctor import adapt, diagnose, recalibrate, repair
 from normscope.errors import NormscopeError
 from normscope.lens import inspect
 from tests.situations.situation import (
+    STALE,
     accuracy,
     assert_cleared,
     assert_kept,
@@ -462,3 +463,31 @@ def test_two_domains_are_still_domains() -> None:
     found, done = mended(model, made)
     assert "NS021" in blamed(found)[:2], found.codes
     assert "domains" in done.record.kept, done.record.kept
+
+
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, nn.Sequential, lambda m: nn.ModuleDict({"m": m})["m"]]
+)
+def test_a_wrapper_made_around_a_model_in_eval(wrap: Any) -> None:
+    """Every new module is in train(): that of a wrapper says nothing about the layers inside."""
+    model = digits_model()
+    before = accuracy(model)
+    reset(model)
+    wrapped = wrap(model)
+    found, done = mended(wrapped, digit_batches())
+    assert set(blamed(found)) & STALE
+    assert "recalibrate" in done.record.kept
+    assert accuracy(model) > before - 2
+
+
+def test_layers_that_somebody_froze_stay_as_they_are() -> None:
+    model = digits_model().train()
+    for norm in norms(model):
+        norm.eval()
+    reset(model)
+    kept = fingerprint(model)
+    done = recalibrate(model, digit_batches())
+    assert fingerprint(model) == kept
+    assert set(done.left.values()) == {
+        "it is in eval() inside a model in train(): somebody froze it; name it in only="
+    }

@@ -183,3 +183,37 @@ def test_a_good_repair_and_a_better_model_are_told_apart_by_a_metric() -> None:
 
 def test_a_healthy_classifier_is_healthy() -> None:
     assert_cleared(look(digits_model(), digit_batches()))
+
+
+@pytest.mark.parametrize("label", [3, 8])
+def test_a_sample_of_one_class_of_a_healthy_model(label: int) -> None:
+    """All labels are the same: the model knows them in eval(), so the sample is at fault."""
+    x, y = digits()
+    torch.manual_seed(1)
+    model: nn.Module = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    )  # fmt: skip
+    train(model, digit_batches(), lambda m, b: F.cross_entropy(m(b[0]), b[1]), epochs=6, lr=0.02)
+    model = settled(model, digit_batches())
+    before = accuracy(model)
+    own = x[:1280][y[:1280] == label][:96]
+    sample = [(part, torch.full((len(part),), label)) for part in own.split(32)]
+    assert accuracy(by_hand(model, sample)) < before - 10, "recalibration must do harm here"
+    found, done = mended(model, sample)
+    assert found.verdict.kind == "data", found.verdict
+    assert done.record.kept == ()
+    assert accuracy(model) == before
+
+
+def test_a_filler_in_the_place_of_labels_says_nothing() -> None:
+    """Zeros for labels that nobody has: the statistics that were reset are found and mended."""
+    model = digits_model()
+    before = accuracy(model)
+    reset(model)
+    batches = [(x, torch.zeros(len(x), dtype=torch.long)) for x, _ in digit_batches()]
+    found, done = mended(model, batches)
+    assert set(blamed(found)) & {"NS002", "NS003"}
+    assert "recalibrate" in done.record.kept
+    assert accuracy(model) > before - 2

@@ -17,6 +17,7 @@ from normscope.errors import InputError
 from normscope.layers.batch import Ranks
 from normscope.layers.guarding import policy_of
 from normscope.layers.statistics import AS_TORCH, RunningStatistics, pooled
+from normscope.probe import eps_of
 
 Kind = Literal[
     "torch",
@@ -139,7 +140,7 @@ def read(layer: nn.Module) -> Plain | None:
         base=base,
         dims=dims,
         features=_features(layer, tensors),
-        eps=float(layer.eps),  # type: ignore[arg-type]
+        eps=eps_of(layer) or 0.0,
         momentum=getattr(layer, "momentum", 0.1),
         tensors=tensors,
         exact=exact,
@@ -241,8 +242,8 @@ def _family(layer: nn.Module) -> tuple[str | None, type[nn.Module], int | None, 
         if issubclass(mine, _InstanceNorm) and mine.__module__ == _InstanceNorm.__module__:
             dims = {"1": 1, "2": 2, "3": 3}.get(mine.__name__[-2])
             return "instance", mine, dims, False
-        if mine.__module__ == "torchvision.ops.misc" and mine.__name__ == "FrozenBatchNorm2d":
-            return "frozen", mine, 2, False
+        if "FrozenBatchNorm" in mine.__name__ and eps_of(layer) is not None:
+            return "frozen", mine, 2, False  # of torchvision, detectron2, DETR and its kin
         if mine is _BatchNorm:
             raise Refusal(f"its class {type(layer).__name__} takes inputs of an unknown rank")
     return None, type(layer), None, False

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from normscope.arguments import listed
+from normscope.arguments import check_model, listed
 from normscope.conversion.blend import Blend, blended
 from normscope.conversion.former import TABLES, Former, remembered, undo
 from normscope.conversion.fuse import FUSING, fuse_layers
@@ -153,6 +153,7 @@ def convert(
     ('GhostBatchNorm1d', True)
     """
     refuse_traced(model, parts=False)
+    check_model(model)
     kind = check_options(to, options)
     if fuse and kind not in FUSING:
         raise InputError(

@@ -1,5 +1,6 @@
 """`diagnose`: every check, then the causes, the one that explains most first."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normscope.arguments import check_model
 from normscope.doctor import state
 from normscope.doctor.attribution import Attribution
 from normscope.doctor.channels import channel_gaps
@@ -100,6 +102,11 @@ def diagnose(
     True
     """
     checks = _checks(tuple(select), thresholds or {})
+    if optimizer is not None and not hasattr(optimizer, "param_groups"):
+        raise InputError(
+            f"the optimizer is a {type(optimizer).__name__}; give the torch.optim.Optimizer that "
+            "trains the model"
+        )
     goal = Goal(metric, loss)
 
     def reader(given: Iterable[Any]) -> Loader:
@@ -170,6 +177,8 @@ def _context(
     passport: Passport | None,
 ) -> CheckContext:
     refuse_traced(subject)
+    if not isinstance(subject, (str, os.PathLike, Mapping)):
+        check_model(subject)
     if isinstance(subject, nn.Module):
         check_runnable(subject)
         layers = state.of_model(subject)
@@ -177,7 +186,7 @@ def _context(
             raise ModelError(state.without_statistics(subject))
         return CheckContext(layers, subject, passport=passport)
     if batches is not None or live is not None:
-        raise InputError("data need a model to run them through; give the model, not a file")
+        raise InputError("data need a model to run them through; give the model, not its weights")
     content = read_weights(Path(subject)) if isinstance(subject, (str, Path)) else subject
     if passport is None and isinstance(subject, (str, Path)):
         passport = read_passport(Path(subject))

@@ -25,6 +25,7 @@ from normscope.moments import Moments, drift
 from normscope.probe.batches import Forward, Loader, Part
 from normscope.probe.frozen import check_runnable
 from normscope.probe.grammar import Labels
+from normscope.probe.layers import in_training
 from normscope.probe.run import NormRun, dropouts, tensors_of
 from normscope.probe.stream import MomentStream, total_of
 from normscope.progress import bar, expected, wanted
@@ -192,9 +193,10 @@ def chosen(
             there = ", ".join(norm.name for norm in norms[:5]) or "none"
             raise InputError(f"no normalisation layer is called {pattern!r}; there is {there}")
     layers, left = {}, {}
+    training = in_training(model)
     for norm in norms:
         wanted = any(fnmatchcase(norm.name, pattern) for pattern in only)
-        why = _reason(norm, model.training and not norm.module.training and not wanted)
+        why = _reason(norm, training and not norm.module.training and not wanted)
         if only and not wanted:
             why = "it was not chosen"
         if why is None:

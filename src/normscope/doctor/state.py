@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from normscope import probe
 from normscope.errors import ModelError
+from normscope.probe.layers import without_norms
 from normscope.probe.run import tensors_of
 from normscope.records import Passport
 
@@ -86,7 +87,7 @@ def of_model(model: nn.Module) -> list[LayerState]:
                 bias=_wide(getattr(layer, "bias", None)),
                 tracked=_count(tracked),
                 momentum=getattr(layer, "momentum", MOMENTUM),
-                eps=float(getattr(layer, "eps", EPS)),
+                eps=probe.eps_of(layer) or EPS,
                 dtype=mean.dtype,
                 module=layer,
                 unseen=_unseen(mean, var, tracked),
@@ -102,8 +103,8 @@ def without_statistics(model: nn.Module) -> str:
     has = f" (it normalises with {kinds}, which do the same in both modes)" if others else ""
     return (
         f"the model ({type(model).__name__}) has no layer with running statistics{has}: no norm "
-        "makes train() and eval() differ; where they do, look at dropout, drop path or layers of "
-        "your own"
+        "layer makes train() and eval() differ; where they do, look at dropout, drop path and "
+        f"calls of F.batch_norm in a forward{without_norms(model)}"
     )
 
 

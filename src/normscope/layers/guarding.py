@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from normscope.arguments import check_model
 from normscope.errors import InputError
 from normscope.functional import moments, update_running
 from normscope.layers.batch import Ranks, resolved
@@ -111,6 +112,7 @@ def policy_of(layer: nn.Module) -> Policy:
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:
+    check_model(model)
     kinds = (RunningStatistics, _BatchNorm)
     found: list[nn.Module] = [m for m in model.modules() if isinstance(m, kinds)]
     if not found:

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from normscope.arguments import check_model
 from normscope.errors import InputError
 from normscope.functional import update_running
 from normscope.moments import Moments
@@ -187,6 +188,7 @@ class Snapshot:
     NAMES = ("running_mean", "running_var", "num_batches_tracked")
 
     def __init__(self, model: nn.Module) -> None:
+        check_model(model)
         self._kept = [
             (buffer, buffer.detach().clone())
             for module in model.modules()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from normscope.probe import Call
+from normscope.probe import Call, eps_of
 from normscope.records import MapKind
 
 
@@ -104,10 +104,12 @@ def _row(state: dict[str, Tensor], condition: int | Tensor) -> dict[str, Tensor]
 
 def _map(module: nn.Module, state: dict[str, Tensor]) -> ChannelMap:
     mean, var = state["running_mean"], state["running_var"]
+    eps = eps_of(module)
+    assert eps is not None, "a layer without is not followed"
     return ChannelMap(
         mean,
         var,
         state.get("weight", torch.ones_like(mean)),
         state.get("bias", torch.zeros_like(mean)),
-        float(module.eps),  # type: ignore[arg-type]
+        eps,
     )

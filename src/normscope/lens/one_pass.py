@@ -23,6 +23,7 @@ from normscope.probe import Norm
 from normscope.probe.batches import Forward, Loader
 from normscope.probe.frozen import refuse_traced
 from normscope.probe.grammar import LABELS, Batch, Labels
+from normscope.probe.layers import without_norms
 from normscope.progress import bar, expected, wanted
 from normscope.records import Batches, Inspection
 
@@ -244,8 +245,8 @@ def _norms(model: nn.Module) -> list[Norm]:
     norms = probe.find_norms(model, per_sample=True)
     if not norms:
         raise ModelError(
-            f"the model ({type(model).__name__}) has no normalisation layer; "
-            "the lens needs one, such as BatchNorm2d or LayerNorm"
+            f"the model ({type(model).__name__}) has no normalisation layer; the lens needs one, "
+            f"such as BatchNorm2d or LayerNorm{without_norms(model)}"
         )
     if all(norm.skipped for norm in norms):
         kinds = ", ".join(sorted({type(norm.module).__name__ for norm in norms}))
@@ -298,7 +299,7 @@ def class_labels(batch: Batch, classes: int | None) -> Tensor:
     if given is None:
         raise InputError(
             f"batch {index} holds no labels that are numbers; the lens needs the class of every "
-            f"image: (inputs, labels), a dict with one of {', '.join(LABELS)}, or labels="
+            f"sample: (inputs, labels), a dict with one of {', '.join(LABELS)}, or labels="
         )
     labels = batch.classes
     if labels is None:
@@ -306,7 +307,7 @@ def class_labels(batch: Batch, classes: int | None) -> Tensor:
         why = ", some of the labels below zero" if below else ""
         raise InputError(
             f"the labels of batch {index} are {given.dtype} {tuple(given.shape)}{why}; they must "
-            f"be one whole number per image, ({batch.size},), 0, 1, 2, ..., or one-hot rows; "
+            f"be one whole number per sample, ({batch.size},), 0, 1, 2, ..., or one-hot rows; "
             "labels= says where others are"
         )
     if classes is not None and int(labels.max()) >= classes:

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from normscope.lens.channel_map import CallSlice, ChannelMap
 from normscope.probe import Call
+from normscope.probe.layers import stored_eps
 
 TRIED = 4  # samples on which a rule is tried
 ROUNDINGS = 64  # by so many roundings of the largest output may the two differ
 FIRST = ("num_features", "num_channels")  # a layer that says so has its channels along axis 1
-EPS = ("eps", "variance_epsilon", "epsilon")
 
 
 def per_sample_slice(call: Call, before: Tensor, after: Tensor) -> CallSlice | None:
@@ -81,5 +81,5 @@ def _standardised(x: Tensor, dims: tuple[int, ...], eps: float, *, centred: bool
 
 
 def _eps(module: nn.Module, dtype: torch.dtype) -> float:
-    stored = [getattr(module, name, None) for name in EPS]
-    return next((float(e) for e in stored if isinstance(e, float)), torch.finfo(dtype).eps)
+    eps = stored_eps(module)
+    return torch.finfo(dtype).eps if eps is None else eps

@@ -1,6 +1,6 @@
 """Find the normalisation layers of any model, observe what passes through them, leave no trace."""
 
-from normscope.probe.layers import Norm, bare, culprit, find_norms, named_layers
+from normscope.probe.layers import Norm, bare, culprit, eps_of, find_norms, named_layers
 from normscope.probe.observe import ACTIVATIONS, Call, Watcher, observe
 from normscope.probe.restore import preserved
 
@@ -13,6 +13,7 @@ __all__ = [
     "Watcher",
     "bare",
     "culprit",
+    "eps_of",
     "find_norms",
     "named_layers",
     "observe",

@@ -63,6 +63,8 @@ class Loader:
                 f"the batches are a {kind.__name__}, a data set of single samples; "
                 "wrap it: torch.utils.data.DataLoader(dataset, batch_size=64)"
             )
+        if isinstance(batches, (nn.Module, str, Mapping)):
+            raise InputError(_no_batches(batches))
         if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
             raise InputError(
                 f"the batches are a {kind.__name__}, which cannot be iterated over; "
@@ -192,6 +194,8 @@ class Loader:
         Raises:
             InputError: it is empty, or its inputs hold NaN or infinity.
         """
+        if self.forward is None and (given is None or isinstance(given, (str, bytes, int, float))):
+            raise InputError(f"batch {index} is {given!r}; {GRAMMAR}")
         given = walk(given, lambda value: self._moved(value, cast=False))
         inputs, labels, ids = given, None, None
         args: tuple[Any, ...] = ()
@@ -310,6 +314,19 @@ class _Whole(Exception):
 
 
 _END = object()
+
+
+def _no_batches(given: object) -> str:
+    """Say in a sentence that something holds no batches, and what to give instead."""
+    kind = type(given).__name__
+    if isinstance(given, nn.Module):
+        return f"the batches are a model ({kind}); the model comes first, the batches second"
+    if isinstance(given, Mapping):
+        keys = ", ".join(repr(key) for key in list(given)[:5])
+        return f"the batches are a {kind} with the keys {keys}; give what is under one of them"
+    return (
+        f"the batches are the text {given!r}; give a DataLoader, a list of batches or an iterator"
+    )
 
 
 def held_out(index: int) -> bool:

@@ -142,12 +142,14 @@ class Quality:
     def beats_chance(self) -> bool:
         """Whether labels are predicted better than by chance, beyond the standard error.
 
-        Chance is what the same predictions reach on shuffled labels, or for values the mean.
+        Chance is what the same predictions reach on shuffled labels, or for values the mean. Where
+        all labels are the same class of K, which may be a filler, it is half way from 1/K to 1.
         """
         if self.right:
             right = torch.cat(self.right).double()
             rates = (self.predicted / self.predicted.sum()) * (self.truth / self.truth.sum())
-            chance = float(rates.sum())
+            one = int(self.truth.count_nonzero()) == 1
+            chance = (1 + 1 / len(rates)) / 2 if one else float(rates.sum())
             spread = max(float(right.std()) if len(right) > 1 else 1.0, 0.05)
             return bool(right.mean() > chance + SURE * spread / len(right) ** 0.5)
         if len(self.targets) and self.losses:

@@ -1,15 +1,18 @@
 """Which layers of a model normalise, and what they are called."""
 
+import copy
 import re
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
+from normscope.arguments import check_model
 from normscope.layers import ConditionalBatchNorm1d, ConditionalBatchNorm2d, ConditionalBatchNorm3d
 from normscope.layers.statistics import RunningStatistics
 
@@ -20,6 +23,10 @@ _WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 _COMPILED = "_orig_mod"  # what torch.compile puts into names
 _PER_SAMPLE = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm, _InstanceNorm)
 CONDITIONAL = (ConditionalBatchNorm1d, ConditionalBatchNorm2d, ConditionalBatchNorm3d)
+EPS = ("eps", "epsilon", "variance_epsilon")
+# a batch norm that its owner wrote, by its class or by what it keeps
+_OWN = re.compile(r"batch_?norm|^(bn|norm)\d*d?$", re.IGNORECASE)
+_OWN_STATISTICS = re.compile(r"(moving|running|global|ema)_?(mean|avg|average|var|variance|std)$")
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,11 @@ def bare(model: nn.Module) -> nn.Module:
     """Unwrap a model from DistributedDataParallel, DataParallel and torch.compile.
 
     Its forward is the same, and neither exchanges buffers with other ranks nor hides its layers.
+
+    Raises:
+        ModelError: it is no module.
     """
+    check_model(model)
     while True:
         if isinstance(model, _WRAPPERS):
             model = model.module
@@ -51,12 +62,92 @@ def bare(model: nn.Module) -> nn.Module:
             return model
 
 
+def in_training(model: nn.Module) -> bool:
+    """Whether a model is in train(), parts of it left aside that somebody put into eval().
+
+    A wrapper that was made around a model in eval() is in train(), as every new module is; it
+    does nothing by itself, so what counts is whether any layer inside is.
+    """
+    model = bare(model)
+    return model.training and any(m.training for m in model.modules() if not m._modules)
+
+
 def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Like `model.named_modules()`, without wrappers and torch.compile, and their names."""
     for name, module in bare(model).named_modules():
         if _COMPILED in module._modules:
             continue  # the module inside follows by the same name
         yield ".".join(part for part in name.split(".") if part != _COMPILED), module
+
+
+def stored_eps(module: nn.Module) -> float | None:
+    """Return the eps that a layer keeps as an attribute; None where it keeps none."""
+    values = (getattr(module, name, None) for name in EPS)
+    return next((float(value) for value in values if isinstance(value, (int, float))), None)
+
+
+def eps_of(module: nn.Module) -> float | None:
+    """Return the eps of a layer with running statistics, also of one that does not keep it.
+
+    Such a layer, as DETR's frozen batch norm, has it as a number in its forward. A copy of it with
+    running_mean 0 and running_var 0 maps a step of 1 to weight / sqrt(eps), in eval mode. None
+    where the layer does something else.
+    """
+    known = stored_eps(module)
+    mean = getattr(module, "running_mean", None)
+    if known is not None or not isinstance(mean, Tensor) or mean.dim() != 1 or is_lazy(mean):
+        return known
+    if mean.is_meta or not len(mean):
+        return None
+    try:
+        with torch.no_grad():
+            alone = copy.deepcopy(module).double().eval()
+            alone.running_mean.zero_()  # type: ignore[operator]
+            alone.running_var.zero_()  # type: ignore[operator]
+            for rank in (4, 2, 3, 5):
+                steps = torch.arange(2, dtype=torch.float64, device=mean.device)
+                x = steps.view(2, *[1] * (rank - 1)).expand(2, len(mean), *[1] * (rank - 2))
+                try:
+                    y = alone(x).reshape(2, len(mean))
+                except Exception:  # it takes another rank
+                    continue
+                weight = getattr(alone, "weight", None)
+                weight = torch.ones_like(y[0]) if weight is None else weight
+                eps = (weight / (y[1] - y[0])).square()[weight != 0]
+                same = len(eps) and bool((eps - eps[0]).abs().max() <= 1e-6 * eps[0])
+                return float(eps[0]) if same and 0 < float(eps[0]) < 1 else None
+    except Exception:  # it cannot be copied, or is made of other parts
+        return None
+    return None
+
+
+def own_norms(model: nn.Module) -> list[str]:
+    """Name the layers that seem to be batch norms of their owner's making, which none can follow.
+
+    Their class is called so, or they keep statistics under names of their own.
+    """
+    found = []
+    known = {id(norm.module) for norm in find_norms(model)}
+    for name, module in named_layers(model):
+        if id(module) in known or list(module.children()):
+            continue
+        keeps = [key for key in (*vars(module), *module._buffers) if _OWN_STATISTICS.search(key)]
+        if keeps or _OWN.search(type(module).__name__):
+            what = f", which keeps {' and '.join(keeps[:2])}" if keeps else ""
+            found.append(f"{name or 'the model'} ({type(module).__name__}{what})")
+    return found
+
+
+def without_norms(model: nn.Module) -> str:
+    """Say what may normalise in a model in which no layer is known to; empty where nothing does."""
+    own = own_norms(model)
+    if not own:
+        return ""
+    more = f" and {len(own) - 1} more" if len(own) > 1 else ""
+    return (
+        f"; {own[0]}{more} may be a batch norm of your own: it is followed if it has buffers "
+        "running_mean and running_var, (C,), an eps, and weight and bias, (C,)"
+    )
 
 
 def find_norms(model: nn.Module, *, per_sample: bool = False) -> list[Norm]:
@@ -74,7 +165,7 @@ def find_norms(model: nn.Module, *, per_sample: bool = False) -> list[Norm]:
         skipped: str | None = None
         if isinstance(module, RunningStatistics) and module.policy.use == "batch":
             skipped = "lens.skip.no_statistics"
-        elif isinstance(mean, Tensor) and isinstance(var, Tensor) and hasattr(module, "eps"):
+        elif isinstance(mean, Tensor) and isinstance(var, Tensor) and eps_of(module) is not None:
             if not is_lazy(mean) and mean.dim() != 1 and not isinstance(module, CONDITIONAL):
                 skipped = "lens.skip.not_per_channel"
         elif isinstance(module, _PER_SAMPLE):

@@ -13,6 +13,7 @@ from normscope.doctor.state import of_model
 from normscope.layers.statistics import RunningStatistics
 from normscope.moments import drift
 from normscope.probe.compare import Answer
+from normscope.probe.layers import in_training
 from normscope.records import Finding
 
 CONVENTIONS = (0.9, 0.95, 0.99, 0.997, 0.999)  # what other libraries call the same 0.1 ... 0.001
@@ -37,7 +38,7 @@ class Mode(Check):
     cause = "mode"
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
-        if case.model.training:
+        if in_training(case.model):
             raise Skip("doctor.skip.training")
         for state in case.layers:
             if state.module is not None and state.module.training:
@@ -120,7 +121,7 @@ class FakeFreeze(Check):
             elif affine and not any(p.requires_grad for p in affine):
                 # a model that learns nowhere is for inference: nothing there is half frozen
                 grave = layer.training
-                if grave or (learns and not case.model.training):
+                if grave or (learns and not in_training(case.model)):
                     yield self.finding(
                         state.name, "error" if grave else "warning", 1.0, 0.0, kind="params",
                         confidence="high" if grave else "medium",
