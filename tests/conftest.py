@@ -17,7 +17,12 @@ settings.register_profile("normscope", deadline=None, derandomize=True, database
 settings.load_profile("normscope")
 
 # files whose few tests take long begin first, so that no process ends with one of them alone
-SLOW = ("test_timm", "test_distributed_train", "test_sync")  # `make slow` and .ci/run run them
+SLOW = (
+    "test_timm",
+    "test_distributed_train",
+    "test_notebooks",
+    "test_sync",
+)  # `make slow` and .ci/run run them
 LONG = (*SLOW, "test_cli", "test_gpu", "test_browser")
 
 
