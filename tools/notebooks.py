@@ -110,8 +110,9 @@ def canonical(notebook: Any) -> Any:
         for output in cell.outputs:
             if output.output_type == "execute_result":
                 output.execution_count = count
-            if "metadata" in output:
-                output.metadata = nbformat.from_dict({})
+            if "metadata" in output:  # the size of a picture stays
+                kept = {k: v for k, v in output.metadata.items() if k in PICTURE}
+                output.metadata = nbformat.from_dict(kept)
     return notebook
 
 

@@ -21,6 +21,7 @@ SIZES = {
 ROOM = "display:block;width:100%;max-width:26em"
 # what a reader needs of the style sheet beside pictures
 INLINE = {
+    '<p class="caption" hidden': "display:none",
     '<span class="bar-name"': "display:inline-block;min-width:12em",
     '<li class="stored"': "color:#d0690d",
     '<li class="measured"': "color:#2f7fd1",

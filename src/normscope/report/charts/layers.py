@@ -17,7 +17,7 @@ from normscope.report.format import share
 from normscope.report.measures import by_stage
 from normscope.report.tables import thinned
 
-NAMED = 24  # of more layers the curves show the last stage only, by number
+NAMED = 10  # of more layers the curves show the last stage only, by number
 CHANNELS = 48  # columns of the firing picture
 
 
@@ -72,7 +72,7 @@ def separability(inspection: Inspection) -> Chart:
                     "dx": 6,
                     "dy": 2,
                     "baseline": "top",
-                    "limit": 150,
+                    "limit": min(150, 540 // max(len(starts), 1) - 8),  # up to the next name
                 },
                 "encoding": {"x": x, "y": {"value": 0}, "text": {"field": "name"}},
             },
