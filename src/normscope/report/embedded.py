@@ -18,6 +18,7 @@ SIZES = {
     "still": "max-width:100%;height:auto",
     "bar-line": "width:20em;max-width:100%;vertical-align:middle",
 }
+BESIDE, ABOVE, BELOW = 8, 14, 4  # where a drawing may reach over its edges
 ROOM = "display:block;width:100%;max-width:26em"
 # what a reader needs of the style sheet beside pictures
 INLINE = {
@@ -41,6 +42,11 @@ def _image(found: re.Match[str]) -> str:
     if kind == "icon":
         return found[0]
     own = {name: attributes[name] for name in ("width", "height", "viewBox") if name in attributes}
+    if "viewBox" in own:
+        x, y, wide, high = map(float, own["viewBox"].split())
+        x, y, wide, high = x - BESIDE, y - ABOVE, wide + 2 * BESIDE, high + ABOVE + BELOW
+        own |= {"viewBox": f"{x:g} {y:g} {wide:g} {high:g}"}
+        own |= {"width": f"{wide:g}"} if kind == "still" else {}
     head = "".join(f' {name}="{value}"' for name, value in own.items())
     drawn = re.sub(r"\s*\n\s*", "", found["drawn"])
     picture = (
