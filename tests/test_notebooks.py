@@ -119,6 +119,6 @@ def test_a_fault_is_seen() -> None:
 
 def test_a_bar_leaves_nothing_behind() -> None:
     bar = nbformat.v4.new_output("display_data", {"text/html": "", "text/plain": "<HTML object>"})
-    cell = nbformat.v4.new_code_cell("f()", outputs=[bar], metadata={"execution": {"a": 1}})
+    cell = nbformat.v4.new_code_cell("f()", outputs=[bar], metadata={"execution": {"a": "12:00"}})
     (left,) = tool().canonical(nbformat.v4.new_notebook(cells=[cell])).cells
     assert (left.outputs, left.metadata, left.execution_count) == ([], {}, 1)
