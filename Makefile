@@ -1,13 +1,18 @@
 # normscope: two commands on a fresh machine are `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := pip install --quiet --disable-pip-version-check
+# the versions that are known to go together; empty for the newest of everything
+CONSTRAINTS ?= constraints.txt
+PINS = $(addprefix -c ,$(CONSTRAINTS))
+TORCH ?= torch
 RUN := runs/demo
 # one more than there are cores: many tests wait for a process or a page
 WORKERS = $(shell $(PYTHON) -c 'import os; print(min(8, 1 + len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4))')
 TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow sanitize lint docs notebooks bench scripts pictures assets clean
+.PHONY: help demo test slow lowest sanitize lint docs notebooks dist bench scripts pictures assets clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -15,12 +20,12 @@ help:  ## this list
 # torch goes first and alone, so that no other package chooses a build of it
 .venv/.core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/$(PIP) $(PINS) '$(TORCH)'
+	$(BIN)/$(PIP) $(PINS) '$(TORCH)' -e .
 	@touch $@
 
 .venv/.dev: .venv/.core
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/$(PIP) $(PINS) '$(TORCH)' -e '.[dev]'
 	@touch $@
 
 demo: .venv/.core  ## train on the bundled digits, follow every class, write the report
@@ -36,6 +41,20 @@ test: .venv/.dev  ## the tests
 slow: .venv/.dev  ## the long tests: architectures of timm, training on several processes
 	$(BIN)/normscope env --warm
 	$(TESTS) -m slow $(PYTEST_ARGS)
+
+LOWEST := .venv-lowest/bin
+LOWEST_TESTS = tests/test_functional.py tests/test_moments.py tests/layers tests/probe tests/test_lens.py \
+  tests/test_cli.py tests/test_cli_inputs.py tests/test_files.py tests/test_damaged_files.py tests/test_data.py \
+  tests/test_examples.py tests/test_records_shown.py tests/test_report_command.py tests/test_conversion.py \
+  tests/test_folding.py tests/doctor/test_checks.py tests/doctor/test_repair.py tests/kernels/test_cpu.py
+
+lowest:  ## what pyproject.toml promises of old versions: them in .venv-lowest, and most tests
+	$(PYTHON) -m venv .venv-lowest
+	$(LOWEST)/$(PIP) -c constraints-lowest.txt torch
+	$(LOWEST)/$(PIP) -c constraints-lowest.txt -e '.[tables,plot,images,tensorboard]' \
+	  pytest pytest-timeout pytest-xdist hypothesis expecttest
+	$(LOWEST)/normscope env --warm
+	OMP_NUM_THREADS=1 $(LOWEST)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(LOWEST_TESTS)
 
 # its library is built apart, in its own entry of the cache: about a minute at first
 sanitize: .venv/.dev  ## the kernels' tests and a fuzz of wrong calls under sanitizers (needs g++)
@@ -53,6 +72,12 @@ docs: .venv/.dev  ## the documentation, as docs/_build/index.html
 notebooks: .venv/.dev  ## execute the notebooks in examples/ and write their outputs
 	$(BIN)/python tools/notebooks.py $(NOTEBOOKS)
 
+dist: .venv/.dev  ## sdist and wheel in dist/, checked and tried in a fresh environment
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	NORMSCOPE_DIST=dist $(BIN)/python -m pytest tests/test_wheel.py
+
 bench: .venv/.core  ## figures side by side with peers, in one run
 	$(BIN)/normscope env --warm
 	$(BIN)/normscope bench $(BENCH_ARGS)
@@ -67,4 +92,4 @@ assets:  ## rebuild the chart bundle that reports carry (needs npm)
 	$(PYTHON) tools/vendor_charts.py
 
 clean:  ## remove the environment and all caches
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-lowest dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

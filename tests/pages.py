@@ -403,11 +403,21 @@ def equivalences() -> tuple[Parity, Passport, PassportCheck]:
 
 @cache
 def made_up_claims() -> Claims:
-    """One published statement with made-up numbers."""
-    result = ClaimResult(
+    """Published statements with made-up numbers: on two logarithms, with a band, as points."""
+    line = Curve(name="with", x=(1, 2, 4), mean=(1, 0.5, 0.25), spread=(0, 0.1, 0.1))
+    first = ClaimResult(
         name="residual_depth", source="De and Smith 2020", link="2002.10444",
         data="digits", verdict="agrees", numbers=(Measured(name="worst", mean=0.02, spread=0.01),),
-        curves=(Curve(name="with", x=(1, 2, 4), mean=(1, 0.5, 0.25), spread=(0, 0.1, 0.1)),),
-        log_x=True, log_y=True, seeds=3, seconds=2.0, torch="2.13.0", normscope="0.1.0",
+        curves=(line,), log_x=True, log_y=True, seeds=3, seconds=2.0, torch="2.13.0", normscope="0.1.0",
     )  # fmt: skip
-    return Claims(results=(result,))
+    gain = Measured(name="gain", mean=0.3, spread=0.1, percent=True)
+    ratio = replace(gain, name="ratio", percent=False)
+    plain = replace(first, log_x=False, log_y=False)
+    points = replace(line, name="accuracy", points=True)
+    return Claims(
+        results=(
+            first,
+            replace(plain, name="learning_rates", verdict="no", log_x=True, numbers=(ratio,)),
+            replace(plain, name="own_statistics", numbers=(gain,), curves=(points,)),
+        )
+    )

@@ -53,12 +53,15 @@ def same(one: Inspection, two: Inspection, tolerance: float = 1e-10) -> None:
             np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=3e-7, atol=1e-9)
         np.testing.assert_allclose(a.signal, b.signal, atol=tolerance)
         for s, t in zip(a.stages, b.stages, strict=True):
-            names = [n for n in vars(s) if n != "name"]
-            for name in names:
-                expected = np.array(getattr(t, name))
-                np.testing.assert_allclose(
-                    getattr(s, name), expected, rtol=100 * tolerance, atol=tolerance, err_msg=name
-                )
+            values, expected = (vars(x) | x.more for x in (s, t))
+            assert values.keys() == expected.keys()
+            for name in values.keys() - {"name", "more"}:
+                close: dict[str, Any] = {
+                    "rtol": 100 * tolerance,
+                    "atol": tolerance,
+                    "err_msg": name,
+                }
+                np.testing.assert_allclose(values[name], expected[name], **close)
     assert str(one.collapse)[:40] == str(two.collapse)[:40]
 
 

@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 import normscope.report
 from normscope.lesson import best_thresholds, lesson
 from normscope.records import Lesson, Recovery
-from normscope.report import channels, html, measures
+from normscope.report import channels, html, measures, presentation
 from tests.chromium import chromium
 from tests.pages import (
     HOSTILE,
@@ -65,6 +65,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "domains": run_page(made_up_run(None, ("batch", "conditional"), 2, ("clean", "invert"))),
         "hostile": run_page(made_up_run(hostile, ("batch", *HOSTILE[:2]))),
     }
+    sounds = dict.fromkeys(digits_inspection().classes[:2], (np.sin(np.arange(4000) / 5), 16000))
+    shown["sound"] = presentation.page(digits_inspection(), "en", sounds)
     for name, text in shown.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return {name: folder / f"{name}.html" for name in shown}
@@ -387,6 +389,19 @@ def test_the_picture_has_the_numbers_of_the_record(open_page: Open) -> None:
     assert figure.get_by_role("button", name="Only γ and β learn").get_attribute(
         "aria-pressed"
     ) == "true"  # fmt: skip
+    move(epochs, 11)
+    expect(page).to_have_url(re.compile("#learns=some&step=x&epoch=11"))
+    # the address is the picture, and what it does not know is as the page opens
+    page.reload()
+    page.wait_for_selector("html[data-started]")
+    assert figure.get_attribute("data-epoch") == "11"
+    assert figure.get_attribute("data-stop") == "x"
+    pressed = figure.locator("[aria-pressed=true]")
+    assert pressed.inner_text() == "Only γ and β learn"
+    page.evaluate("location.hash = 'learns=nobody&step=q&epoch=-7'")
+    page.reload()
+    page.wait_for_selector("html[data-started]")
+    assert (figure.get_attribute("data-epoch"), figure.get_attribute("data-stop")) == ("20", "z")
 
 
 def test_training_plays_and_pauses(open_page: Open) -> None:
@@ -878,3 +893,22 @@ def test_information_agrees_with_python(browser: Browser) -> None:
         expected = layer.gate_information[c]
         assert math.isclose(found, expected, abs_tol=1e-6)  # rates are kept in float32
     page.close()
+
+
+def test_sounds_can_be_played(open_page: Open) -> None:
+    """Without a network, under the page's policy, named by their class, and silent at first."""
+    page = open_page("sound")
+    players = page.locator("audio")
+    expect(players).to_have_count(2)
+    for place, name in enumerate(digits_inspection().classes[:2]):
+        player = players.nth(place)
+        player.scroll_into_view_if_needed()
+        page.wait_for_function("p => p.readyState > 0", arg=player.element_handle())
+        assert player.evaluate("p => p.duration") == pytest.approx(0.25)
+        assert player.evaluate("p => p.paused && !p.autoplay && p.controls && !p.error")
+        label = player.get_attribute("aria-labelledby")
+        assert page.locator(f"#{label}").inner_text() == name
+    players.first.focus()  # by the keyboard
+    assert page.evaluate("() => document.activeElement.tagName") == "AUDIO"
+    players.first.evaluate("p => { p.muted = true; return p.play(); }")
+    page.wait_for_function("() => document.querySelector('audio').currentTime > 0")

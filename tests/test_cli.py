@@ -88,7 +88,7 @@ BAD = [
     (("explain", "--class", "1,2", "--class", "1,2,3"), "class 1 has 2 values and class 2 has 3"),
     (("explain", "--class", "5,5", "--class", "1,2"), "variance"),
     (("explain", "--class", "5,6"), "class"),
-    (("explain", "--lang", "fr"), "--lang is 'fr'; it can be en or zh"),
+    (("explain", "--lang", "fr"), "'--lang': 'fr' is not one of 'en', 'zh'"),
     (("explain", "--html", "/proc/nothing/x.html"), "cannot be written"),
     (("train", "--data", "missing.csv"), "missing.csv"),
     (("train", "--norm", "magic"), "magic"),
@@ -173,7 +173,7 @@ def test_convert_proves_what_it_writes(tmp_path: Path) -> None:
         (("--to", "batch", "--verify"), "the shape of a batch is needed"),
         (("--to", "batch", *proof[:2], "6,3"), "cannot be verified: in eval() it fails"),
         (("--to", "ghost", "--option", "ghost_size"), "write name=value"),
-        (("--to", "bach"), "it can be 'torch'"),
+        (("--to", "bach"), "is not one of 'torch'"),
         (("--to", "batch", "--only", "9"), "no normalisation layer is called '9'"),
     ):
         bad = run(*common, *arguments)
@@ -258,4 +258,8 @@ def test_version_and_what_to_try_first() -> None:
     assert all(f"  {name} " in listed for name in tried)
     unknown = run("explain", "NS999")
     assert unknown.returncode == 2
-    assert "NS003 Statistics that are not those of the data" in unknown.stderr
+    assert "normscope explain --checks lists them" in unknown.stderr
+    checks = run("explain", "--checks")
+    assert "NS003  Statistics that are not those of the data" in checks.stdout.splitlines()
+    titles = json.loads(run("explain", "--checks", "--json", "--lang", "zh").stdout)
+    assert titles.keys() == {line.split()[0] for line in checks.stdout.splitlines()}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import normscope
 from normscope import guard
-from normscope.conversion import KINDS, Conversion, convert
+from normscope.conversion import KINDS, Conversion, convert, kinds
 from normscope.errors import InputError, ModelError
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -33,10 +33,11 @@ def network() -> Any:
         nn.BatchNorm2d(6, momentum=None, affine=False),
         nn.ReLU(),
         nn.Flatten(2),
-        nn.BatchNorm1d(6, bias=False),
+        nn.BatchNorm1d(6),
         nn.Flatten(),
         nn.Linear(96, 4),
     )
+    model[7].register_parameter("bias", None)  # as bias=False from torch 2.13 on
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
@@ -362,3 +363,20 @@ def test_a_converted_model_is_guarded_and_synchronised_like_any_other() -> None:
     assert torch.equal(model[1].running_mean, before)
     conversion.revert()
     assert type(model[1]) is nn.BatchNorm2d
+
+
+def test_an_option_of_a_layer_is_known_to_convert(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sized(normscope.GhostBatchNorm1d):
+        def __init__(self, num_features: int, ghost_size: int, extra: int = 0, **more: Any) -> None:
+            super().__init__(num_features, ghost_size, **more)
+            self.extra = extra
+
+    monkeypatch.setitem(kinds.CLASSES, "ghost", (Sized,) * 3)
+    kinds.options_of.cache_clear()
+    try:
+        done = convert(nn.Sequential(nn.BatchNorm1d(3)), "ghost", ghost_size=2, extra=5)
+        assert done.model[0].extra == 5
+        with pytest.raises(InputError, match="ghost has no option 'less'; it takes .*'extra'"):
+            convert(nn.Sequential(nn.BatchNorm1d(3)), "ghost", ghost_size=2, less=5)
+    finally:
+        kinds.options_of.cache_clear()

@@ -8,6 +8,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from normscope.records import Layer
 from normscope.report import document_of, html, inspection, measures, terminal
 from normscope.report.bilingual import Text, read
 from normscope.report.document import (
@@ -135,9 +136,10 @@ def test_each_medium_shows_its_own_part() -> None:
 
 
 def test_a_new_measure_is_one_entry_and_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    largest = measures.OfLayer(lambda layer: float(max(layer.gamma)), lambda value: f"{value:.5f}")
-    monkeypatch.setitem(measures.LAYERS, "largest", largest)
-    monkeypatch.setattr(measures, "GATES", (*measures.GATES, "largest"))
+    largest = measures.Measure[Layer](
+        lambda layer: float(max(layer.gamma)), lambda value: f"{value:.5f}"
+    )
+    monkeypatch.setitem(measures.GATES, "largest", largest)
     monkeypatch.setitem(catalogue(), "page.rank.largest", {"en": "largest γ", "zh": "最大的 γ"})
     record = digits_inspection()
     document = inspection.document(record)

@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.feature_selection import f_classif
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import normscope
 from normscope import layers, lens
@@ -587,8 +588,8 @@ def bn(**state: float) -> nn.BatchNorm1d:
         (bn(), [(X,)], InputError, "batch 0 holds no labels"),
         (bn(), [(X, None)], InputError, "batch 0 holds no labels"),
         (bn(), [(X, Y), (X, Y[:4])], InputError, r"labels of batch 1 are torch.int64 \(4,\)"),
-        (bn(), [(X, torch.rand(6, 3))], InputError, "must be one whole number per image"),
-        (bn(), [(X, Y.double() + 0.5)], InputError, "must be one whole number per image"),
+        (bn(), [(X, torch.rand(6, 3))], InputError, "must be one whole number per sample"),
+        (bn(), [(X, Y.double() + 0.5)], InputError, "must be one whole number per sample"),
         (bn(), [(X, Y + 3)], InputError, r"label 5; with 3 class names labels must lie in 0\.\.2"),
         (bn(), [(X, Y - 1)], InputError, "some of the labels below zero"),
         (bn(), [(X, Y * 0 + 1)], InputError, "all images have label 1; at least two classes"),
@@ -663,3 +664,16 @@ def test_every_key_of_the_lens_has_a_sentence() -> None:
         if key.startswith("lens."):
             assert set(sentence) == set(LANGUAGES), key
             assert sentence["en"] != sentence["zh"], key
+
+
+def test_a_record_names_model_and_data_where_the_caller_does_not(
+    digits: tuple[Tensor, Tensor],
+) -> None:
+    x, y = digits[0][:64], digits[1][:64]
+    model = nn.Sequential(nn.BatchNorm1d(64), nn.ReLU())
+    wrapped = nn.DataParallel(model, [])
+    seen = lens.inspect(wrapped, [(x, y)])
+    assert (seen.model, seen.data) == ("Sequential", "data")
+    loader = DataLoader(TensorDataset(x, y), batch_size=32)
+    assert lens.inspect(model, loader).data == "TensorDataset"
+    assert lens.inspect(model, loader, model_name="a", data_name="b").data == "b"

@@ -16,12 +16,15 @@ import numpy as np
 import pytest
 
 import normscope
+import normscope.report
 from normscope.errors import FileError, InputError, MissingExtraError
 from normscope.records import KINDS, Inspection, Record
 from normscope.report import document_of, html
+from normscope.report.charts import STYLES
 from normscope.report.charts.lanes import lanes
 from normscope.report.charts.still import drawing
 from normscope.report.document import ChannelPlot, Chart, parts
+from normscope.report.messages import catalogue
 from tests import pages
 
 HOSTILE = ("</svg><script>alert(1)</script>", '" onload=x', "<b>&amp;")
@@ -233,6 +236,31 @@ def test_every_chart_has_a_drawing_with_all_its_marks() -> None:
             assert len(list(tree)) > 3, chart.title
 
 
+def test_statements_are_drawn_as_lines_with_a_band_or_as_points() -> None:
+    """A band only where its axis is not logarithmic, points with the line of equal values."""
+    charts = [p for p in parts(document_of(pages.made_up_claims())) if isinstance(p, Chart)]
+    marks = [[layer["mark"]["type"] for layer in chart.spec["layer"]] for chart in charts]
+    assert marks == [["line"], ["area", "line"], ["point", "line"]]
+    for chart in charts:
+        assert len(list(ET.fromstring(drawing(chart.spec, "en")).iter("circle"))) >= 3
+    spreads = [[row[-1].text for row in chart.table.rows] for chart in charts]
+    assert spreads == [["0", "0.1", "0.1"], ["0", "0.1", "0.1"], ["-", "-", "-"]]
+
+
+def test_templates_of_charts_are_whole() -> None:
+    """Every template is asked for, and every message in it exists."""
+    folder = Path(normscope.report.__file__).parent
+    code = "\n".join(path.read_text(encoding="utf-8") for path in folder.rglob("*.py"))
+    found = sorted((folder / "assets/charts").glob("*.json"))
+    assert len(found) > 15
+    for path in found:
+        assert f'"{path.stem}"' in code, f"{path.name} is not used"
+        text = path.read_text(encoding="utf-8")
+        for key in re.findall(r'"\$([^"]+)"', text):
+            assert key in catalogue(), f"{path.name}: {key} has no text"
+        assert set(re.findall(r'"series": "([^"]+)"', text)) <= set(STYLES)
+
+
 def test_a_line_stands_where_its_numbers_are() -> None:
     rows = [{"x": x, "y": x * x, "s": "a"} for x in range(5)] + [{"x": 2, "y": None, "s": "a"}]
     axis = {"type": "quantitative"}
@@ -280,7 +308,7 @@ def test_lanes_part_at_the_gate_and_show_the_counts() -> None:
     assert sorted(heights) == [13.0, 24.5, 24.5, 39.0, 54.3, 54.3]
     assert "10%" in {t.text for t in tree.iter("text")}
     closed = lanes(channel | {"gamma": 0.0}, "en")
-    assert 'class="passes" d=""' in closed, "with gamma 0 and beta below 0 nothing passes"
+    assert 'class="passes"' not in closed, "with gamma 0 and beta below 0 nothing passes"
 
 
 # --- what is not installed ---

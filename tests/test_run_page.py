@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from normscope.records import Run
-from normscope.report import glossary, journey, terminal
+from normscope.report import glossary, terminal
 from normscope.report import run as run_report
 from normscope.report.charts import cards
 from normscope.report.document import Details, Document, Terms, parts
@@ -138,12 +138,13 @@ def test_the_head_is_named_where_it_learns_too(run: Run) -> None:
     chart = cards.alone(free)
     assert chart is not None
     assert chart.note.en.startswith("Of 13,258 numbers the 384 of γ, β and the output layer learn")
-    assert [d["learns"] for d in journey.drawings(run)] == ["all", "some"]
-    assert [d["learns"] for d in journey.drawings(free)] == ["all", "head"]
+    assert [run_report.drawing(h, run)["learns"] for h in run.histories] == ["all", "some"]
+    assert [run_report.drawing(h, free)["learns"] for h in free.histories] == ["all", "head"]
 
 
 def test_lanes_are_in_the_order_of_their_pass_rates(run: Run) -> None:
-    history, drawing = run.histories[0], journey.drawings(run)[0]
+    history = run.histories[0]
+    drawing = run_report.drawing(history, run)
     last = drawing["passing"][-1]
     assert last == sorted(last, reverse=True)
     for sample in (0, 57, 399):

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from normscope.lesson import lesson
 from normscope.records import Lesson, Stage
-from normscope.report import story, terminal
+from normscope.report import format, story, terminal
 from normscope.report.lesson import document
 from normscope.report.messages import LANGUAGES, Lang, catalogue
 from normscope.report.terminal import wrapped
@@ -191,7 +191,7 @@ def test_both_languages_say_the_same_numbers() -> None:
     [(1.0, "100%"), (0.5, "50%"), (0.875, "87.5%"), (0.99999, ">99.9%"), (-1e-5, "0%")],
 )
 def test_per_cent_is_100_only_where_it_is_all(value: float, shown: str) -> None:
-    assert story.percent(value) == shown
+    assert format.percent(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_per_cent_is_100_only_where_it_is_all(value: float, shown: str) -> None:
     ],
 )
 def test_numbers_have_four_digits(value: float, shown: str) -> None:
-    assert story.number(value, zero=1e-12) == shown
+    assert format.number(value, zero=1e-12) == shown
 
 
 @given(st.text("ab，。（）“”类别 12", max_size=60), st.integers(6, 30))

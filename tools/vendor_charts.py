@@ -41,7 +41,7 @@ def bundle(work: Path) -> str:
 
 
 def licences(work: Path) -> str:
-    """The licence of every bundled package; packages that share a text are listed above it."""
+    """Return the licence of every bundled package, under the packages that share it."""
     subprocess.run(
         ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--silent", *SOURCES],
         check=True,

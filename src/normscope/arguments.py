@@ -18,7 +18,7 @@ Activation = Literal["relu", "leaky_relu", "silu"]
 
 
 def rows_needed(num_groups: int, *affine: Tensor | None) -> int:
-    """How many group ids the tables have rows for."""
+    """Return the number of group ids that the tables have rows for."""
     return max(num_groups, *(t.shape[0] for t in affine if t is not None and t.dim() == 2), 1)
 
 

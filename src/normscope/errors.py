@@ -1,6 +1,7 @@
 """Every error says what came, what is allowed and what to do; `slug` names it in the docs."""
 
 import os
+from collections.abc import Sequence
 
 
 def shown(path: str | os.PathLike[str], keep: str = "") -> str:
@@ -17,6 +18,12 @@ def shown(path: str | os.PathLike[str], keep: str = "") -> str:
         return text
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """List names for a sentence, the first few of many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 class NormscopeError(Exception):

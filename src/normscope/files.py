@@ -19,7 +19,7 @@ from normscope.errors import shown as shown
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """One JSON document that is safe to print: what `shown` spells out is escaped, and reads back.
+    """Write one JSON document that is safe to print: what `shown` spells out reads back.
 
     Raises:
         ValueError: a number that is not finite.
@@ -150,7 +150,7 @@ def writable_folder(folder: Path) -> Path:
 
 
 def read_bytes(path: Path, what: str = "file") -> bytes:
-    """All of a file.
+    """Read all of a file.
 
     Raises:
         FileError: missing, a folder or a pipe, unreadable, or empty.

@@ -240,7 +240,7 @@ def batch_norm(
 
 
 def plain_call(x: Tensor) -> Callable[..., Tensor | None] | None:
-    """The C++ operator, where nothing but plain eager autograd looks at a call with x.
+    """Choose the C++ operator where nothing but plain eager autograd looks at a call with x.
 
     It takes the arguments of `_compiled` and checks all of them itself; None, here or from it,
     leaves the call to `batch_norm`.
@@ -269,7 +269,7 @@ def _compiled(
 
 
 def why(x: Tensor, impl: str = "auto") -> str:
-    """Which kernel serves `batch_norm(x, impl=impl)` in eager mode, and why, as a sentence."""
+    """Say which kernel serves `batch_norm(x, impl=impl)` in eager mode, and why."""
     check_impl(impl)
     return explanation(x, impl)
 
@@ -281,7 +281,7 @@ def moments(
     mask: Tensor | None = None,
     process_group: dist.ProcessGroup | None = None,
 ) -> Moments:
-    """Count, mean and centred sum of squares of each group and channel, in float64.
+    """Return count, mean and centred sum of squares of each group and channel, in float64.
 
     Args:
         x: (N, C, *S), any float dtype.
@@ -311,7 +311,7 @@ def moments(
 def _filled_up(
     batch: Moments, stored: tuple[Tensor, Tensor] | None, min_count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """mean, biased var and 1/count; a group below min_count is filled up with running values.
+    """Return mean, biased var and 1/count; groups below min_count are filled with running values.
 
     The fill is min_count - count pseudo-values that have the running mean and variance.
     """

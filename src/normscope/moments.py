@@ -60,7 +60,7 @@ class Moments:
         return Moments(self.count.detach(), self.mean.detach(), self.m2.detach())
 
     def var(self, correction: int) -> Tensor:
-        """m2 / (count - correction), (*B, C): 0 is biased (normalises), 1 unbiased (is stored).
+        """Return m2 / (count - correction), (*B, C): 0 is biased (normalises), 1 unbiased (stored).
 
         NaN where count <= correction: such a set has no variance.
         """
@@ -68,7 +68,7 @@ class Moments:
         return torch.where(left > 0, self.m2 / left, torch.nan)
 
     def pool(self) -> "Moments":
-        """All sets of the first axis as one, by the law of total variance: (K, C) becomes (C,)."""
+        """Pool all sets of the first axis, by the law of total variance: (K, C) becomes (C,)."""
         count = self.count.sum(0)
         weight = self.count.unsqueeze(-1)
         mean = (self.mean * weight).sum(0) / count.clamp(min=1).unsqueeze(-1)
@@ -95,7 +95,7 @@ class Moments:
 
 
 def drift(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor) -> Tensor:
-    """How far two sets of statistics lie apart, in standard deviations of the second.
+    """Return how far two sets of statistics lie apart, in standard deviations of the second.
 
         sqrt((mean - mean')^2 + (std - std')^2) / std'
 

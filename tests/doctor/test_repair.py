@@ -1,6 +1,7 @@
 """From finding to cause to repair: held-out samples decide, and everything can be undone."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -399,8 +400,10 @@ def test_text_and_page_show_verdict_cause_and_repair(lang: Any) -> None:
     page = html.page(shown, lang)
     assert "<script>" not in page.split("<main")[1].split("</main>")[0]
     assert "NS003" in page
-    drawn = page.count('class="bell stored"')
-    assert drawn == 2 * len(found.channels) > 0  # the curve and the bar below it
+    drawn = re.findall(r'<figure class="drawing">.*?</figure>', page, re.DOTALL)
+    assert len(drawn) == len(found.channels) > 0
+    for figure in drawn:  # the stored curve, and the bar below it
+        assert len(re.findall(r'stroke="var\(--c2\)"[^>]*stroke-dasharray', figure)) == 2
     assert page.count('class="bar-before"') == page.count('class="bar-now"') - len(
         found.causes
     ) - len(found.by_layer)

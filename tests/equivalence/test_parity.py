@@ -214,6 +214,15 @@ def test_weights_of_a_fold_say_more_than_its_outputs() -> None:
     assert found.modes[0].ok
     assert (found.first.name, found.why) == ("blocks.0.bn1", "eps")
     assert float(found.first.reasons[0].second) == pytest.approx(3e-3, rel=0.2)
+    # a product and a sum likewise, in a module and in a program
+    for net in nets:
+        net.blocks[0].conv1.register_forward_hook(lambda module, given, output: output)
+    same, other = (fold(net, rest="affine").model for net in nets)
+    assert parity(nets[0], same, x).ok
+    for form in (other, _exported(other, x)):
+        found = parity(nets[0], form, x)
+        assert found.modes[0].ok
+        assert (found.first.name, found.why) == ("blocks.0.bn1", "eps")
 
 
 def test_a_fold_behind_a_norm_that_is_off() -> None:
@@ -230,6 +239,44 @@ def test_a_fold_behind_a_norm_that_is_off() -> None:
     gone[2] = nn.Identity()
     found = parity(a, gone, x)
     assert (found.first.name, found.why, found.first.status) == ("2", "missing", "missing")
+
+
+class Branches(nn.Module):
+    """A block whose shortcut runs behind its main branch, as in every published resnet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.down, self.down_bn = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6)
+        self.last, self.last_bn = nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn(self.conv(x)) + self.down_bn(self.down(x)))
+        z: Tensor = self.last_bn(self.last(y))
+        return z
+
+
+def test_the_layer_behind_may_be_of_another_branch() -> None:
+    torch.manual_seed(0)
+    x = batch("resnet")
+    a = Branches()
+    for _ in range(4):
+        a(x)
+    a.eval()
+    assert parity(a, fold(a).model, x).ok
+    for place, name in enumerate(("bn", "down_bn")):
+        found = parity(a, fold(_set(copy.deepcopy(a), place, eps=1e-2)).model, x)
+        assert (found.first.name, found.why) == (name, "eps")
+        gone = copy.deepcopy(a)
+        setattr(gone, name, nn.Identity())
+        found = parity(a, gone, x)
+        assert (found.first.name, found.why) == (name, "missing")
+    # and where no norm follows, the outputs say it
+    short: Any = [copy.deepcopy(a), copy.deepcopy(a)]
+    for net in short:
+        net.last_bn = nn.Identity()
+    found = parity(short[0], fold(_set(short[1], 0, eps=1e-2)).model, x)
+    assert (found.first.name, found.why) == ("bn", "eps")
 
 
 def test_a_norm_that_is_gone() -> None:
@@ -287,17 +334,57 @@ def test_train_compares_what_a_step_does() -> None:
     assert parity(a, _set(trained("resnet"), 2, momentum=0.3), x, ignore=["momentum"]).ok
 
 
-def test_compiled_code_that_is_wrong() -> None:
-    """A back end that normalises by the batch: no layer says so, the outputs do."""
+@pytest.mark.parametrize("changed", ["eps", "stride"])
+def test_compiled_code_that_is_wrong(changed: str) -> None:
+    """A back end that writes another eps, or another convolution: no layer says so."""
+    runs = []
 
     def backend(module: Any, given: Any) -> Any:
+        name = "batch_norm" if changed == "eps" else "conv2d"
+        node = [n for n in module.graph.nodes if name in str(n.target)][1]
+        if changed == "eps":
+            node.update_arg(7, 0.5)
+        else:
+            with module.graph.inserting_after(node):
+                wrong = module.graph.call_function(torch.mul, (node, 1.01))
+            node.replace_all_uses_with(wrong, lambda user: user is not wrong)
+        module.recompile()
+        runs.append(module)
+        return module
+
+    a, x = trained("resnet"), batch("resnet")
+    b = trained("resnet")
+    compiled = torch.compile(b, backend=backend)
+    before = _state(b)
+    found = parity(a, compiled, x, modes="eval")
+    assert not found.ok
+    assert found.first is None
+    assert (found.why, found.reasons[0].detail) == ("compiled_code", "second")
+    where = "blocks.0.bn1" if changed == "eps" else "blocks.0.conv1"
+    assert (found.reasons[1].code, found.reasons[1].detail) == ("compiled_layer", where)
+    if changed == "eps":
+        assert (found.reasons[2].code, found.reasons[2].second) == ("eps", "0.5")
+    assert len(found.reasons) == (3 if changed == "eps" else 2)
+    assert _state(b) == before
+    count = len(runs)
+    with torch.no_grad():
+        compiled(x)
+    assert len(runs) == count  # the code that was there is used again
+
+
+def test_compiled_code_that_cannot_be_compiled_again() -> None:
+    """The verdict stands without the place."""
+    runs = []
+
+    def backend(module: Any, given: Any) -> Any:
+        runs.append(module)
+        if len(runs) > 1:
+            raise ValueError("no more")
         return lambda *values: [y + 0.01 for y in module(*values)]
 
     a, x = trained("mlp"), batch("mlp")
     found = parity(a, torch.compile(trained("mlp"), backend=backend), x, modes="eval")
-    assert not found.ok
-    assert found.why == "compiled_code"
-    assert found.reasons[0].detail == "second"
+    assert [(r.code, r.detail) for r in found.reasons] == [("compiled_code", "second")]
 
 
 def test_layers_behind_the_last_norm() -> None:

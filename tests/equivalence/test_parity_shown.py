@@ -85,10 +85,11 @@ def _codes() -> set[str]:
     for path in (Path(normscope.__file__).parent / "equivalence").glob("*.py"):
         text = path.read_text(encoding="utf-8")
         found |= set(re.findall(r'code="(\w+)"', text)) | set(re.findall(r'code = "(\w+)"', text))
-        ways = re.findall(r'return "(\w+)", ', text)
+        found |= set(re.findall(r'Cause\("(\w+)"', text))
+        ways = re.findall(r'yield "(\w+)", ', text) + re.findall(r'{greek}_(\w+)"', text)
         found |= {f"{g}_{way}" for g in ("gamma", "beta") for way in ways}
-    odd = {code for code in found if code.startswith(("gamma_", "beta_")) and code.count("_") > 1}
-    return found - odd
+        found |= set(re.findall(r'"(variance_\w+)"', text))
+    return found
 
 
 def test_every_reason_is_explained_in_both_languages() -> None:

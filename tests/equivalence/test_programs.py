@@ -1,20 +1,18 @@
 """ONNX graphs and quantised programs beside the module that they were made from."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from normscope import assert_parity, fold, parity
 from normscope.errors import FileError, InputError, MissingExtraError
 from tests.equivalence.nets import batch, names_of, norms_of, trained
 
-ONNX = [n for n in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(n) is None]
-needs_onnx = pytest.mark.skipif(bool(ONNX), reason=f"{', '.join(ONNX)} is not installed")
-AO = importlib.util.find_spec("torchao") is None
 quiet = pytest.mark.filterwarnings("ignore")
 
 
@@ -22,12 +20,9 @@ def _graph(net: nn.Module, x: torch.Tensor, **options: Any) -> Any:
     return torch.onnx.export(net, (x,), dynamo=True, verbose=False, **options).model_proto
 
 
-@needs_onnx
 @quiet
 @pytest.mark.parametrize("kind", ["resnet", "crepe"])
 def test_onnx_of_the_same_network(kind: str, tmp_path: Path) -> None:
-    import onnx
-
     net, x = trained(kind), batch(kind)
     graph = _graph(net, x)
     assert assert_parity(net, graph, x).forms == ("module", "onnx")
@@ -40,12 +35,8 @@ def test_onnx_of_the_same_network(kind: str, tmp_path: Path) -> None:
     assert_parity(net, _graph(fold(net).model, x), x)
 
 
-@needs_onnx
 @quiet
 def test_differences_in_an_onnx_graph() -> None:
-    import onnx
-    from onnx import numpy_helper
-
     net, x = trained("resnet"), batch("resnet")
     plain = _graph(net, x, optimize=False)
     nodes = [n for n in plain.graph.node if n.op_type == "BatchNormalization"]
@@ -76,7 +67,6 @@ def test_differences_in_an_onnx_graph() -> None:
     assert found.first.reasons[0].second == "0.01"
 
 
-@needs_onnx
 @quiet
 def test_a_wrong_batch_for_an_onnx_graph(tmp_path: Path) -> None:
     net, x = trained("mlp"), batch("mlp")
@@ -110,7 +100,6 @@ def test_files_of_programs(tmp_path: Path) -> None:
         parity(net, tmp_path / "bad.pt2", x)
 
 
-@pytest.mark.skipif(AO, reason="torchao is not installed")
 @quiet
 def test_prepared_and_converted_for_quantised_arithmetic() -> None:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e

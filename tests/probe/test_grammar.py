@@ -106,7 +106,8 @@ def adapted(model: nn.Module, case: Case) -> Any:
 
 
 def inspected(model: nn.Module, case: Case) -> Any:
-    return json.loads(lens.inspect(model, case.loader(), **case.options).to_json())
+    seen = lens.inspect(model, case.loader(), model_name="m", data_name="d", **case.options)
+    return json.loads(seen.to_json())
 
 
 def verified(model: nn.Module, case: Case) -> Any:

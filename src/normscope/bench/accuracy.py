@@ -10,7 +10,7 @@ from normscope.records.bench import Accuracy, Setting, StatisticsError
 
 
 def accuracy(setting: Setting, ratio: float, *, compiled: bool = False) -> Accuracy:
-    """Largest relative errors over the channels, of statistics as a layer stores them."""
+    """Return the largest relative errors over channels, of statistics as a layer stores them."""
     x = tensors(setting, ratio)[0].detach()
     exact = x.double().movedim(1, 0).flatten(1)
     mean = exact.mean(1)

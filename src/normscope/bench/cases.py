@@ -104,7 +104,7 @@ def _of_part(part: Part, quick: bool) -> list[Setting]:
 def _swept(
     quick: bool, more: tuple[tuple[int, ...], ...] = ()
 ) -> list[tuple[tuple[int, ...], Layout]]:
-    """The shapes of the sweep and some more, in both memory formats where there are two."""
+    """Return the shapes of the sweep and some more, in both memory formats where there are two."""
     if quick:
         return [(shape, "contiguous") for shape in QUICK_SWEEP]
     shapes = (*more, *SWEEP)
@@ -115,13 +115,13 @@ def _swept(
 
 
 def counts() -> list[int]:
-    """1, 2, 4, ... threads, up to as many as torch uses or there are cores."""
+    """Return 1, 2, 4, ... threads, up to as many as torch uses or there are cores."""
     most = max(torch.get_num_threads(), os.cpu_count() or 1)
     return [*(2**i for i in range(most.bit_length()) if 2**i < most), most]
 
 
 def tensors(setting: Setting, ratio: float = 0.0) -> tuple[Tensor, Tensor]:
-    """x, standard normal with mean `ratio`, which wants a gradient, and dy."""
+    """Return x, standard normal with mean `ratio`, which wants a gradient, and dy."""
     generator = torch.Generator().manual_seed(0)
     found = []
     for mean in (ratio, 0.0):

@@ -62,7 +62,7 @@ def check_kernel() -> int:
 
 
 def largest_difference(form: Form, shape: tuple[int, ...], last: bool) -> float:
-    """Largest difference of y and all gradients, over the largest value where that is above 1."""
+    """Return the largest difference of y and all gradients, relative where values exceed 1."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*size: int) -> Tensor:

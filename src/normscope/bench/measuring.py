@@ -23,7 +23,7 @@ SLOW, FEW = 1.0, 5  # what takes so many seconds is repeated only so many times
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """So many threads of torch inside."""
+    """Let torch use so many threads inside."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -80,7 +80,7 @@ def _step(peer: Peer) -> tuple[float, float]:
 
 
 def spread(seconds: list[float]) -> Spread:
-    """Median and quartiles in milliseconds."""
+    """Return the median and quartiles in milliseconds."""
     values = [1e3 * s for s in seconds]
     if len(values) == 1:
         values *= 2
@@ -127,7 +127,7 @@ def copy_share(moves: int, copy: Spread, own: Spread) -> float:
 
 
 def peak_memory(peer: Peer) -> float | None:
-    """Peak of what one step allocates through torch, MB; None where it uses another allocator."""
+    """Return the peak that one step allocates through torch, MB; None: another allocator."""
     if not peer.in_torch:
         return None
     peer.backward(peer.forward())

@@ -18,7 +18,7 @@ STAGES = (64, 128, 256, 512)  # of resnet18, two blocks each
 
 
 def built(setting: Setting, *, fused: bool) -> nn.Module:
-    """The network of a setting; fused: by normscope's layers, with what follows them."""
+    """Build the network of a setting; fused: by normscope's layers, with what follows them."""
     torch.manual_seed(0)
     model = MODELS[setting.model]()
     if fused:
@@ -31,7 +31,7 @@ def built(setting: Setting, *, fused: bool) -> nn.Module:
 def step(
     setting: Setting, *, fused: bool
 ) -> tuple[Callable[[], Tensor], Callable[[Tensor], object]]:
-    """Forward, and backward with a step of SGD; in eval() forward alone, without gradients."""
+    """Run a step of SGD; in eval() forward alone, without gradients."""
     model = built(setting, fused=fused)
     x = tensors(setting)[0].detach()
     if not setting.training:
@@ -89,7 +89,7 @@ class Block(nn.Module):
         self.downsample = None if same else nn.Sequential(*_conv(before, after, 1, stride))
 
     def forward(self, x: Tensor) -> Any:
-        """relu(norm(conv(relu(norm(conv(x))))) + x)."""
+        """Return relu(norm(conv(relu(norm(conv(x))))) + x)."""
         identity = x
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))

@@ -37,7 +37,7 @@ Module = Callable[[Tensor], Tensor]
 
 
 def names(setting: Setting, *, quick: bool = False) -> list[str]:
-    """Who takes part."""
+    """List the peers that take part."""
     if setting.part in ("models", "sweep", "inference"):
         return ["normscope", "torch"]
     if setting.part == "network":
@@ -108,7 +108,7 @@ def _module(name: str, setting: Setting) -> Module:
 
 
 def layer(source: Any, setting: Setting, **given: Any) -> Any:
-    """`BatchNorm1d` or `BatchNorm2d` of torch or normscope."""
+    """Return `BatchNorm1d` or `BatchNorm2d` of torch or normscope."""
     kind = getattr(source, f"BatchNorm{_rank(setting)}d")
     return kind(setting.shape[1], eps=EPS, dtype=table_dtype(setting), **given)
 
@@ -127,7 +127,7 @@ def _several(setting: Setting) -> nn.ModuleList:
 
 
 def mask_loop(layers: nn.ModuleList, ids: Tensor) -> Module:
-    """Every group through a layer of its own, picked out and put back by a mask."""
+    """Pass every group through a layer of its own, picked out and put back by a mask."""
 
     def forward(x: Tensor) -> Tensor:
         y = torch.empty_like(x)
@@ -189,7 +189,7 @@ def vectorised(setting: Setting) -> Module:
 
 
 def _network(name: str, setting: Setting) -> Module:
-    """Convolution, batch norm and ReLU, twenty times."""
+    """Build convolution, batch norm and ReLU, twenty times."""
     c = setting.shape[1]
     parts: list[nn.Module] = []
     for _ in range(DEPTH):
@@ -211,7 +211,7 @@ def _network(name: str, setting: Setting) -> Module:
 
 
 def _flax(setting: Setting, x: Tensor, dy: Tensor) -> Peer:
-    """Flax's batch norm and ReLU under jax.jit, on as many threads as JAX takes."""
+    """Build Flax's batch norm and ReLU under jax.jit, on as many threads as JAX takes."""
     if find_spec("flax") is None or find_spec("jax") is None:
         raise AbsentError("flax is not installed")
     if setting.dtype == "float64" or setting.threads != torch.get_num_threads():

@@ -70,7 +70,7 @@ def measure(
 
 
 def race(setting: Setting, repeats: int, *, quick: bool = False) -> Race:
-    """All peers at one setting."""
+    """Measure all peers at one setting."""
     torch.compiler.reset()  # compiled code keeps the number of threads that it was compiled for
     running, absent = {}, {}
     for name in peers.names(setting, quick=quick):

@@ -11,6 +11,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+import typer
 
 from normscope.cli import (
     bench,
@@ -30,29 +33,25 @@ from normscope.cli import (
     train,
 )
 from normscope.cli.app import Console, app
+from normscope.cli.help import Command
+from normscope.cli.language import sentence, spoken
+from normscope.cli.options import with_options
 from normscope.errors import NormscopeError
 
 __all__ = ["app", "main", "start"]
 
-COMMANDS = (
-    explain.explain,
-    playground.playground,
-    train.train,
-    inspect.inspect,
-    diagnose.diagnose,
-    repair.repair,
-    convert.convert,
-    parity.parity,
-    passport.passport,
-    merge.merge,
-    claims.claims,
-    report.report,
-    bench.bench,
-    env.env,
-)
-for command in COMMANDS:  # in the order of the help
-    # whole, where a terminal's width would else cut it
-    app.command(short_help=(command.__doc__ or "").partition("\n\n")[0])(command)
+COMMANDS = {  # in the order of the help
+    "Understand": (explain.explain, playground.playground, train.train, claims.claims),
+    "Look at a model, and mend it": (inspect.inspect, diagnose.diagnose, repair.repair),
+    "Other forms and files": (convert.convert, parity.parity, passport.passport, merge.merge),
+    "Records and this machine": (report.report, bench.bench, env.env),
+}
+for panel, commands in COMMANDS.items():
+    for command in commands:
+        app.command(cls=Command, rich_help_panel=panel)(with_options(command))
+
+# the same in every version of Typer, where its module has moved
+WrongUsage: Any = typer.BadParameter.__mro__[1]
 
 
 def main() -> None:
@@ -61,12 +60,18 @@ def main() -> None:
         try:
             with _stoppable(), warnings.catch_warnings():
                 warnings.showwarning = lambda message, *_, **__: _tell(str(message))
-                app(prog_name="normscope")
+                code = app(prog_name="normscope", standalone_mode=False)
         finally:
             sys.stdout.flush()  # here it can still be said that there is no room
     except NormscopeError as problem:
         if not problem.told:
             _tell(str(problem))
+        sys.exit(2)
+    except WrongUsage as problem:
+        command = "normscope" if problem.ctx is None else problem.ctx.command_path
+        hint = f"{command} -h shows what there is"
+        said = " ".join(problem.format_message().split()).replace("Value error, ", "")
+        _tell(said.removesuffix("."), hint)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -76,10 +81,13 @@ def main() -> None:
         sys.stdout = None  # what is left in it would fail again
         sys.stderr.write(f"normscope: the output cannot be written: {problem.strerror}\n")
         sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _tell(text: str) -> None:
-    Console(stderr=True, highlight=False).print(f"normscope: {text}", markup=False, soft_wrap=True)
+def _tell(*sentences: str) -> None:
+    lang = spoken()
+    said = ("；" if lang == "zh" else "; ").join(sentence(text, lang) for text in sentences)
+    Console(stderr=True, highlight=False).print(f"normscope: {said}", markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -3,76 +3,112 @@
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 from rich import console
 from rich.segment import Segment
 
+from normscope.cli.help import Group
+from normscope.cli.language import spoken
 from normscope.errors import InputError
 from normscope.files import json_text, shown
 from normscope.progress import Progress, bar
-from normscope.report.messages import LANGUAGES, Lang, locale_language, say
+from normscope.report.messages import Lang, say
 
 if TYPE_CHECKING:
     from normscope.records.base import Record
     from normscope.report.document import Document
 
+Bar = AbstractContextManager[Progress]
+OUTPUT = "Output"
+
 app = typer.Typer(
     name="normscope",
+    cls=Group,
     help="Shows what batch normalisation does to the classes of a network, layer by layer; finds "
-    "what is wrong with normalisation layers, and repairs it.",
+    "what is wrong with normalisation layers, and repairs it.\n\nnormscope COMMAND -h explains a "
+    "command; normscope alone shows what to try first.",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 fine, 1 something was found or is not equal, 2 wrong use, 130 stopped.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-Html = Annotated[
-    Path | None, typer.Option(help="Also write a page to open in a browser, to this file.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of text.")]
-LangOption = Annotated[str, typer.Option("--lang", help="Language of texts: en or zh.")]
-LOCALE = locale_language()
-
 
 class Console(console.Console):
     """Rich's console; names that come out of files cannot give the terminal orders."""
 
     def render(self, *args: Any, **kwargs: Any) -> Iterator[Segment]:
-        """As rich, with every text in printable characters."""
+        """Render as rich does, with every text in printable characters."""
         for segment in super().render(*args, **kwargs):
             text = segment.text if segment.control else shown(segment.text, keep="\n")
             yield segment if text == segment.text else Segment(text, segment.style)
 
 
-def present(
-    record: "Record | dict[str, Any]",
-    document: "Document",
-    language: Lang,
-    *,
-    as_json: bool,
-    html: Path | None = None,
-) -> None:
-    """Show a record on stdout, as text or as JSON, and write its page where that is asked for."""
-    if html is not None:
-        from normscope.files import write_whole
-        from normscope.report.html import page
+@dataclass(frozen=True, kw_only=True)
+class Spoken:
+    """How a command speaks: the options that every command has."""
 
-        write_whole(html, page(document, language))
-    if as_json:
-        text = json_text(record) if isinstance(record, dict) else record.to_json()
-        sys.stdout.write(text + "\n")
-    else:
-        from normscope.report.terminal import show
+    PANEL: ClassVar = OUTPUT
 
-        show(document, language, Console())
-    if html is not None:
-        tell(language, "cli.page", path=html)
+    lang: Annotated[
+        Lang,
+        typer.Option(
+            "--lang",
+            default_factory=spoken,
+            show_default="that of your locale",
+            help="Language of texts and pages: English or Chinese.",
+        ),
+    ]
+
+    def tell(self, key: str, **values: object) -> None:
+        """Write one message to stderr."""
+        tell(self.lang, key, **values)
 
 
-def progress_bar(quiet: bool, batches: int | None = None) -> AbstractContextManager[Progress]:
+@dataclass(frozen=True, kw_only=True)
+class Printed(Spoken):
+    """How a command prints what it found."""
+
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the record as JSON instead of text.")
+    ] = False
+
+    def bar(self, batches: int | None = None, *, quiet: bool = False) -> "Bar":
+        """Show a bar on a terminal, at once, and none beside JSON; see `progress_bar`."""
+        return progress_bar(self.as_json or quiet, batches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown(Printed):
+    """How a command shows what it found: as text, as JSON, as a page."""
+
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a page to open in a browser, to this file.")
+    ] = None
+
+    def present(self, record: "Record | dict[str, Any]", document: "Document") -> None:
+        """Show a record on stdout, and write its page where that is asked for."""
+        if self.html is not None:
+            from normscope.files import write_whole
+            from normscope.report.html import page
+
+            write_whole(self.html, page(document, self.lang))
+        if self.as_json:
+            text = json_text(record) if isinstance(record, dict) else record.to_json()
+            sys.stdout.write(text + "\n")
+        else:
+            from normscope.report.terminal import show
+
+            show(document, self.lang, Console())
+        if self.html is not None:
+            self.tell("cli.page", path=self.html)
+
+
+def progress_bar(quiet: bool, batches: int | None = None) -> Bar:
     """Show a bar on a terminal, at once; see `progress.bar`.
 
     Args:
@@ -81,14 +117,6 @@ def progress_bar(quiet: bool, batches: int | None = None) -> AbstractContextMana
     """
     wanted = False if quiet else None
     return bar(wanted, batches or 0, patience=0, console=Console(stderr=True))
-
-
-def known_language(lang: str) -> Lang:
-    """Return the language, or say in one sentence which there are."""
-    for known in LANGUAGES:
-        if lang == known:
-            return known
-    raise InputError(f"--lang is {lang!r}; it can be {' or '.join(LANGUAGES)}")
 
 
 def numbers(option: str, text: str) -> list[float]:
@@ -107,7 +135,7 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def tell(language: Lang, key: str, **values: object) -> None:
-    """One message on stderr."""
+    """Print one message on stderr."""
     # on stderr: with --json stdout is one document
     Console(stderr=True, highlight=False).print(
         say(language, key, **values), markup=False, soft_wrap=True

@@ -4,46 +4,39 @@ from typing import Annotated
 
 import typer
 
-from normscope.cli.app import (
-    LOCALE,
-    Html,
-    Json,
-    LangOption,
-    known_language,
-    names,
-    present,
-    progress_bar,
-    tell,
-)
+from normscope.cli.app import Shown, names
 
 
 def bench(
-    html: Html = None,
+    show: Shown,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer settings and repeats: about a minute.")
+        bool, typer.Option("--quick", help="Measure fewer settings, fewer times: about a minute.")
     ] = False,
     only: Annotated[
         str,
         typer.Option(
-            help="Parts, with commas: models, shapes, formats, dtypes, threads, groups, sweep, "
-            "inference, network, accuracy."
+            show_default="all",
+            help="Only these parts, with commas: models, shapes, formats, dtypes, "
+            "threads, groups, sweep, inference, network, accuracy.",
         ),
     ] = "",
     repeats: Annotated[
-        int | None, typer.Option(help="At least so many for each median: 20, or 5 with --quick.")
+        int | None,
+        typer.Option(
+            min=1,
+            show_default="20, or 5 with --quick",
+            help="Measure each case at least so often; the median is shown.",
+        ),
     ] = None,
-    as_json: Json = False,
-    lang: LangOption = LOCALE,
 ) -> None:
-    """Speed, memory and accuracy of the kernels beside torch, compilers and loops, in one run."""
-    language = known_language(lang)
+    """Measure speed, memory and accuracy of the kernels."""
     from normscope.bench import measure
 
-    with progress_bar(as_json) as progress:
+    with show.bar() as progress:
         record = measure(names(only), quick=quick, repeats=repeats, on_progress=progress)
     from normscope.report.bench import document
 
-    present(record, document(record), language, as_json=as_json, html=html)
+    show.present(record, document(record))
     if not record.complete:
-        tell(language, "cli.bench.stopped")
+        show.tell("cli.bench.stopped")
         raise typer.Exit(130)

@@ -1,29 +1,48 @@
 """normscope convert."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from normscope.cli.app import LOCALE, Html, Json, LangOption, known_language, present, tell
+from normscope.cli.app import Shown
 from normscope.cli.inputs import Key
 from normscope.errors import InputError
 
+To = Literal[
+    "torch",
+    "sync",
+    "batch",
+    "ghost",
+    "renorm",
+    "evalnorm",
+    "frozen",
+    "conditional",
+    "mode",
+    "group",
+]
+
 
 def convert(
+    show: Shown,
     model: Annotated[
-        str, typer.Option(help="pkg.module:factory, path/file.py:factory, or timm:NAME.")
-    ],
-    to: Annotated[
         str,
         typer.Option(
-            help="torch, sync, batch, ghost, renorm, evalnorm, frozen, conditional, mode, or group."
+            help="The model: path/file.py:function that makes it, pkg.module:function, or "
+            "timm:NAME."
+        ),
+    ],
+    to: Annotated[
+        To,
+        typer.Option(
+            help="The kind that the batch norms become; torch and sync are PyTorch's own."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Write the converted weights here, as safetensors.")],
     weights: Annotated[
-        Path | None, typer.Option(help="safetensors or a weights-only file.")
+        Path | None, typer.Option(help="Its checkpoint: safetensors, or a weights-only file.")
     ] = None,
     key: Key = None,
     option: Annotated[
@@ -37,53 +56,50 @@ def convert(
         typer.Option(help="Only layers of this name, as 'encoder.*'; may be given several times."),
     ] = None,
     partial: Annotated[
-        bool, typer.Option("--partial", help="Leave layers that cannot be converted.")
+        bool, typer.Option("--partial", help="Leave layers that cannot be converted as they are.")
     ] = False,
     fuse: Annotated[
         bool,
-        typer.Option("--fuse", help="Let the layers do the activations and sums behind them too."),
+        typer.Option(
+            "--fuse", help="Let the layers also compute the activations and sums that follow them."
+        ),
     ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare before and after; write only if equal.")
+        bool,
+        typer.Option(
+            "--verify",
+            help="Compare the model before and after; write only if it computes the same.",
+        ),
     ] = False,
     shape: Annotated[
         str | None, typer.Option("--input", help="Shape of the batch to verify on, as 8,3,64,64.")
     ] = None,
-    html: Html = None,
-    as_json: Json = False,
-    lang: LangOption = LOCALE,
 ) -> None:
-    """Make a model's batch norms another member of the family, without loss, and prove it."""
-    language = known_language(lang)
+    """Replace batch norms by another kind without loss, and prove it.
+
+    Example: normscope convert --model timm:resnet18 --to frozen --out new.safetensors
+    """
     from normscope import conversion
     from normscope.probe.load import load_model, write_weights
-    from normscope.records import Converted
 
     options, batch = _options(option or []), batch_of(shape) if verify else None
     network = load_model(model, weights, key)
     done = conversion.convert(network, to, only=only or [], partial=partial, fuse=fuse, **options)
-    record = Converted(
-        model=model,
-        to=to,
-        changed=done.changed,
-        kept=done.kept,
-        refused=done.refused,
-        fused=done.fused,
-        unfused=done.unfused,
-        comparisons=() if batch is None else done.verify(batch).comparisons,
-    )
+    if batch is not None:
+        done.verify(batch)
+    record = replace(done.record, model=model)
     from normscope.report.conversion import document
 
-    present(record, document(record), language, as_json=as_json, html=html)
+    show.present(record, document(record))
     if not record.ok:
         raise typer.Exit(1)
     notes = {"model": model, "to": to, "options": json.dumps(options)}
     write_weights(out, network.state_dict(), {"normscope.convert": json.dumps(notes)})
-    tell(language, "cli.weights", path=out)
+    show.tell("cli.weights", path=out)
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:
-    """name=value as keyword arguments; what is no JSON value is a string."""
+    """Read name=value as keyword arguments; what is no JSON value is a string."""
     options: dict[str, Any] = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")

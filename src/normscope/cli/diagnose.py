@@ -5,44 +5,43 @@ from typing import Annotated
 
 import typer
 
-from normscope.cli.app import (
-    LOCALE,
-    Html,
-    Json,
-    LangOption,
-    known_language,
-    names,
-    present,
-    progress_bar,
-)
+from normscope.cli.app import OUTPUT, Shown, names
 from normscope.cli.inputs import Checkup
-from normscope.cli.options import with_options
-from normscope.errors import InputError
 from normscope.files import write_whole
-from normscope.records import SEVERITIES, Severity
+from normscope.records import Severity
 
 
-@with_options(Checkup)
 def diagnose(
     given: Checkup,
+    show: Shown,
     select: Annotated[
-        str, typer.Option(help="Make only checks whose codes begin so, as NS00,NS014.")
+        str,
+        typer.Option(
+            show_default="all", help="Run only checks whose codes begin so, as NS00,NS014."
+        ),
     ] = "",
     fail_on: Annotated[
-        str, typer.Option("--fail-on", help="error, warning or info: exit code 1 from there on.")
+        Severity,
+        typer.Option(
+            "--fail-on", help="The mildest finding that ends with exit code 1, for use in CI."
+        ),
     ] = "error",
-    html: Html = None,
     sarif: Annotated[
-        Path | None, typer.Option(help="Also write the findings as SARIF 2.1.0, for code scanning.")
+        Path | None,
+        typer.Option(
+            help="Also write the findings as SARIF 2.1.0, for code scanning.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     junit: Annotated[
-        Path | None, typer.Option(help="Also write the findings as JUnit XML, for CI.")
+        Path | None,
+        typer.Option(help="Also write the findings as JUnit XML, for CI.", rich_help_panel=OUTPUT),
     ] = None,
-    as_json: Json = False,
-    lang: LangOption = LOCALE,
 ) -> None:
-    """Why a model is worse in eval() than in training: checks, causes, and what to do."""
-    language, grave = known_language(lang), _known_severity(fail_on)
+    """Find why a model is worse in eval(), and what to do.
+
+    Example: normscope diagnose --model net.py:model --loader net.py:loader
+    """
     given.check()
     from normscope.doctor import diagnose as look
     from normscope.probe.load import read_weights
@@ -53,32 +52,25 @@ def diagnose(
         content, name = read_weights(given.weights, given.key), str(given.weights)
     else:
         network, name, data = given.loaded(given.batch_size)
-    with progress_bar(as_json, given.expected(data)) as show:
+    with show.bar(given.expected(data)) as bar:
         record = look(
             content if network is None else network,
             select=names(select),
             model_name=name,
             data_name=data.name if data else "",
             passport=given.passport(),
-            on_progress=show,
+            on_progress=bar,
             **given.arguments(network, data),
         )
     if sarif is not None or junit is not None:
         from normscope.report import machine
 
         if sarif is not None:
-            write_whole(sarif, machine.sarif(record, language))
+            write_whole(sarif, machine.sarif(record, show.lang))
         if junit is not None:
-            write_whole(junit, machine.junit(record, language))
+            write_whole(junit, machine.junit(record, show.lang))
     from normscope.report.diagnosis import document
 
-    present(record, document(record), language, as_json=as_json, html=html)
-    if record.fails(grave):
+    show.present(record, document(record))
+    if record.fails(fail_on):
         raise typer.Exit(1)
-
-
-def _known_severity(text: str) -> Severity:
-    for severity in SEVERITIES:
-        if text == severity:
-            return severity
-    raise InputError(f"--fail-on is {text!r}; it can be {', '.join(reversed(SEVERITIES))}")

@@ -6,16 +6,19 @@ from typing import Annotated
 
 import typer
 
-from normscope.cli.app import Json
+from normscope.cli.app import Printed
 
 
 def env(
+    show: Printed,
     warm: Annotated[
-        bool, typer.Option("--warm", help="Build the CPU kernels ahead; kept on disk.")
+        bool,
+        typer.Option(
+            "--warm", help="Also compile the CPU kernels now; later calls find them on disk."
+        ),
     ] = False,
-    as_json: Json = False,
 ) -> None:
-    """Versions and settings that matter for a report of a problem."""
+    """Print versions and settings, for the report of a problem."""
     from normscope.bench import allocator
     from normscope.bench import warm as build_ahead
     from normscope.experiment.fit import environment
@@ -26,7 +29,7 @@ def env(
         facts["warm"] = f"{build_ahead():.1f} s"
     facts["cpu kernels"] = build.explanation()
     facts["allocator"] = allocator.explanation()
-    if as_json:
+    if show.as_json:
         sys.stdout.write(json.dumps(facts) + "\n")
     else:
         for name, value in facts.items():

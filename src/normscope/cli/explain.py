@@ -2,50 +2,47 @@
 
 import json
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from normscope.cli.app import (
-    LOCALE,
-    Console,
-    Json,
-    LangOption,
-    known_language,
-    numbers,
-    present,
-)
+from normscope.cli.app import Console, Printed, Shown, numbers
 from normscope.errors import InputError
-from normscope.report.messages import Lang
 
 
 def explain(
+    show: Shown,
     code: Annotated[
         str | None,
         typer.Argument(
-            help="A check of diagnose, such as NS001: what it looks for, and what to do. "
-            "Without one: the worked example."
+            show_default="the worked example",
+            help="A check of diagnose, as NS001: what it looks for, and what to do.",
         ),
     ] = None,
+    checks: Annotated[
+        bool, typer.Option("--checks", help="List the checks of diagnose with their titles.")
+    ] = False,
     classes: Annotated[
         list[str] | None,
-        typer.Option("--class", help="The values of one class: 50,52,54,56. Give it per class."),
+        typer.Option(
+            "--class",
+            show_default="50,52,54,56 and 2,4,6,8",
+            help="The values of one class, as 50,52,54,56; give it once per class.",
+        ),
     ] = None,
-    gamma: Annotated[str | None, typer.Option(help="One scale per class: 5,2.")] = None,
-    beta: Annotated[str | None, typer.Option(help="One shift per class: 10,3.")] = None,
+    gamma: Annotated[str | None, typer.Option(help="One scale per class, as 5,2.")] = None,
+    beta: Annotated[str | None, typer.Option(help="One shift per class, as 10,3.")] = None,
     eps: Annotated[float, typer.Option(help="Added to the variance before its root.")] = 0.0,
     seeds: Annotated[
-        int, typer.Option(help="From so many random starts gamma and beta are learned.")
+        int, typer.Option(help="Learn gamma and beta from so many random starts.")
     ] = 20,
-    html: Annotated[Path | None, typer.Option(help="Write the interactive page here.")] = None,
-    as_json: Json = False,
-    lang: LangOption = LOCALE,
 ) -> None:
-    """How classes stay apart although every channel gets mean 0 and variance 1, in numbers."""
-    language = known_language(lang)
-    if code is not None:
-        _check(code, as_json, language)
+    """Show in numbers how classes stay apart under batch norm.
+
+    Examples: normscope explain --html lesson.html; normscope explain NS001
+    """
+    if checks or code is not None:
+        _checks(show) if checks else _check(str(code), show)
         return
     arguments: dict[str, Any] = {}
     if classes:
@@ -61,24 +58,40 @@ def explain(
     record = lesson(eps=eps, seeds=seeds, **arguments)
     from normscope.report.lesson import document
 
-    present(record, document(record), language, as_json=as_json, html=html)
+    show.present(record, document(record))
 
 
-def _check(code: str, as_json: bool, language: Lang) -> None:
+def _codes() -> list[str]:
+    from normscope.report.messages import catalogue
+
+    return sorted({key.split(".")[1] for key in catalogue() if key.startswith("doctor.NS")})
+
+
+def _checks(show: Printed) -> None:
+    """List the doctor's checks."""
+    from normscope.report.messages import say
+
+    titles = {code: say(show.lang, f"doctor.{code}.title") for code in _codes()}
+    if show.as_json:
+        sys.stdout.write(json.dumps(titles, ensure_ascii=False) + "\n")
+        return
+    for code, title in titles.items():
+        typer.echo(f"{code}  {title}")
+
+
+def _check(code: str, show: Printed) -> None:
     """Say what one of the doctor's checks looks for, why, and what to do."""
-    from normscope.report.messages import catalogue, say
+    from normscope.report.messages import say
 
-    codes = sorted({key.split(".")[1] for key in catalogue() if key.startswith("doctor.NS")})
     wanted = code.upper()
-    if wanted not in codes:
-        there = "\n".join(f"  {known} {say(language, f'doctor.{known}.title')}" for known in codes)
-        raise InputError(f"{say(language, 'cli.no_check', code=repr(code))}\n{there}")
-    text = say(language, f"doctor.{wanted}.explain")
-    if as_json:
-        title = say(language, f"doctor.{wanted}.title")
-        sys.stdout.write(json.dumps({"code": wanted, "title": title, "text": text}) + "\n")
+    if wanted not in _codes():
+        raise InputError(f"there is no check {code!r}; normscope explain --checks lists them")
+    if show.as_json:
+        parts = {part: say(show.lang, f"doctor.{wanted}.{part}") for part in ("title", "explain")}
+        parts["text"] = parts.pop("explain")
+        sys.stdout.write(json.dumps({"code": wanted} | parts) + "\n")
         return
     from normscope.report.diagnosis import explanation
-    from normscope.report.terminal import show
+    from normscope.report.terminal import show as put
 
-    show(explanation(wanted), language, Console())
+    put(explanation(wanted), show.lang, Console())

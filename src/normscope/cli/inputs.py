@@ -4,11 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from normscope.cli.app import LOCALE, tell
+from normscope.cli.app import tell
+from normscope.cli.language import spoken
 from normscope.errors import InputError
 from normscope.files import shown
 from normscope.progress import expected
@@ -22,47 +23,59 @@ if TYPE_CHECKING:
 
 Key = Annotated[
     str | None,
-    typer.Option(
-        help="Where --weights holds several state dicts: the name of the one to take, as g_ema."
-    ),
+    typer.Option(help="The state dict to take where a checkpoint holds several, as g_ema."),
 ]
 FUNCTION = "path/file.py:function"
+JUDGING = "What is good"
+ALONE = "A checkpoint without its model"
+DATA = (
+    "The data: digits, iris, wine, breast_cancer, a .npz, .csv or .parquet file, a folder of "
+    "class folders of images, or path/file.py:function that returns data."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """The options of commands that run a model on data."""
 
+    PANEL: ClassVar = "Model and data"
+
     model: Annotated[
         str | None,
         typer.Option(
             help="The model: path/file.py:function that makes it, pkg.module:function, timm:NAME, "
-            "or a run folder."
+            "or the folder of a run."
         ),
     ] = None
     weights: Annotated[
-        Path | None, typer.Option(help="A checkpoint: safetensors, or a weights-only file.")
+        Path | None, typer.Option(help="Its checkpoint: safetensors, or a weights-only file.")
     ] = None
     key: Key = None
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="digits, iris, wine, breast_cancer, a .npz, .csv or .parquet file, a folder of "
-            "class folders of images, or path/file.py:factory."
-        ),
-    ] = None
+    data: Annotated[str | None, typer.Option(help=DATA)] = None
     loader: Annotated[
         str | None,
-        typer.Option(help="path/file.py:factory of a DataLoader or of a list of batches."),
+        typer.Option(
+            help="Instead of --data: path/file.py:function that returns a DataLoader, or a list of "
+            "batches."
+        ),
     ] = None
     labels: Annotated[
         str | None,
-        typer.Option(help=f"Where labels are in a batch: a key, a position, or {FUNCTION}."),
+        typer.Option(
+            show_default="found by itself",
+            help=f"Where the labels are in a batch: a key, a position, or {FUNCTION}.",
+        ),
     ] = None
     forward: Annotated[
-        str | None, typer.Option(help=f"forward(model, batch) runs a batch: {FUNCTION}.")
+        str | None,
+        typer.Option(
+            show_default="found by itself",
+            help=f"How a batch is run, forward(model, batch): {FUNCTION}.",
+        ),
     ] = None
-    batches: Annotated[int | None, typer.Option(min=1, help="Read so many batches at most.")] = None
+    batches: Annotated[
+        int | None, typer.Option(min=1, show_default="all", help="Read so many batches at most.")
+    ] = None
 
     @property
     def has_data(self) -> bool:
@@ -111,7 +124,7 @@ class Inputs:
         return network, self.model, data
 
     def passport(self) -> "Passport | None":
-        """What the weights say of themselves, where they say it."""
+        """Read what the weights say of themselves, where they say it."""
         if self.weights is None:
             return None
         from normscope.equivalence import read_passport
@@ -129,14 +142,14 @@ class Inputs:
         if found:
             count, first = len({m.norm for m in found}), found[0]
             values = {key: getattr(first, key) for key in ("norm", "code", "passport", "found")}
-            tell(LOCALE, "passport.loaded", count=count, **values)
+            tell(spoken(), "passport.loaded", count=count, **values)
 
     def expected(self, data: "ModelData | None") -> int | None:
-        """How many batches will be read, where that can be said."""
+        """Return the number of batches that will be read, where it is known."""
         return None if data is None else expected(data.train, self.batches)
 
     def reading(self) -> dict[str, Any]:
-        """How batches are read, by the names of the library."""
+        """Return how batches are read, by the names of the library."""
         labels: Any = self.labels
         if labels and ":" in labels:
             labels = named("--labels", labels)
@@ -159,40 +172,54 @@ class Checkup(Inputs):
     """Those of diagnose and repair beside."""
 
     live: Annotated[
-        str | None, typer.Option(help="Data met in use, to be compared; named as for --data.")
+        str | None,
+        typer.Option(help="Data as they come in use, to compare with; named as for --data."),
     ] = None
     metric: Annotated[
-        str | None, typer.Option(help=f"metric(output, batch), higher is better: {FUNCTION}.")
+        str | None,
+        typer.Option(
+            help=f"Judge by metric(output, batch), higher is better: {FUNCTION}.",
+            rich_help_panel=JUDGING,
+        ),
     ] = None
     loss: Annotated[
-        str | None, typer.Option(help=f"loss(output, batch), lower is better: {FUNCTION}.")
+        str | None,
+        typer.Option(
+            help=f"Judge by loss(output, batch), lower is better: {FUNCTION}.",
+            rich_help_panel=JUDGING,
+        ),
     ] = None
     reference: Annotated[
         str | None,
         typer.Option(
-            help="The model that this one averages or copies (EMA, target): path/file.py:factory."
+            help="The model that this one averages or copies (EMA, target): "
+            "path/file.py:function that makes it.",
+            rich_help_panel=JUDGING,
         ),
     ] = None
     batch_size: Annotated[
         int,
-        typer.Option(
-            min=1, help="Samples per batch of --data, best as in training; a loader has its own."
-        ),
+        typer.Option(min=1, help="Samples per batch of --data; the same as in training is best."),
     ] = 64
     momentum: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=1,
-            help="Momentum of the layers, for a checkpoint without a model; 0.1 if not given.",
+            show_default="0.1",
+            help="Momentum that the norm layers have in training.",
+            rich_help_panel=ALONE,
         ),
     ] = None
     eps: Annotated[
-        float | None, typer.Option(min=0, help="eps of the layers, likewise; 1e-5 if not given.")
+        float | None,
+        typer.Option(
+            min=0, show_default="1e-5", help="eps that the norm layers have.", rich_help_panel=ALONE
+        ),
     ] = None
 
     def check(self) -> None:
-        """Also: something to look at, and the options of checkpoints not beside a model."""
+        """Add `look`, and the options of checkpoints that do not stand beside a model."""
         super().check()
         if self.model is None and self.weights is None:
             raise InputError("name a model (--model), or a checkpoint alone (--weights)")
@@ -245,7 +272,7 @@ class Checkup(Inputs):
 
 
 def checked_spec(option: str, spec: str) -> tuple[str, str]:
-    """File or package and name, of path/file.py:name."""
+    """Split path/file.py:name into the file or package and the name."""
     place, _, name = spec.rpartition(":")
     if not place or not name:
         raise InputError(f"{option} is {shown(spec)}; write path/file.py:name")

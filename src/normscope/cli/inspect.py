@@ -8,33 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from normscope.cli.app import (
-    LOCALE,
-    Html,
-    Json,
-    LangOption,
-    known_language,
-    present,
-    progress_bar,
-    tell,
-)
+from normscope.cli.app import Shown
 from normscope.cli.inputs import Inputs
-from normscope.cli.options import with_options
 from normscope.errors import FileError, InputError
 from normscope.files import shown
-from normscope.report.messages import Lang
 
 if TYPE_CHECKING:
     from normscope.lens import InspectionState
-    from normscope.records import Inspection
 
 
 WORTH_TELLING = 256  # MiB of statistics
+PASSES = "Saved passes"
 
 
-@with_options(Inputs)
 def inspect(
     given: Inputs,
+    show: Shown,
     files: Annotated[
         list[Path] | None,
         typer.Argument(help="Only for --merge and --compare: files that --save wrote."),
@@ -45,30 +34,39 @@ def inspect(
     save: Annotated[
         Path | None,
         typer.Option(
-            help="Write the record to this .json file, and all that was counted beside it."
+            help="Write the record to this .json file, and all that was counted beside it.",
+            rich_help_panel=PASSES,
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the pass that --save began.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue the pass that --save began.", rich_help_panel=PASSES
+        ),
     ] = False,
     merge: Annotated[
-        bool, typer.Option("--merge", help="Put passes over parts of the data together.")
+        bool,
+        typer.Option(
+            "--merge", help="Merge passes over parts of the data into one.", rich_help_panel=PASSES
+        ),
     ] = False,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Show what differs between two passes.")
+        bool,
+        typer.Option(
+            "--compare", help="Show what differs between two passes.", rich_help_panel=PASSES
+        ),
     ] = False,
     memory_limit: Annotated[
         int,
         typer.Option(
-            min=1, help="Refuse to start if the statistics would take more MiB of memory."
+            min=1, help="Refuse to start where the statistics would take more MiB of memory."
         ),
     ] = 4096,
-    html: Html = None,
-    as_json: Json = False,
-    lang: LangOption = LOCALE,
 ) -> None:
-    """Show what each normalisation layer of a model does to each class of the data, in one pass."""
-    language = known_language(lang)
+    """Show what each norm layer does to each class of the data.
+
+    Example: normscope inspect --model net.py:model --loader net.py:loader --html page.html
+    """
     if bool(given.model) + merge + compare != 1 or bool(files) != (merge or compare):
         raise InputError("give --model, or --merge with files, or --compare with two files")
     if given.model is not None and not given.has_data:
@@ -78,7 +76,7 @@ def inspect(
         from normscope.report.difference import document
 
         record = _difference(files or [])
-        present(record, document(record), language, as_json=as_json, html=html)
+        show.present(record, document(record))
         return
     if save is not None and save.suffix != ".json":
         raise InputError(f"--save is {shown(save)}; name a .json file")
@@ -93,9 +91,7 @@ def inspect(
         if merge:
             seen = _merged(files or [])
         else:
-            seen, stopped = _passed(
-                given, batch_size, save if resume else None, as_json, language, memory_limit
-            )
+            seen, stopped = _passed(given, batch_size, save if resume else None, show, memory_limit)
             if ranks.size() > 1:
                 seen.all_reduce()
     if rank > 0:  # rank 0 writes and tells
@@ -105,27 +101,18 @@ def inspect(
     found = inspection(seen, release=True)
     if save is not None:
         found.save(save)
-    _show(found, html, as_json, language)
+    from normscope.report.inspection import document as of_inspection
+
+    show.present(found, of_inspection(found))
     if save is not None:
-        tell(language, "cli.saved", path=save)
+        show.tell("cli.saved", path=save)
     if stopped:
-        tell(language, "cli.inspect.stopped", images=sum(found.counts))
+        show.tell("cli.inspect.stopped", images=sum(found.counts))
         raise typer.Exit(130)
 
 
-def _show(record: "Inspection", html: Path | None, as_json: bool, language: Any) -> None:
-    from normscope.report.inspection import document
-
-    present(record, document(record), language, as_json=as_json, html=html)
-
-
 def _passed(
-    given: Inputs,
-    batch_size: int,
-    resume: Path | None,
-    quiet: bool,
-    language: Lang,
-    memory_limit: int,
+    given: Inputs, batch_size: int, resume: Path | None, show: Shown, memory_limit: int
 ) -> tuple["InspectionState", bool]:
     """Run the pass; return what passed, and whether Ctrl-C came before the end."""
     from normscope.experiment import ranks
@@ -150,21 +137,21 @@ def _passed(
     needed = memory_needed(model, len(data.classes or ())) >> 20
     if needed > WORTH_TELLING:
         classes = len(data.classes or ())
-        tell(language, "cli.inspect.memory", mebibytes=f"{needed:,}", classes=classes)
+        show.tell("cli.inspect.memory", mebibytes=f"{needed:,}", classes=classes)
     how = given.reading()
     if ranks.size() > 1 and isinstance(data.batches, Sized):
         how["batch_limit"] = given.batches or len(data.batches)  # a rank's turns have no length
-    with progress_bar(quiet) as progress:
+    with show.bar() as progress:
 
-        def show(images: int) -> None:
+        def told(images: int) -> None:
             progress(images, data.samples or 0, model_name)
             if ranks.asked_to_stop():
                 raise KeyboardInterrupt
 
-        show(int(seen.counts.sum()))
+        told(int(seen.counts.sum()))
         try:
             accumulate(
-                model, batches, into=seen, on_progress=show, memory_limit=memory_limit << 20,
+                model, batches, into=seen, on_progress=told, memory_limit=memory_limit << 20,
                 **how,
             )  # fmt: skip
         except KeyboardInterrupt:
@@ -172,12 +159,12 @@ def _passed(
                 raise
             return seen, True
     if data.total is not None and ranks.rank() == 0:
-        tell(language, "cli.inspect.part", data=data.name, images=data.samples, total=data.total)
+        show.tell("cli.inspect.part", data=data.name, images=data.samples, total=data.total)
     return seen, False
 
 
 def _own(batches: Iterable[Any]) -> list[Any] | Iterable[Any]:
-    """Every rank takes its turn; a rank for which there is none gets an empty list."""
+    """Give every rank its turn; a rank for which there is none gets an empty list."""
     from normscope.experiment import ranks
 
     if ranks.size() == 1:

@@ -5,25 +5,25 @@ from typing import Annotated
 
 import typer
 
-from normscope.cli.app import LOCALE, LangOption, known_language, numbers, tell
+from normscope.cli.app import Spoken, numbers
 from normscope.cli.inputs import Key
 from normscope.errors import InputError
 from normscope.files import shown
 
 
 def merge(
+    show: Spoken,
     checkpoints: Annotated[
-        list[Path], typer.Argument(help="Of one network: safetensors or weights-only files.")
+        list[Path],
+        typer.Argument(help="Checkpoints of one network: safetensors or weights-only files."),
     ],
     counts: Annotated[
-        str, typer.Option(help="Samples behind each, with commas, as 800,200; at least 2 each.")
+        str, typer.Option(help="How many samples each checkpoint was trained on, as 800,200.")
     ],
     out: Annotated[Path, typer.Option(help="Write the merged weights here, as safetensors.")],
     key: Key = None,
-    lang: LangOption = LOCALE,
 ) -> None:
-    """Merge checkpoints of one network: weights averaged, statistics by the total variance."""
-    language = known_language(lang)
+    """Merge checkpoints: average weights, pool statistics."""
     many = numbers("--counts", counts)
     if len(checkpoints) < 2:
         raise InputError("one checkpoint alone has nothing to be merged with; name two or more")
@@ -42,4 +42,4 @@ def merge(
     merged = merge_statistics([read_weights(path, key) for path in checkpoints], many)
     notes = {"checkpoints": [path.name for path in checkpoints], "counts": many}
     write_weights(out, merged, {"normscope.merge": json.dumps(notes)})
-    tell(language, "cli.weights", path=out)
+    show.tell("cli.weights", path=out)

@@ -2,28 +2,42 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from functools import wraps
 from typing import Any
 
 
-def with_options(kind: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the fields of a dataclass as options; it gets them as its first argument."""
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Make options of the fields of every dataclass that a command takes.
 
-    def decorated(command: Callable[..., None]) -> Callable[..., None]:
-        shared = inspect.signature(kind, eval_str=True).parameters
-        _, *own = inspect.signature(command, eval_str=True).parameters.values()
-        names = {field.name for field in fields(kind)}
+    A parameter whose annotation is a dataclass is filled with one of these, made of its options.
+    """
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    kinds: dict[str, Any] = {p.name: p.annotation for p in own if is_dataclass(p.annotation)}
 
-        @wraps(command)
-        def run(**values: Any) -> None:
-            given = kind(**{name: values.pop(name) for name in names})
-            command(given, **values)
+    @wraps(command)
+    def run(**values: Any) -> None:
+        given = {
+            name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+            for name, kind in kinds.items()
+        }
+        command(**given, **values)
 
-        # required ones may follow those with a default: all are given by name
-        both = [p.replace(kind=p.KEYWORD_ONLY) for p in (*shared.values(), *own)]
-        run.__signature__ = inspect.Signature(both)  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in both}
-        return run
+    every: list[inspect.Parameter] = []
+    for parameter in own:
+        kind = kinds.get(parameter.name)
+        every += [parameter] if kind is None else _of_fields(kind)
+    # required ones may follow those with a default: all are given by name
+    every = [p.replace(kind=p.KEYWORD_ONLY) for p in every]
+    run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in every}
+    return run
 
-    return decorated
+
+def _of_fields(kind: type) -> list[inspect.Parameter]:
+    """Return the options of a dataclass, in its group of the help unless they name another."""
+    shared = list(inspect.signature(kind, eval_str=True).parameters.values())
+    for parameter in shared:
+        option = parameter.annotation.__metadata__[0]
+        option.rich_help_panel = option.rich_help_panel or getattr(kind, "PANEL", None)
+    return shared

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from normscope.cli.app import LOCALE, Html, Json, LangOption, known_language, names, present
+from normscope.cli.app import Shown, names
 from normscope.cli.inputs import FUNCTION, checked_spec
 from normscope.errors import InputError
 from normscope.files import shown
@@ -18,6 +18,7 @@ SIDE = (
 
 
 def parity(
+    show: Shown,
     first: Annotated[str, typer.Argument(metavar="A", help=f"The one that is right: {SIDE}")],
     second: Annotated[str, typer.Argument(metavar="B", help="The other, likewise.")],
     weights: Annotated[
@@ -28,23 +29,27 @@ def parity(
     ] = None,
     shape: Annotated[
         str | None,
-        typer.Option("--input", help="Shape of a batch of normal numbers, as 8,3,64,64."),
+        typer.Option(
+            "--input",
+            help="Compare on a batch of normal random numbers of this shape, as 8,3,64,64.",
+        ),
     ] = None,
     batch: Annotated[
-        str | None, typer.Option(help=f"A batch as the model takes it: {FUNCTION}.")
+        str | None,
+        typer.Option(help=f"Compare on the batch that this function returns: {FUNCTION}."),
     ] = None,
     modes: Annotated[
-        str, typer.Option(help="eval, train, or both with a comma; default: what both can.")
+        str,
+        typer.Option(
+            show_default="those that both sides have",
+            help="Compare in these modes: eval, train, or eval,train.",
+        ),
     ] = "",
     ignore: Annotated[
-        str, typer.Option(help="Codes of reasons that may differ, as momentum,dtype.")
+        str, typer.Option(help="Differences that do not count, as momentum,dtype.")
     ] = "",
-    html: Html = None,
-    as_json: Json = False,
-    lang: LangOption = LOCALE,
 ) -> None:
-    """Are two forms of a network the same? The first norm that differs, and why."""
-    language = known_language(lang)
+    """Compare two forms of a network: which norm differs, and why."""
     if (shape is None) == (batch is None):
         raise InputError(
             "name the inputs: --input with the shape of a batch, as 8,3,64,64, or --batch with a "
@@ -67,7 +72,7 @@ def parity(
         passports=(_passport(weights), _passport(weights_b or weights)),
         names=(first, second),
     )
-    present(record, document_of(record), language, as_json=as_json, html=html)
+    show.present(record, document_of(record))
     if not record.ok:
         raise typer.Exit(1)
 
@@ -79,7 +84,7 @@ def _passport(weights: Path | None) -> Any:
 
 
 def _side(spec: str, weights: Path | None) -> Any:
-    """A model that is loaded, or the path of a program."""
+    """Return a loaded model, or the path of a program."""
     if spec.endswith(PROGRAMS):
         return spec
     from normscope.probe.load import load_model

@@ -4,26 +4,25 @@ from typing import Annotated
 
 import typer
 
-from normscope.cli.app import LOCALE, Html, Json, LangOption, known_language, present, tell
+from normscope.cli.app import Shown
 from normscope.cli.inputs import Inputs
-from normscope.cli.options import with_options
 from normscope.errors import InputError
 from normscope.files import shown
 
 
-@with_options(Inputs)
 def passport(
+    show: Shown,
     given: Inputs,
     write: Annotated[
-        bool, typer.Option("--write", help="Make it of the model and write it to --weights.")
+        bool,
+        typer.Option("--write", help="Make the passport of --model and write it to --weights."),
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Of --data, as in training.")] = 64,
-    html: Html = None,
-    as_json: Json = False,
-    lang: LangOption = LOCALE,
+    batch_size: Annotated[
+        int,
+        typer.Option(min=1, help="Samples per batch of --data; the same as in training is best."),
+    ] = 64,
 ) -> None:
-    """Make the passport of a checkpoint, or hold a checkpoint or model against its own."""
-    language = known_language(lang)
+    """Write a checkpoint's norm settings down in it, or check them."""
     given.check()
     if given.model is None and given.weights is None:
         raise InputError("name a checkpoint (--weights), a model (--model), or both")
@@ -62,10 +61,10 @@ def passport(
         record = equivalence.passport(
             network, None if data is None else given.reader(network)(data.train)
         )
-    present(record, document_of(record), language, as_json=as_json, html=html)
+    show.present(record, document_of(record))
     if write:
         assert given.weights is not None and isinstance(record, Passport)  # noqa: PT018
         path = equivalence.write_passport(given.weights, record)
-        tell(language, "passport.written", path=path)
+        show.tell("passport.written", path=path)
     if isinstance(record, PassportCheck) and not record.ok:
         raise typer.Exit(1)

@@ -5,18 +5,15 @@ from typing import Annotated
 
 import typer
 
-from normscope.cli.app import LOCALE, LangOption, known_language, tell
+from normscope.cli.app import Spoken
 
 
 def playground(
-    html: Annotated[Path, typer.Option(help="Write the page here.")],
-    lang: LangOption = LOCALE,
+    show: Spoken, html: Annotated[Path, typer.Option(help="Write the page to this file.")]
 ) -> None:
-    """Write a page in which a small network trains: every norm, both modes, seven ready lessons."""
-    language = known_language(lang)
-
+    """Write a page in which a small network trains as you watch."""
     from normscope.files import write_whole
     from normscope.report.playground import page
 
-    write_whole(html, page(language))
-    tell(language, "cli.page", path=html)
+    write_whole(html, page(show.lang))
+    show.tell("cli.page", path=html)

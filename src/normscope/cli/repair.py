@@ -6,45 +6,36 @@ from typing import Annotated, Any
 
 import typer
 
-from normscope.cli.app import (
-    LOCALE,
-    Html,
-    Json,
-    LangOption,
-    known_language,
-    names,
-    present,
-    progress_bar,
-    tell,
-)
+from normscope.cli.app import Shown, names
 from normscope.cli.inputs import Checkup
-from normscope.cli.options import with_options
 from normscope.errors import InputError
 from normscope.records import CHECKUP
 
 
-@with_options(Checkup)
 def repair(
     given: Checkup,
+    show: Shown,
     out: Annotated[Path, typer.Option(help="Write the repaired weights here, as safetensors.")],
     remedy: Annotated[
         str,
         typer.Option(
-            help="Try these remedies, with commas, instead of those that fit the findings."
+            show_default="those that fit what is found", help="Try these remedies, with commas."
         ),
     ] = "",
     force: Annotated[
-        bool, typer.Option("--force", help="Keep what does not help, or what no data can judge.")
+        bool,
+        typer.Option(
+            "--force", help="Keep a remedy that does not help, or that no data can judge."
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
     ] = False,
-    html: Html = None,
-    as_json: Json = False,
-    lang: LangOption = LOCALE,
 ) -> None:
-    """Try the remedies that fit, let held-out samples decide, and write a new checkpoint."""
-    language = known_language(lang)
+    """Try remedies, let held-out data decide, write a new checkpoint.
+
+    Example: normscope repair --model net.py:model --loader net.py:loader --out new.safetensors
+    """
     given.check()
     if given.weights is not None and out.resolve() == given.weights.resolve():
         raise InputError(f"--out is the checkpoint itself ({given.weights}); name another file")
@@ -68,12 +59,12 @@ def repair(
     held_out: Any = None  # else part of the batches
     if data is not None and data.test is not None:
         held_out = given.reader(network)(data.test)
-    with progress_bar(as_json, given.expected(data)) as show:
+    with show.bar(given.expected(data)) as bar:
         found = doctor.diagnose(
             network,
             model_name=name,
             data_name=data.name if data else "",
-            on_progress=show,
+            on_progress=bar,
             **arguments,
         )
         done = doctor.repair(
@@ -83,7 +74,7 @@ def repair(
             remedies=names(remedy),
             force=force,
             dry_run=dry_run,
-            on_progress=show,
+            on_progress=bar,
             **arguments,
         )
     record = done.record
@@ -91,21 +82,21 @@ def repair(
 
     parts = {part.kind: json.loads(part.to_json()) for part in (found, record)}
     both = {"kind": CHECKUP, **parts}
-    present(both, document(found, record), language, as_json=as_json, html=html)
+    show.present(both, document(found, record))
     if record.kept and not dry_run:
         if state is None:
             done.save(out)
         else:
             notes = {"normscope.repair": record.to_json()}
             write_weights(out, merged(state, network), notes)
-        tell(language, "cli.weights", path=out)
+        show.tell("cli.weights", path=out)
         for remedy_kept in ("split", "own_weight"):  # the file fits no model as it was
             if remedy_kept in record.kept:
-                tell(language, f"doctor.repair.{remedy_kept}")
+                show.tell(f"doctor.repair.{remedy_kept}")
     else:
-        tell(language, "doctor.nothing_written")
+        show.tell("doctor.nothing_written")
     if not record.complete:
-        tell(language, "doctor.repair.stopped")
+        show.tell("doctor.repair.stopped")
         raise typer.Exit(130)
     if found.fails("error") and not record.kept:
         raise typer.Exit(1)

@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from normscope import __version__
-from normscope.cli.app import LOCALE, Console, app, known_language
-from normscope.report.messages import say
+from normscope.cli.app import OUTPUT, Console, app
+from normscope.cli.language import spoken
+from normscope.report.messages import Lang, say
 
 FIRST = {  # message -> what to type
     "cli.first.explain": "normscope explain",
@@ -25,25 +26,38 @@ def _version(wanted: bool) -> None:
 @app.callback(invoke_without_command=True)
 def start(
     context: typer.Context,
+    lang: Annotated[
+        Lang,
+        typer.Option(
+            default_factory=spoken,
+            show_default="that of your locale",
+            help="Language of texts and pages: English or Chinese.",
+            rich_help_panel=OUTPUT,
+        ),
+    ],
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_version, is_eager=True, help="Print the version and leave."
+            "--version",
+            callback=_version,
+            is_eager=True,
+            help="Print the version and leave.",
+            rich_help_panel=OUTPUT,
         ),
     ] = False,
 ) -> None:
     """Say what to try first, where no command is named."""
     if context.invoked_subcommand is not None:
         return
-    language, console = known_language(LOCALE), Console(highlight=False)
+    console = Console(highlight=False)
 
     def put(text: str, style: str | None = None) -> None:
         console.print(text, style=style, markup=False, soft_wrap=True)
 
-    put(say(language, "cli.first", version=__version__))
+    put(say(lang, "cli.first", version=__version__))
     for key, line in FIRST.items():
         put("")
-        put(say(language, key))
+        put(say(lang, key))
         put(f"  {line}", "bold")
     put("")
-    put(say(language, "cli.first.help"))
+    put(say(lang, "cli.first.help"))

@@ -1,66 +1,91 @@
 """normscope train."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from normscope.cli.app import (
-    LOCALE,
-    Json,
-    LangOption,
-    known_language,
-    names,
-    progress_bar,
-    tell,
-)
+from normscope.cli.app import Printed, names
+from normscope.cli.inputs import DATA
 from normscope.cli.report import finish
+
+RUN = "Run folder"
 
 
 def train(
-    data: Annotated[
+    show: Printed,
+    data: Annotated[str, typer.Option(help=DATA)] = "digits",
+    net: Annotated[
+        Literal["mlp", "cnn"],
+        typer.Option(help="The network: fully connected, or convolutions for images."),
+    ] = "mlp",
+    norm: Annotated[
         str,
         typer.Option(
-            help="digits, iris, wine, breast_cancer, a .npz, .csv or .parquet file, a folder of "
-            "class folders of images, or path/file.py:factory."
+            help="Normalisations to compare, with commas: batch, none, noaffine, affine_only, "
+            "per_class, conditional, shared, separate, ghost, mode, renorm, layer."
         ),
-    ] = "digits",
-    net: Annotated[str, typer.Option(help="mlp or cnn.")] = "mlp",
-    norm: Annotated[
-        str, typer.Option(help="Normalisations to compare, with commas; a wrong one lists all.")
     ] = "batch,none,noaffine",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 20,
     batch_size: Annotated[int, typer.Option(min=2, help="Samples per batch.")] = 64,
-    lr: Annotated[float, typer.Option(help="Learning rate of the first step.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    lr: Annotated[
+        float, typer.Option(help="Learning rate of the first step; it falls to 0 at the last.")
+    ] = 0.1,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the first network; the next ones count up from it.")
+    ] = 0,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            min=1, help="How many networks of each kind are trained, each from its own seed."
+        ),
+    ] = 3,
     domains: Annotated[
-        str, typer.Option(help="Versions of the data, with commas: clean,contrast,invert,noise.")
+        str,
+        typer.Option(
+            show_default="the data as they are",
+            help="Train on several versions of images at once, with commas: "
+            "clean,contrast,invert,noise.",
+        ),
     ] = "",
-    every: Annotated[int, typer.Option(min=1, help="Steps between two telemetry lines.")] = 10,
+    every: Annotated[
+        int, typer.Option(min=1, help="Steps between two measurements of the layers.")
+    ] = 10,
     freeze_head: Annotated[
         bool,
         typer.Option(
             "--freeze-head",
-            help="Under affine_only, freeze the output layer too: only gamma and beta learn.",
+            help="With --norm affine_only, freeze the output layer too: only gamma and beta learn.",
         ),
     ] = False,
-    sweep: Annotated[bool, typer.Option(help="Find the learning rates that train.")] = True,
-    out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/latest"),
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")
+    sweep: Annotated[
+        bool, typer.Option(help="Also find at which learning rates each kind trains.")
+    ] = True,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The folder of the run: records, checkpoints, page.", rich_help_panel=RUN
+        ),
+    ] = Path("runs/latest"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel=RUN)
     ] = False,
-    as_json: Json = False,
-    lang: LangOption = LOCALE,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in --out.", rich_help_panel=RUN)
+    ] = False,
+    tensorboard: Annotated[
+        bool,
+        typer.Option("--tensorboard", help="Also write TensorBoard events.", rich_help_panel=RUN),
+    ] = False,
 ) -> None:
-    """Train one network under several normalisations and compare them, class by class."""
-    language = known_language(lang)
+    """Train one network under several norms and compare them by class.
+
+    Example: normscope train --data iris --norm batch,none --out runs/iris
+    """
     from normscope import experiment
     from normscope.experiment import fit, ranks
 
-    with ranks.world() as rank, progress_bar(as_json or rank > 0) as show:
+    with ranks.world() as rank, show.bar(quiet=rank > 0) as bar:
         run = experiment.train(
             data,
             net=net,
@@ -79,11 +104,11 @@ def train(
             overwrite=overwrite,
             tensorboard=tensorboard,
             progress=False,
-            on_progress=show,
+            on_progress=bar,
         )
     if rank > 0:  # rank 0 writes and tells
         raise typer.Exit(0 if run.complete else 130)
-    finish(run, out, as_json, language)
+    finish(run, out, show)
     if not run.complete:
-        tell(language, "cli.stopped", path=out)
+        show.tell("cli.stopped", path=out)
         raise typer.Exit(130)

@@ -28,7 +28,7 @@ class Pair(NamedTuple):
 
 
 def activation_of(module: nn.Module) -> Activation | None:
-    """The name of the activation that a module is, where norm layers have that one too."""
+    """Return the name of the activation that a module is, where norm layers have that one too."""
     if "forward" in module.__dict__:
         return None
     if type(module) is nn.ReLU:
@@ -40,7 +40,7 @@ def activation_of(module: nn.Module) -> Activation | None:
 
 
 def has_hook(module: nn.Module) -> bool:
-    """Whether a hook would see what the module gets or gives."""
+    """Return whether a hook would see what the module gets or gives."""
     own = module.__dict__
     return any(own.get(hooks) for hooks in HOOKS)
 
@@ -112,12 +112,12 @@ class _Tracer(PartialTracer):
     """Stop at norm layers, of whatever origin."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """As torch.fx, and everything that holds running statistics itself."""
+        """Keep whole what torch.fx does, and everything that holds running statistics itself."""
         return "running_mean" in m._buffers or super().is_leaf_module(m, module_qualified_name)
 
 
 def _partner(name: str, modules: Mapping[str, nn.Module], traces: list[_Trace]) -> str:
-    """The activation module that gets all outputs of a norm.
+    """Find the activation module that gets all outputs of a norm.
 
     Raises:
         Refusal: there is none, or something else sees what lies between.
@@ -145,7 +145,7 @@ def _partner(name: str, modules: Mapping[str, nn.Module], traces: list[_Trace]) 
 
 
 def _path(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[str]:
-    """The modules behind a call, through identities up to the first that is none."""
+    """Find the modules behind a call, through identities up to the first that is none."""
     path: list[str] = []
     while not path or type(modules[path[-1]]) is nn.Identity:
         if len(node.users) != 1:
@@ -159,7 +159,7 @@ def _path(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[str]:
 
 
 def _check_unwatched(path: Iterable[str], modules: Mapping[str, nn.Module]) -> None:
-    """No hook between: on these, or on what contains one of them but not the others."""
+    """Require no hook on these, or on what contains one of them but not the others."""
     around = [{name[:i] for i, c in enumerate(f"{name}.") if c == "."} for name in path]
     for name in sorted(set[str].union(*around) - set[str].intersection(*around)):
         if has_hook(modules[name]):
@@ -169,7 +169,7 @@ def _check_unwatched(path: Iterable[str], modules: Mapping[str, nn.Module]) -> N
 def _not_alone(
     partners: Mapping[str, str], modules: Mapping[str, nn.Module], traces: list[_Trace]
 ) -> dict[str, str]:
-    """The modules that get something else than outputs of their norms, and what that is."""
+    """Find the modules that get something else than outputs of their norms, and what that is."""
     spoilt = {}
     for module in set(partners.values()):
         for node in (node for trace in traces for node in trace.calls.get(module, ())):

@@ -35,7 +35,7 @@ class Behind(Blend):
         return self._modules["act"]
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """act(drop(norm(x)))."""
+        """Return act(drop(norm(x)))."""
         drop: Any = self.drop
         y: Tensor = self.act(drop(super().forward(*args, **kwargs)))
         return y

@@ -24,7 +24,7 @@ class Former(NamedTuple):
 
 
 def remembered(layer: nn.Module) -> Former:
-    """The layer as it is now."""
+    """Record the layer as it is now."""
     state = dict(layer.__dict__)
     for table in TABLES:
         state[table] = state[table].copy()
@@ -56,7 +56,7 @@ def undo(former: list[Former]) -> None:
 
 
 def _is_newer(current: Tensor | None, old: Tensor | None) -> TypeGuard[Tensor]:
-    """Whether a tensor took the place of another in the same shape, perhaps moved or trained."""
+    """Return whether a tensor replaced another of the same shape, perhaps moved or trained."""
     if current is None or old is None or current is old:
         return False
     return current.shape == old.shape

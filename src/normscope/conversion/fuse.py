@@ -107,7 +107,7 @@ def _take(layer: Any, act: Activation, former: list[Former]) -> None:
 
 
 def _block(model: nn.Module, name: str) -> str | None:
-    """The module whose forward calls a layer; None where that is one of torch's own."""
+    """Find the module whose forward calls a layer; None where that is one of torch's own."""
     place = name
     while True:
         place = place.rpartition(".")[0]

@@ -73,7 +73,7 @@ class FusedForward(nn.Module):
     _watched: tuple[str, ...]  # the modules whose calls are replaced
 
     def is_unchanged(self) -> bool:
-        """Whether the fused forward does what the block's own would do now."""
+        """Return whether the fused forward does what the block's own would do now."""
         if torch.compiler.is_compiling() or _has_any_global_hook():
             return False
         try:
@@ -105,7 +105,7 @@ class FusedForward(nn.Module):
 
 
 def _with_choice(own: Any, fused: Callable[[nn.Module, Tensor], Tensor]) -> Any:
-    """The fused forward where it is the same, else the block's own, with the signature of that."""
+    """Run the fused forward where it is the same, else the block's own, with its signature."""
 
     @functools.wraps(own)  # torch.fx reads the arguments' names
     def forward(self: FusedForward, *args: Any, **kwargs: Any) -> Any:
@@ -122,7 +122,7 @@ def _new(cls: type[nn.Module]) -> nn.Module:
 
 @kept_generators()  # tracing runs the forward
 def fused_class(block: nn.Module, path: str) -> type[FusedForward]:
-    """The class that gives a block a fused forward.
+    """Return the class that gives a block a fused forward.
 
     Args:
         block: a module whose forward calls norm layers; it is not changed.
@@ -182,7 +182,7 @@ class _Idle(TorchDispatchMode):
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """All parts are: only the block's own forward is of interest."""
+        """Keep all parts whole: only the block's own forward is of interest."""
         return True
 
 
@@ -197,7 +197,7 @@ def _traced(block: nn.Module) -> fx.Graph:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether it is a norm layer of ours without an activation, whose forward is known."""
+    """Return whether it is a norm layer of ours without an activation, whose forward is known."""
     if not isinstance(module, Normalizer) or "forward" in module.__dict__:
         return False
     forward: Any = type(module).forward
@@ -244,13 +244,13 @@ def _fuse(
 
 
 def _user(node: fx.Node) -> fx.Node | None:
-    """The only call that sees a node."""
+    """Find the only call that sees a node."""
     user = next(iter(node.users)) if len(node.users) == 1 else None
     return user if user is not None and user.op.startswith("call") else None
 
 
 def _through(path: list[fx.Node], modules: dict[str, nn.Module]) -> list[fx.Node]:
-    """The path, and the identities behind it."""
+    """Find the path, and the identities behind it."""
     path = list(path)
     while (user := _user(path[-1])) is not None and user.op == "call_module":
         module = modules[str(user.target)]
@@ -276,7 +276,7 @@ def run_fused(
 
 
 def _other(user: fx.Node, node: fx.Node) -> fx.Node | None:
-    """The other summand, where the sum is of two tensors and does not write over that one."""
+    """Find the other summand, where the sum is of two tensors and does not overwrite it."""
     if len(user.args) != 2 or user.kwargs:
         return None
     first, second = user.args
@@ -287,7 +287,7 @@ def _other(user: fx.Node, node: fx.Node) -> fx.Node | None:
 
 
 def _stays(x: Any, modules: dict[str, nn.Module]) -> bool:
-    """Whether a norm's input is still the same at a later place."""
+    """Return whether a norm's input is still the same at a later place."""
     return (
         isinstance(x, fx.Node)
         and x.op == "call_module"
@@ -299,7 +299,7 @@ def _stays(x: Any, modules: dict[str, nn.Module]) -> bool:
 def _activation(
     user: fx.Node, given: fx.Node, modules: dict[str, nn.Module]
 ) -> tuple[Activation | None, str]:
-    """The activation that a node is, and where it is written."""
+    """Find the activation that a node is, and where it is written."""
     if user.args[:1] != (given,):
         return None, "+"
     if user.op == "call_module":

@@ -1,7 +1,9 @@
 """What each layer of the family is, in the five tensors of plain batch norm and its arguments."""
 
+import inspect
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -50,20 +52,12 @@ CLASSES: dict[Kind, tuple[type[nn.Module], ...]] = {
     "mode": (layers.ModeNorm1d, layers.ModeNorm2d, layers.ModeNorm3d),
     "group": (nn.GroupNorm,) * 3,
 }
-OPTIONS: dict[Kind, tuple[str, ...]] = {
-    "torch": (),
-    "sync": ("process_group",),
-    "batch": ("process_group",),
-    "ghost": ("ghost_size",),
-    "renorm": ("r_max", "d_max", "warm_up", "ramp", "process_group"),
-    "evalnorm": ("own_weight",),
-    "frozen": (),
-    "conditional": (
-        *("num_conditions", "stats", "affine", "missing", "min_count", "process_group"),
-    ),
-    "mode": ("num_modes",),
-    "group": ("num_groups",),
-}
+# what every layer takes; the other arguments of a class are its options
+SHARED = (
+    *("num_features", "eps", "momentum", "affine", "track_running_stats", "device", "dtype"),
+    *("bias", "act", "num_channels"),
+)
+ON_ONE_RANK = ("ghost", "evalnorm")  # kinds that take a process group and do not share with it
 NEEDED: dict[Kind, str] = {
     "ghost": "ghost_size",
     "conditional": "num_conditions",
@@ -147,7 +141,7 @@ def read(layer: nn.Module) -> Plain | None:
         act=getattr(layer, "fused_act", None),
         behind=behind,
         ranks="world" if kind == "sync" and ranks is None else ranks,
-        options={name: getattr(layer, name, None) for name in _own_options(kind)},
+        options={name: getattr(layer, name, None) for name in options_of(kind)},
     )
 
 
@@ -197,7 +191,7 @@ def made(plain: Plain, kind: Kind, dims: int | None, options: dict[str, Any]) ->
 
 
 def equality(plain: Plain, kind: Kind, layer: nn.Module) -> Literal["always", "eval", "never"]:
-    """Where a layer of `kind` computes what the plain one did: in training too, in eval, never."""
+    """Tell where a layer of `kind` computes what the plain one did: training too, eval, never."""
     own = (plain.options.get("own_weight", 0.0), getattr(layer, "own_weight", 0.0))
     if kind == "group" or not plain.exact or own[0] != own[1]:
         return "never"
@@ -216,9 +210,10 @@ def check_options(kind: str, options: dict[str, Any]) -> Kind:
     known = next((k for k in KINDS if k == kind), None)
     if known is None:
         raise InputError(f"to is {kind!r}; it can be {listed(KINDS)}")
+    there = options_of(known)
     for name in options:
-        if name not in OPTIONS[known]:
-            allowed = f"it takes {listed(OPTIONS[known])}" if OPTIONS[known] else "it takes none"
+        if name not in there:
+            allowed = f"it takes {listed(there)}" if there else "it takes none"
             raise InputError(f"{known} has no option {name!r}; {allowed}")
     needed = NEEDED.get(known)
     if needed is not None and needed not in options:
@@ -227,7 +222,7 @@ def check_options(kind: str, options: dict[str, Any]) -> Kind:
 
 
 def _family(layer: nn.Module) -> tuple[str | None, type[nn.Module], int | None, bool]:
-    """Kind, class in the family, rank and whether timm's drop and act run behind."""
+    """Return kind, class in the family, rank and whether timm's drop and act run behind."""
     for mine in type(layer).__mro__:
         behind = _is_timm(mine)
         if behind and mine.__name__.startswith("Frozen"):
@@ -250,14 +245,20 @@ def _family(layer: nn.Module) -> tuple[str | None, type[nn.Module], int | None, 
 
 
 def _is_timm(kind: type) -> bool:
-    """Whether a class is one of timm's batch norms that drop and activate by themselves."""
+    """Return whether a class is one of timm's batch norms that drop and activate by themselves."""
     home = sys.modules.get("timm.layers.norm_act")
     names = ("BatchNormAct2d", "FrozenBatchNormAct2d")
     return home is not None and any(kind is getattr(home, name, None) for name in names)
 
 
-def _own_options(kind: str) -> tuple[str, ...]:
-    return next((names for known, names in OPTIONS.items() if known == kind), ())
+@cache
+def options_of(kind: str) -> tuple[str, ...]:
+    """Return the arguments that a kind's layers have beyond those of all; none for "instance"."""
+    found = next((classes[0] for known, classes in CLASSES.items() if known == kind), None)
+    own = {"affine"} if kind == "conditional" else set()  # it has a meaning of its own there
+    without = {*SHARED, *(("process_group",) if kind in ON_ONE_RANK else ())} - own
+    names = () if found is None else inspect.signature(found).parameters
+    return tuple(name for name in names if name not in without)
 
 
 def _features(layer: nn.Module, tensors: dict[str, Tensor | None]) -> int:

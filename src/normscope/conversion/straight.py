@@ -23,7 +23,7 @@ Fact = tuple[Any, ...]
 
 
 def read_straight(module: nn.Module) -> tuple[str, ...]:
-    """The attributes of a module on which the course of its forward may depend.
+    """Return the attributes of a module on which the course of its forward may depend.
 
     Raises:
         Refusal: the forward takes more than one input, loops, calls functions that are not
@@ -52,7 +52,7 @@ def read_straight(module: nn.Module) -> tuple[str, ...]:
 
 
 def fact(module: nn.Module, name: str) -> Fact:
-    """What the course of a forward can depend on in an attribute.
+    """Return what the course of a forward can depend on in an attribute.
 
     Raises:
         Refusal: it may be anything.

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
 
@@ -26,8 +27,9 @@ from normscope.conversion.kinds import (
 from normscope.conversion.verification import LEVELS, Level, Verification, verified
 from normscope.errors import InputError, ModelError
 from normscope.layers.batch import Normalizer
+from normscope.probe import bare
 from normscope.probe.frozen import refuse_traced
-from normscope.records import Change, Fusion, Left
+from normscope.records import Change, Converted, Left
 
 OWN = "it normalises within each sample in training; name it in only= to convert it all the same"
 
@@ -37,6 +39,7 @@ class Conversion:
 
     Attributes:
         model: the model, the same object, changed.
+        record: what became of each layer, and what `verify` found.
         changed: the layers that became others.
         kept: normalisation layers for which there was nothing to do.
         refused: layers that could not be changed without loss; left as they were.
@@ -44,19 +47,16 @@ class Conversion:
         unfused: with fuse=True, the layers that do none, with the reason.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        changed: tuple[Change, ...],
-        kept: tuple[Left, ...],
-        refused: tuple[Left, ...],
-        former: list[Former],
-        fused: tuple[Fusion, ...] = (),
-        unfused: tuple[Left, ...] = (),
-    ) -> None:
-        self.model, self.changed, self.kept, self.refused = model, changed, kept, refused
-        self.fused, self.unfused = fused, unfused
-        self._former = former
+    def __init__(self, model: nn.Module, record: Converted, former: list[Former]) -> None:
+        self.model, self.record, self._former = model, record, former
+        self.changed, self.kept, self.refused = record.changed, record.kept, record.refused
+        self.fused, self.unfused = record.fused, record.unfused
+
+    def __repr__(self) -> str:
+        return repr(self.record)
+
+    def _repr_html_(self) -> str:
+        return self.record._repr_html_()
 
     def verify(self, *inputs: Any, double: bool = True, steps: int = 1) -> Verification:
         """Compare with the model before, on copies: outputs, gradients, training, buffers.
@@ -80,7 +80,9 @@ class Conversion:
         undo(former)
         found = {change.equal for change in self.changed}
         level: Level = next((level for level in reversed(LEVELS) if level in found), "always")
-        return verified(before, after, inputs, level=level, double=double, steps=steps)
+        proof = verified(before, after, inputs, level=level, double=double, steps=steps)
+        self.record = replace(self.record, comparisons=proof.comparisons)
+        return proof
 
     def revert(self) -> nn.Module:
         """Give every layer its former class, parameters and arguments back; returns the model.
@@ -197,7 +199,16 @@ def convert(
     except BaseException:
         undo(former)
         raise
-    return Conversion(model, changed, tuple(kept), tuple(refused), former, fused, unfused)
+    record = Converted(
+        model=type(bare(model)).__name__,
+        to=kind,
+        changed=changed,
+        kept=tuple(kept),
+        refused=tuple(refused),
+        fused=fused,
+        unfused=unfused,
+    )
+    return Conversion(model, record, former)
 
 
 class _Plan(NamedTuple):
@@ -284,7 +295,7 @@ def _carry_out(plan: _Plan, former: list[Former]) -> Change:
 
 
 def _fitted(given: Tensor, wanted: Tensor) -> Tensor:
-    """One row as K equal rows where that is wanted; a parameter as a buffer in its memory."""
+    """Make K equal rows of one where that is wanted; put a parameter as a buffer in its memory."""
     if given.shape != wanted.shape:
         return given.detach().expand(wanted.shape).clone()
     return given.detach() if isinstance(given, nn.Parameter) else given

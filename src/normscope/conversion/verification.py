@@ -40,6 +40,13 @@ class Verification:
         """Whether all that must be equal is equal."""
         return all(comparison.ok for comparison in self.comparisons)
 
+    def __repr__(self) -> str:
+        lines = [f"{'equal' if self.ok else 'NOT equal'}, computed in {self.dtype}"]
+        for found in self.comparisons:
+            limit = "may differ" if found.allowed is None else f"allowed {found.allowed:.1e}"
+            lines.append(f"{found.what} in {found.mode}(): {found.difference:.1e}, {limit}")
+        return "\n".join(lines)
+
 
 def verified(
     before: nn.Module,
@@ -118,7 +125,7 @@ def _backward(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
 
 
 def _gradients(model: nn.Module) -> dict[str, Tensor]:
-    """By name; K rows of one layer as their sum, which is the gradient of one row for all."""
+    """Return gradients by name; K rows of one layer become their sum, that of one row for all."""
     found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     for name, layer in model.named_modules():
         for key in ("weight", "bias"):
@@ -129,7 +136,7 @@ def _gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _difference(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> float:
-    """Largest relative difference of what both have in the same shape."""
+    """Return the largest relative difference of what both have in the same shape."""
     sizes = {n: _largest(a) for n, a in old.items() if _floats(a)}
     # a gradient that is zero but for rounding is measured by its neighbours, not by itself
     least = max(1e-3 * max(sizes.values(), default=0.0), 1e-30)
@@ -154,7 +161,7 @@ def _largest(a: Tensor) -> float:
 
 
 def _nudged(x: Any, eps: float) -> Any:
-    """Values moved by one unit in the last place, up or down."""
+    """Move values by one unit in the last place, up or down."""
     return x * (1 + eps * torch.empty_like(x).bernoulli_().mul_(2).sub_(1)) if _floats(x) else x
 
 

@@ -1,6 +1,10 @@
 """The doctor: exact statistics, checks with a cause, and repairs that are proved and undone."""
 
+from importlib import import_module
+from typing import Any
+
 from normscope.doctor.adapt import Adaptation, adapt, certainty
+from normscope.doctor.averages import recalibrated
 from normscope.doctor.calls import PerCall, split
 from normscope.doctor.diagnosis import diagnose
 from normscope.doctor.merge import merge_statistics
@@ -22,6 +26,13 @@ __all__ = [
     "merge_statistics",
     "own_weight",
     "recalibrate",
+    "recalibrated",
     "repair",
     "split",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "callbacks":  # imported when asked for: they are made of what is in here
+        return import_module(f"{__name__}.callbacks")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

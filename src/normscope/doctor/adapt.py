@@ -58,20 +58,32 @@ class Adaptation:
     collapsed: bool
     _before: ModelSnapshot = field(repr=False)
 
+    def __repr__(self) -> str:
+        lines = [
+            f"Adaptation of {type(self.model).__name__} to {self.samples} live samples",
+            (
+                f"entropy {self.before.entropy:.3g} -> {self.after.entropy:.3g}, diversity "
+                f"{self.before.diversity:.3g} -> {self.after.diversity:.3g} nats"
+            ),
+        ]
+        if self.collapsed:
+            lines.append("learning collapsed and was taken back; the statistics stay adapted")
+        return "\n".join([*lines, ".undo() brings the model back"])
+
     def undo(self) -> nn.Module:
         """Bring the model back as it was, to the byte; return it."""
         self._before.rollback()
         return self.model
 
     def promising(self, source: Certainty) -> bool:
-        """Whether the adapted model is about as sure on live data as on those of training.
+        """Return whether the adapted model is about as sure on live data as on those of training.
 
         Where it is not, classes look different and statistics alone cannot help. No labels.
         """
         return self.unsure(source) <= CONFIDENT
 
     def unsure(self, source: Certainty) -> float:
-        """Entropy after adapting over that on the source, which counts as 0.05 nats at least."""
+        """Return entropy after adapting over that on the source (at least 0.05 nats)."""
         return self.after.entropy / max(source.entropy, 0.05)
 
 
@@ -148,7 +160,7 @@ def adapt(
 
 
 def certainty(model: nn.Module, batches: Iterable[Any] | Loader) -> Certainty:
-    """Of a model in eval() on some data; it is not changed.
+    """Return the entropy of a model in eval() on some data; it is not changed.
 
     NaN where no output is (N, K, ...) with K > 1 scores. Positions of dense outputs count as
     samples.
@@ -169,7 +181,7 @@ def certainty(model: nn.Module, batches: Iterable[Any] | Loader) -> Certainty:
 
 
 def _scores(output: Any, size: int) -> Tensor | None:
-    """(M, K) of the first output that can be scores of classes over dimension 1."""
+    """Return (M, K) of the first output that can be scores of classes over dimension 1."""
     for value in leaves(output):
         if value.is_floating_point() and value.dim() > 1 and len(value) == size:
             return value.movedim(1, -1).reshape(-1, value.shape[1]) if value.shape[1] > 1 else None

@@ -64,9 +64,10 @@ class Attribution:
         *,
         goal: Goal | None = None,
     ) -> list[Answer]:
-        """To every kept batch, or to these; with no goal for parts and mixtures of batches.
+        """Return the answers to every kept batch, or to these.
 
-        A loss or a metric is made for whole batches as the loader gives them.
+        Parts and mixtures of batches have no goal: a loss or a metric is made for whole batches
+        as the loader gives them.
         """
         if batches is None and self.restored and not override.by_batch:
             same = (override.stored.get(name) is value for name, value in self.target.items())
@@ -88,15 +89,15 @@ class Attribution:
         return 1 - self._apart(answers) / self._gap if self._gap > 1e-9 else 0.0
 
     def against_eval(self, answers: Sequence[Answer]) -> Comparison:
-        """Answers beside those of eval()."""
+        """Compare answers with those of eval()."""
         return Comparison.of(self._data.eval, answers, given=self._data.gap.known)
 
     def advantage(self, answers: Sequence[Answer]) -> float:
-        """By how many standard errors they are better than eval(); NaN where it is not known."""
+        """Return by how many standard errors they beat eval(); NaN where it is not known."""
         return self.against_eval(answers).advantage if self._data.gap.known else float("nan")
 
     def changes(self, answers: Sequence[Answer]) -> float:
-        """Relative difference of these answers from those of eval()."""
+        """Return the relative difference of these answers from those of eval()."""
         return self._apart(answers, self._data.eval)
 
     def _apart(self, other: Sequence[Answer], reference: Sequence[Answer] | None = None) -> float:
@@ -104,7 +105,7 @@ class Attribution:
         return Comparison.of(reference, other, noise=self._data.noise).relative
 
     def parts(self) -> dict[str, Override]:
-        """All means, all variances, and the correction n/(n-1) of small batches."""
+        """Try all means, all variances, and the correction n/(n-1) of small batches."""
         states, target = self.states, self.target
         biased = {}
         for name, state in states.items():
@@ -144,7 +145,7 @@ class Attribution:
         return min(self._apart(ideal) / max(self._gap, 1e-9), 1.0)
 
     def by_domain(self) -> list[Answer]:
-        """Answers where every domain has statistics of its own."""
+        """Return the answers where every domain has statistics of its own."""
         per_domain = self._domain_statistics()
         found = []
         for batch, usual in zip(self._data.kept, self._data.eval, strict=True):
@@ -181,7 +182,7 @@ class Attribution:
         return None if part is None else (mine, part)
 
     def by_layer(self) -> tuple[LayerGap, ...]:
-        """Each layer's part: those furthest off, on a part of the samples."""
+        """Measure each layer's part: those furthest off, on a part of the samples."""
         away = {n: drift(s.mean, s.var, *self.target[n]) for n, s in self.states.items()}
         size = {n: float(a.clamp(max=1e6).pow(2).mean().sqrt()) for n, a in away.items()}
         furthest = sorted(size, key=lambda n: -size[n])[:LAYERS]

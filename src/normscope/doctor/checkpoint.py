@@ -10,7 +10,7 @@ from normscope.doctor.state import EPS, MOMENTUM, of_checkpoint
 def skeleton(
     state: Mapping[str, Tensor], momentum: float = MOMENTUM, eps: float = EPS
 ) -> nn.Module:
-    """Modules that hold nothing but the batch norms of a checkpoint, under the same names.
+    """Build modules that hold the batch norms of a checkpoint alone, under the same names.
 
     Statistics by condition are left out.
 

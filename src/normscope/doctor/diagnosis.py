@@ -220,7 +220,7 @@ def _asked(
 
 
 def _allowed(case: CheckContext, finding: Finding) -> Finding:
-    """No error and no repair, where new statistics would do harm; layers never updated stay."""
+    """Keep no error and no repair where new statistics would do harm; layers never updated stay."""
     never = finding.facts.get("kind") == "never"
     if finding.repair != "recalibrate" or never or not case.keep_stored:
         return finding

@@ -42,7 +42,7 @@ class Composition:
     columns: list[Tensor] = field(default_factory=list)  # labels of whole batches, by place
 
     def add(self, labels: Tensor) -> None:
-        """One batch."""
+        """Record one batch."""
         n = len(labels)
         values, counts = labels.cpu().unique(return_counts=True)
         if n > 1:
@@ -59,7 +59,7 @@ class Composition:
         return sum((n / total) ** 2 for n in self.counts.values()) if total else 1.0
 
     def excess(self) -> float:
-        """r: how much likelier than chance samples of a batch share the label; NaN: unknown."""
+        """Return r: how much likelier than chance samples of a batch share the label; or NaN."""
         if not self.of or self.chance > 1 - 1e-9 or len(self.columns) < 2:
             return float("nan")
         return (self.pairs / self.of - self.chance) / (1 - self.chance)
@@ -118,7 +118,7 @@ class LayerSample:
         return min(max((raw - 1 / p) / (1 - 1 / p), 0.0), 1.0)
 
     def effective(self) -> float:
-        """N P / (1 + (P-1) ICC): independent values per channel in a usual batch of N rows.
+        """Return N P / (1 + (P-1) ICC): independent values per channel in a usual batch of N rows.
 
         P positions; ICC is `share_between`.
         """
@@ -126,7 +126,7 @@ class LayerSample:
         return size * p / (1 + (p - 1) * self.share_between())
 
     def batch_correlation(self) -> tuple[float, float]:
-        """r of samples in one batch, mean over channels, and its standard error; NaN: unknown.
+        """Return r of samples in one batch, mean over channels, and its standard error; or NaN.
 
         Analysis of variance of sample means by batch: (MSB - MSW) / (MSB + (m-1) MSW).
         """
@@ -220,7 +220,7 @@ class Evidence:
         return 0 < self.distinct < FEW and many >= 8 * self.distinct
 
     def population(self, name: str) -> tuple[Tensor, Tensor]:
-        """Mean and unbiased variance of a layer's input over the whole data, as in train().
+        """Return mean and unbiased variance of a layer's input over the whole data, as in train().
 
         On the CPU; NaN where one value or none was seen.
         """
@@ -336,14 +336,14 @@ class _Watcher:
 
 
 def _moments_of(values: Tensor) -> Moments:
-    """Of (N, C) values in float64."""
+    """Return the moments of (N, C) values in float64."""
     mean = values.mean(0)
     count = torch.tensor(float(len(values)), dtype=torch.float64, device=values.device)
     return Moments(count, mean, (values - mean).square().sum(0))
 
 
 def _numbered(ids: Tensor, rows: dict[int, int]) -> Tensor | None:
-    """Row numbers of ids, in the order in which they came up; None beyond GROUPS."""
+    """Return row numbers of ids, in the order in which they came up; None beyond GROUPS."""
     for value in ids.unique().tolist():
         rows.setdefault(value, len(rows))
     if len(rows) > GROUPS:
@@ -379,7 +379,7 @@ def _leak(
     whole: Answer,
     goal: Goal,
 ) -> tuple[float, float]:
-    """Noise between equal runs, and the largest change of the first half in other company.
+    """Measure noise between equal runs, and how the first half changes in other company.
 
     The first half stands in the place of the second too, so shapes and random numbers are equal.
     """

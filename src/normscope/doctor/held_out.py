@@ -57,7 +57,7 @@ class HeldOut:
     def of(
         cls, model: nn.Module, loader: Loader | None, apart: Loader | None, goal: Goal
     ) -> "HeldOut":
-        """Batches of their own, or those that `loader` holds out; train() is run on them once.
+        """Read the judging batches, given or held out by `loader`; run train() on them once.
 
         Raises:
             InputError, ModelError: as `Loader`.
@@ -130,7 +130,7 @@ def joined(parts: Sequence[Answer]) -> Answer:
 
 
 def known(before: Evaluation, after: Evaluation) -> bool:
-    """Whether labels, a loss or a metric say what is good."""
+    """Return whether labels, a loss or a metric say what is good."""
     return any(e.compared is not None and e.compared.known for e in (before, after))
 
 
@@ -142,7 +142,7 @@ def gain(before: Evaluation, after: Evaluation) -> float:
 
 
 def helps(before: Evaluation, after: Evaluation) -> bool:
-    """Whether held-out batches are served better.
+    """Return whether held-out batches are served better.
 
     Where labels, a loss or a metric say what is good: better by SURE standard errors; or better
     at all, and the gap between train() and eval() falls by 5 %; or accuracy rises by more than
@@ -163,13 +163,13 @@ def helps(before: Evaluation, after: Evaluation) -> bool:
 
 
 def harms(before: Evaluation, after: Evaluation) -> bool:
-    """Whether held-out batches are served worse, beyond chance."""
+    """Return whether held-out batches are served worse, beyond chance."""
     sure = gain(before, after)
     return after.score.gap > 1.05 * before.score.gap if math.isnan(sure) else sure < -SURE
 
 
 def same(before: Evaluation, after: Evaluation) -> bool:
-    """Whether every output is what it was, up to rounding."""
+    """Return whether every output is what it was, up to rounding."""
     if not before.answers:
         return False
     return Comparison.of(before.answers, after.answers).relative < 1e-3

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from normscope import probe
 from normscope.doctor.state import without_statistics
-from normscope.errors import InputError, ModelError
+from normscope.errors import InputError, ModelError, few
 from normscope.layers import (
     FrozenBatchNorm1d,
     FrozenBatchNorm2d,
@@ -84,6 +84,24 @@ class Recalibration:
     def enough(self) -> bool:
         """Whether there were data enough for every layer; see `Recalibrated.enough`."""
         return all(layer.enough for layer in self.layers)
+
+    def __repr__(self) -> str:
+        most = max(self.layers, key=lambda layer: layer.moved, default=None)
+        lines = [
+            (
+                f"Recalibration of {type(self.model).__name__}: {len(self.layers)} layers measured "
+                f"on {self.batches} batches"
+            )
+        ]
+        if most is not None:
+            lines.append(f"{most.name} moved most, by {most.moved:.2g} standard deviations")
+        short = [layer.name for layer in self.layers if not layer.enough]
+        if short:
+            lines.append(f"more data are needed for {few(short)}")
+        lines += [f"left as it was: {name}: {why}" for name, why in list(self.left.items())[:4]]
+        if len(self.left) > 4:
+            lines.append(f"and {len(self.left) - 4} more")
+        return "\n".join([*lines, ".undo() writes the former statistics back"])
 
     def undo(self) -> nn.Module:
         """Write the former statistics back; returns the model."""
@@ -351,7 +369,7 @@ def _write(layer: nn.Module, total: Moments, batches: int) -> None:
 
 
 def _agree(group: dist.ProcessGroup | None, *, ok: bool) -> None:
-    """Every rank says whether it is well, so that none waits for one that has failed."""
+    """Let every rank say whether it is well, so that none waits for one that has failed."""
     if group is None:
         return
     flags: list[Any] = [None] * dist.get_world_size(group)

@@ -51,13 +51,14 @@ class Repair:
         self._before.rollback()
         return self.model
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the weights as safetensors, with the record in the metadata.
 
         Raises:
             FileError: the file cannot be written; what was there before is still there.
         """
-        write_weights(path, self.model.state_dict(), {"normscope.repair": self.record.to_json()})
+        facts = {"normscope.repair": self.record.to_json()}
+        write_weights(Path(path), self.model.state_dict(), facts)
 
 
 def repair(
@@ -216,12 +217,12 @@ class _Session:
         return True
 
     def _refused_once(self, name: str) -> bool:
-        """Whether a remedy was tried once, could be carried out, and did not help."""
+        """Return whether a remedy was tried once, could be carried out, and did not help."""
         own = [trial for trial in self.trials if trial.remedy == name]
         return len(own) == 1 and not own[0].kept and not own[0].note
 
     def _tried(self, name: str, findings: Sequence[Finding]) -> tuple[Trial, Evaluation]:
-        """Every variant of a remedy; the best is kept where it helps."""
+        """Try every variant of a remedy; the best is kept where it helps."""
         judge, now = self.judge, self.now
         if name == "adapt" and self.in_use is not None:
             judge = self.in_use

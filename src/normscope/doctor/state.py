@@ -57,7 +57,7 @@ class LayerState:
         return float((1 - self.momentum) ** self.tracked)
 
     def corrected(self) -> tuple[Tensor, Tensor] | None:
-        """Mean and variance without what is left of the start; None where it cannot be so.
+        """Return mean and variance without what is left of the start; None where it cannot be so.
 
             running = (1 - w) true + w start,   w = (1 - momentum)^tracked,   start = (0, 1)
 
@@ -70,7 +70,7 @@ class LayerState:
 
 
 def of_model(model: nn.Module) -> list[LayerState]:
-    """Every layer of a model with running statistics per channel, or per condition and channel."""
+    """Find every layer with running statistics per channel, or per condition and channel."""
     found = []
     for norm in probe.find_norms(model):
         if norm.skipped is not None:
@@ -97,7 +97,7 @@ def of_model(model: nn.Module) -> list[LayerState]:
 
 
 def without_statistics(model: nn.Module) -> str:
-    """Why a model has nothing for the doctor, in a sentence."""
+    """Say in a sentence why a model has nothing for the doctor."""
     others = [type(n.module).__name__ for n in probe.find_norms(model)]
     kinds = ", ".join(sorted(set(others)))
     has = f" (it normalises with {kinds}, which do the same in both modes)" if others else ""
@@ -114,7 +114,7 @@ def of_checkpoint(
     eps: float = EPS,
     passport: Passport | None = None,
 ) -> list[LayerState]:
-    """Every layer that a checkpoint's names tell of: prefixes with running_mean and running_var.
+    """Find a checkpoint's layers: prefixes with running_mean and running_var.
 
     Args:
         state: named tensors.
@@ -164,7 +164,7 @@ def of_checkpoint(
 
 
 def _unseen(mean: Tensor, var: Tensor, tracked: object) -> tuple[int, ...]:
-    """Rows of statistics by group that hold their start, and whose counter is 0."""
+    """Mark rows of statistics by group that hold their start, and whose counter is 0."""
     if mean.dim() != 2 or not isinstance(tracked, Tensor) or tracked.shape != mean.shape[:1]:
         return ()
     start = (mean == 0).all(1) & (var == 1).all(1) & (tracked == 0)

@@ -7,6 +7,7 @@ from normscope.probe.compare import SURE
 from normscope.records import SEVERITIES, Cause, Finding, Verdict
 
 OF_DATA = ("NS007", "NS008", "NS020", "NS022", "NS029")  # the batches are at fault, not the model
+IN_USE = "NS022"  # weights are not trained on data in use, so other statistics can serve them
 PARTICULAR = 0.15  # share of the gap that a general cause must close beyond a particular one
 LITTLE = 0.2  # share of the gap below which a cause explains nothing
 
@@ -55,7 +56,8 @@ def verdict(findings: Sequence[Finding], causes: Sequence[Cause]) -> Verdict:
     if first.code == "NS029":
         return Verdict(kind="data", code=first.code, closes=share, warns="recalibrate")
     if first.code in OF_DATA:
-        return Verdict(kind="data", code=first.code, closes=share, warns="retrain")
+        warns = "" if first.code == IN_USE else "retrain"
+        return Verdict(kind="data", code=first.code, closes=share, warns=warns)
     worse = [c.code for c in causes if c.advantage < -SURE]
     cold = [c for c in causes if c.name == "cold" and c.closes < 0]
     warns = "cold" if "NS002" in worse or cold else ""

@@ -1,113 +1,102 @@
-"""Which norm of one run is which of the other: by name, else by place."""
+"""Which norm or linear layer of one run is which of the other: by name, else by place."""
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from normscope.equivalence.sites import Run, Site, gap
 
+Both = tuple[Site | None, Site | None]  # a layer in the first run and in the second
 
-@dataclass(frozen=True, eq=False)
-class Aligned:
-    """One norm of the first run and what the second has in its place.
+
+class Alignment:
+    """The sites of two runs, paired.
+
+    Sites of one name belong together. Those without a partner of their name are paired by their
+    order and number of channels. A norm without a partner may have a product and a sum of its name
+    instead.
 
     Attributes:
-        first: the norm.
-        second: the same norm there, or the module of its name; None where there is neither.
-        before, behind: the linear layers on its two sides, in both runs, as far as they are there.
+        extra: norms of the second run that no norm of the first is paired with.
     """
 
-    first: Site
-    second: Site | None
-    before: tuple[Site | None, Site | None]
-    behind: tuple[Site | None, Site | None]
+    def __init__(self, first: Run, second: Run) -> None:
+        self._sites = [site for site in first.sites if site.kind != "other"]
+        norms, theirs = first.of("norm"), second.of("norm")
+        self._pairs = _paired(norms, theirs) | _paired(first.of("linear"), second.of("linear"))
+        # a folded norm with an activation of its own keeps both in one module
+        others = {site.name.removesuffix(".norm"): site for site in second.of("other")}
+        for norm in norms:
+            if norm.name in others:
+                self._pairs.setdefault(norm, others[norm.name])
+        taken = set(self._pairs.values())
+        self.extra = tuple(norm.label for norm in theirs if norm not in taken)
 
+    def partner(self, site: Site) -> Site | None:
+        """Return what the second run has in the place of a site; None where it has nothing."""
+        return self._pairs.get(site)
 
-def aligned(first: Run, second: Run) -> tuple[list[Aligned], list[Site]]:
-    """Every norm of the first run with its partner; and the norms of the second that have none.
+    def before(self, norm: Site) -> Both:
+        """Return the linear layer before a norm, in both runs, as far as it is there."""
+        return self._beside(norm, -1)
 
-    Norms of one name belong together. Those without a partner of their name are paired by their
-    order and number of channels. Linear layers are paired in the same way.
-    """
-    norms = first.of("norm")
-    partners = _paired(norms, second.of("norm"))
-    taken = {id(site) for site in partners.values()}
-    others = {site.name: site for site in second.of("other")}
-    lines = first.of("linear")
-    linear = _paired(lines, second.of("linear"))
-    found = []
-    for norm in norms:
-        partner = partners.get(id(norm)) or others.get(norm.name)
-        ahead = next((s for s in reversed(lines) if s.order < norm.order), None)
+    def behind(self, norm: Site) -> Both:
+        """Return the linear layer behind a norm likewise."""
+        return self._beside(norm, 1)
+
+    def later(self, norm: Site) -> tuple[Site, Site] | None:
+        """Return the next norm or linear layer that both runs have."""
+        for site in self._sites[self._sites.index(norm) + 1 :]:
+            other = self._pairs.get(site)
+            if other is not None and other.kind != "other":
+                return site, other
+        return None
+
+    def linear(self) -> list[Both]:
+        """Return every linear layer of the first run with its partner."""
+        return [(site, self._pairs.get(site)) for site in self._sites if site.kind == "linear"]
+
+    def _beside(self, norm: Site, step: int) -> Both:
+        place = self._sites.index(norm) + step
+        found = self._sites[place] if 0 <= place < len(self._sites) else norm
         # with another norm between, the layer belongs to that one
-        if ahead and any(ahead.order < n.order < norm.order for n in norms):
-            ahead = None
-        after = next((s for s in lines if s.order > norm.order), None)
-        if after and any(norm.order < n.order < after.order for n in norms):
-            after = None
-        found.append(
-            Aligned(
-                norm,
-                partner,
-                (ahead, linear.get(id(ahead))),
-                (after, linear.get(id(after))),
-            )
-        )
-    return found, [s for s in second.of("norm") if id(s) not in taken and id(s) not in _of(found)]
+        return (found, self._pairs.get(found)) if found.kind == "linear" else (None, None)
 
 
-def linear_pairs(first: Run, second: Run) -> list[tuple[Site, Site | None]]:
-    """Every linear layer of the first run with its partner, in the order of execution."""
-    lines = first.of("linear")
-    paired = _paired(lines, second.of("linear"))
-    return [(line, paired.get(id(line))) for line in lines]
-
-
-def _of(found: Sequence[Aligned]) -> set[int]:
-    return {id(pair.second) for pair in found}
-
-
-def _paired(first: Sequence[Site], second: Sequence[Site]) -> dict[int, Site]:
-    """By the id of a site of the first: the site of the second."""
-    by_name = {_plain(s.name): s for s in second if s.name}
-    paired = {id(s): by_name[_plain(s.name)] for s in first if s.name and _plain(s.name) in by_name}
-    taken = {id(s) for s in paired.values()}
-    left = [s for s in first if id(s) not in paired]
-    free = [s for s in second if id(s) not in taken]
+def _paired(first: Sequence[Site], second: Sequence[Site]) -> dict[Site, Site]:
+    by_name = {_plain(site.name): site for site in second if site.name}
+    names = {site: _plain(site.name) for site in first if site.name}
+    paired = {site: by_name[name] for site, name in names.items() if name in by_name}
+    taken = set(paired.values())
     # names that both sides give and that differ are no reason against a pair of the same place
-    for mine, other in _in_order(left, free):
-        paired[id(mine)] = other
-    return paired
+    left = [site for site in first if site not in paired]
+    return paired | _in_order(left, [site for site in second if site not in taken])
 
 
-def _in_order(left: list[Site], free: list[Site]) -> list[tuple[Site, Site]]:
-    """The longest series of pairs in order that have one shape; of those, the nearest values."""
+def _in_order(left: list[Site], free: list[Site]) -> dict[Site, Site]:
+    """Find the longest series of pairs in order that have one shape; of those, the nearest."""
     if len(left) == len(free):
-        return list(zip(left, free, strict=True))
-    # classic longest common subsequence, quadratic in what has no name
-    table = [[0.0] * (len(free) + 1) for _ in range(len(left) + 1)]
-    scores: dict[tuple[int, int], float] = {}
-    for i in range(len(left) - 1, -1, -1):
-        for j in range(len(free) - 1, -1, -1):
-            if left[i].after.shape == free[j].after.shape:
-                near = gap(left[i].after, free[j].after)
-                scores[i, j] = 1 + 0.5 / (1 + near) / max(len(left), 1)
-            paired = table[i + 1][j + 1] + scores.get((i, j), 0.0)
-            table[i][j] = max(table[i + 1][j], table[i][j + 1], paired)
-    pairs, i, j = [], 0, 0
-    while i < len(left) and j < len(free):
-        score = scores.get((i, j), 0.0)
-        if score and table[i][j] == table[i + 1][j + 1] + score:
-            pairs.append((left[i], free[j]))
-            i, j = i + 1, j + 1
-        elif table[i][j] == table[i + 1][j]:
-            i += 1
-        else:
-            j += 1
+        return dict(zip(left, free, strict=True))
+    # longest common subsequence: of the rest of both lists the score and the pairs, as a chain
+    best: list[tuple[float, Any]] = [(0.0, None)] * (len(free) + 1)
+    for mine in reversed(left):
+        row = best[-1:]
+        for place in reversed(range(len(free))):
+            options = [best[place], row[-1]]
+            if mine.after.shape == free[place].after.shape:
+                near = 0.5 / (1 + gap(mine.after, free[place].after)) / len(left)
+                score, chain = best[place + 1]
+                options.append((score + 1 + near, (mine, free[place], chain)))
+            row.append(max(options, key=lambda option: option[0]))
+        best = row[::-1]
+    pairs, chain = {}, best[0][1]
+    while chain is not None:
+        mine, other, chain = chain
+        pairs[mine] = other
     return pairs
 
 
 def _plain(name: str) -> str:
-    """A name without what wrappers and exporters put into it."""
+    """Strip from a name what wrappers and exporters put into it."""
     name = re.sub(r"^(L__self___|p_|b_|self\.|_?module\.)", "", name)
     return re.sub(r"[._/]+", "_", name).strip("_")

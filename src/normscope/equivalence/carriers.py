@@ -16,7 +16,7 @@ LARGEST = 100_000_000  # bytes of a header, as safetensors allows
 
 
 def beside(path: Path) -> Path:
-    """The file beside a checkpoint that holds its passport."""
+    """Return the path beside a checkpoint where its passport lies."""
     return path.with_name(path.name + ENDING)
 
 
@@ -70,7 +70,7 @@ def read_passport(path: str | Path) -> Passport | None:
 
 
 def passport_in(content: Mapping[str, Any]) -> Passport | None:
-    """The passport that a callback wrote into a checkpoint of a training framework."""
+    """Read the passport that a callback wrote into a checkpoint of a training framework."""
     text = content.get(KEY)
     return Passport.from_json(text) if isinstance(text, str) else None
 
@@ -84,7 +84,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """The strings in the header of a safetensors file; the tensors are not read."""
+    """Read the strings in the header of a safetensors file, without its tensors."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(length) if length <= LARGEST else b""

@@ -3,32 +3,31 @@
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from normscope.equivalence.forms import FormKind, Inputs, Mode
-from normscope.equivalence.sites import Run, Site, Sketch, numbers
+from normscope.equivalence.sites import Collector, Kind, Run
 from normscope.errors import FileError, InputError, MissingExtraError, ModelError
 from normscope.files import read_bytes, shown
 from normscope.probe.load import reason
 
-LINEAR = {"Conv": 1, "ConvTranspose": 1, "Gemm": -1, "MatMul": -1}  # the axis of channels
+NORM = "BatchNormalization"
+AXES = {NORM: 1, "Conv": 1, "ConvTranspose": 1, "Gemm": -1, "MatMul": -1}  # of the channels
 QUANTISING = ("QuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger", "QLinearMatMul")
-# where a batch norm keeps its tensors, and how exporters call them
-HELD = ("weight", "bias", "running_mean", "running_var")
-BATCH_NORM = ("BatchNormalization",)
+HELD = ("weight", "bias", "running_mean", "running_var")  # the inputs behind the first
+KINDS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 
 
 class OnnxForm:
     """An ONNX graph run by onnxruntime, without its optimisations."""
 
     kind: FormKind = "onnx"
-    trains = False
-    normalising: Sequence[str] = ()
-    modules: frozenset[str] = frozenset()
+    norms: Sequence[str] = ()
+    modules: Mapping[str, nn.Module] = {}
 
     def __init__(self, subject: Any) -> None:
         """Take a path or a ModelProto; the graph is copied.
@@ -38,36 +37,45 @@ class OnnxForm:
             FileError: no ONNX graph.
         """
         self._runtime, onnx = _extra("onnxruntime"), _extra("onnx")
-        self._helper = _extra("onnx.numpy_helper")
+        self._array = _extra("onnx.numpy_helper").to_array
         try:
+            self._model = onnx.ModelProto()
             if isinstance(subject, Path):
                 read_bytes(subject, "ONNX file")
-                self._graph = onnx.load(str(subject))
+                self._model = onnx.load(str(subject))
             else:
-                self._graph = onnx.ModelProto()
-                self._graph.CopyFrom(subject)
+                self._model.CopyFrom(subject)
         except FileError:
             raise
         except Exception as problem:
             raise FileError(
                 f"{shown(str(subject))} is no ONNX graph ({reason(problem)}); export it again"
             ) from problem
-        graph = self._graph.graph
+        graph = self._model.graph
+        self._same = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Identity"}
+        self._constants = {t.name: t for t in graph.initializer} | {
+            node.output[0]: attribute.t
+            for node in graph.node if node.op_type == "Constant"
+            for attribute in node.attribute if attribute.name == "value"
+        }  # fmt: skip
         self._nodes = [
             node
             for node in graph.node
-            if node.op_type in (*LINEAR, *BATCH_NORM) and node.domain in ("", "ai.onnx")
+            if node.op_type in AXES
+            and node.domain in ("", "ai.onnx")
+            # a product of two activations is no layer
+            and (node.op_type == NORM or self._constant(node.input[1]) is not None)
         ]
-        self._constants = {t.name: t for t in graph.initializer}
-        self._same = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Identity"}
-        self._value_nodes = {n.output[0]: n for n in graph.node if n.op_type == "Constant"}
-        self._added = _added_biases(graph.node, self._nodes, self._is_constant)
+        self._sums = self._added_biases(graph.node)
         self._quantised = any(node.op_type in QUANTISING for node in graph.node)
-        self._expose(onnx)
+        self._own_outputs = len(graph.output)
+        known = {o.name for o in (*graph.output, *graph.input, *graph.initializer)}
+        wanted = [name for n in self._nodes for name in (n.input[0], self._result(n))]
+        for name in dict.fromkeys(wanted):
+            if name not in known:
+                graph.output.append(onnx.ValueInfoProto(name=name))
 
-    def run(
-        self, inputs: Inputs, mode: Mode, also: Sequence[str] = (), *, noise: bool = False
-    ) -> Run:
+    def run(self, inputs: Inputs, mode: Mode, *, noise: bool = False) -> Run:
         """See `Form`; noise is not made here."""
         options = self._runtime.SessionOptions()
         options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -75,11 +83,11 @@ class OnnxForm:
         options.intra_op_num_threads = torch.get_num_threads()
         try:
             session = self._runtime.InferenceSession(
-                self._graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                self._model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
             fed = _fed(session.get_inputs(), inputs)
             names = [output.name for output in session.get_outputs()]
-            values = dict(zip(names, session.run(names, fed), strict=True))
+            values = dict(zip(names, session.run(names, fed), strict=True)) | fed
         except InputError:
             raise
         except Exception as problem:
@@ -87,109 +95,59 @@ class OnnxForm:
                 f"onnxruntime cannot run the ONNX graph on these inputs: {reason(problem)}; give "
                 "a batch of the shape and dtype it was exported for"
             ) from problem
-        values |= fed
-        outputs = [
-            tensor
-            for name in names[: self._own_outputs]
-            if (tensor := _tensor(values[name])).is_floating_point()
-        ]
-        sites = [site for node in self._nodes if (site := self._site(node, values)) is not None]
-        for order, site in enumerate(sites):
-            site.order = order
-        return Run(outputs, sites, quantised=self._quantised)
-
-    def _expose(self, onnx: Any) -> None:
-        """Add what the nodes take and give to the outputs of the graph."""
-        graph = self._graph.graph
-        own = [output.name for output in graph.output]
-        self._own_outputs = len(own)
-        seen = {*own, *(i.name for i in graph.input), *self._constants}
+        outputs = [_tensor(values[name]) for name in names[: self._own_outputs]]
+        collector = Collector()
         for node in self._nodes:
-            for name in (node.input[0], self._result(node)):
-                if name not in seen:
-                    seen.add(name)
-                    graph.output.append(onnx.ValueInfoProto(name=name))
+            self._add(collector, node, values)
+        floating = [y for y in outputs if y.is_floating_point()]
+        return Run(floating, collector.sites, quantised=self._quantised)
 
-    def _result(self, node: Any) -> str:
-        """The output of a node, behind the addition of its bias where that is a node of its own."""
-        return self._added[node.output[0]][0] if node.output[0] in self._added else node.output[0]
-
-    def _site(self, node: Any, values: Mapping[str, Any]) -> Site | None:
+    def _add(self, collector: Collector, node: Any, values: Mapping[str, Any]) -> None:
+        """Add the site of a node."""
         before, after = values.get(node.input[0]), values.get(self._result(node))
         if before is None or after is None or np.ndim(after) < 2:
-            return None
-        norm = node.op_type in BATCH_NORM
-        if not norm and not self._is_constant(node.input[1]):
-            return None  # a product of two activations
-        kind: Literal["norm", "linear"] = "norm" if norm else "linear"
-        axis = 1 if norm else LINEAR[node.op_type]
-        name = self._name(node)
-        settings: dict[str, Any] = {}
-        held: dict[str, Tensor] = {}
+            return
+        attributes = {a.name: a for a in node.attribute}
+        norm, settings = node.op_type == NORM, {}
+        names = dict(zip(HELD if norm else HELD[:2], node.input[1:5], strict=False))
         if norm:
-            attributes = {a.name: a for a in node.attribute}
             eps = attributes["epsilon"].f if "epsilon" in attributes else 1e-5
             momentum = attributes["momentum"].f if "momentum" in attributes else 0.9
-            trains = attributes["training_mode"].i if "training_mode" in attributes else 0
-            settings = {"eps": eps, "momentum": 1 - momentum, "training": bool(trains)}
-            held = {
-                key: value
-                for key, input_name in zip(HELD, node.input[1:5], strict=False)
-                if (value := self._constant(input_name)) is not None
-            }
-        elif (weight := self._constant(node.input[1])) is not None:
-            turned = node.op_type == "MatMul" or (
-                node.op_type == "Gemm"
-                and not any(a.name == "transB" and a.i for a in node.attribute)
-            )
-            held = {"weight": weight.T if turned and weight.dim() == 2 else weight}
-            bias = (
-                node.input[2]
-                if len(node.input) > 2
-                else self._added.get(node.output[0], ("", ""))[1]
-            )
-            if bias and (value := self._constant(bias)) is not None:
-                held["bias"] = value
-        tensors, dtypes = numbers(held)
-        return Site(
-            name=name,
-            label=name or node.name or node.op_type,
-            kind=kind,
-            order=0,
-            layer=node.op_type,
-            before=Sketch.of(_tensor(before), axis),
-            after=Sketch.of(_tensor(after), axis),
-            tensors=tensors,
-            dtypes=dtypes,
-            settings=settings,
-        )
+            trains = "training_mode" in attributes and bool(attributes["training_mode"].i)
+            settings = {"eps": eps, "momentum": 1 - momentum, "training": trains}
+        elif node.output[0] in self._sums:
+            names["bias"] = self._sums[node.output[0]][1]
+        held = {key: self._constant(name) for key, name in names.items()}
+        transposed = "transB" in attributes and attributes["transB"].i
+        weight = held.get("weight")
+        if AXES[node.op_type] < 0 and not transposed and weight is not None and weight.dim() == 2:
+            held["weight"] = weight.T
+        kind: Kind = "norm" if norm else "linear"
+        x, y = _tensor(before), _tensor(after)
+        name, axis = _name(node, names), AXES[node.op_type]
+        collector.add(kind, name, node.op_type, x, y, axis, held, settings)
 
-    def _name(self, node: Any) -> str:
-        """The module that a node's tensors are named after; exporters share equal tensors."""
-        ends = dict(zip(node.input[1:5], HELD, strict=False))
-        if node.op_type not in BATCH_NORM:
-            ends = dict(zip(node.input[1:3], HELD, strict=False))
-        for key in reversed(HELD):
-            for name, own in ends.items():
-                if own == key and name.endswith(f".{key}"):
-                    return str(name.removesuffix(f".{key}"))
-        # as torch's older exporter names nodes: /layer1/bn1/BatchNormalization
-        path = node.name.strip("/").split("/")
-        return ".".join(path[:-1]) if len(path) > 1 and path[-1] == node.op_type else ""
+    def _result(self, node: Any) -> str:
+        """Return the output of a node, behind the sum with its bias where that is another node."""
+        output = node.output[0]
+        return self._sums[output][0] if output in self._sums else output
 
-    def _is_constant(self, name: str) -> bool:
-        return self._constant(name, only_ask=True) is not None
-
-    def _constant(self, name: str, *, only_ask: bool = False) -> Tensor | None:
+    def _constant(self, name: str) -> Tensor | None:
         while name in self._same and name not in self._constants:
             name = self._same[name]
         found = self._constants.get(name)
-        if found is None and name in self._value_nodes:
-            values = [a.t for a in self._value_nodes[name].attribute if a.name == "value"]
-            found = values[0] if values else None
-        if found is None:
-            return None
-        return torch.zeros(()) if only_ask else _tensor(self._helper.to_array(found))
+        return None if found is None else _tensor(self._array(found))
+
+    def _added_biases(self, nodes: Any) -> dict[str, tuple[str, str]]:
+        """Find the products whose only use is a sum with a constant: that sum and the bias."""
+        found = {}
+        for product in (n.output[0] for n in self._nodes if n.op_type == "MatMul"):
+            uses = [node for node in nodes if product in node.input]
+            if len(uses) == 1 and uses[0].op_type == "Add":
+                other = [name for name in uses[0].input if name != product]
+                if len(other) == 1 and self._constant(other[0]) is not None:
+                    found[product] = (uses[0].output[0], other[0])
+        return found
 
 
 def _extra(name: str) -> Any:
@@ -201,52 +159,37 @@ def _extra(name: str) -> Any:
         ) from problem
 
 
-def _added_biases(nodes: Any, linear: list[Any], is_constant: Any) -> dict[str, tuple[str, str]]:
-    """The outputs of products whose only use is an addition of a constant: sum and bias."""
-    products = {node.output[0] for node in linear if node.op_type == "MatMul"}
-    uses: dict[str, list[Any]] = {}
-    for node in nodes:
-        for name in node.input:
-            uses.setdefault(name, []).append(node)
-    found = {}
-    for product in products:
-        behind = uses.get(product, [])
-        if len(behind) == 1 and behind[0].op_type == "Add":
-            other = [name for name in behind[0].input if name != product]
-            if len(other) == 1 and is_constant(other[0]):
-                found[product] = (behind[0].output[0], other[0])
-    return found
+def _name(node: Any, names: Mapping[str, str]) -> str:
+    """Return the module that a node's tensors are named after; exporters share equal tensors."""
+    for key in reversed(HELD):
+        if names.get(key, "").endswith(f".{key}"):
+            return names[key].removesuffix(f".{key}")
+    # as torch's older exporter names nodes: /layer1/bn1/BatchNormalization
+    path = node.name.strip("/").split("/")
+    return ".".join(path[:-1]) if len(path) > 1 and path[-1] == node.op_type else ""
 
 
 def _fed(wanted: Any, inputs: Inputs) -> dict[str, Any]:
-    """The batch by the names and dtypes of the graph's inputs."""
+    """Give the batch the names and dtypes of the graph's inputs."""
     names = [i.name for i in wanted]
-    given: dict[str, Any] = {}
-    if inputs.kwargs and not inputs.args:
-        given = {name: inputs.kwargs[name] for name in names if name in inputs.kwargs}
-    else:
-        tensors = [x for x in inputs.leaves() if isinstance(x, Tensor)]
-        if len(tensors) == len(names):
-            given = dict(zip(names, tensors, strict=True))
-    if len(given) != len(names):
+    given = dict(inputs.kwargs)
+    if not given or inputs.args:
+        given = dict(zip(names, inputs.tensors, strict=len(names) == len(inputs.tensors)))
+        given = given if len(names) == len(inputs.tensors) else {}
+    if not given.keys() >= set(names):
         raise InputError(
             f"the ONNX graph takes {len(names)} inputs ({', '.join(names)}); give as many "
             "tensors, or a mapping with these names"
         )
-    kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": float}
     fed = {}
     for want in wanted:
-        array = given[want.name].detach().cpu()
-        array = array.float() if array.dtype is torch.bfloat16 else array
-        values = array.numpy()
-        kind = kinds.get(want.type)
-        fed[want.name] = values.astype(kind) if kind and values.dtype.kind == "f" else values
+        tensor = given[want.name].detach().cpu()
+        values = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+        floating = values.dtype.kind == "f" and want.type in KINDS
+        fed[want.name] = values.astype(KINDS[want.type]) if floating else values
     return fed
 
 
 def _tensor(array: Any) -> Tensor:
-    return (
-        torch.from_numpy(np.array(array))
-        if np.asarray(array).dtype.kind in "fiub"
-        else torch.zeros(1)
-    )
+    known = np.asarray(array).dtype.kind in "fiub"
+    return torch.from_numpy(np.array(array)) if known else torch.zeros(1)

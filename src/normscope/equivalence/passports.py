@@ -26,6 +26,7 @@ from normscope.records import DataPassport, Mismatch, NormPassport, Passport
 SKETCHES = 4  # random sums of means and of variances
 STATISTICS = ("running_mean", "running_var")
 ROUNDING = 2  # rounding errors of the coarser dtype, that a copy in another one may be off by
+NAN = math.nan
 FROZEN = (FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d)
 
 
@@ -70,10 +71,9 @@ def passport(
     streams: dict[str, list[MomentStream]] = {}
     data = None
     if loader is not None:
-        read = loader
-        if not isinstance(read, Loader):
-            read = Loader(read, model, forward=forward, labels=labels, limit=batch_limit)
-        streams, data = _measured(model, read, norms)
+        if not isinstance(loader, Loader):
+            loader = Loader(loader, model, forward=forward, labels=labels, limit=batch_limit)
+        streams, data = _measured(model, loader, norms)
     return Passport(
         model=type(bare(model)).__name__,
         torch=torch.__version__,
@@ -90,31 +90,31 @@ def compare_to_passport(subject: nn.Module | Mapping[str, Any], own: Passport) -
     of dtype. eps and momentum are those of a model; a state dict has none.
     """
     found: list[Mismatch] = []
+
+    def add(code: Any, norm: NormPassport, was: object, now: object, amount: float = NAN) -> None:
+        texts = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in (was, now))
+        first, second = texts
+        found.append(
+            Mismatch(code=code, norm=norm.name, passport=first, found=second, amount=amount)
+        )
+
     held = _held(subject)
     for norm in own.norms:
-        here = held.get(norm.name)
-        if here is None:
-            found.append(Mismatch(code="missing", norm=norm.name, passport=norm.layer, found=""))
+        if norm.name not in held:
+            add("missing", norm, norm.layer, "")
             continue
-        mean, var, layer = here
-        if layer is not None:
-            found += _settings(norm, layer)
-        if len(mean.flatten()) != norm.channels:
-            sizes = (str(norm.channels), str(len(mean.flatten())))
-            found.append(
-                Mismatch(code="channels", norm=norm.name, passport=sizes[0], found=sizes[1])
-            )
+        mean, var, layer = held[norm.name]
+        eps = float(getattr(layer, "eps", norm.eps))
+        if abs(eps - norm.eps) > 1e-6 * max(eps, norm.eps):
+            add("eps", norm, norm.eps, eps)
+        if (momentum := getattr(layer, "momentum", norm.momentum)) != norm.momentum:
+            add("momentum", norm, norm.momentum, momentum)
+        if mean.numel() != norm.channels:
+            add("channels", norm, norm.channels, mean.numel())
         elif (moved := _moved(norm, mean, var)) is not None:
-            start = bool((mean == 0).all()) and bool((var == 1).all())
-            found.append(
-                Mismatch(
-                    code="reset" if start else "overwritten",
-                    norm=norm.name,
-                    passport=norm.digest,
-                    found=_digest(mean, var),
-                    amount=moved,
-                )
-            )
+            new = bool((mean == 0).all() and (var == 1).all())
+            code = "reset" if new else "overwritten"
+            add(code, norm, norm.digest, _digest(mean, var), moved)
     return found
 
 
@@ -130,72 +130,51 @@ def apply_passport(model: nn.Module, own: Passport) -> tuple[str, ...]:
     Raises:
         InputError: a norm of the passport that the model does not have; nothing was changed.
     """
-    layers = {n.name: n.module for n in find_norms(model)}
+    layers: dict[str, Any] = {n.name: n.module for n in find_norms(model)}
     absent = [norm.name for norm in own.norms if norm.name not in layers]
     if absent:
         raise InputError(
             f"the passport is of a {own.model} with norm {absent[0]!r}, which the model "
             f"({type(bare(model)).__name__}) does not have; give the model that it was made of"
         )
-    changed = []
+    mismatches = compare_to_passport(model, own)
+    changed = {m.norm for m in mismatches if m.code in ("eps", "momentum")}
     for norm in own.norms:
-        layer: Any = layers[norm.name]
-        if _settings(norm, layer):
-            layer.eps = norm.eps
-            if hasattr(layer, "momentum"):
-                layer.momentum = norm.momentum
-            changed.append(norm.name)
-    return tuple(changed)
+        if norm.name in changed:
+            layers[norm.name].eps = norm.eps
+            if hasattr(layers[norm.name], "momentum"):
+                layers[norm.name].momentum = norm.momentum
+    return tuple(norm.name for norm in own.norms if norm.name in changed)
 
 
-def _settings(norm: NormPassport, layer: nn.Module) -> list[Mismatch]:
-    found = []
-    eps = float(getattr(layer, "eps", norm.eps))
-    if abs(eps - norm.eps) > 1e-6 * max(eps, norm.eps):
-        found.append(
-            Mismatch(code="eps", norm=norm.name, passport=f"{norm.eps:.4g}", found=f"{eps:.4g}")
-        )
-    momentum = getattr(layer, "momentum", norm.momentum)
-    if momentum != norm.momentum:
-        texts = ["None" if m is None else f"{m:.4g}" for m in (norm.momentum, momentum)]
-        found.append(Mismatch(code="momentum", norm=norm.name, passport=texts[0], found=texts[1]))
-    return found
-
-
-Held = dict[str, tuple[Tensor, Tensor, nn.Module | None]]
-
-
-def _held(subject: nn.Module | Mapping[str, Any]) -> Held:
-    """Mean and variance by the name of the norm, and the layer of a model."""
+def _held(
+    subject: nn.Module | Mapping[str, Any],
+) -> dict[str, tuple[Tensor, Tensor, nn.Module | None]]:
+    """Return mean and variance by the name of the norm, and the layer of a model."""
     if isinstance(subject, nn.Module):
         norms = [n for n in find_norms(subject) if n.skipped is None]
         return {n.name: (*tensors_of(n.module), n.module) for n in norms}
-    found: Held = {}
+    found: dict[str, tuple[Tensor, Tensor, nn.Module | None]] = {}
     for key, mean in subject.items():
-        name, _, last = key.rpartition(".")
-        var = subject.get(f"{name}.running_var" if name else "running_var")
-        if last == "running_mean" and isinstance(mean, Tensor) and isinstance(var, Tensor):
+        var = subject.get(f"{key.removesuffix('running_mean')}running_var")
+        if key.endswith("running_mean") and isinstance(mean, Tensor) and isinstance(var, Tensor):
             # as wrappers and torch.compile call it
-            plain = ".".join(p for p in name.split(".") if p not in ("_orig_mod", "module"))
-            found[plain or "BatchNorm"] = (mean, var, None)
+            parts = [p for p in key.split(".")[:-1] if p not in ("_orig_mod", "module")]
+            found[".".join(parts) or "BatchNorm"] = (mean, var, None)
     return found
 
 
 def _norm(norm: Norm, streams: list[MomentStream] | None) -> NormPassport:
     layer: Any = norm.module
     mean, var = tensors_of(layer)
-    affine = [p for p in layer.parameters(recurse=False) if p is not None]
+    affine = list(layer.parameters(recurse=False))
     tracked = getattr(layer, "num_batches_tracked", None)
     ours = isinstance(layer, (_BatchNorm, RunningStatistics, *FROZEN))
-    known: dict[str, float] = {}
-    if streams:
-        known = _distances(mean, var, streams)
-    sketch, sizes = _sketch(mean, var)
     return NormPassport(
         name=norm.name,
         layer=type(layer).__name__,
         channels=mean.numel(),
-        eps=float(getattr(layer, "eps", math.nan)),
+        eps=float(getattr(layer, "eps", NAN)),
         momentum=getattr(layer, "momentum", None),
         convention="unbiased" if ours else "unknown",
         training=layer.training,
@@ -204,68 +183,66 @@ def _norm(norm: Norm, streams: list[MomentStream] | None) -> NormPassport:
         tracked=int(tracked.max()) if isinstance(tracked, Tensor) and tracked.numel() else None,
         dtype=str(mean.dtype).removeprefix("torch."),
         digest=_digest(mean, var),
-        sketch=sketch,
-        deviations=sizes,
-        **known,
-    )
+        sketch=tuple(map(float, _sketch(mean, var))),
+        deviations=(_rms(var.detach().cpu().double().clamp(min=0).sqrt()),
+                    float(mean.detach().double().abs().max())),
+        **(_distances(mean, var, streams) if streams else {}),
+    )  # fmt: skip
 
 
 def _digest(mean: Tensor, var: Tensor) -> str:
-    """Of the numbers in float32, which hold every narrower one."""
+    """Hash the numbers in float32, which holds every narrower one."""
     whole = hashlib.sha256()
     for tensor in (mean, var):
         whole.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return whole.hexdigest()[:24]
 
 
-def _signs(channels: int) -> Tensor:
-    generator = torch.Generator().manual_seed(channels)
-    return torch.randint(0, 2, (SKETCHES, channels), generator=generator).double() * 2 - 1
+def _sketch(mean: Tensor, var: Tensor) -> Tensor:
+    """Return random signed sums of means and of deviations.
 
-
-def _sketch(mean: Tensor, var: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Random signed sums of means and of deviations, and the sizes to measure a change by."""
+    Such a sum of differences has their sum of squares as its mean square.
+    """
     m, v = (t.detach().cpu().double().flatten() for t in (mean, var))
-    signs = _signs(len(m))
-    deviation = v.clamp(min=0).sqrt()
-    sums = [*(signs @ m), *(signs @ deviation)]
-    size = float(deviation.pow(2).mean().sqrt())
-    return tuple(map(float, sums)), (size, float(m.abs().max()))
+    generator = torch.Generator().manual_seed(len(m))
+    signs = torch.randint(0, 2, (SKETCHES, len(m)), generator=generator).double() * 2 - 1
+    return torch.cat([signs @ m, signs @ v.clamp(min=0).sqrt()])
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.pow(2).mean().sqrt())
 
 
 def _moved(norm: NormPassport, mean: Tensor, var: Tensor) -> float | None:
-    """About how far the statistics are from the passport's, in deviations; None where they are not.
-
-    A random signed sum of the differences has their sum of squares as its mean square.
-    """
+    """Estimate how far the statistics are from the passport's, in deviations; None: not at all."""
     if _digest(mean, var) == norm.digest:
         return None
-    sums, _ = _sketch(mean, var)
-    off = torch.tensor(sums) - torch.tensor(norm.sketch)
+    off = _sketch(mean, var) - torch.tensor(norm.sketch, dtype=torch.float64)
     if not bool(off.isfinite().all()):
         return math.inf
-    distance = math.sqrt(float(off.double().pow(2).mean()) * 2 / max(norm.channels, 1))
+    distance = _rms(off) * math.sqrt(2 / max(norm.channels, 1))
     size, largest = norm.deviations
     written = getattr(torch, norm.dtype, torch.float32)
-    eps = max(torch.finfo(t).eps for t in (written, mean.dtype))
+    eps = max(torch.finfo(kind).eps for kind in (written, mean.dtype))
     rounding = ROUNDING * eps * (size + largest) if written != mean.dtype else 0.0
     return None if distance <= rounding else distance / max(size, 1e-30)
 
 
 def _distances(mean: Tensor, var: Tensor, streams: list[MomentStream]) -> dict[str, float]:
+    """Measure how far statistics are from data, and the standard errors of these."""
     total = total_of(streams)
-    measured = total.var(correction=1)
-    apart = drift(mean.detach().double().cpu(), var.detach().double().cpu(),
-                  total.mean.cpu(), measured.cpu())  # fmt: skip
-    mean_error, var_error = streams[0].errors()
-    own = total.var(correction=0).clamp(min=1e-30).cpu()
-    alive = measured.cpu() > 1e-10
+    measured = total.var(correction=1).cpu()
+    alive = measured > 1e-10
     if not bool(alive.any()):
         return {}
+    stored, own = (t.detach().double().cpu() for t in (mean, var))
+    apart = drift(stored, own, total.mean.cpu(), measured)
+    mean_error, var_error = (error.cpu() for error in streams[0].errors())
+    biased = total.var(correction=0).clamp(min=1e-30).cpu()
     return {
-        "distance": float(apart[alive].pow(2).mean().sqrt()),
-        "mean_error": float((mean_error.cpu() / own.sqrt())[alive].pow(2).mean().sqrt()),
-        "var_error": float((var_error.cpu() / own)[alive].pow(2).mean().sqrt()),
+        "distance": _rms(apart[alive]),
+        "mean_error": _rms((mean_error / biased.sqrt())[alive]),
+        "var_error": _rms((var_error / biased)[alive]),
     }
 
 

@@ -1,5 +1,7 @@
-"""What one layer of a network held and computed in one run, small enough to keep."""
+"""What one norm or linear layer held and computed in one run, small enough to keep."""
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -7,68 +9,61 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from normscope.layers.statistics import RunningStatistics
+from normscope.probe.observe import Call
+from normscope.probe.operators import OperatorCall
+
 VALUES = 2**16  # of a tensor are kept, evenly spaced, at least LEAST per channel
 LEAST = 32
 TENSORS = ("running_mean", "running_var", "weight", "bias")
+NAN = float("nan")
 
 Kind = Literal["norm", "linear", "other"]
 
 
 @dataclass(frozen=True, eq=False)
 class Sketch:
-    """Part of a tensor, channel by channel, and the moments of all of it.
+    """Part of a tensor, channel by channel.
 
     Attributes:
         shape: of the whole tensor.
         dtype: likewise.
         values: (C, P) float64, evenly spaced.
-        mean, var: (C,) float64, of all values; the variance is biased.
         largest: the largest absolute value that is finite.
-        count: values per channel.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     values: Tensor
-    mean: Tensor
-    var: Tensor
     largest: float
-    count: int
 
     @classmethod
     def of(cls, tensor: Tensor, axis: int) -> "Sketch":
         """Take the channels from `axis`."""
-        tensor = tensor.detach()
-        rows = tensor.movedim(axis, 0).flatten(1) if tensor.dim() > 1 else tensor.unsqueeze(1)
-        rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
-        if not rows.is_floating_point():
-            rows = rows.float()
+        rows = channel_rows(tensor, axis)
         channels, count = rows.shape
         step = max(1, count // max(LEAST, VALUES // max(channels, 1)))
         step += step > 1 and step % 2 == 0  # an even step would stay in the same columns
-        nothing = torch.zeros(channels, dtype=torch.float64)
-        var, mean = (nothing, nothing)
-        if count:
-            var, mean = torch.var_mean(rows, 1, correction=0)
-        finite = rows if bool(rows.isfinite().all()) else rows.nan_to_num(0, 0, 0)
-        return cls(
-            tuple(tensor.shape),
-            tensor.dtype,
-            rows[:, ::step].cpu().double(),
-            mean.cpu().double(),
-            var.cpu().double(),
-            float(finite.abs().max()) if rows.numel() else 0.0,
-            count,
-        )
+        largest = float(rows.abs().max()) if rows.numel() else 0.0
+        if not math.isfinite(largest):
+            largest = float(rows.nan_to_num(0, 0, 0).abs().max())
+        return cls(tuple(tensor.shape), tensor.dtype, rows[:, ::step].cpu().double(), largest)
+
+
+def channel_rows(tensor: Tensor, axis: int) -> Tensor:
+    """Return a tensor as (C, P) floating point numbers, with the channels of `axis`."""
+    tensor = tensor.detach()
+    rows = tensor.movedim(axis, 0).flatten(1) if tensor.dim() > 1 else tensor.unsqueeze(1)
+    return rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
 
 
 @dataclass(eq=False)
 class Site:
-    """One call of one layer.
+    """One call of one norm or linear layer, in any form of a network.
 
     Attributes:
         name: of the module, "#2" behind it at its second call; "" where a program names none.
-        label: what to call it: the name, else the operator and its number.
+        label: the name, else the operator and its number.
         kind: "norm" for what normalises with statistics; "other" for what stands in its place.
         order: of execution.
         layer: class or operator.
@@ -77,6 +72,8 @@ class Site:
         tensors: (C,) float64 as it held them before the run; those that there are.
         dtypes: of those.
         settings: eps, momentum, training; those that are known.
+        axis: of the channels in its output.
+        batch: running_mean and running_var as the input of a norm would make them, (C,) float64.
     """
 
     name: str
@@ -90,6 +87,8 @@ class Site:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    axis: int = 1
+    batch: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def channels(self) -> int:
@@ -99,7 +98,12 @@ class Site:
     @property
     def eps(self) -> float:
         """NaN where it is unknown."""
-        return float(self.settings.get("eps", float("nan")))
+        return float(self.settings.get("eps", NAN))
+
+    def rounding(self, key: str) -> float:
+        """One rounding error of the dtype of a tensor; 0 where it holds whole numbers."""
+        kind = self.dtypes[key]
+        return torch.finfo(kind).eps if kind.is_floating_point else 0.0
 
 
 @dataclass(eq=False)
@@ -121,19 +125,123 @@ class Run:
     watched: list[Tensor] | None = None
 
     def of(self, kind: Kind) -> list[Site]:
-        """Those of one kind."""
+        """Return the sites of one kind."""
         return [site for site in self.sites if site.kind == kind]
+
+    @property
+    def rounding(self) -> float:
+        """One rounding error of the coarsest dtype that the run computed in."""
+        kinds = {s.after.dtype for s in self.sites} | {y.dtype for y in self.outputs}
+        return max(torch.finfo(kind).eps for kind in kinds if kind.is_floating_point)
+
+
+class Collector:
+    """Makes the sites of a run from the calls of its layers and operators."""
+
+    def __init__(self) -> None:
+        self.sites: list[Site] = []
+        self._inner: OperatorCall | None = None  # the batch norm inside the layer that runs
+        self._calls: Counter[str] = Counter()
+        self._product: OperatorCall | None = None
+
+    def normed(self, call: Call, before: Tensor, after: Tensor) -> None:
+        """Add the site of a norm layer, with what the operator inside it really used."""
+        inner, self._inner = self._inner, None
+        layer = call.module
+        settings: dict[str, Any] = {"eps": getattr(layer, "eps", NAN)}
+        if isinstance(layer, RunningStatistics):  # whose kernels are operators of their own
+            settings["training"] = layer.training
+        held: Mapping[str, Any] = {**layer._parameters, **layer._buffers}
+        if inner is not None and inner.after.shape == after.shape:
+            settings, held = dict(inner.settings), inner.tensors
+        if (momentum := getattr(layer, "momentum", None)) is not None:
+            settings["momentum"] = momentum
+        self.add("norm", call.name, type(layer).__name__, before, after, 1, held, settings)
+
+    def activated(self, call: Call, activation: str, after: Tensor) -> None:
+        """Keep what the activation behind a norm gave, where it is part of the layer."""
+        own = getattr(call.module, "fused_act", None) is not None or any(call.module.children())
+        for site in reversed(self.sites) if own else ():
+            if site.name == call.name:
+                site.activated = Sketch.of(after, 1)
+                return
+
+    def inside(self, call: OperatorCall) -> None:
+        """Add an operator of a module whose norms are told to `normed`."""
+        if call.kind == "norm":
+            self._inner = call
+        else:
+            self.operator(call)
+
+    def operator(self, call: OperatorCall) -> None:
+        """Add an operator of a program; a sum behind a product is what a norm became."""
+        product = self._product_of(call)
+        if product is not None:
+            name, held = self._numbered(call.name, "other"), {**product.tensors, **call.tensors}
+            self.add("other", name, "mul, add", product.before, call.after, 1, held)
+        elif call.kind in ("norm", "linear"):
+            kind: Kind = "norm" if call.kind == "norm" else "linear"
+            name, layer = call.name, call.operator.removeprefix("aten::")
+            name = self._numbered(name, kind) if name else ""
+            x, y, axis = call.before, call.after, call.axis
+            self.add(kind, name, layer, x, y, axis, call.tensors, call.settings)
+
+    def _product_of(self, call: OperatorCall) -> OperatorCall | None:
+        """Return the product per channel that a sum per channel is taken of."""
+        product, self._product = self._product, call if call.kind == "scale" else None
+        if call.kind != "shift" or product is None or product.name != call.name:
+            return None
+        return product if product.after is call.before else None
+
+    def add(
+        self,
+        kind: Kind,
+        name: str,
+        layer: str,
+        before: Tensor,
+        after: Tensor,
+        axis: int,
+        held: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add a site, with copies of its tensors."""
+        batch: dict[str, Tensor] = {}
+        if kind == "norm" and before.numel():
+            var, mean = torch.var_mean(channel_rows(before, axis), 1, correction=0)
+            batch = {"running_mean": mean.cpu().double(), "running_var": var.cpu().double()}
+        found = {k: t for k in TENSORS if isinstance(t := (held or {}).get(k), Tensor)}
+        self.sites.append(
+            Site(
+                name=name,
+                label=name or f"{layer} {sum(s.kind == kind for s in self.sites) + 1}",
+                kind=kind,
+                order=len(self.sites),
+                layer=layer,
+                before=Sketch.of(before, axis),
+                after=Sketch.of(after, axis),
+                tensors={k: t.detach().cpu().double().clone() for k, t in found.items()},
+                dtypes={k: t.dtype for k, t in found.items()},
+                settings=settings or {},
+                axis=axis,
+                batch=batch,
+            )
+        )
+
+    def _numbered(self, name: str, kind: str) -> str:
+        self._calls[f"{kind} {name}"] += 1
+        count = self._calls[f"{kind} {name}"]
+        return name if count == 1 else f"{name}#{count}"
 
 
 def gap(a: Sketch, b: Sketch) -> float:
-    """Largest difference, over the largest value of the first; NaN equals NaN."""
+    """Measure the largest difference, over the largest value of the first; NaN equals NaN."""
     if a.values.shape != b.values.shape or a.shape[0] != b.shape[0]:
         return float("inf")
     return largest_gap(a.values, b.values, max(a.largest, 1e-30))
 
 
 def largest_gap(a: Tensor, b: Tensor, size: float | None = None) -> float:
-    """Largest absolute difference over `size`, the largest finite value of `a` where none is given.
+    """Measure the largest absolute difference over `size`, by default the largest value of `a`.
 
     NaN equals NaN; a value beside a NaN is infinitely far.
     """
@@ -149,10 +257,3 @@ def largest_gap(a: Tensor, b: Tensor, size: float | None = None) -> float:
     if size is None:
         size = max(float(a.nan_to_num(0, 0, 0).abs().max()), 1e-30)
     return off / size
-
-
-def numbers(tensors: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, torch.dtype]]:
-    """Copies of what a norm holds, in float64, and their dtypes."""
-    held = {k: tensors[k] for k in TENSORS if isinstance(tensors.get(k), Tensor)}
-    wide = {k: t.detach().cpu().double().clone() for k, t in held.items()}
-    return wide, {k: t.dtype for k, t in held.items()}

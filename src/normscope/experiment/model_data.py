@@ -139,7 +139,7 @@ def _parts(
 
 
 def _batched(columns: Sequence[Any], rows: Tensor, size: int) -> list[Any]:
-    """Batches of these rows in random order; none of one sample, which cannot train."""
+    """Yield batches of these rows in random order; none of one sample, which cannot train."""
     order = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
     return [_rows(columns, part) for part in order.split(size) if len(part) > 1 or size == 1]
 
@@ -153,7 +153,7 @@ def _rows(columns: Sequence[Any], which: Tensor) -> tuple[Any, ...]:
 
 
 def _whole(value: Any) -> bool:
-    """Whether these are all samples, not batches: (x, y), with a condition or class names."""
+    """Return whether these are samples, not batches: (x, y), with a condition or class names."""
     pair = isinstance(value, (tuple, list)) and len(value) in (2, 3)
     if not pair or hasattr(value, "_fields"):
         return False
@@ -200,7 +200,7 @@ def _array(value: Any) -> Any:
 
 
 def _split(spec: str, value: Any, batch_size: int, test_size: int) -> ModelData:
-    """30 % of the samples, evenly over the sorted labels, are the test part."""
+    """Make 30 % of the samples the test part, evenly over the sorted labels."""
     where = shown(spec)
     x, y, names = _columns(value[0]), _array(value[1]), None
     if isinstance(y, np.ndarray) and y.dtype.kind == "U":

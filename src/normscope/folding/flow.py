@@ -17,10 +17,15 @@ PASSING: tuple[type[nn.Module], ...] = (nn.Identity, Folded, *_DropoutNd.__subcl
 
 
 class Flow:
-    """Which module runs on whose output, as torch.fx sees it."""
+    """Which module runs on whose output, as torch.fx sees it.
+
+    Raises:
+        ModelError: torch.fx cannot trace the model.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self.modules = dict(model.named_modules())
+        self.layers = Layers(model)
+        self.modules = self.layers.modules
         twin = copied(model).eval()
         tracer = _Tracer(twin)
         try:
@@ -32,40 +37,41 @@ class Flow:
             ) from problem
         self.opaque = tracer.opaque
         self.calls: dict[str, fx.Node] = {str(n.target): n for n in nodes if n.op == "call_module"}
-        self.read = [str(n.target) for n in nodes if n.op == "get_attr"]
-        self.runs = Counter(
+        self.layers.read = [str(n.target) for n in nodes if n.op == "get_attr"]
+        self.layers.runs = Counter(
             inner
             for node in nodes
             if node.op == "call_module"
             for inner in self.modules[str(node.target)].modules()
         )
-        owners = Counter(p for m in self.modules.values() for p in set(m._parameters.values()))
-        self.tied = {p for p, count in owners.items() if p is not None and count > 1}
 
-    def call(self, name: str) -> fx.Node:
-        """Where a norm is called.
+    def is_opaque(self, name: str) -> bool:
+        """Whether a layer is in a part that cannot be traced."""
+        return any(name.startswith(f"{part}.") for part in self.opaque)
+
+    def check(self, name: str) -> None:
+        """Refuse a norm that is not called once, on its input alone, with tensors of its own.
 
         Raises:
-            Refusal: it is not called once, on its input alone, with tensors of its own.
+            Refusal: it is one.
         """
         for part, problem in self.opaque.items():
             if name.startswith(f"{part}."):
                 raise Refusal(f"it is inside {part!r}, which torch.fx cannot trace ({problem})")
         if name not in self.calls:
             raise Refusal("forward does not run it in eval()")
-        self._check_own(name)
+        self.layers.check_own(name)
         node = self.calls[name]
         if len(node.args) != 1 or node.kwargs:
             raise Refusal("it is called with more than its input")
-        return node
 
-    def neighbour(self, node: fx.Node, side: Side) -> str:
+    def neighbour(self, norm: str, side: Side) -> str:
         """Return the name of the linear layer next to a norm, through modules that change nothing.
 
         Raises:
             Refusal: something else is there, or sees what lies between.
         """
-        path = [str(node.target)]
+        node, path = self.calls[norm], [norm]
         while True:
             node = _next(node, side)
             name, module = str(node.target), self.modules.get(str(node.target))
@@ -73,13 +79,35 @@ class Flow:
                 raise Refusal(f"{node.name!r} is no layer")
             path.append(name)
             if isinstance(module, LINEAR):
-                self._check_own(name)
-                self._check_unwatched(path)
+                self.layers.check_own(name)
+                self.layers.check_unwatched(path)
                 return name
             if type(module) not in PASSING:
                 raise Refusal(f"{name!r} ({type(module).__name__}) is not linear")
 
-    def _check_own(self, name: str) -> None:
+
+class Layers:
+    """The modules of a model: how often each runs, what they share, who looks at them.
+
+    Attributes:
+        modules: by name.
+        runs: how often each runs in a forward.
+        read: names of the tensors that a forward uses by themselves.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules())
+        self.runs: Counter[nn.Module] = Counter()
+        self.read: list[str] = []
+        owners = Counter(p for m in self.modules.values() for p in set(m._parameters.values()))
+        self.tied = {p for p, count in owners.items() if p is not None and count > 1}
+
+    def check_own(self, name: str) -> None:
+        """Refuse a layer that runs twice, or whose tensors are not its own.
+
+        Raises:
+            Refusal: it is one.
+        """
         module = self.modules[name]
         if self.runs[module] > 1:
             raise Refusal(f"{name!r} runs {self.runs[module]} times")
@@ -88,8 +116,12 @@ class Flow:
         if any(target.startswith(f"{name}.") for target in self.read):
             raise Refusal(f"forward uses a tensor of {name!r} by itself")
 
-    def _check_unwatched(self, path: list[str]) -> None:
-        """No hook between: on the modules, or on what contains one of them but not the others."""
+    def check_unwatched(self, path: list[str]) -> None:
+        """Refuse a hook between: on the modules, or on what contains one but not the others.
+
+        Raises:
+            Refusal: there is one.
+        """
         around = [{name[:i] for i, c in enumerate(f"{name}.") if c == "."} for name in path]
         for name in sorted(set[str].union(*around) - set[str].intersection(*around)):
             if any(getattr(self.modules[name], hooks) for hooks in HOOKS):

@@ -11,6 +11,7 @@ from normscope.arguments import listed
 from normscope.conversion.kinds import Plain, Refusal, read
 from normscope.errors import InputError, ModelError
 from normscope.folding.flow import Flow, copied, is_norm
+from normscope.folding.observed import ObservedFlow, called
 from normscope.folding.pair import Side, difference, fold_into, make_affine
 from normscope.folding.program import fold_graph
 from normscope.probe.frozen import program_kind, refuse_traced, refuse_unready
@@ -42,11 +43,25 @@ class Folding:
     original: nn.Module = field(repr=False)
     affine: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        lines = [
+            (
+                f"Folding of {type(self.original).__name__}: {len(self.folded)} norms folded "
+                "into a neighbour"
+            )
+        ]
+        if self.affine:
+            lines.append(f"{len(self.affine)} became a multiplication and an addition")
+        lines += [f"still there: {name}: {why}" for name, why in self.left[:6]]
+        if len(self.left) > 6:
+            lines.append(f"and {len(self.left) - 6} more")
+        return "\n".join([*lines, "the copy is .model; .verify(batch) compares the two"])
+
     def verify(self, *inputs: Any, tolerance: float | None = None) -> Comparison:
         """Compare the outputs of the original and the folded model, both copied and in eval().
 
         Args:
-            inputs: a batch, as the model's forward takes it.
+            inputs: a batch, as the model's forward takes it; one dict: arguments by their names.
             tolerance: largest difference allowed, over the largest output; None: the square root
                 of the machine epsilon of the outputs, 3.5e-4 in float32.
 
@@ -64,7 +79,9 @@ class Folding:
 
 @kept_generators()  # tracing runs the forward
 @torch.no_grad()
-def fold(model: nn.Module | torch.export.ExportedProgram, rest: Rest = "norm") -> Folding:
+def fold(
+    model: nn.Module | torch.export.ExportedProgram, rest: Rest = "norm", *, inputs: Any = None
+) -> Folding:
     """Copy a model for inference, with batch norms folded into their linear neighbours.
 
         scale = weight / sqrt(running_var + eps),  shift = bias - running_mean * scale
@@ -82,7 +99,8 @@ def fold(model: nn.Module | torch.export.ExportedProgram, rest: Rest = "norm") -
     where something else sees what lies between the two (a second user, a hook), where one of
     them runs twice or shares a parameter, where it has no or several sets of running statistics,
     and in parts that torch.fx cannot trace. Traced is forward in eval() with its default
-    arguments.
+    arguments. In parts that cannot be traced `inputs` show which layer runs on whose output; the
+    model is run on them before and after.
 
     Args:
         model: any module; it is not changed. Or a program of torch.export: its graph is folded into
@@ -91,10 +109,13 @@ def fold(model: nn.Module | torch.export.ExportedProgram, rest: Rest = "norm") -
             becomes a multiplication and an addition, so that nothing is left for back ends that
             know no batch norm; of norms with several maps or none, and of models that torch.fx
             cannot trace, see `Folding.left` and `Folding.affine`.
+        inputs: a batch, for the parts that torch.fx cannot trace: a tensor, a tuple of arguments,
+            or a dict of arguments by their names.
 
     Raises:
         InputError: another `rest`.
-        ModelError: the model cannot be copied or, as a whole, not be traced by torch.fx, is a
+        ModelError: the model cannot be copied, fails on `inputs` or gives other outputs folded,
+            without `inputs` cannot be traced by torch.fx as a whole, is a
             program of TorchScript or torch.export, lazy, or on the meta device; a norm or the
             result of its folding is not finite, or a running_var is below 0.
 
@@ -125,16 +146,24 @@ def fold(model: nn.Module | torch.export.ExportedProgram, rest: Rest = "norm") -
     try:
         flow = Flow(folded) if names not in ([], [""]) else None
     except ModelError:
-        if rest == "norm":
+        if rest == "norm" and inputs is None:
             raise
+    dark = [name for name in names if flow is None or flow.is_opaque(name)]
+    observed = None if inputs is None or not dark else ObservedFlow(folded, inputs)
     pairs, left, affine = [], [], []
     for name in names:
+        known = observed if observed is not None and name in dark else flow
         try:
-            if flow is None:
+            if known is None:
                 raise Refusal("torch.fx cannot trace the model")
-            pairs.append((name, _fold(flow, name)))
+            pairs.append((name, _fold(known, name)))
         except Refusal as problem:
             left.append((name, str(problem)))
+    if observed is not None and not (proof := Folding(folded, (), (), model).verify(inputs)).ok:
+        raise ModelError(
+            f"{type(model).__name__} gives other outputs when it is folded (they differ by "
+            f"{proof.difference:.2g} of the largest); fold it without inputs="
+        )
     for name, why in left if rest == "affine" else ():
         layer = folded.get_submodule(name)
         try:
@@ -150,7 +179,7 @@ def fold(model: nn.Module | torch.export.ExportedProgram, rest: Rest = "norm") -
 
 
 def _one_map(norm: nn.Module) -> Plain:
-    """A norm in its five tensors, if in eval() it is one affine map for all samples.
+    """Read a norm as its five tensors, if in eval() it is one affine map for all samples.
 
     Raises:
         Refusal: it is not.
@@ -164,15 +193,15 @@ def _one_map(norm: nn.Module) -> Plain:
     return plain
 
 
-def _fold(flow: Flow, name: str) -> str:
+def _fold(flow: Flow | ObservedFlow, name: str) -> str:
     """Fold one norm; the name of the neighbour that took it in."""
     norm = flow.modules[name]
     plain = _one_map(norm)
-    node = flow.call(name)
+    flow.check(name)
     reasons = []
     for side in SIDES:
         try:
-            neighbour = flow.neighbour(node, side)
+            neighbour = flow.neighbour(name, side)
             fold_into(flow.modules[neighbour], norm, plain, side, (name, neighbour))
             return neighbour
         except Refusal as problem:
@@ -186,7 +215,7 @@ def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
         try:
             # a program has no modes
             own = model if program_kind(model) == "exported" else copied(model).eval()
-            leaves = tree_leaves(own(*inputs))
+            leaves = tree_leaves(called(own, inputs))
         except Exception as problem:
             raise ModelError(
                 f"{type(model).__name__} fails on these inputs: {reason(problem)}"

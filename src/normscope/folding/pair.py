@@ -50,7 +50,7 @@ class Folded(nn.Identity):
 
 @fx.wrap  # likewise
 def scaled(x: Tensor, weight: Tensor, bias: Tensor, ranks: tuple[int, ...]) -> Tensor:
-    """x * weight + bias per channel, in the dtype of x; ValueError for another rank."""
+    """Return x * weight + bias per channel, in the dtype of x; ValueError for another rank."""
     if x.dim() not in ranks:
         allowed = " or ".join(f"{rank}D" for rank in ranks)
         raise ValueError(f"expected {allowed} input (got {x.dim()}D input)")
@@ -71,7 +71,7 @@ class ScaleShift(nn.Module):
         return scaled(input, self.weight, self.bias, self.ranks)
 
     def extra_repr(self) -> str:
-        """The channels."""
+        """Show the number of channels."""
         return f"{len(self.weight)}"
 
 
@@ -160,7 +160,7 @@ def _rank(layer: nn.Module, plain: Plain, side: Side) -> int:
 
 
 def _affine(plain: Plain, name: str) -> tuple[Tensor, Tensor]:
-    """scale and shift, (C,), of a norm in eval(), in float64."""
+    """Return scale and shift, (C,), of a norm in eval(), in float64."""
     own = {key: t.cpu().double() for key, t in plain.tensors.items() if t is not None and t.dim()}
     least = {"running_var": 0.0}
     for key, values in own.items():
@@ -246,7 +246,7 @@ def _check_pair(
 
 
 def _shape(layer: nn.Module) -> tuple[int, ...]:
-    """Of a small input: two samples, a few positions of the kernel."""
+    """Return the shape of a small input: two samples, a few positions of the kernel."""
     weight = layer.weight
     assert isinstance(weight, Tensor), "every linear layer has one"
     if isinstance(layer, nn.Linear):
@@ -264,7 +264,7 @@ def _shape(layer: nn.Module) -> tuple[int, ...]:
 
 
 def _pads(layer: nn.Module) -> tuple[int, ...]:
-    """How far a convolution pads, per dimension."""
+    """Return how far a convolution pads, per dimension."""
     if not isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return ()
     if isinstance(layer.padding, str):
@@ -275,7 +275,7 @@ def _pads(layer: nn.Module) -> tuple[int, ...]:
 
 
 def difference(before: list[Tensor], after: list[Tensor]) -> float:
-    """Largest absolute difference over the largest value of before; NaN equals NaN."""
+    """Return the largest difference over the largest value of before; NaN equals NaN."""
     gap, size = 0.0, 1e-30
     for a, b in zip(before, after, strict=True):
         if a.numel():

@@ -66,7 +66,7 @@ def fold_graph(module: fx.GraphModule, *, affine: bool) -> Done:
 
 
 def _owner(node: fx.Node) -> str:
-    """The module that the norm was, by the name of its mean."""
+    """Find the module that the norm was, by the name of its mean."""
     mean = node.args[3]
     if isinstance(mean, fx.Node) and mean.op == "get_attr":
         return str(mean.target).rpartition(".")[0] or node.name
@@ -74,7 +74,7 @@ def _owner(node: fx.Node) -> str:
 
 
 def _map(module: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor]:
-    """scale and shift, (C,) in float64.
+    """Return scale and shift, (C,) in float64.
 
     Raises:
         Refusal: it normalises by the batch, or holds what is computed.

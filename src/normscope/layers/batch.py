@@ -1,7 +1,7 @@
 """Drop-in batch norm, `torch.nn.BatchNorm*d` on normscope's operator, and ghost batch norm."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -44,11 +44,9 @@ class Normalizer(RunningStatistics, _BatchNorm):
         act: Activation | None = None,
         process_group: Ranks = None,
     ) -> None:
-        # torch before 2.13 has no bias=
-        more: dict[str, Any] = {} if bias else {"bias": False}
-        super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, **more
-        )
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        if not bias:  # torch before 2.13 has no bias=
+            self.register_parameter("bias", None)
         check_settings(self.eps, self.momentum)
         if act is not None and act not in ACTIVATIONS:
             raise ValueError(f"act is {act!r}; it can be None, {listed(ACTIVATIONS)}")
@@ -63,7 +61,7 @@ class Normalizer(RunningStatistics, _BatchNorm):
     def forward(
         self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """act(batch_norm(input) + residual), masked values as no data; see `functional`."""
+        """Return act(batch_norm(input) + residual), masked values as no data; see `functional`."""
         return self.activated(input, residual, mask, self.fused_act)
 
     def activated(
@@ -73,7 +71,7 @@ class Normalizer(RunningStatistics, _BatchNorm):
         mask: Tensor | None,
         act: Activation | None,
     ) -> Tensor:
-        """`forward` with an activation that the caller names."""
+        """Run `forward` with an activation that the caller names."""
         policy, training = self.policy, self.training
         plain = policy is AS_TORCH or policy == AS_TORCH
         counts = self.counts_empty or input.shape[0]
@@ -114,7 +112,7 @@ class Normalizer(RunningStatistics, _BatchNorm):
         )
 
     def extra_repr(self) -> str:
-        """As torch's, with what is more than torch's."""
+        """Describe the layer as torch does, with what is more than torch's."""
         more = {
             "act": self.fused_act,
             "process_group": self.process_group,
@@ -143,7 +141,7 @@ def checked_batch_norm(
     process_group: dist.ProcessGroup | None,
     on_moments: Callable[[Moments], None] | None,
 ) -> Tensor:
-    """`functional.batch_norm` after the check of the rank, over chunks of `ghost_size` samples.
+    """Call `functional.batch_norm` after the check of the rank, over chunks of `ghost_size`.
 
     What remains of the batch joins the last chunk, so no chunk is smaller than ghost_size unless
     the batch is.
@@ -182,7 +180,7 @@ def check_rank(x: Tensor, ranks: tuple[int, ...]) -> None:
 
 
 def resolved(process_group: Ranks) -> dist.ProcessGroup | None:
-    """The ranks to synchronise with; None where there is nobody else."""
+    """Return the ranks to synchronise with; None where there is nobody else."""
     if process_group is None or not dist.is_available() or not dist.is_initialized():
         return None
     group = dist.group.WORLD if process_group == "world" else process_group

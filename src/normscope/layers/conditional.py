@@ -58,7 +58,7 @@ def condition(ids: Tensor) -> Iterator[None]:
 
 
 def current_condition() -> Tensor | None:
-    """The condition of the innermost `with condition(ids)` around this call; None outside."""
+    """Return the condition of the innermost `with condition(ids)` around this call, or None."""
     return _current.ids
 
 
@@ -135,7 +135,7 @@ class _ConditionalBatchNorm(RunningStatistics):
         self.reset_parameters()
 
     def reset_running_stats(self) -> None:
-        """Mean 0, variance 1, nothing tracked."""
+        """Set mean 0, variance 1, nothing tracked."""
         _searched.discard(self)
         if self.running_mean is not None:
             assert self.running_var is not None, "made together"
@@ -219,7 +219,7 @@ class _ConditionalBatchNorm(RunningStatistics):
             )
 
     def posterior(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
-        """p(condition | sample) under the running statistics, (N, K) float64, rows sum to one.
+        """Return p(condition | sample) under the running statistics, (N, K) float64.
 
             log p_nk = -1/2 sum_c [log var_kc + mean_s (x_ncs - mean_kc)^2 / var_kc] / T + const
 
@@ -231,7 +231,7 @@ class _ConditionalBatchNorm(RunningStatistics):
         return (self._log_likelihood(own_moments(input, mask)) / self._heat()).softmax(1)
 
     def observe(self, batch: Moments) -> None:
-        """As every layer; counts the conditions that were present with too few values."""
+        """Choose as every layer; count the conditions that were present with too few values."""
         if self.training and batch.count.shape == self.filled_up.shape:
             self._count_small(batch.count)
         super().observe(batch)
@@ -241,7 +241,7 @@ class _ConditionalBatchNorm(RunningStatistics):
         self.filled_up.add_(small.to(self.filled_up.dtype))
 
     def pooled(self) -> dict[str, Tensor]:
-        """The five keys of a plain batch norm that stands for all conditions at once.
+        """Return the five keys of a plain batch norm that stands for all conditions at once.
 
         Statistics by the law of total variance, each condition weighted by the batches it was
         seen in (equally where none was); weight and bias are plain means over conditions.
@@ -249,7 +249,7 @@ class _ConditionalBatchNorm(RunningStatistics):
         return pooled(self)
 
     def extra_repr(self) -> str:
-        """The arguments that differ in meaning between layers."""
+        """Name the arguments that differ in meaning between layers."""
         return (
             f"{self.num_features}, {self.num_conditions}, stats={self.stats!r}, "
             f"affine={self.affine!r}, eps={self.eps}, momentum={self.momentum}, "
@@ -294,7 +294,7 @@ class _ConditionalBatchNorm(RunningStatistics):
         return mixed(input, own, share, self.running_mean.double(), rstd, weight, bias, mask)
 
     def _log_likelihood(self, own: Moments) -> Tensor:
-        """(N, K), up to a constant: of the mean position of each sample, channels independent."""
+        """Return (N, K) up to a constant: of each sample's mean position, channels independent."""
         assert self.running_mean is not None, "infer tracks"
         assert self.running_var is not None, "infer tracks"
         precision = 1 / (self.running_var.double().clamp(min=0) + self.eps)  # (K, C)
@@ -311,7 +311,7 @@ class _ConditionalBatchNorm(RunningStatistics):
 
     @torch.no_grad()
     def _calibrate(self, input: Tensor, condition: Tensor, mask: Tensor | None) -> None:
-        """One damped Newton step on log(1/T), down the posterior's loss on the known conditions."""
+        """Take a damped Newton step on log(1/T), down the posterior's loss on known conditions."""
         mask = None if mask is None else checked_mask(mask, input)
         scores = self._log_likelihood(own_moments(input, mask))
         scores = (scores - scores.amax(1, keepdim=True)) / self.temperature

@@ -45,7 +45,7 @@ class _FrozenBatchNorm(nn.Module):
         return self.act
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The map of the stored statistics, in train() and in eval() alike."""
+        """Apply the map of the stored statistics, in train() and in eval() alike."""
         check_rank(input, self.ranks)
         return batch_norm(
             input,
@@ -59,7 +59,7 @@ class _FrozenBatchNorm(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """Show the arguments."""
         return f"{self.num_features}, eps={self.eps}"
 
 

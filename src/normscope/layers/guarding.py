@@ -106,7 +106,7 @@ def commit(model: nn.Module) -> None:
 
 
 def policy_of(layer: nn.Module) -> Policy:
-    """The policy that a layer follows now; torch's own where nobody guards it."""
+    """Return the policy that a layer follows now; torch's own where nobody guards it."""
     policy: Policy = getattr(getattr(layer, STATE, layer), "policy", AS_TORCH)
     return policy
 

@@ -10,13 +10,13 @@ from normscope.moments import Moments
 
 
 def own_moments(x: Tensor, mask: Tensor | None) -> Moments:
-    """The moments of each sample by itself: count (N,), mean and m2 (N, C); carries gradients."""
+    """Return each sample's moments: count (N,), mean and m2 (N, C); carries gradients."""
     samples = torch.arange(x.shape[0], device=x.device)
     return moments(x, samples, num_groups=x.shape[0], mask=mask)
 
 
 def weighted_moments(own: Moments, share: Tensor) -> Moments:
-    """Moments of K soft groups, (K,) and (K, C).
+    """Return the moments of K soft groups, (K,) and (K, C).
 
         n_k = sum_n w_nk,  mean_k = sum_n w_nk mean_n / n_k,
         m2_k = sum_n share_nk (m2_n + count_n (mean_n - mean_k)^2),   w_nk = share_nk count_n
@@ -47,7 +47,7 @@ def mixed(
     bias: Tensor,
     mask: Tensor | None,
 ) -> Tensor:
-    """y = sum_k share_nk ((x - mean_k) rstd_k weight_k + bias_k), one pass over x for every K.
+    """Return y = sum_k share_nk ((x - mean_k) rstd_k weight_k + bias_k), one pass for every K.
 
     A mixture of affine maps is one affine map per sample and channel. Tables are (K, C).
     """

@@ -43,7 +43,7 @@ class _ModeNorm(RunningStatistics):
         self.register_buffer("num_batches_tracked", counter)
 
     def memberships(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The gate's shares (N, K), rows that sum to one, in float64."""
+        """Return the gate's shares (N, K), rows that sum to one, in float64."""
         mask = None if mask is None else checked_mask(mask, input)
         return self._shares(own_moments(input, mask).mean)
 
@@ -67,7 +67,7 @@ class _ModeNorm(RunningStatistics):
         return mixed(input, own, share, mean, rstd, self.weight, bias, mask)
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """Show the arguments."""
         return f"{self.num_features}, {self.num_modes}, eps={self.eps}, momentum={self.momentum}"
 
     def _shares(self, features: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class _EvalNorm(Normalizer):
     def forward(
         self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """As batch norm; in eval() with the sample's own statistics mixed in."""
+        """Normalise as batch norm; in eval() with the sample's own statistics mixed in."""
         if self.own_weight == 0 or self.normalizes_by_batch() or self.running_mean is None:
             return super().forward(input, residual, mask)
         tables: Any = (self.running_mean, self.running_var, self.weight, self.bias)
@@ -61,7 +61,7 @@ class _EvalNorm(Normalizer):
         return y.to(input.dtype)
 
     def extra_repr(self) -> str:
-        """As batch norm, with the weight."""
+        """Show as batch norm does, with the weight."""
         return f"{super().extra_repr()}, own_weight={self.own_weight:g}"
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

@@ -49,7 +49,7 @@ class _Renorm(Normalizer):
         self.r_max, self.d_max, self.warm_up, self.ramp = r_max, d_max, warm_up, ramp
 
     def limits(self) -> tuple[Tensor, Tensor]:
-        """r_max and d_max now: (1, 0) for `warm_up` batches, then in a line over `ramp` batches."""
+        """Return r_max and d_max: (1, 0) for `warm_up` batches, then in a line over `ramp`."""
         assert self.num_batches_tracked is not None, "always tracked"
         past = (self.num_batches_tracked - self.warm_up).double()
         share = (past / self.ramp).clamp(0, 1) if self.ramp else (past >= 0).double()
@@ -58,7 +58,7 @@ class _Renorm(Normalizer):
     def forward(
         self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """xhat * r + d, then weight and bias; see the class."""
+        """Return xhat * r + d, then weight and bias; see the class."""
         if not self.normalizes_by_batch():
             return super().forward(input, residual, mask)
         check_rank(input, self.ranks)
@@ -90,7 +90,7 @@ class _Renorm(Normalizer):
         return y
 
     def extra_repr(self) -> str:
-        """As batch norm, with the limits."""
+        """Show as batch norm does, with the limits."""
         return (
             f"{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}, "
             f"warm_up={self.warm_up}, ramp={self.ramp}"

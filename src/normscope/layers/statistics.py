@@ -77,7 +77,7 @@ class RunningStatistics(nn.Module):
         return self
 
     def normalizes_by_batch(self) -> bool:
-        """Whether the next forward takes its statistics from the batch."""
+        """Return whether the next forward takes its statistics from the batch."""
         return self.training if self.policy.use == "mode" else self.policy.use == "batch"
 
     def observe(self, batch: Moments) -> None:
@@ -90,7 +90,7 @@ class RunningStatistics(nn.Module):
             self.pending = batch if self.pending is None else self.pending + batch
 
     def commit(self) -> None:
-        """One update from all that was collected since the last one (update="step")."""
+        """Make one update from all that was collected since the last one (update="step")."""
         if self.pending is not None:
             collected, self.pending = self.pending, None
             self._update(collected)
@@ -149,7 +149,7 @@ def merge_ranks(model: nn.Module, process_group: dist.ProcessGroup | None = None
 
 
 def pooled(layer: RunningStatistics) -> dict[str, Tensor]:
-    """The five keys of a plain batch norm that stands for all groups of a layer at once.
+    """Return the five keys of a plain batch norm that stands for all groups at once.
 
     Statistics by the law of total variance, each group weighted by the batches it was seen in
     (equally where none was); weight and bias are plain means over groups.

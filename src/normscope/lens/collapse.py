@@ -16,7 +16,7 @@ from normscope.records import Collapse
 def collapse(
     layer: str, scatter: ImageScatter, sample: Sample, head: tuple[Tensor, Tensor] | None
 ) -> Collapse | None:
-    """How far the last layer's features have collapsed; None with fewer than two classes.
+    """Measure how far the last layer's features collapsed; None with fewer than two classes.
 
     With M the K class means less their (unweighted) mean:
 
@@ -69,7 +69,7 @@ def find_head(model: nn.Module, classes: int, channels: int) -> tuple[Tensor, Te
 
 
 def _from_simplex(gram: Tensor) -> float:
-    """Distance of a (K, K) matrix, scaled to length 1, from that of a simplex."""
+    """Return the distance of a (K, K) matrix, scaled to length 1, from that of a simplex."""
     classes = len(gram)
     simplex = torch.eye(classes, dtype=gram.dtype) - 1 / classes
     return float((gram / gram.norm() - simplex / (classes - 1) ** 0.5).norm())

@@ -107,7 +107,7 @@ def _layer(a: Layer, b: Layer, counts: Array, others: Array) -> LayerDifference:
 
 
 def _pooled(layer: Layer, counts: Array) -> tuple[Array, Array]:
-    """Mean and variance of each channel over all classes, by the law of total variance."""
+    """Return mean and variance per channel over all classes, by the law of total variance."""
     share = (counts / max(1, counts.sum()))[:, None]
     means, variances = np.nan_to_num(layer.class_mean), np.nan_to_num(layer.class_var)
     mean = (share * means).sum(0)

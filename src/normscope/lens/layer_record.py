@@ -9,6 +9,7 @@ from torch import Tensor
 
 from normscope.lens import measures
 from normscope.lens.measures import Directions, ImageScatter
+from normscope.lens.stage_measures import MEASURES
 from normscope.lens.statistics import JOINT, Stage, TrackedLayer, joint_channels
 from normscope.lens.sweep import BINS, REACH
 from normscope.records import Array, Layer, Numbers, StageMeasures, StageName
@@ -74,10 +75,11 @@ class _Reading:
             separation=measures.data_separation(self.scatter) if seen else math.nan,
             cdnv=measures.cdnv(self.scatter) if seen else math.nan,
             condition_eta2=self._condition_eta2(),
+            more={name: of(self.scatter, self.directions) for name, of in MEASURES.items()},
         )
 
     def _condition_eta2(self) -> float:
-        """Mean over channels of the between-condition share; NaN for fewer than two of them."""
+        """Average the between-condition share over channels; NaN for fewer than two conditions."""
         conditions = self.stage.conditions
         if int((conditions.count > 0).sum()) < 2:
             return math.nan
@@ -92,7 +94,7 @@ class _Reading:
 
 
 def stages_of(layer: TrackedLayer) -> dict[StageName, Stage]:
-    """All stages in order.
+    """Return all stages in order.
 
     z of one map per channel is that map of the input, exactly; z of a map per sample is y without
     gamma and beta.
@@ -111,7 +113,7 @@ def stages_of(layer: TrackedLayer) -> dict[StageName, Stage]:
 
 
 def layer_record(name: str, layer: TrackedLayer) -> Layer:
-    """Every measure of one layer.
+    """Compute every measure of one layer.
 
     The three stages of one affine map share one rank cut, that of the one which rounds most, so
     that a direction counts at all of them or at none.
@@ -226,7 +228,7 @@ def _kept(scores: Tensor) -> Tensor:
 
 
 def _invariance(readings: dict[StageName, _Reading], cut: float) -> float:
-    """Largest difference of eta2 and J over the channels that are alive at all three stages."""
+    """Return the largest difference of eta2 and J over channels alive at all three stages."""
     affine = [readings[name] for name in AFFINE]
     pixel = torch.stack([reading.pixel for reading in affine]).all(0)
     image = torch.stack([reading.image for reading in affine]).all(0)

@@ -32,12 +32,12 @@ ROUNDINGS = 4
 
 
 def live_channels(mean: Tensor, var: Tensor, precision: float) -> Tensor:
-    """(C,) bool: channels that vary by more than the rounding of their mean."""
+    """Return (C,) bool: channels that vary by more than the rounding of their mean."""
     return var > (ROUNDINGS * precision * mean) ** 2
 
 
 def correlation_ratio(count: Tensor, mean: Tensor, within: Tensor) -> tuple[Tensor, Moments]:
-    """Correlation ratio per channel, (C,) in [0, 1], and the moments over all classes.
+    """Return the correlation ratio per channel, (C,) in [0, 1], and moments over all classes.
 
         eta2 = sum_k n_k (mean_k - mean)^2 / sum (x - mean)^2
 
@@ -57,7 +57,7 @@ def correlation_ratio(count: Tensor, mean: Tensor, within: Tensor) -> tuple[Tens
 
 
 def eta2(moments: Moments) -> Tensor:
-    """`correlation_ratio` of moments per class, (K,), (K, C), (K, C)."""
+    """Return `correlation_ratio` of moments per class, (K,), (K, C), (K, C)."""
     return correlation_ratio(moments.count, moments.mean, moments.m2.sum(0))[0]
 
 
@@ -87,7 +87,7 @@ class ImageScatter:
 
     @classmethod
     def of(cls, stage: Stage) -> "ImageScatter":
-        """From the statistics of a stage."""
+        """Compute the scatter from the statistics of a stage."""
         present = stage.count > 0
         count = stage.count[present]
         class_mean = stage.mean[:, joint_channels(stage.mean.shape[1])][present]
@@ -116,18 +116,18 @@ class Directions:
 
     @classmethod
     def of(cls, scatter: ImageScatter, live: Tensor) -> "Directions":
-        """From the live channels, (J,) bool, of a scatter."""
+        """Decompose the scatter of the live channels, (J,) bool."""
         s_t = scatter.total[live][:, live]
         scale = s_t.diagonal().rsqrt()
         values, vectors = torch.linalg.eigh(s_t * scale * scale.unsqueeze(1))
         return cls(values, (scatter.factor[:, live] * scale) @ vectors)
 
     def rank(self, cut: float) -> int:
-        """How many eigenvalues lie above `cut`."""
+        """Count the eigenvalues above `cut`."""
         return int((self.values > cut).sum())
 
     def lda_fraction(self, cut: float) -> float:
-        """J = tr(S_T^+ S_B) / (K - 1) over the directions above `cut`; NaN where there is none.
+        """Return J = tr(S_T^+ S_B) / (K - 1) over the directions above `cut`; NaN: there is none.
 
         The mean squared canonical correlation between features and classes, in [0, 1]: 1 where a
         linear reader separates all classes without error. K counts the classes with images.
@@ -149,7 +149,7 @@ def rank_cut(rounding: float) -> float:
 
 
 def rounding_share(mean: Tensor, var: Tensor, image_var: Tensor, precision: float) -> float:
-    """Variance of the rounding of a value over the variance between images; median of channels.
+    """Return the variance of a value's rounding over that between images; median of channels.
 
     About precision^2 in a trained network; large where the images hardly differ, and then small
     directions are noise that every stage rounds anew.
@@ -165,7 +165,7 @@ def rounding_share(mean: Tensor, var: Tensor, image_var: Tensor, precision: floa
 
 
 def condition_number(scatter: ImageScatter, live: Tensor, rank: int) -> float:
-    """Largest over smallest eigenvalue of S_T among its `rank` largest; NaN at rank 0.
+    """Return the largest over smallest eigenvalue of S_T among its `rank` largest; NaN at rank 0.
 
     What gradient descent feels: LeCun, Kanter, Solla 1991, "Eigenvalues of covariance matrices".
     """
@@ -188,7 +188,7 @@ def nearest_mean_accuracy(scatter: ImageScatter, sample: Sample) -> float:
 
 
 def data_separation(scatter: ImageScatter) -> float:
-    """D = tr(S_W S_B^+), smaller where the classes stand further apart; NaN for one class.
+    """Return D = tr(S_W S_B^+), smaller where classes stand further apart; NaN for one class.
 
     Not invariant: S_B has rank K - 1, and its pseudo-inverse follows no affine map.
 
@@ -198,7 +198,7 @@ def data_separation(scatter: ImageScatter) -> float:
 
 
 def trace_quotient(within: Tensor, factor: Tensor) -> float:
-    """tr(S_W S_B^+) with S_B = factor^T factor."""
+    """Return tr(S_W S_B^+) with S_B = factor^T factor."""
     _, lengths, directions = torch.linalg.svd(factor, full_matrices=False)
     kept = lengths > BETWEEN_CUT * lengths.max()
     if not bool(kept.any()):
@@ -209,7 +209,7 @@ def trace_quotient(within: Tensor, factor: Tensor) -> float:
 
 
 def cdnv(scatter: ImageScatter) -> float:
-    """Class-distance normalised variance, mean over pairs of classes; NaN for one class.
+    """Return class-distance normalised variance, mean over pairs of classes; NaN for one class.
 
         (v_a + v_b) / (2 distance(mean_a, mean_b)^2),   v_k = tr Sigma_k
 
@@ -226,7 +226,7 @@ def cdnv(scatter: ImageScatter) -> float:
 
 
 def class_separation(scatter: ImageScatter) -> Tensor:
-    """How far each class stands from the nearest other one, (all classes,); NaN without images.
+    """Return each class's distance from the nearest other, (all classes,); NaN without images.
 
     min_b distance(mean_a, mean_b) / sqrt((v_a + v_b) / 2)
     """
@@ -259,7 +259,7 @@ def _square_distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def class_information(histogram: Tensor) -> Tensor:
-    """Mutual information of class and bin, bits per channel, (C,), from counts (K, C, B).
+    """Return the mutual information of class and bin, bits, (C,), from counts (K, C, B).
 
         I = sum_kb p(k, b) log2( p(k, b) / (p(k) p(b)) )
 
@@ -277,7 +277,7 @@ def _information(counts: Tensor) -> Tensor:
 
 
 def gate_information(active: Tensor, count: Tensor) -> Tensor:
-    """Mutual information of class and [y > 0], bits per channel.
+    """Return the mutual information of class and [y > 0], bits per channel.
 
         I = H(sum_k p_k f_k) - sum_k p_k H(f_k),   f_k = active_k / n_k,   p_k = n_k / n
 
@@ -316,14 +316,14 @@ def _channel_blocks(histogram: Tensor) -> Iterator[Tensor]:
 
 
 def _entropy(p: Tensor) -> Tensor:
-    """Of a yes with probability p, in bits."""
+    """Return the entropy of a yes with probability p, in bits."""
     p = p.double()
     nats: Tensor = torch.special.entr(p) + torch.special.entr(1 - p)
     return nats / math.log(2)
 
 
 def excess(counts: Tensor, equal: int, pairs: int) -> float:
-    """r, by how much more often two images of one batch share their class than chance has it.
+    """Return r, by how much more often two images of one batch share their class than by chance.
 
         r = (q - sum p_k^2) / (1 - sum p_k^2),   q = equal / pairs
 
@@ -337,7 +337,7 @@ def excess(counts: Tensor, equal: int, pairs: int) -> float:
 
 
 def predicted_signal(r: float, images: int, batches: int) -> float:
-    """(1 - r)(1 - 1/m), the share of the class signal that batches of m leave when each is centred.
+    """Return (1 - r)(1 - 1/m), the share of class signal that centred batches of m leave.
 
     Batches of several sizes: 1/m is batches / images, exactly. The class means of a channel, less
     the overall mean, keep this share in training mode; from labels alone.
@@ -368,7 +368,7 @@ def measured_signal(centred: Tensor, count: Tensor, mean: Tensor, var: Tensor) -
 
 
 def chance_spread(active: Tensor, rate_square: Tensor, count: Tensor, images: int) -> float:
-    """By how much activation rates of K classes would differ if all had the same; mean of channels.
+    """Return by how much activation rates of K equal classes would differ; mean of channels.
 
     The expected range of K means of n_k rates each, with the deviation of the images' rates
     within classes: 2 Phi^-1((K - 3/8) / (K + 1/4)) sqrt(var mean(1 / n_k)). NaN where no class
@@ -392,5 +392,5 @@ def chance_spread(active: Tensor, rate_square: Tensor, count: Tensor, images: in
 
 
 def gate(gamma: Tensor, beta: Tensor) -> Tensor:
-    """Gate (C,), -beta / gamma: y > 0 where z > gate (z < gate where gamma < 0); NaN at gamma 0."""
+    """Return the gate (C,), -beta / gamma: y > 0 where z > gate (<, gamma < 0); NaN at gamma 0."""
     return torch.where(gamma != 0, -beta / gamma, torch.nan)

@@ -39,7 +39,7 @@ def histogram_channels(channels: Channels, classes: int) -> Channels:
 
 
 def sample_size(channels: Channels) -> int:
-    """How many images may be sampled."""
+    """Return how many images may be sampled."""
     each = sum(len(joint_channels(c)) for c in channels.values()) * STAGES * 4
     return max(16, min(SAMPLE, SAMPLE_BYTES // max(1, each)))
 

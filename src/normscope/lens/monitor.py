@@ -4,31 +4,32 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from normscope import probe
-from normscope.errors import InputError, ModelError
+from normscope.errors import InputError, ModelError, few
 from normscope.lens import measures
+from normscope.lens.sinks import Sink as Sink
+from normscope.lens.sinks import Values as Values
+from normscope.lens.sinks import sink
 from normscope.lens.sweep import Sweep, absorb
 from normscope.moments import Moments
 from normscope.probe.hooks import attach
 from normscope.probe.random import kept_generators
 
-Values = dict[str, float]
-Sink = Callable[[int, Values], None]  # the step, and "layer/measure" -> value
-
 DEAD = 1e-3  # a channel above 0 in a smaller share of outputs is dead; above 1 - DEAD, it is open
 PARTS = ("count", "mean", "m2")  # of Moments
 
 
-def monitor(model: nn.Module, *, every: int = 100, to: Iterable[Sink] = ()) -> "Monitor":
+def monitor(model: nn.Module, *, every: int = 100, to: Iterable[Any] = ()) -> "Monitor":
     """Measure the normalisation layers of `model` at every k-th training step.
 
     It goes around the steps of a loop::
 
-        watching = monitor(model, every=100, to=[csv("norms.csv"), logged(wandb_run)])
+        watching = monitor(model, every=100, to=["norms.csv", wandb_run])
         for x, y in loader:
             with watching.step(y):
                 ...  # forward, backward, optimizer.step()
@@ -54,10 +55,12 @@ def monitor(model: nn.Module, *, every: int = 100, to: Iterable[Sink] = ()) -> "
     Args:
         model: any; layers without running statistics are passed over.
         every: steps between two that are measured; the first is.
-        to: called with the step and {"layer/measure": value}; see `sinks`.
+        to: where the scalars go: paths of .csv and .jsonl files, a SummaryWriter, runs of W&B and
+            MLflow, loggers of frameworks, functions; see `sinks.sink`.
 
     Raises:
-        InputError: every below 1.
+        InputError: every below 1, or nothing can be written to what `to` names.
+        MissingExtraError: the package of a logger is not installed.
         ModelError: no layer to monitor.
 
     >>> import torch
@@ -76,7 +79,7 @@ def monitor(model: nn.Module, *, every: int = 100, to: Iterable[Sink] = ()) -> "
     norms = [norm for norm in probe.find_norms(model) if norm.skipped is None]
     if not norms:
         raise ModelError("the model has no normalisation layer with running statistics to monitor")
-    return Monitor(model, {norm.name: norm.module for norm in norms}, every, tuple(to))
+    return Monitor(model, {norm.name: norm.module for norm in norms}, every, tuple(map(sink, to)))
 
 
 @dataclass(eq=False)
@@ -105,6 +108,13 @@ class Monitor:
     _before: dict[str, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
     _reference: dict[str, Moments] = field(default_factory=dict)  # of the last `measure`
     _current: dict[str, Moments] | None = None  # of a `measure` that is running
+
+    def __repr__(self) -> str:
+        names = few(list(self.layers))
+        return (
+            f"Monitor of {type(self.model).__name__}: {len(self.layers)} layers ({names}), every "
+            f"{self.every} steps; {self.count} steps so far, {len(self.sinks)} sinks"
+        )
 
     @contextmanager
     def step(self, labels: Tensor | None = None) -> Iterator[None]:
@@ -206,8 +216,8 @@ class Monitor:
         self._hooks = attach(self.layers, self._input, self._output)
 
     def _send(self, step: int) -> None:
-        for sink in self.sinks:
-            sink(step, self.last)
+        for write in self.sinks:
+            write(step, self.last)
 
     @torch.no_grad()
     def _input(self, name: str, module: nn.Module, x: Tensor) -> None:

@@ -64,8 +64,8 @@ def inspect(
         batches: with labels; see `probe.grammar` for what a batch may be. With a condition
             the model runs inside `normscope.condition`.
         classes: K names; None: as many classes as the labels say, named by their numbers.
-        model_name: shown in the record.
-        data_name: shown in the record.
+        model_name: shown in the record; empty: the model's class.
+        data_name: shown in the record; empty: the class of the loader's dataset, or "data".
         forward: forward(model, batch), for batches of another structure.
         labels: a key or position in the batch, or labels(batch), where the classes are.
         batch_limit: read so many batches at most; None: all, or 1,000 of a loader without length.
@@ -144,6 +144,9 @@ def accumulate(
     norms = _norms(model)
     state = InspectionState() if into is None else into
     state.check_whole()
+    dataset = getattr(batches, "dataset", None)
+    state.model = state.model or type(model).__name__
+    state.data = state.data or ("data" if dataset is None else type(dataset).__name__)
     names = tuple(norm.name for norm in norms)
     if state.norms and state.norms != names:
         raise InputError("this pass was begun with another model; its layers differ")
@@ -179,12 +182,12 @@ def accumulate(
 
 
 def memory_needed(model: nn.Module, classes: int) -> int:
-    """Bytes that a pass over so many classes takes at most, above those of the plain forward."""
+    """Return the most bytes that a pass over so many classes takes above the plain forward."""
     return memory.bytes_needed(memory.layer_channels(_norms(probe.bare(model))), classes)
 
 
 def inspection(state: InspectionState, *, release: bool = False) -> Inspection:
-    """Every measure of what was accumulated.
+    """Compute every measure of what was accumulated.
 
     Args:
         state: of whole batches.

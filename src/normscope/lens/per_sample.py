@@ -46,7 +46,7 @@ def _slice(call: Call, gamma: Tensor, beta: Tensor, axis: int, dtype: torch.dtyp
 
 
 def _affines(module: nn.Module, channels: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Gamma and beta; some layers store gamma - 1."""
+    """Return gamma and beta; some layers store gamma - 1."""
     weight, bias = (getattr(module, name, None) for name in ("weight", "bias"))
     beta = torch.zeros(channels, dtype=torch.float64)
     if isinstance(bias, Tensor):

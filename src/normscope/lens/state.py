@@ -138,7 +138,7 @@ class InspectionState:
                 own.merge(layer)
         return self
 
-    def save(self, path: Path) -> Path:
+    def save(self, path: str | Path) -> Path:
         """Write everything, exactly, as torch.save does; nothing in the file is code.
 
         Raises:
@@ -151,12 +151,12 @@ class InspectionState:
             with part.open("wb") as file:  # by a path, its name would be a part of the content
                 torch.save(self, file)
 
-        return write_whole(path, write)
+        return write_whole(Path(path), write)
 
     @classmethod
-    def load(cls, path: Path) -> "InspectionState":
+    def load(cls, path: str | Path) -> "InspectionState":
         """Read what `save` wrote; raises FileError where the file is another one."""
-        return cls._read(path, shown(path))
+        return cls._read(Path(path), shown(path))
 
     @classmethod
     def _read(cls, file: Path | BytesIO, where: str) -> "InspectionState":
@@ -212,7 +212,7 @@ class InspectionState:
 
 
 def beside(record: Path) -> Path:
-    """Where the state of a record lies: the same name, .pt."""
+    """Return where the state of a record lies: the same name, .pt."""
     return record if record.suffix == SUFFIX else record.with_suffix(SUFFIX)
 
 

@@ -41,7 +41,7 @@ class Sweep:
 
     @classmethod
     def of(cls, values: Tensor, *, take: bool = False, axis: int = 1) -> "Sweep":
-        """From values (N, C, *S) of any float dtype on any device; `axis`: of the channels."""
+        """Summarise values (N, C, *S) of any float dtype on any device; `axis`: of the channels."""
         rows = _rows(values.movedim(axis, 1))
         counted = min(POSITIONS, rows.shape[2]) if take else 0
         places = torch.arange(counted)
@@ -122,7 +122,7 @@ def absorb(moments: Moments, seen: Sweep, groups: Tensor) -> Tensor:
 
 
 def _rows(values: Tensor) -> Tensor:
-    """As (N, C, P), contiguous where compiled code reads it, in a dtype that NumPy has."""
+    """View as (N, C, P), contiguous where compiled code reads it, in a dtype that NumPy has."""
     rows = values.detach().flatten(2) if values.dim() > 2 else values.detach().unsqueeze(2)
     if rows.device.type not in ("cpu", "cuda"):
         rows = rows.cpu()  # where there is no float64

@@ -53,7 +53,7 @@ class Example:
         beta: Tensor | None = None,
         **facts: float,
     ) -> Stage:
-        """The record of one stage: y (N, 1) with the gamma and beta (K, 1) that made it."""
+        """Record one stage: y (N, 1) with the gamma and beta (K, 1) that made it."""
         rows = y.view(self.num_classes, -1)
         own = moments(y, self.labels, self.num_classes)
         var, pooled = own.var(correction=0), own.pool()
@@ -120,7 +120,7 @@ def read_example(classes: Sequence[Sequence[float]], eps: float) -> Example:
 def read_affine(
     name: str, values: Sequence[float] | None, num_classes: int, fresh: float
 ) -> Tensor:
-    """Gamma or beta as (K, 1): one number per class, or `fresh` for each where none are given."""
+    """Return gamma or beta as (K, 1): one per class, or `fresh` where none are given."""
     numbers = [fresh] * num_classes if values is None else _numbers(name, values)
     if len(numbers) != num_classes:
         raise InputError(

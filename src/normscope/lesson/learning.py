@@ -44,7 +44,7 @@ class Readers(Learned):
     templates: Tensor  # (S, K): where the reader of each start expects each class
 
     def answers(self, y: Tensor) -> Tensor:
-        """The class that each start's reader sees in y (N, S): that of the nearest template."""
+        """Return the class that each start's reader sees in y (N, S): of the nearest template."""
         return (y.unsqueeze(2) - self.templates).abs().argmin(2)
 
 
@@ -132,7 +132,7 @@ def jointly(example: Example, seeds: int, steps: int) -> Learned:
 
 
 def returned(example: Example, learned: Learned) -> Tensor:
-    """Whether each start (S,) brought the mean and deviation of every class back within 1 %.
+    """Return whether each start (S,) recovered every class's mean and deviation within 1 %.
 
     The difference of a mean is relative to the mean or to the deviation, whichever is larger.
     """
@@ -147,7 +147,7 @@ def returned(example: Example, learned: Learned) -> Tensor:
 
 
 def _starts(num_classes: int, seeds: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Gamma uniform in [0.5, 1.5] and beta normal(0, 1), both (K, S); an order of the classes."""
+    """Draw gamma in [0.5, 1.5], beta normal(0, 1), both (K, S), and an order of the classes."""
     draws = [np.random.default_rng(seed) for seed in range(seeds)]
     gamma = torch.tensor(np.stack([d.uniform(0.5, 1.5, num_classes) for d in draws], 1))
     beta = torch.tensor(np.stack([d.normal(size=num_classes) for d in draws], 1))
@@ -198,7 +198,7 @@ def _descend(
 
 
 def _threshold_accuracy(example: Example) -> Accuracy:
-    """What the best thresholds reach on y, for each start."""
+    """Return the accuracy that the best thresholds reach on y, for each start."""
 
     def accuracy(parameters: list[Tensor]) -> list[float]:
         y = example.per_class(*parameters)

@@ -129,7 +129,7 @@ def _tell(example: Example, scale: Tensor, shift: Tensor, seeds: int, steps: int
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """A few numbers are faster on one thread, by far where other processes use the machine."""
+    """Use one thread: faster for few numbers, by far where other processes are busy."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -197,7 +197,7 @@ def _fresh() -> tuple[Tensor, Tensor]:
 
 
 def _gated(example: Example, name: str, gamma: Tensor, beta: Tensor, **facts: float) -> Stage:
-    """ReLU after joint batch norm with one gamma and beta, (1, 1) each."""
+    """Apply ReLU after joint batch norm with one gamma and beta, (1, 1) each."""
     y = example.joint(gamma[0], beta[0]).relu()
     passes = (y > 0).view(example.num_classes, -1).double().mean(1)
     shares = {f"passes_{k}": share for k, share in enumerate(passes.tolist(), 1)}
@@ -249,7 +249,7 @@ def _inferred(example: Example, learned: Readers) -> Stage:
 
 
 def _probability(example: Example) -> Tensor:
-    """(N, K): the posterior of each class under its stored Gaussian statistics."""
+    """Return (N, K): the posterior of each class under its stored Gaussian statistics."""
     var = example.own.var(correction=0).T + example.eps
     log_density = -((example.x - example.own.mean.T) ** 2) / (2 * var) - var.log() / 2
     return log_density.softmax(1)

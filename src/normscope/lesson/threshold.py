@@ -16,7 +16,7 @@ NEVER = np.iinfo(np.int64).min // 2
 
 
 def best_thresholds(classes: Sequence[Sequence[float]]) -> tuple[float, Numbers]:
-    """The accuracy of the best cuts, and the cuts: at most K - 1 for K classes.
+    """Return the accuracy of the best cuts, and the cuts: at most K - 1 for K classes.
 
         accuracy = max over cuts and orders of the classes of  (1/n) sum_i [interval(x_i) = y_i]
 
@@ -61,7 +61,7 @@ def best_thresholds(classes: Sequence[Sequence[float]]) -> tuple[float, Numbers]
 
 
 def _places(values: Floats, spread: float) -> Integers:
-    """Where a cut can be: before the first value, between two that differ, after the last."""
+    """Return where a cut can be: before the first value, between differing two, at the end."""
     low, high = values[:-1], values[1:]
     rounding = 1e-9 * spread + 8 * np.spacing(np.maximum(abs(low), abs(high)))
     between = np.flatnonzero(high - low > rounding) + 1
@@ -70,7 +70,7 @@ def _places(values: Floats, spread: float) -> Integers:
 
 @lru_cache(maxsize=8)
 def _plan(num_classes: int, exact: bool) -> list[tuple[Integers, Integers, Integers]]:
-    """The rows to fill, one more class at a time: rows, the rows they extend, by which class.
+    """Yield the rows to fill, one more class at a time, the rows they extend, by which class.
 
     A row is a set of classes as a bit mask; where not exact it is the first classes by mean.
     """

@@ -89,7 +89,7 @@ class Loader:
         return other
 
     def read(self, part: Part = "all") -> Iterator[Batch]:
-        """Every batch, or those that are (not) held out.
+        """Yield every batch, or those that are (not) held out.
 
         Raises:
             InputError: the loader raises, or gives no sample.
@@ -159,7 +159,7 @@ class Loader:
         return self._rebuilt(batch, len(which), lambda part: walk(part, some, batch.size))
 
     def together(self, batches: Sequence[Batch], order: Tensor) -> Batch | None:
-        """All batches as one, its samples in this order; None where that is not possible."""
+        """Join all batches into one, its samples in this order; None where that is not possible."""
         sizes = [batch.size for batch in batches]
 
         def joined(*values: Any) -> Any:
@@ -272,7 +272,7 @@ class Loader:
         return True
 
     def _half_of(self, batch: Batch, part: Part) -> Batch:
-        """Of a single batch every third sample, or the others."""
+        """Return every third sample of a single batch, or the others."""
         third = torch.arange(batch.size) % 3 == 1
         half = self.rows(batch, third == (part == "held_out"))
         if half is None:
@@ -330,7 +330,7 @@ def _no_batches(given: object) -> str:
 
 
 def held_out(index: int) -> bool:
-    """Whether the batch of this number is held out: 30 % of them, the second among them."""
+    """Return whether the batch of this number is held out: 30 % of them, the second among them."""
     return 0.5 <= index * GOLDEN % 1 < 0.8
 
 
@@ -350,7 +350,7 @@ def _walk_together(values: list[Any], leaf: Callable[..., Any], sizes: list[int]
 
 
 def place_of(model: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
-    """Device of the model's first tensor, and dtype of its first floating one."""
+    """Return the device of the model's first tensor, and the dtype of its first floating one."""
     found = [*model.parameters(), *model.buffers()]
     floats = next((t.dtype for t in found if t.is_floating_point()), None)
     return next((t.device for t in found), None), floats

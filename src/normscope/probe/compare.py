@@ -89,7 +89,7 @@ class Goal(NamedTuple):
 
 
 def leaves(output: Any) -> Iterator[Tensor]:
-    """Every tensor in tuples, lists, mappings and plain objects, in their order."""
+    """Return every tensor in tuples, lists, mappings and plain objects, in their order."""
     if isinstance(output, Tensor):
         yield output
         return
@@ -113,7 +113,7 @@ class Quality:
     targets: Tensor = NONE
 
     def add(self, of: Answer) -> None:
-        """One batch."""
+        """Score one batch."""
         if len(of.losses):
             self.losses.append(of.losses.cpu())
         if len(of.right):
@@ -140,7 +140,7 @@ class Quality:
         return sum(self.metrics) / len(self.metrics) if self.metrics else math.nan
 
     def beats_chance(self) -> bool:
-        """Whether labels are predicted better than by chance, beyond the standard error.
+        """Return whether labels are predicted better than by chance, beyond the standard error.
 
         Chance is what the same predictions reach on shuffled labels, or for values the mean. Where
         all labels are the same class of K, which may be a filler, it is half way from 1/K to 1.
@@ -193,7 +193,7 @@ class Comparison:
         return compared
 
     def add(self, reference: Answer, other: Answer) -> None:
-        """One batch. Where shapes differ the features of the last norm are compared."""
+        """Compare one batch; where shapes differ, by the features of the last norm."""
         a, b = reference.values, other.values
         if a.shape != b.shape:
             a, b = reference.features, other.features
@@ -246,7 +246,7 @@ class Comparison:
 
 
 def advantage(before: Quality, after: Quality) -> float:
-    """Mean paired gain over its standard error: of the metric, else of what says most.
+    """Return the mean paired gain over its standard error: of the metric, else of what says most.
 
     With one number per batch, and one or two batches, a change by a hundredth counts as sure.
     """
@@ -266,7 +266,7 @@ def advantage(before: Quality, after: Quality) -> float:
 
 
 def _z(gains: Tensor, scale: float, *, whole: bool = False) -> float:
-    """Mean over its standard error; `whole`: each number is that of a batch."""
+    """Return the mean over its standard error; `whole`: each number is that of a batch."""
     mean, scale = float(gains.mean()), max(abs(scale), 1e-12)
     if whole and len(gains) < 3:
         return math.copysign(2 * SURE, mean) if abs(mean) > 0.01 * scale else 0.0
@@ -288,18 +288,18 @@ def _called(what: str, function: Callable[[Any, Any], Any], output: Any, batch: 
 
 
 def _sampled(values: Tensor) -> Tensor:
-    """(N, D) float64, evenly spaced values of each sample."""
+    """Return (N, D) float64, evenly spaced values of each sample."""
     rows = values.detach().reshape(len(values) if values.dim() else 1, -1)
     return rows[:, :: max(1, -(-rows.shape[1] // SAMPLED))].double()
 
 
 def _fitted(scores: Tensor, labels: Tensor) -> dict[str, Any] | None:
-    """Losses and predictions where labels are classes, masks, yes or no, or values."""
+    """Return losses and predictions where labels are classes, masks, yes or no, or values."""
     return _classes(scores, labels) or _binary(scores, labels) or _values(scores, labels)
 
 
 def _classes(scores: Tensor, labels: Tensor) -> dict[str, Any] | None:
-    """Classes over dimension 1, or the last one, of scores; labels (N,), one-hot or a mask."""
+    """Return classes over dimension 1, or the last, of scores; labels (N,), one-hot or a mask."""
     n = len(scores)
     whole = one_class(labels, n) if scores.dim() == 2 else None
     if whole is None:
@@ -333,7 +333,7 @@ def _classes(scores: Tensor, labels: Tensor) -> dict[str, Any] | None:
 
 
 def _binary(scores: Tensor, labels: Tensor) -> dict[str, Any] | None:
-    """One score per yes or no: logits, or probabilities where all lie between 0 and 1."""
+    """Return one score per yes or no: logits, or probabilities where all lie between 0 and 1."""
     n = len(scores)
     flat, wanted = scores.reshape(n, -1), labels.reshape(n, -1).double()
     if flat.shape != wanted.shape or not bool(((wanted == 0) | (wanted == 1)).all()):
@@ -352,7 +352,7 @@ def _binary(scores: Tensor, labels: Tensor) -> dict[str, Any] | None:
 
 
 def _values(scores: Tensor, labels: Tensor) -> dict[str, Any] | None:
-    """Squared errors of targets in the shape of the output."""
+    """Return squared errors of targets in the shape of the output."""
     n = len(scores)
     flat, wanted = scores.reshape(n, -1), labels.reshape(n, -1).double()
     if flat.shape != wanted.shape or labels.is_complex() or not bool(wanted.isfinite().all()):

@@ -76,7 +76,7 @@ class Batch:
         return ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors(self.given))
 
     def fingerprints(self) -> Tensor:
-        """(N,) int64, a hash of HASHED evenly spaced values of each tensor of a sample."""
+        """Return (N,) int64, a hash of HASHED evenly spaced values of each tensor of a sample."""
         digests = [hashlib.blake2b(digest_size=8) for _ in range(self.size)]
         for tensor in tensors((self.args, self.kwargs) if self.args or self.kwargs else self.given):
             if tensor.dim() and len(tensor) == self.size:
@@ -100,11 +100,11 @@ class Signature:
         return name in self.names
 
     def missing(self, known: Mapping[str, Any]) -> bool:
-        """Whether an argument that must be given is not among these."""
+        """Return whether an argument that must be given is not among these."""
         return any(name not in known for name in self.names[: self.required])
 
     def fits(self, count: int) -> bool:
-        """Whether so many positional arguments can be given."""
+        """Return whether so many positional arguments can be given."""
         return self.required <= count and (self.any_position or count <= len(self.names))
 
 
@@ -128,7 +128,7 @@ def signature_of(model: nn.Module) -> Signature:
 def arguments(
     takes: Signature, inputs: Any, given: Any, labels: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of the model."""
+    """Split into positional and keyword arguments of the model."""
     if isinstance(inputs, Mapping):
         named = dict(inputs)
         known = named if takes.any_keyword else {k: v for k, v in named.items() if k in takes}
@@ -170,13 +170,13 @@ def walk(value: Any, leaf: Callable[[Any], Any], size: int | None = None) -> Any
 
 
 def by_sample(value: Any, size: int) -> bool:
-    """Whether a list has one entry per sample, and is not one of columns of a batch."""
+    """Return whether a list has one entry per sample, and is not one of columns of a batch."""
     column = all(isinstance(v, Tensor) and v.dim() > 0 and len(v) == size for v in value)
     return len(value) == size and not column
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in tuples, lists and mappings."""
+    """Yield every tensor in tuples, lists and mappings."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list, Mapping)):
@@ -198,7 +198,7 @@ def as_numbers(value: Any) -> Tensor | None:
 
 
 def whole_numbers(values: Tensor | None, size: int) -> Tensor | None:
-    """(N,) int64 where they are one whole number of at least 0 per sample; (N, 1) counts too."""
+    """Return (N,) int64 of one whole number of at least 0 per sample; (N, 1) counts too."""
     if values is None or values.is_floating_point() or values.is_complex():
         return None
     if values.dim() == 2 and values.shape[1] == 1:
@@ -209,7 +209,7 @@ def whole_numbers(values: Tensor | None, size: int) -> Tensor | None:
 
 
 def one_class(values: Tensor | None, size: int) -> Tensor | None:
-    """(N,) int64 of whole numbers, or of one-hot rows (N, K)."""
+    """Return (N,) int64 of whole numbers, or of one-hot rows (N, K)."""
     if values is not None and values.dim() == 2 and values.shape[0] == size > 0:
         rows = values.double()
         ones = (rows == 1).sum(1) == 1
@@ -238,7 +238,7 @@ def parts(index: int, batch: Any) -> tuple[Any, Any, Any]:
 
 
 def of_samples(value: Any) -> bool:
-    """Whether a list holds one tensor per sample, as detectors take images; not columns."""
+    """Return whether a list holds one tensor per sample, as detectors take images; not columns."""
     if not isinstance(value, list) or not all(isinstance(v, Tensor) for v in value):
         return False
     floats = all(v.is_floating_point() for v in value)
@@ -266,7 +266,7 @@ def named(labels: Labels, given: Any, index: int) -> Any:
 
 
 def formed(x: Any) -> Any:
-    """Numbers in lists become a tensor; what else the model takes stays."""
+    """Turn numbers in lists into a tensor; what else the model takes stays."""
     if isinstance(x, list) and x and not any(isinstance(v, (Tensor, Mapping)) for v in x):
         numbers = as_numbers(x)
         if numbers is not None:
@@ -296,7 +296,7 @@ def size(inputs: Any, labels: Any, given: Any) -> int:
 
 
 def _lists(value: Any) -> Iterator[list[Any]]:
-    """Every list in tuples, lists and mappings."""
+    """Yield every list in tuples, lists and mappings."""
     if isinstance(value, list):
         yield value
     if isinstance(value, (tuple, list, Mapping)):
@@ -305,7 +305,7 @@ def _lists(value: Any) -> Iterator[list[Any]]:
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether all values are finite; their sum says so at once, unless it overflows."""
+    """Return whether all values are finite; their sum says so at once, unless it overflows."""
     if tensor.layout is not torch.strided:
         return True
     return bool(tensor.sum().isfinite()) or bool(torch.isfinite(tensor).all())

@@ -1,4 +1,4 @@
-"""Hooks around the forwards of layers, for measurements inside a training step."""
+"""Hooks around the forwards of layers that leave a program what it is: no pairing, no copies."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -36,4 +36,19 @@ def attach(layers: Mapping[str, nn.Module], before: Before, after: After) -> Exi
     for name, module in layers.items():
         attached.callback(module.register_forward_pre_hook(enter(name)).remove)
         attached.callback(module.register_forward_hook(leave(name)).remove)
+    return attached
+
+
+def keep_outputs(layers: Mapping[str, nn.Module], kept: dict[str, Any]) -> ExitStack:
+    """Put the first output of every layer into `kept`, as it is, until the result is closed."""
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            kept.setdefault(name, output)
+
+        return hook
+
+    attached = ExitStack()
+    for name, module in layers.items():
+        attached.callback(module.register_forward_hook(keep(name)).remove)
     return attached

@@ -13,6 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from normscope.arguments import check_model
+from normscope.errors import few
 from normscope.layers import ConditionalBatchNorm1d, ConditionalBatchNorm2d, ConditionalBatchNorm3d
 from normscope.layers.statistics import RunningStatistics
 
@@ -73,7 +74,7 @@ def in_training(model: nn.Module) -> bool:
 
 
 def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Like `model.named_modules()`, without wrappers and torch.compile, and their names."""
+    """Walk as `model.named_modules()`, without wrappers and torch.compile, and their names."""
     for name, module in bare(model).named_modules():
         if _COMPILED in module._modules:
             continue  # the module inside follows by the same name
@@ -143,9 +144,8 @@ def without_norms(model: nn.Module) -> str:
     own = own_norms(model)
     if not own:
         return ""
-    more = f" and {len(own) - 1} more" if len(own) > 1 else ""
     return (
-        f"; {own[0]}{more} may be a batch norm of your own: it is followed if it has buffers "
+        f"; {few(own, 1)} may be a batch norm of your own: it is followed if it has buffers "
         "running_mean and running_var, (C,), an eps, and weight and bias, (C,)"
     )
 
@@ -183,7 +183,7 @@ def find_norms(model: nn.Module, *, per_sample: bool = False) -> list[Norm]:
 
 
 def has_statistics(model: nn.Module) -> bool:
-    """Whether a model has a norm with running statistics per channel."""
+    """Return whether a model has a norm with running statistics per channel."""
     return any(norm.skipped is None for norm in find_norms(model))
 
 

@@ -259,7 +259,7 @@ def _chosen(path: Path, content: Any, key: str | None) -> dict[str, Tensor]:
 def _mappings(
     path: Path, content: Any, name: str, above: tuple[Any, ...], seen: set[int]
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every mapping that holds tensors, by its keys joined with dots; each object once."""
+    """Yield every mapping that holds tensors, by its keys joined with dots; each object once."""
     if any(content is other for other in above):
         raise FileError(f"{shown(path)} holds itself under {name!r}; save model.state_dict()")
     if not isinstance(content, Mapping) or id(content) in seen or "param_groups" in content:

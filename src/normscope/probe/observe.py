@@ -122,7 +122,7 @@ def observe(
 
 
 def _activates(module: nn.Module) -> bool:
-    """Whether it is called an activation, and holds no layer that could be something else."""
+    """Return whether it is called an activation, and holds no layer that may be another."""
     name = type(module).__name__.lower()
     named = any(word.replace("_", "") in name for word in (*ACTIVATIONS, "swish"))
     return named and not list(module.children())
@@ -168,7 +168,7 @@ class _Mark:
         self._version = _version(tensor)
 
     def stands_for(self, value: object) -> TypeGuard[Tensor]:
-        """Whether `value` is the same tensor object, and was not written to since."""
+        """Return whether `value` is the same tensor object, and was not written to since."""
         tensor = self._tensor()
         return tensor is not None and tensor is value and _version(tensor) == self._version
 
@@ -335,7 +335,7 @@ class _Observer(TorchFunctionMode):
         return call
 
     def _is_copy(self, subject: object) -> bool:
-        """Whether it holds the values that the last layer put out."""
+        """Return whether it holds the values that the last layer put out."""
         if self._last is None or not isinstance(subject, Tensor):
             return False
         shape, values, _ = self._last
@@ -355,7 +355,7 @@ def _plain_output(layer: Any, before: Tensor) -> Tensor:
 
 
 def _signature(tensor: Tensor) -> Tensor:
-    """SIGNATURE values at evenly spaced places, float32; the same whatever the strides are."""
+    """Return SIGNATURE values at evenly spaced places, float32; independent of strides."""
     step = max(1, tensor.numel() // SIGNATURE)
     if tensor.is_contiguous():
         return tensor.detach().view(-1)[::step].float().clone()
@@ -364,5 +364,5 @@ def _signature(tensor: Tensor) -> Tensor:
 
 
 def _version(tensor: Tensor) -> int:
-    """How often the tensor was written to; inference tensors do not count."""
+    """Return how often the tensor was written to; inference tensors do not count."""
     return 0 if tensor.is_inference() else tensor._version

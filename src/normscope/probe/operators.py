@@ -125,8 +125,11 @@ class Operators(TorchDispatchMode):
             x, own = both if both[0].numel() >= both[1].numel() else both[::-1]
             owner = self._names.get(own.data_ptr()) if own.numel() else None
             if owner and own.numel() == output.shape[1] == max(own.shape, default=0):
-                name = func._schema.name
-                self._seen(OperatorCall(kind, owner, name, 1, x, output, {}, {}))
+                name, held = (
+                    func._schema.name,
+                    {"weight" if kind == "scale" else "bias": own.flatten()},
+                )
+                self._seen(OperatorCall(kind, owner, name, 1, x, output, held, {}))
         return output
 
     def _owner(self, tensors: Mapping[str, Tensor]) -> str:
@@ -145,7 +148,7 @@ class Operators(TorchDispatchMode):
 
 
 def addresses(program: nn.Module) -> dict[int, str]:
-    """Where the tensors of a module or program lie, with the name of the module that owns them."""
+    """Map where the tensors of a module or program lie to the module that owns them."""
     found: dict[int, str] = {}
     for name, tensor in [*program.named_parameters(), *program.named_buffers()]:
         if tensor.numel() and tensor.layout is torch.strided and not tensor.is_meta:
@@ -155,7 +158,7 @@ def addresses(program: nn.Module) -> dict[int, str]:
 
 
 def _positional(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """All arguments in the order of the schema."""
+    """Put all arguments in the order of the schema."""
     arguments = func._schema.arguments
     rest = arguments[len(args) :]
     return [*args, *(kwargs.get(a.name, a.default_value) for a in rest)]

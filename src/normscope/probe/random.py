@@ -17,19 +17,19 @@ class RandomState:
 
     @classmethod
     def now(cls, batches: Any) -> "RandomState":
-        """As they are, with the generators that `batches` holds."""
+        """Record the generators as they are, with those that `batches` holds."""
         holders = (batches, *(getattr(batches, n, None) for n in ("sampler", "batch_sampler")))
         found = [getattr(holder, "generator", None) for holder in holders]
         generators = [g for g in found if isinstance(g, torch.Generator)]
         return cls(_states(generators), generators)
 
     def copy(self) -> "RandomState":
-        """Another stream that begins at the same state."""
+        """Begin another stream at the same state."""
         return RandomState(self._states, self._generators)
 
     @contextmanager
     def own(self) -> Iterator[None]:
-        """Inside, this stream goes on; outside, everything is as it was."""
+        """Continue this stream inside; outside, everything is as it was."""
         outside = _states(self._generators)
         _set_states(self._states, self._generators)
         try:

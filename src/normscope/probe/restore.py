@@ -86,7 +86,7 @@ class ModelSnapshot:
             self._contents += [(tensor, tensor.detach().clone()) for tensor in kept]
 
     def rollback(self) -> None:
-        """Everything as it was: the same objects, classes, modes and bytes."""
+        """Put everything back as it was: the same objects, classes, modes and bytes."""
         for module, kind, state in self._modules:
             module.__class__ = kind
             tables = {name: state[name].copy() for name in TABLES}

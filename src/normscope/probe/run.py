@@ -193,7 +193,7 @@ def put(layer: nn.Module, mean: Tensor, var: Tensor) -> None:
 
 
 def tensors_of(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """running_mean and running_var."""
+    """Return running_mean and running_var."""
     mean, var = layer.running_mean, layer.running_var
     assert isinstance(mean, Tensor), "find_norms saw it"
     assert isinstance(var, Tensor), "find_norms saw it"
@@ -207,7 +207,7 @@ def dropouts(model: nn.Module) -> list[nn.Module]:
 
 @torch.no_grad()
 def _moments(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Moments | None:
-    """Of a layer's input, in the shape of its statistics: (C,), or (K, C) by condition."""
+    """Return moments of a layer's input in the shape of its statistics: (C,), or (K, C)."""
     x = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
     mean, _ = tensors_of(layer)
     if x is None or x.dim() < 2 or x.shape[1] != mean.shape[-1]:

@@ -31,7 +31,7 @@ class MomentStream:
         self.averaged: tuple[Tensor, Tensor, Tensor] | None = None
 
     def add(self, batch: Moments, samples: int) -> None:
-        """One more batch; a sum over blocks merges pairwise, so rounding does not pile up."""
+        """Add one more batch; a sum over blocks merges pairwise, so rounding does not pile up."""
         self.batches += 1
         self.samples += samples
         self._average(batch)
@@ -61,7 +61,7 @@ class MomentStream:
         self.averaged = new if old is None else tuple(a + b for a, b in zip(old, new, strict=True))  # type: ignore[assignment]
 
     def per_batch(self) -> tuple[Tensor, Tensor]:
-        """Means over batches of the batches' means and unbiased variances; NaN where none has one.
+        """Average the batches' means and unbiased variances; NaN where none has one.
 
         This is what a cumulative running average of a batch norm holds. What lies between the
         means of batches is not in the variance.
@@ -101,7 +101,7 @@ class MomentStream:
 
 
 def stacked(parts: list[Moments]) -> Moments:
-    """Parts of one shape along a new first axis."""
+    """Stack parts of one shape along a new first axis."""
     return Moments(
         torch.stack([part.count for part in parts]),
         torch.stack([part.mean for part in parts]),
@@ -110,10 +110,10 @@ def stacked(parts: list[Moments]) -> Moments:
 
 
 def merged(parts: list[Moments]) -> Moments:
-    """All parts together, by the law of total variance."""
+    """Pool all parts, by the law of total variance."""
     return stacked(parts).pool()
 
 
 def total_of(calls: Sequence[MomentStream]) -> Moments:
-    """Everything that entered a layer, over all its calls in a forward."""
+    """Merge everything that entered a layer, over all its calls in a forward."""
     return merged([stream.total() for stream in calls])

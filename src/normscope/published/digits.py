@@ -72,7 +72,7 @@ Make = Callable[[int], nn.Module]  # channels -> layer
 
 
 def mlp(inputs: int, depth: int, width: int, norm: Make | None = None) -> nn.Sequential:
-    """Linear, norm and ReLU, `depth` times, and a classifier; its weights start as He et al.'s."""
+    """Build linear, norm and ReLU, `depth` times, and a classifier; weights as He et al.'s."""
     layers: list[nn.Module] = [nn.Flatten()]
     for place in range(depth):
         linear = nn.Linear(inputs if place == 0 else width, width)
@@ -83,7 +83,7 @@ def mlp(inputs: int, depth: int, width: int, norm: Make | None = None) -> nn.Seq
 
 
 def cnn(norm: Make | None = None, widths: Iterable[int] = (16, 32)) -> nn.Sequential:
-    """Convolution, norm and ReLU, the second at half the size, the mean, and a classifier."""
+    """Build convolution, norm and ReLU, the second at half the size, the mean, a classifier."""
     layers: list[nn.Module] = []
     before = 1
     for place, width in enumerate(widths):
@@ -139,5 +139,5 @@ def seeded(seed: int) -> None:
 
 
 def norms(net: nn.Module) -> list[Any]:
-    """Its batch norms, in order."""
+    """Return its batch norms, in order."""
     return [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

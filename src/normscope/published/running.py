@@ -21,7 +21,7 @@ Progress = Callable[[int, int, str], None]
 
 
 def names() -> tuple[str, ...]:
-    """Of all statements, in the order of their publication."""
+    """Return the references of all statements, in the order of their publication."""
     return tuple(_all())
 
 
@@ -118,7 +118,7 @@ def _path(folder: Path, statement: Statement, images: Digits) -> Path:
 
 
 def _kept(folder: Path, statement: Statement, images: Digits, seeds: int) -> ClaimResult | None:
-    """A result that is there and was made in the same way; a damaged one is made again."""
+    """Read a result that was made in the same way; a damaged one is made again."""
     path = _path(folder, statement, images)
     if not path.is_file():
         return None

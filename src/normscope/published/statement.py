@@ -30,30 +30,30 @@ class Summary:
     outcomes: tuple[Outcome, ...]
 
     def mean(self, name: str) -> float:
-        """Of a number."""
+        """Return the mean of a number."""
         return math.fsum(o.numbers[name] for o in self.outcomes) / len(self.outcomes)
 
     def spread(self, name: str) -> float:
-        """Its standard deviation over seeds; 0 for one seed."""
+        """Return its standard deviation over seeds; 0 for one seed."""
         mean, n = self.mean(name), len(self.outcomes)
         squares = math.fsum((o.numbers[name] - mean) ** 2 for o in self.outcomes)
         return math.sqrt(squares / (n - 1)) if n > 1 else 0.0
 
     def sure(self, name: str) -> float:
-        """A number by its standard error over seeds: above 2 it is no chance."""
+        """Divide a number by its standard error over seeds: above 2 it is no chance."""
         error = self.spread(name) / math.sqrt(len(self.outcomes))
         mean = self.mean(name)
         return math.copysign(math.inf, mean) if error == 0 and mean else mean / max(error, 1e-300)
 
     def measured(self, percent: Sequence[str]) -> tuple[Measured, ...]:
-        """Every number."""
+        """List every number."""
         return tuple(
             Measured(name=n, mean=self.mean(n), spread=self.spread(n), percent=n in percent)
             for n in self.outcomes[0].numbers
         )
 
     def curves(self, scatter: Sequence[str]) -> tuple[Curve, ...]:
-        """Every curve, averaged over seeds; of a scatter the points of all seeds."""
+        """Average every curve over seeds; of a scatter keep the points of all seeds."""
         return tuple(self._curve(name, name in scatter) for name in self.outcomes[0].curves)
 
     def _curve(self, name: str, scatter: bool) -> Curve:
@@ -101,5 +101,5 @@ class Statement:
 
 
 def graded(agrees: bool, direction: bool) -> StatementVerdict:
-    """The verdict of a rule with two steps."""
+    """Return the verdict of a rule with two steps."""
     return "agrees" if agrees else "direction" if direction else "no"

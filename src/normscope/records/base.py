@@ -9,6 +9,7 @@ import math
 import os
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -61,7 +62,7 @@ class Record:
         cls.__repr__ = Record.__repr__  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
-        """The verdict in at most 12 lines."""
+        """Show the verdict in at most 12 lines."""
         from normscope.report import presentation
 
         try:
@@ -70,7 +71,7 @@ class Record:
             return f"<{self.kind} record that cannot be shown: {type(problem).__name__}: {problem}>"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the verdict, one index and the telling pictures."""
+        """Show in a notebook: the verdict, one index and the telling pictures."""
         from normscope.report import presentation
 
         return presentation.fragment(self)
@@ -112,20 +113,27 @@ class Record:
         return presentation.chart(self, which)
 
     def save_html(
-        self, path: str | os.PathLike[str], lang: Literal["en", "zh"] | None = None
+        self,
+        path: str | os.PathLike[str],
+        lang: Literal["en", "zh"] | None = None,
+        *,
+        sounds: Mapping[str, tuple[Any, int]] | None = None,
     ) -> Path:
         """Write the page of the record, one offline file in both languages; return its path.
 
         Args:
             path: of the file.
             lang: in which language it opens; None: that of the locale.
+            sounds: class -> samples, (N,) int16 or floating point between -1 and 1, and samples
+                per second; the page plays them.
 
         Raises:
             FileError: the file cannot be written.
+            InputError: a sound of no class of the record, or what is no sound.
         """
         from normscope.report import presentation
 
-        return write_whole(Path(path), presentation.page(self, lang))
+        return write_whole(Path(path), presentation.page(self, lang, sounds))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the record as JSON, from which `load` reads it; return its path.
@@ -146,7 +154,7 @@ class Record:
         return cls.from_json(read_text(Path(path), f"{cls.kind} record"))
 
     def to_json(self) -> str:
-        """One JSON document; not-finite numbers are null, so that any parser reads it."""
+        """Write one JSON document; not-finite numbers are null, so that any parser reads it."""
         head = {"kind": self.kind, "schema": SCHEMA}
         return json_text({**head, **plain(self)})
 

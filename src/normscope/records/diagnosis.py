@@ -128,7 +128,7 @@ class Diagnosis(Record):
         return tuple(dict.fromkeys(finding.code for finding in self.findings))
 
     def fails(self, on: Severity) -> bool:
-        """Whether there is a finding of this severity or a graver one."""
+        """Return whether there is a finding of this severity or a graver one."""
         return self.worst is not None and SEVERITIES.index(self.worst) >= SEVERITIES.index(on)
 
 

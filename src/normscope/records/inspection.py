@@ -45,6 +45,7 @@ class StageMeasures(Part):
     separation: float = math.nan  # D = tr(S_W S_B^+), per image
     cdnv: float = math.nan  # class-distance normalised variance, mean over pairs of classes
     condition_eta2: float = math.nan  # eta2_mean with the condition (domain) in place of the class
+    more: dict[str, float] = field(default_factory=dict)  # measures of `lens.stage_measures`
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,6 +113,8 @@ class Layer(Part):
         for stage in self.every_stage:
             for name in OF_STAGE:
                 yield stage.name, name, getattr(stage, name)
+            for name, value in stage.more.items():
+                yield stage.name, name, value
         for name in OF_LAYER:
             yield "", name, getattr(self, name)
         for name in ("information", "gate_information", "best_information"):
@@ -119,7 +122,7 @@ class Layer(Part):
             yield "", name, sum(known) / len(known) if known else math.nan
 
     def efficiency(self, channel: int) -> float:
-        """Gate information over that of the best threshold, in [0, 1]; NaN where that is 0."""
+        """Return gate information over that of the best threshold, in [0, 1]; NaN at 0."""
         best = self.best_information[channel]
         return self.gate_information[channel] / best if best > 0 else math.nan
 
@@ -180,7 +183,7 @@ class Inspection(Record):
     # deviations within classes; NaN for a class without images
 
     def to_json(self) -> str:
-        """One JSON document, without the tables by class where they hold more than IN_JSON numbers.
+        """Write one JSON document, without tables by class of more than IN_JSON numbers.
 
         `save` writes those beside it.
         """
@@ -260,5 +263,5 @@ class Inspection(Record):
 
 
 def tables_beside(path: Path) -> Path:
-    """Where `Inspection.save` puts large tables: a.json has a.tables.safetensors."""
+    """Return where `Inspection.save` puts large tables: a.json has a.tables.safetensors."""
     return path.with_suffix(".tables.safetensors")

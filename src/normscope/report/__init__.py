@@ -7,24 +7,16 @@ if TYPE_CHECKING:
     from normscope.records.base import Record
     from normscope.report.document import Document
 
-_OF = {  # the kind of a record -> the module and the function that make its document
-    "bench": ("bench", "document"),
-    "claims": ("claims", "document"),
-    "conversion": ("conversion", "document"),
-    "diagnosis": ("diagnosis", "document"),
-    "difference": ("difference", "document"),
-    "inspection": ("inspection", "document"),
-    "lesson": ("lesson", "document"),
-    "parity": ("parity", "document"),
-    "passport": ("passport", "document"),
-    "passport_check": ("passport", "document"),
-    "repair": ("repair", "document"),
-    "run": ("run", "document"),
-}
 
+def document_of(record: "Record", *others: "Record", part: str = "document") -> "Document":
+    """Make the document of a record.
 
-def document_of(record: "Record", *others: "Record") -> "Document":
-    """Make the document of a record; what `repair` did can follow the diagnosis."""
-    module, name = _OF[record.kind]
-    made: Document = getattr(import_module(f"normscope.report.{module}"), name)(record, *others)
+    Args:
+        record: of any kind; the file of its name makes the document.
+        others: what `repair` did can follow the diagnosis.
+        part: "brief" is what has room in a notebook, "opening" what begins as the whole document
+            does, of records of which the whole takes seconds; of others all three are the same.
+    """
+    module = import_module(f"normscope.report.{record.kind.removesuffix('_check')}")
+    made: Document = getattr(module, part, module.document)(record, *others)
     return made

@@ -1,5 +1,6 @@
 """A text in both languages: pages carry both, so that the reader can switch without a server."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from normscope.report.messages import Lang, say
@@ -13,7 +14,7 @@ class Text:
     zh: str
 
     def read(self, lang: Lang) -> str:
-        """The sentence in one language."""
+        """Return the sentence in one language."""
         return self.en if lang == "en" else self.zh
 
 
@@ -21,20 +22,31 @@ Words = str | Text  # the same in both languages, or not
 
 
 def read(words: Words, lang: Lang) -> str:
-    """Words in one language."""
+    """Return words in one language."""
     return words if isinstance(words, str) else words.read(lang)
 
 
-def said(key: str, **values: object) -> Text:
-    """The message `key` in both languages; values that are texts are put in by language."""
+def tr(key: str, **values: object) -> Text:
+    """Return a message in both languages; values that are texts are put in by language."""
 
-    def spoken(lang: Lang) -> str:
-        read = {n: v.read(lang) if isinstance(v, Text) else v for n, v in values.items()}
-        return say(lang, key, **read)
+    def filled(lang: Lang) -> str:
+        own = {n: v.read(lang) if isinstance(v, Text) else v for n, v in values.items()}
+        return say(lang, key, **own)
 
-    return Text(spoken("en"), spoken("zh"))
+    return Text(filled("en"), filled("zh"))
 
 
-def several(texts: list[Text]) -> Text:
-    """Sentences one after the other; Chinese needs no space between them."""
-    return Text(" ".join(t.en for t in texts), "".join(t.zh for t in texts))
+def joined(words: Iterable[Words], en: str = ", ", zh: str = "，") -> Text:
+    """Join words by what stands between them in each language."""
+    found = list(words)
+    return Text(en.join(read(w, "en") for w in found), zh.join(read(w, "zh") for w in found))
+
+
+def sentences(*texts: Words) -> Text:
+    """Put sentences one after the other; Chinese needs no space between them."""
+    return joined(texts, " ", "")
+
+
+def labelled(name: Words, text: Words) -> Text:
+    """Put a name and a colon before a text."""
+    return joined((name, text), ": ", "：")

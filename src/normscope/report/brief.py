@@ -1,29 +1,12 @@
 """A document cut to what has room in a notebook, and to the few lines of a repr."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from normscope.errors import shown
-from normscope.report.bilingual import Words, read, said
-from normscope.report.document import (
-    Bars,
-    Bells,
-    Block,
-    ChannelPlot,
-    Chart,
-    Details,
-    Document,
-    Figures,
-    Finding,
-    Interactive,
-    Medium,
-    Only,
-    Paragraph,
-    Section,
-    Table,
-    Terms,
-    for_medium,
-)
+from normscope.report import document as doc
+from normscope.report.bilingual import Words, read, tr
+from normscope.report.document import Block, Document, Only, Section, Table, within
 from normscope.report.messages import Lang
 from normscope.report.terminal import wrapped
 
@@ -33,6 +16,7 @@ BESIDE = 3  # small pictures of one group
 SHORT = 7  # rows and sentences of a section that is not folded
 LINES, COLUMNS = 12, 96  # of a repr
 NEXT = "See .save_html('page.html') and .to_frame()"
+Picture = doc.Chart | doc.ChannelPlot | doc.Bars | doc.Drawing
 
 
 def brief(document: Document) -> Document:
@@ -42,17 +26,26 @@ def brief(document: Document) -> Document:
     first, *others = map(cutter.section, document.sections)
     kept, folded = [first], list[Section]()
     for section in others:
-        long = not _pictured(section.blocks) and _length(section.blocks) > SHORT
-        (folded if long else kept).append(section)
+        (folded if _is_long(section) else kept).append(section)
     *before, last = kept
-    details = (Details(section.title, section.blocks) for section in folded)
+    details = (doc.Details(section.title, section.blocks) for section in folded)
     last = replace(last, blocks=(*last.blocks, *details))
     return replace(document, opening=opening, sections=(*before, last), picture=None)
 
 
+def _is_long(section: Section) -> bool:
+    """Tell whether a section is folded: one without pictures that takes much room."""
+    blocks = list(within(section.blocks, (Section, doc.Figures)))
+    room = sum(
+        len(block.rows) if isinstance(block, Table) else not isinstance(block, Section)
+        for block in blocks
+    )
+    return room > SHORT and not any(isinstance(block, Picture) for block in blocks)
+
+
 def lines(document: Document, lang: Lang) -> list[str]:
     """Say the verdict in at most `LINES` lines of at most `COLUMNS` characters."""
-    facts = ", ".join(f"{read(name, lang)} {value}" for name, value in document.facts)
+    facts = ", ".join(f"{read(name, lang)} {read(value, lang)}" for name, value in document.facts)
     texts = [read(document.title, lang), facts, *(read(t, lang) for t in _answer(document))]
     found = [line for text in texts if text for line in wrapped(shown(text), COLUMNS)]
     found = [line if len(line) <= COLUMNS else f"{line[: COLUMNS - 1]}…" for line in found]
@@ -64,93 +57,69 @@ def lines(document: Document, lang: Lang) -> list[str]:
 def _answer(document: Document) -> Iterator[Words]:
     """Yield the texts of the first screen: of a finding with a headline, that alone."""
     first = document.opening or document.sections[0].blocks
-    for block in for_medium(first, "terminal"):
-        if isinstance(block, Paragraph):
+    for block in doc.for_medium(first, "terminal"):
+        if isinstance(block, doc.Paragraph):
             yield block.text
-        elif isinstance(block, Finding):
+        elif isinstance(block, doc.Finding):
             yield from (block.headline,) if block.headline is not None else block.details
 
 
 class _Cutter:
-    """What goes through it keeps its order; pictures are counted over the whole document."""
+    """Cuts blocks in their order; pictures are counted over the whole document."""
 
     def __init__(self) -> None:
         self.left = PICTURES
 
     def section(self, section: Section) -> Section:
         """Cut a section; of one with a part that scripts move, take what a terminal shows."""
-        medium: Medium = "terminal" if _moved(section.blocks) else "page"
-        return replace(section, blocks=tuple(self.blocks(section.blocks, medium)))
+        inside = within(section.blocks, (Only, doc.Figures))
+        moved = any(isinstance(block, doc.Interactive) for block in inside)
+        blocks = self.blocks(section.blocks, "terminal" if moved else "page")
+        return replace(section, blocks=tuple(blocks))
 
-    def blocks(self, blocks: Sequence[Block], medium: Medium = "page") -> Iterator[Block]:
+    def blocks(self, blocks: Iterable[Block], medium: doc.Medium = "page") -> Iterator[Block]:
         for block in blocks:
             if isinstance(block, Only):
                 # what a page alone says tells how to move its pictures
-                kept = (b for b in block.blocks if medium != "page" or not isinstance(b, Paragraph))
-                if block.medium == medium:
-                    yield from self.blocks(tuple(kept), medium)
+                own = [b for b in block.blocks if medium != "page" or not _is_prose(b)]
+                yield from self.blocks(own if block.medium == medium else (), medium)
             elif isinstance(block, Section):
                 yield self.section(block)
             elif isinstance(block, Table):
                 yield _cut(block)
                 if len(block.rows) > ROWS:
-                    left = said("page.left_out", count=len(block.rows) - ROWS)
-                    yield Paragraph(left, "quiet")
-            elif isinstance(block, Figures):
+                    left = tr("page.left_out", count=len(block.rows) - ROWS)
+                    yield doc.Paragraph(left, "quiet")
+            elif isinstance(block, doc.Figures):
                 most = block.blocks[:BESIDE] if block.small else block.blocks
                 inside = tuple(self.blocks(most))
-                if inside:
-                    yield replace(block, blocks=inside)
-            elif isinstance(block, Details):
+                yield from (replace(block, blocks=inside),) if inside else ()
+            elif isinstance(block, doc.Details):
                 yield from self.details(block)
-            elif isinstance(block, Chart | ChannelPlot | Bars | Bells):
+            elif isinstance(block, Picture):
                 yield from self.picture(block)
-            elif not isinstance(block, Interactive | Terms):  # which only scripts can show
+            elif not isinstance(block, doc.Interactive | doc.Terms):  # which only scripts can show
                 yield block
 
-    def details(self, block: Details) -> Iterator[Block]:
-        """What is folded has no pictures; with a heading of its own it is one of many."""
-        left, self.left = self.left, self.left if block.open else 0
+    def details(self, block: doc.Details) -> Iterator[Block]:
+        """Cut what is folded, without pictures; with a heading of its own it is one of many."""
+        left = self.left
+        self.left = left if block.open else 0
         inside = tuple(self.blocks(block.blocks))
         self.left = self.left if block.open else left
         if inside and (block.open or not block.aside):
             yield replace(block, blocks=inside)
 
-    def picture(self, block: Chart | ChannelPlot | Bars | Bells) -> Iterator[Block]:
+    def picture(self, block: Picture) -> Iterator[Block]:
         if self.left:
             self.left -= 1
-            if isinstance(block, Chart | ChannelPlot):
+            if isinstance(block, doc.Chart | doc.ChannelPlot):
                 block = replace(block, table=_cut(block.table))
             yield block
 
 
-def _moved(blocks: Sequence[Block]) -> bool:
-    return any(
-        _moved(block.blocks)
-        if isinstance(block, Only | Figures)
-        else isinstance(block, Interactive)
-        for block in blocks
-    )
-
-
-def _pictured(blocks: Sequence[Block]) -> bool:
-    return any(
-        _pictured(block.blocks)
-        if isinstance(block, Section | Figures)
-        else isinstance(block, Chart | ChannelPlot | Bars | Bells)
-        for block in blocks
-    )
-
-
-def _length(blocks: Sequence[Block]) -> int:
-    return sum(
-        len(block.rows)
-        if isinstance(block, Table)
-        else _length(block.blocks)
-        if isinstance(block, Section | Figures)
-        else 1
-        for block in blocks
-    )
+def _is_prose(block: Block) -> bool:
+    return isinstance(block, doc.Paragraph)
 
 
 def _cut(table: Table) -> Table:

@@ -1,20 +1,18 @@
 """Which channels of a layer are worth a picture, and what the picture needs."""
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from normscope.records import Inspection, Layer
-from normscope.report.bilingual import Words, said
-from normscope.report.document import Table, table
+from normscope.report.bilingual import tr
+from normscope.report.document import Table, columns
 from normscope.report.format import figure, share
 
 EACH = 2  # channels shown at either end of the ranking
 CLASSES = 20  # lanes of one picture: half for the classes hardest to tell apart, half for the rest
 
 
-@dataclass(frozen=True)
-class Chosen:
+class Chosen(NamedTuple):
     """A channel with the number that ranked it."""
 
     channel: int
@@ -28,16 +26,10 @@ def choose(layer: Layer) -> list[Chosen]:
     Where no activation follows, the between-class share of the variance ranks instead.
     """
     scores = layer.stages[0].eta2 if layer.activation is None else layer.gate_information
-    ranked = sorted(
-        (c for c in layer.histogram_channels if len(layer.histogram) and math.isfinite(scores[c])),
-        key=lambda c: (-scores[c], c),
-    )
-    best = ranked[:EACH]
-    worst = [c for c in ranked[-EACH:] if c not in best]
-    return [
-        *(Chosen(c, best=True, score=scores[c]) for c in best),
-        *(Chosen(c, best=False, score=scores[c]) for c in worst),
-    ]
+    known = [c for c in layer.histogram_channels if math.isfinite(scores[c])]
+    ranked = sorted(known if len(layer.histogram) else [], key=lambda c: (-scores[c], c))
+    best, worst = ranked[:EACH], ranked[EACH:][-EACH:]
+    return [Chosen(c, c in best, scores[c]) for c in (*best, *worst)]
 
 
 def shown_classes(inspection: Inspection) -> list[int]:
@@ -75,24 +67,28 @@ def drawing(layer: Layer, chosen: Chosen, inspection: Inspection) -> dict[str, A
 
 
 def numbers(layer: Layer, inspection: Inspection, c: int, classes: list[int]) -> Table:
-    """Mean and deviation of every class at one channel, and the share that passes its gate."""
-    rows: list[list[Words]] = []
-    for k in classes:
-        mean, var = float(layer.class_mean[k, c]), float(layer.class_var[k, c])
-        z = (mean - layer.running_mean[c]) / _root(layer.running_var[c] + layer.eps)
-        cells = (mean, _root(var), z * layer.gamma[c] + layer.beta[c])
-        rows.append(
-            [
-                inspection.classes[k],
-                *(figure(v, 3) for v in cells),
-                share(float(layer.firing[k, c])),
-            ]
+    """List mean and deviation of every class at a channel, and the share that passes its gate."""
+
+    def after(k: int) -> float:
+        z = (float(layer.class_mean[k, c]) - layer.running_mean[c]) / _root(
+            layer.running_var[c] + layer.eps
         )
-    names = ("class", "mean_x", "deviation_x", "mean_y", "passes")
-    heads = [said(f"page.head.{name}") for name in names]
-    return table(said("page.channel.table", channel=c), heads, rows)
+        return z * layer.gamma[c] + layer.beta[c]
+
+    return columns(
+        tr("page.channel.table", channel=c),
+        "page.head",
+        classes,
+        {
+            "class": lambda k: inspection.classes[k],
+            "mean_x": lambda k: figure(float(layer.class_mean[k, c]), 3),
+            "deviation_x": lambda k: figure(_root(float(layer.class_var[k, c])), 3),
+            "mean_y": lambda k: figure(after(k), 3),
+            "passes": lambda k: share(float(layer.firing[k, c])),
+        },
+    )
 
 
 def _root(variance: float) -> float:
-    """The standard deviation; NaN where the variance is none to divide by."""
+    """Return the standard deviation; NaN where the variance is none to divide by."""
     return math.sqrt(variance) if variance > 0 else math.nan

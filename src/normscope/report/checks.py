@@ -1,21 +1,23 @@
 """What a check found, in sentences: for every record that names checks."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import TypeVar
 
 from normscope.records import Finding
-from normscope.report.bilingual import Text, Words, said
-from normscope.report.document import Cell, Table
+from normscope.report.bilingual import Text, Words, joined, read, tr
+from normscope.report.document import Cell, Table, columns
 from normscope.report.format import number, percent
 from normscope.report.messages import catalogue
 
 NAMED = 3  # layers that are listed for one finding; the others are counted
 WORDS = 24  # characters; what is longer is a sentence and may break
-Rows = list[list[Words]]
+Item = TypeVar("Item")
 
 
 def grouped(findings: Iterable[Finding]) -> list[list[Finding]]:
-    """Findings of the same code, severity and evidence sentence together."""
+    """Put findings of the same code, severity and evidence sentence together."""
     groups: dict[tuple[str, str, str], list[Finding]] = {}
     for f in findings:
         groups.setdefault((f.code, f.severity, f.facts.get("kind", "")), []).append(f)
@@ -23,7 +25,7 @@ def grouped(findings: Iterable[Finding]) -> list[list[Finding]]:
 
 
 def evidence(finding: Finding) -> Text:
-    """What was found, in one sentence with its numbers."""
+    """Say what was found, in one sentence with its numbers."""
     key = f"doctor.{finding.code}.found"
     kind = finding.facts.get("kind", "")
     if kind and f"{key}.{kind}" in catalogue():
@@ -31,40 +33,43 @@ def evidence(finding: Finding) -> Text:
     values: dict[str, object] = dict(finding.facts)
     values["measured"] = number(finding.measured, digits=3)
     values["share"] = percent(finding.measured) if math.isfinite(finding.measured) else "-"
-    return said(key, **values)
+    return tr(key, **values)
 
 
 def title(code: str) -> Text:
-    """What a check looks for, as a phrase."""
-    return said(f"doctor.{code}.title")
+    """Say what a check looks for, as a phrase."""
+    return tr(f"doctor.{code}.title")
 
 
 def advice(code: str, kind: str = "") -> Text:
-    """What to do about it."""
+    """Say what to do about it."""
     key = f"doctor.{code}.do.{kind}"
-    return said(key if kind and key in catalogue() else f"doctor.{code}.do")
+    return tr(key if kind and key in catalogue() else f"doctor.{code}.do")
 
 
 def place(group: list[Finding]) -> Words:
     """Name the layers of a group, the first few."""
     names = tuple(f.layer for f in group if f.layer)
-    return few(names) if names else said("doctor.whole")
+    return few(names) if names else tr("doctor.whole")
 
 
 def few(names: tuple[str, ...]) -> Words:
     """List the first few names, and count the others."""
-    shown = ", ".join(names[:NAMED])
-    if len(names) <= NAMED:
-        return shown
-    more = said("doctor.more", count=len(names) - NAMED)
-    return Text(f"{shown} {more.en}", f"{shown} {more.zh}")
+    shown, more = ", ".join(names[:NAMED]), len(names) - NAMED
+    return joined((shown, tr("doctor.more", count=more)), " ", " ") if more > 0 else shown
 
 
-def worded(caption: Text, names: Sequence[str], rows: Rows, keys: int = 1) -> Table:
+def listed(
+    caption: str | Text,
+    items: Iterable[Item],
+    of: Mapping[str, Callable[[Item], Words]],
+    keys: int = 1,
+) -> Table:
     """Make a table; numbers are narrow, only sentences need the room of a text column."""
-    cells = tuple(tuple(Cell(w, "text" if _is_sentence(w) else "") for w in row) for row in rows)
-    return Table(caption, [said(f"doctor.column.{name}") for name in names], cells, keys=keys)
+    found = columns(caption, "doctor.column", items, of, keys)
+    rows = tuple(tuple(map(_roomy, row)) for row in found.rows)
+    return replace(found, rows=rows)
 
 
-def _is_sentence(text: Words) -> bool:
-    return len(text.en if isinstance(text, Text) else text) > WORDS
+def _roomy(cell: Cell) -> Cell:
+    return replace(cell, style="text") if len(read(cell.text, "en")) > WORDS else cell

@@ -3,8 +3,8 @@
 import math
 
 from normscope.records import Difference, LayerDifference
-from normscope.report.bilingual import Words, said
-from normscope.report.document import Block, Document, Only, Paragraph, Section, Table, table
+from normscope.report.bilingual import tr
+from normscope.report.document import Block, Document, Only, Paragraph, Section, Table, columns
 from normscope.report.format import signed
 
 SHOWN = 20  # layers, those that moved most
@@ -14,41 +14,45 @@ def document(difference: Difference) -> Document:
     """Show the layers whose input moved most, and what that did to the classes."""
     first, second = (f"{m}, {d}" for m, d in zip(difference.models, difference.data, strict=True))
     ranked = sorted(difference.layers, key=lambda layer: -_known(layer.moved))
-    both = Paragraph(said("lens.difference.both", first=first, second=second))
-    below: list[Block] = []
+    both = Paragraph(tr("lens.difference.both", first=first, second=second))
+    short: list[Block] = [_table(ranked[:SHOWN])]
     if len(ranked) > SHOWN:
-        more = Paragraph(said("lens.difference.more", count=len(ranked) - SHOWN), "quiet")
-        below.append(Only("terminal", (more,)))
-    for key in ("only_first", "only_second"):
-        names = getattr(difference, key)
-        if names:
-            below.append(Paragraph(said(f"lens.difference.{key}", layers=", ".join(names))))
-    blocks = (
-        Only("terminal", (_table(ranked[:SHOWN]),)),
+        more = tr("lens.difference.more", count=len(ranked) - SHOWN)
+        short.append(Paragraph(more, "quiet"))
+    only = {"only_first": difference.only_first, "only_second": difference.only_second}
+    below: list[Block] = [
+        Paragraph(tr(f"lens.difference.{key}", layers=", ".join(names)))
+        for key, names in only.items()
+        if names
+    ]
+    blocks: tuple[Block, ...] = (
+        Only("terminal", tuple(short)),
         Only("page", (_table(ranked),)),
         *below,
     )
     sections = (
-        Section(said("lens.difference.compared"), (both,), "compared"),
-        Section(said("lens.difference.title"), blocks, "layers"),
+        Section(tr("lens.difference.compared"), (both,), "compared"),
+        Section(tr("lens.difference.title"), blocks, "layers"),
     )
-    return Document(said("lens.difference.page"), sections)
+    return Document(tr("lens.difference.page"), sections)
 
 
 def _table(layers: list[LayerDifference]) -> Table:
-    names = ("moved", "statistics", "gamma", "beta", "fraction", "separation", "firing")
-    rows: list[list[Words]] = [
-        [
-            layer.name,
-            *(_plain(v) for v in (layer.moved, layer.statistics, layer.gamma, layer.beta)),
-            signed(layer.stages[-1].lda[1] - layer.stages[-1].lda[0]),
-            signed(_decades(*layer.stages[-1].separation)),
-            f"{100 * layer.firing:.1f}% #{layer.channel}",
-        ]
-        for layer in layers
-    ]
-    head = [said("lens.column.layer"), *(said(f"lens.difference.{name}") for name in names)]
-    return table(said("lens.difference.caption"), head, rows)
+    return columns(
+        "lens.difference.caption",
+        "lens.difference",
+        layers,
+        {
+            "lens.column.layer": lambda layer: layer.name,
+            "moved": lambda layer: _plain(layer.moved),
+            "statistics": lambda layer: _plain(layer.statistics),
+            "gamma": lambda layer: _plain(layer.gamma),
+            "beta": lambda layer: _plain(layer.beta),
+            "fraction": lambda layer: signed(layer.stages[-1].lda[1] - layer.stages[-1].lda[0]),
+            "separation": lambda layer: signed(_decades(*layer.stages[-1].separation)),
+            "firing": lambda layer: f"{100 * layer.firing:.1f}% #{layer.channel}",
+        },
+    )
 
 
 def _plain(value: float) -> str:

@@ -4,32 +4,26 @@ One file per record makes a `Document`. `terminal`, `html.page` and `html.fragme
 and know no record. All texts are in both languages; names out of files are put in as they are,
 and made harmless by what shows them.
 
-    from normscope.report import html, terminal
-    from normscope.report.document import Chart, Details, Document, Finding, Section, Table
-
     document = Document(
-        title=said("page.run.title", data="digits", net="mlp"),
-        facts=((said("page.fact.seeds"), "3"),),
-        sections=(
-            Section(said("page.nav.verdict"), (Finding("good", headline, (detail,)),), "verdict"),
-            Section(said("page.nav.evidence"), (table, Details(title, (chart,))), "evidence"),
-        ),
+        title=tr("page.run.title", data="digits", net="mlp"),
+        sections=(Section(tr("page.nav.verdict"), (Finding("good", headline, details),)),),
     )
     terminal.show(document, "en", Console())  # without what is folded, and without pictures
     text = html.page(document, "en")  # one offline file
     text = html.fragment(document, "en")  # for a notebook
 
-A new measure of layers is one more entry in `measures.STAGES` or `measures.LAYERS` with its
-message: rows, columns, terminal and page follow. A new kind of block is a class here, a method of
+A new measure of layers is one more entry in `measures` with its message: rows, columns, terminal
+and page follow. A new kind of block is a class here, a method of
 `terminal` and a macro of `blocks.html.j2`; a new record is a file with `document(record)`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from normscope.report.bilingual import Text, Words
+from normscope.report.bilingual import Text, Words, tr
 
+Item = TypeVar("Item")
 Spec = dict[str, Any]
 BarStyle = Literal["", "good", "warn", "quiet"]
 FindingStyle = Literal["good", "note", "warn", "error"]
@@ -156,22 +150,13 @@ class Bars:
 
 
 @dataclass(frozen=True)
-class Bell:
-    """A distribution by its mean and standard deviation."""
-
-    name: Text
-    mean: float
-    deviation: float
-    style: Literal["stored", "measured"]
-
-
-@dataclass(frozen=True)
-class Bells:
-    """Distributions on one axis, to compare where they lie and how wide they are."""
+class Drawing:
+    """A small picture that needs no script, from a Vega-Lite specification without texts."""
 
     title: Words
     note: Words
-    bells: tuple[Bell, ...]
+    spec: Spec
+    key: tuple[Text, ...]  # the names of its series
 
 
 @dataclass(frozen=True)
@@ -202,6 +187,15 @@ class Interactive:
     scripts: tuple[str, ...] = ()  # the sources that move it, each using what stands before it
     style: str = ""
     messages: tuple[str, ...] = ()  # how the keys begin of the sentences that the scripts say
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A sound to play, with the name of what it is a sound of; `sounds.sound` makes it."""
+
+    name: Words
+    source: str  # a data URI
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -248,10 +242,11 @@ Block = (
     | Table
     | Chart
     | Bars
-    | Bells
+    | Drawing
     | NumberLine
     | ChannelPlot
     | Interactive
+    | Sound
     | Terms
     | Figures
     | Details
@@ -266,35 +261,67 @@ class Document:
 
     title: Text
     sections: tuple[Section, ...]
-    facts: tuple[tuple[Text, str], ...] = ()
+    facts: tuple[tuple[Text, Words], ...] = ()
     footer: tuple[Words, ...] = ()
     opening: tuple[Block, ...] = ()  # under the title, on the first screen
     picture: Interactive | None = None  # beside the opening
 
 
 def table(
-    caption: Text, head: Sequence[Words], rows: Sequence[Sequence[Words]], keys: int = 1
+    caption: Text,
+    head: Sequence[Words],
+    rows: Iterable[Iterable[Words | Cell]],
+    keys: int = 1,
+    **more: Any,
 ) -> Table:
-    """Make a table of plain cells."""
-    return Table(caption, head, tuple(tuple(map(Cell, row)) for row in rows), keys=keys)
+    """Make a table; what is no cell yet becomes a plain one."""
+    cells = tuple(tuple(c if isinstance(c, Cell) else Cell(c) for c in row) for row in rows)
+    return Table(caption, head, cells, keys=keys, **more)
+
+
+def columns(
+    caption: str | Text,
+    heads: str,
+    items: Iterable[Item],
+    of: Mapping[str, Callable[[Item], Words | Cell]],
+    keys: int = 1,
+    **more: Any,
+) -> Table:
+    """Make a table of items, a row each, from what stands in each column.
+
+    Args:
+        caption: its text, or the key of its message.
+        heads: how the keys of the messages of the heads begin; the name of the column follows.
+        items: what the rows tell.
+        of: the name of each column, or the key of its head, and what it says of an item.
+        keys: how many cells name a row.
+        more: further fields of the table.
+    """
+    title = tr(caption) if isinstance(caption, str) else caption
+    rows = [[cell(item) for cell in of.values()] for item in items]
+    head = [tr(name if "." in name else f"{heads}.{name}") for name in of]
+    return table(title, head, rows, keys, **more)
 
 
 def parts(document: Document) -> Iterator[Block]:
     """Yield every block of a page, those inside of others too, in the order they stand in."""
-
-    def inside(blocks: Sequence[Block]) -> Iterator[Block]:
-        for block in for_medium(blocks, "page"):
-            yield block
-            if isinstance(block, Section | Details | Figures):
-                yield from inside(block.blocks)
-
-    yield from inside(document.opening)
+    yield from within(document.opening, (Section, Details, Figures), "page")
     if document.picture is not None:
         yield document.picture
-    yield from inside(document.sections)
+    yield from within(document.sections, (Section, Details, Figures), "page")
 
 
-def for_medium(blocks: Sequence[Block], medium: Medium) -> Iterator[Block]:
+def within(
+    blocks: Iterable[Block], kinds: tuple[type, ...], medium: Medium | None = None
+) -> Iterator[Block]:
+    """Yield blocks, and what stands inside of those of some kinds; of one medium, or all."""
+    for block in blocks if medium is None else for_medium(blocks, medium):
+        yield block
+        if isinstance(block, kinds):
+            yield from within(getattr(block, "blocks", ()), kinds, medium)
+
+
+def for_medium(blocks: Iterable[Block], medium: Medium) -> Iterator[Block]:
     """Yield the blocks that a medium shows."""
     for block in blocks:
         if not isinstance(block, Only):

@@ -24,8 +24,6 @@ ROOM = "display:block;width:100%;max-width:26em"
 INLINE = {
     '<p class="caption" hidden': "display:none",
     '<span class="bar-name"': "display:inline-block;min-width:12em",
-    '<li class="stored"': "color:#d0690d",
-    '<li class="measured"': "color:#2f7fd1",
 }
 
 

@@ -5,22 +5,22 @@ from collections.abc import Iterable
 from statistics import fmean
 
 from normscope.records import Inspection, Layer, StageMeasures, Work, WorkName
-from normscope.report.bilingual import Text, said, several
+from normscope.report.bilingual import Text, joined, sentences, tr
 from normscope.report.format import percent, signed
 
 TOLERANCE = 1e-5  # float32 rounding of a healthy layer stays far below this
 ROUNDINGS = 10  # beyond it: by so many roundings of the worst channel eta2 may differ
 NAMED = 3  # layers that a remark names; the others are counted
-
-# an activation must move J by more than rounding to be said to have raised it
-RAISED = 1e-6
-
-
+RAISED = 1e-6  # rounding: an activation must move J by more to be said to have raised it
 THINNED = 256  # channels that J uses of a layer that has more than it can use
-# J may be judged where labels drawn at random would leave it below this
-CHANCE = 0.5
+CHANCE = 0.5  # J may be judged where labels drawn at random would leave it below this
 SIGMAS = 3  # by so many deviations of chance a change must exceed it
-ABOVE_CHANCE = 2  # times the spread of firing rates that chance gives, to be told
+ABOVE_CHANCE = 2  # times the spread of firing rates that chance gives, to be named
+WORK: tuple[WorkName, ...] = ("weights", "normalisation", "gamma_beta", "activation")
+CHANGES = ("eta2", "lda", "nearest_mean", "separation", "condition")
+
+
+# --- the verdict ------------------------------------------------------------------------------
 
 
 def verdict(inspection: Inspection) -> list[Text]:
@@ -28,12 +28,14 @@ def verdict(inspection: Inspection) -> list[Text]:
 
     What chance explains is no answer: where the images are too few, that comes first.
     """
+    broken = [la for la in inspection.layers if la.invariance > tolerance(la)]
+    if broken:  # eta2 and J differ by more than rounding, though the layer is one map
+        worst = max(broken, key=lambda layer: layer.invariance / tolerance(layer))
+        shown = f"{worst.invariance:.1g}"
+        return [tr("lens.verdict.broken", layer=worst.name, difference=shown)]
     single = [layer for layer in inspection.layers if layer.maps != "per_condition"]
-    broken = _broken(inspection)
-    if broken is not None:
-        return [broken]
-    classes = sum(n > 0 for n in inspection.counts)
-    return [*too_few(single), *_kept(inspection), *_changed(single, classes)]
+    changed = (_raised(inspection, single), _geometry(single), _gate(single))
+    return [*too_few(single), *_kept(inspection), *(text for text in changed if text is not None)]
 
 
 def too_few(layers: list[Layer]) -> list[Text]:
@@ -43,14 +45,11 @@ def too_few(layers: list[Layer]) -> list[Text]:
     if not known or min(c for c, _ in known) < CHANCE:
         return []
     worst, layer = max(known, key=lambda pair: pair[0])
-    needed = 1 + round(max(map(_width, layers)) / CHANCE)
+    # the channels that J uses
+    widths = (THINNED if "lens.note.joint_channels" in la.notes else la.channels for la in layers)
+    needed = 1 + round(max(widths) / CHANCE)
     facts = {"images": layer.images, "layer": layer.name, "needed": f"{needed:,}"}
-    return [said("lens.verdict.too_few", chance=f"{worst:.2f}", **facts)]
-
-
-def _width(layer: Layer) -> int:
-    """Count the channels that J uses."""
-    return THINNED if "lens.note.joint_channels" in layer.notes else layer.channels
+    return [tr("lens.verdict.too_few", chance=f"{worst:.2f}", **facts)]
 
 
 def chance(layer: Layer, stage: StageMeasures) -> float:
@@ -75,15 +74,33 @@ def gain(layer: Layer, before: StageMeasures, after: StageMeasures, classes: int
     return rise if rise > max(RAISED, SIGMAS * math.sqrt(noise)) else 0.0
 
 
-def per_sample(inspection: Inspection) -> Text | None:
+def tolerance(layer: Layer) -> float:
+    """Compute how far eta2 and J may differ by rounding alone."""
+    return max(TOLERANCE, ROUNDINGS * layer.rounding)
+
+
+def _kept(inspection: Inspection) -> list[Text]:
+    """Say what is known of the invariance of eta2 and J."""
+    layers = [layer for layer in inspection.layers if not math.isnan(layer.invariance)]
+    by_sample = _per_sample(inspection)
+    if not layers:
+        return by_sample or [tr("lens.verdict.untested")]
+    texts = [tr("lens.verdict.held", layers=len(layers))]
+    lost = [layer.name for layer in layers if 0 in layer.gamma]
+    if lost:
+        texts.append(tr("lens.verdict.lost", layers=_listed(lost)))
+    return [*texts, *by_sample]
+
+
+def _per_sample(inspection: Inspection) -> list[Text]:
     """Say by how much layers that normalise each sample by itself changed eta2 and J."""
     layers = [layer for layer in inspection.layers if layer.maps == "per_sample"]
     known = [layer for layer in layers if math.isfinite(layer.eta2_change + layer.lda_change)]
     if not known:
-        return None
+        return []
     most = max(known, key=lambda layer: max(abs(layer.eta2_change), abs(layer.lda_change)))
     eta2, fraction = ([getattr(la, n) for la in known] for n in ("eta2_change", "lda_change"))
-    return said(
+    text = tr(
         "lens.verdict.per_sample",
         layers=_listed([layer.name for layer in layers]),
         norms=", ".join(sorted({layer.norm for layer in layers})),
@@ -93,42 +110,68 @@ def per_sample(inspection: Inspection) -> Text | None:
         high=signed(max(fraction)),
         most=most.name,
     )
+    return [text]
 
 
-def _broken(inspection: Inspection) -> Text | None:
-    """Name the layer where eta2 and J differ by more than rounding, though it is one map."""
-    layers = [layer for layer in inspection.layers if layer.invariance > tolerance(layer)]
-    if not layers:
+def _raised(inspection: Inspection, layers: list[Layer]) -> Text | None:
+    """Say where an activation raised J most, beyond what chance explains."""
+    steps = [(layer, *pair) for layer in layers for pair in _activations(layer)]
+    if not steps or too_few(layers):
         return None
-    worst = max(layers, key=lambda layer: layer.invariance / tolerance(layer))
-    shown = f"{worst.invariance:.1g}"
-    return said("lens.verdict.broken", layer=worst.name, difference=shown)
+    classes = sum(n > 0 for n in inspection.counts)
+    gains = [gain(*step, classes) for step in steps]
+    layer, before, after = steps[gains.index(max(gains))]
+    return tr(
+        "lens.verdict.activation" if max(gains) > 0 else "lens.verdict.lowered",
+        raised=sum(g > 0 for g in gains),
+        layers=len(steps),
+        layer=layer.name,
+        before=f"{before.lda_fraction:.3f}",
+        after=f"{after.lda_fraction:.3f}",
+    )
 
 
-def _kept(inspection: Inspection) -> list[Text]:
-    """Say what is known of the invariance of eta2 and J."""
-    layers = [layer for layer in inspection.layers if not math.isnan(layer.invariance)]
-    by_sample = per_sample(inspection)
-    others = [] if by_sample is None else [by_sample]
-    if not layers:
-        return others or [said("lens.verdict.untested")]
-    said_so = [said("lens.verdict.held", layers=len(layers))]
-    lost = [layer.name for layer in layers if 0 in layer.gamma]
-    if lost:
-        said_so.append(said("lens.verdict.lost", layers=_listed(lost)))
-    return [*said_so, *others]
+def _activations(layer: Layer) -> Iterable[tuple[StageMeasures, StageMeasures]]:
+    """Yield the stages before and after each activation at the layer."""
+    if layer.pre_activation is not None:
+        yield layer.pre_activation, layer.stages[0]
+    activated = stage(layer, "activated")
+    if activated is not None:
+        yield layer.stages[2], activated
 
 
-def tolerance(layer: Layer) -> float:
-    """How far eta2 and J may differ by rounding alone."""
-    return max(TOLERANCE, ROUNDINGS * layer.rounding)
+def _geometry(layers: list[Layer]) -> Text | None:
+    """Say where the nearest-mean accuracy changed most, by more than chance."""
+    moved = []
+    for layer in layers:
+        before, after = (layer.stages[place].nearest_mean_accuracy for place in (0, 2))
+        noise = math.sqrt((before * (1 - before) + after * (1 - after)) / (layer.sampled or 1))
+        if layer.sampled and abs(after - before) > SIGMAS * noise:
+            moved.append((abs(after - before), layer.name, percent(before), percent(after)))
+    if not moved:
+        return None
+    _, name, old, new = max(moved, key=lambda item: item[0])
+    return tr("lens.verdict.geometry", layer=name, before=old, after=new)
+
+
+def _gate(layers: list[Layer]) -> Text | None:
+    """Say where the firing rates of classes differ most, by more than chance."""
+    apart = [la for la in layers if la.firing_spread > ABOVE_CHANCE * la.firing_chance]
+    if not apart:
+        return None
+    layer = max(apart, key=lambda layer: layer.firing_spread)
+    spread, expected = percent(layer.firing_spread), percent(layer.firing_chance)
+    return tr("lens.verdict.gate", layer=layer.name, spread=spread, chance=expected)
+
+
+# --- remarks ----------------------------------------------------------------------------------
 
 
 def self_test(inspection: Inspection) -> Text:
     """Say how far eta2 and J differ where they must be equal."""
     if math.isnan(inspection.invariance):
-        return said("lens.selftest.none")
-    return said("lens.selftest", difference=f"{inspection.invariance:.1g}")
+        return tr("lens.selftest.none")
+    return tr("lens.selftest", difference=f"{inspection.invariance:.1g}")
 
 
 def composition(inspection: Inspection) -> Text | None:
@@ -137,7 +180,7 @@ def composition(inspection: Inspection) -> Text | None:
     measured = [v for v in (layer.signal for layer in inspection.layers) if math.isfinite(v)]
     if facts is None or not measured or not math.isfinite(facts.predicted):
         return None
-    return said(
+    return tr(
         "lens.composition",
         size=f"{facts.size:.0f}",
         r=f"{facts.excess + 0:.3f}",
@@ -153,26 +196,37 @@ def collapsed(inspection: Inspection) -> Text | None:
     if found is None:
         return None
     if math.isnan(found.within):
-        return said("lens.collapse.none", layer=found.layer)
+        return tr("lens.collapse.none", layer=found.layer)
     names = ("within", "within_unweighted", "norms", "angles", "simplex")
     values = {name: f"{getattr(found, name):.3g}" for name in names}
-    text = said("lens.collapse", layer=found.layer, **values)
+    text = tr("lens.collapse", layer=found.layer, **values)
     if math.isnan(found.agreement):
         return text
     duality, agreement = f"{found.duality:.3g}", percent(found.agreement)
-    return several([text, said("lens.collapse.head", duality=duality, agreement=agreement)])
+    return sentences(text, tr("lens.collapse.head", duality=duality, agreement=agreement))
+
+
+def remarks(inspection: Inspection) -> list[Text]:
+    """Say what to know about some layers, and why others were not followed."""
+    about = [(key, layer.name) for layer in inspection.layers for key in layer.notes]
+    about += [(key, name) for name, key in inspection.skipped.items()]
+    names: dict[str, list[str]] = {}
+    for key, name in about:
+        names.setdefault(key, []).append(name)
+    return [tr("lens.about", layers=_listed(n), text=tr(key)) for key, n in names.items()]
+
+
+# --- numbers and names ------------------------------------------------------------------------
 
 
 def work(inspection: Inspection) -> dict[WorkName, Work]:
     """Sum what each kind of step changed over the layers; NaN where nothing is known."""
-    kinds: tuple[WorkName, ...] = ("weights", "normalisation", "gamma_beta", "activation")
-    measures = ("eta2", "lda", "nearest_mean", "separation", "condition")
     sums = {}
-    for kind in kinds:
+    for kind in WORK:
         steps = [step for step in inspection.work if step.by == kind]
+        known = {m: [v for s in steps if math.isfinite(v := getattr(s, m))] for m in CHANGES}
+        total = {m: sum(values) if values else math.nan for m, values in known.items()}
         if steps:
-            known = {m: [v for s in steps if math.isfinite(v := getattr(s, m))] for m in measures}
-            total = {m: sum(values) if values else math.nan for m, values in known.items()}
             sums[kind] = Work(layer="", by=kind, **total)
     return sums
 
@@ -183,16 +237,6 @@ def mean_known(values: Iterable[float]) -> float:
     return fmean(known) if known else math.nan
 
 
-def remarks(inspection: Inspection) -> list[Text]:
-    """Say what to know about some layers, and why others were not followed."""
-    about = [(key, layer.name) for layer in inspection.layers for key in layer.notes]
-    about += [(key, name) for name, key in inspection.skipped.items()]
-    names: dict[str, list[str]] = {}
-    for key, name in about:
-        names.setdefault(key, []).append(name)
-    return [said("lens.about", layers=_listed(n), text=said(key)) for key, n in names.items()]
-
-
 def stage(layer: Layer, name: str) -> StageMeasures | None:
     """Find the stage of that name, where the layer has it."""
     return next((s for s in layer.every_stage if s.name == name), None)
@@ -200,74 +244,13 @@ def stage(layer: Layer, name: str) -> StageMeasures | None:
 
 def follows(layer: Layer) -> Text:
     """Name the activation after a layer, or that before it where it comes behind one."""
-    if layer.input_activation is None:
-        return Text(layer.activation or "-", layer.activation or "-")
-    behind = said("lens.behind", activation=layer.input_activation)
     then = layer.activation
-    return behind if then is None else several([behind, Text(then, then)])
-
-
-def _changed(layers: list[Layer], classes: int) -> Iterable[Text]:
-    steps = [(layer, *pair) for layer in layers for pair in _activations(layer)]
-    if steps and not too_few(layers):
-        gains = [gain(*step, classes) for step in steps]
-        raised = sum(g > 0 for g in gains)
-        layer, before, after = steps[gains.index(max(gains))]
-        yield (
-            said(
-                "lens.verdict.activation",
-                raised=raised,
-                layers=len(steps),
-                layer=layer.name,
-                before=f"{before.lda_fraction:.3f}",
-                after=f"{after.lda_fraction:.3f}",
-            )
-            if raised
-            else said("lens.verdict.lowered")
-        )
-    moved = [layer for layer in layers if _moved(layer)]
-    if moved:
-        layer = max(moved, key=lambda layer: abs(_nearest(layer, 2) - _nearest(layer, 0)))
-        yield said(
-            "lens.verdict.geometry",
-            layer=layer.name,
-            before=percent(_nearest(layer, 0)),
-            after=percent(_nearest(layer, 2)),
-        )
-    apart = [la for la in layers if la.firing_spread > ABOVE_CHANCE * la.firing_chance]
-    if apart:
-        layer = max(apart, key=lambda layer: layer.firing_spread)
-        yield said(
-            "lens.verdict.gate",
-            layer=layer.name,
-            spread=percent(layer.firing_spread),
-            chance=percent(layer.firing_chance),
-        )
-
-
-def _activations(layer: Layer) -> Iterable[tuple[StageMeasures, StageMeasures]]:
-    """Yield the stages before and after each activation at the layer."""
-    if layer.pre_activation is not None:
-        yield layer.pre_activation, layer.stages[0]
-    activated = stage(layer, "activated")
-    if activated is not None:
-        yield layer.stages[2], activated
-
-
-def _moved(layer: Layer) -> bool:
-    """Whether the nearest-mean accuracy changed by more than chance."""
-    shares = [_nearest(layer, 0), _nearest(layer, 2)]
-    if not layer.sampled or any(math.isnan(s) for s in shares):
-        return False
-    noise = math.sqrt(sum(s * (1 - s) for s in shares) / layer.sampled)
-    return abs(shares[1] - shares[0]) > SIGMAS * noise
-
-
-def _nearest(layer: Layer, place: int) -> float:
-    return layer.stages[place].nearest_mean_accuracy
+    if layer.input_activation is None:
+        return joined([then or "-"])
+    behind = tr("lens.behind", activation=layer.input_activation)
+    return behind if then is None else sentences(behind, then)
 
 
 def _listed(names: list[str]) -> Text | str:
-    listed = ", ".join(names[:NAMED])
-    more = len(names) - NAMED
-    return said("lens.layers", names=listed, more=more) if more > 0 else listed
+    listed, more = ", ".join(names[:NAMED]), len(names) - NAMED
+    return tr("lens.layers", names=listed, more=more) if more > 0 else listed

@@ -1,8 +1,10 @@
 """Numbers as a reader sees them."""
 
 import math
+from collections.abc import Sequence
+from statistics import stdev
 
-from normscope.report.bilingual import Words, said
+from normscope.report.bilingual import Words, tr
 
 POWERS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -28,7 +30,7 @@ def figure(value: float | None, digits: int = 4) -> Words:
     """Write a number; "-" where none was measured, in words where it is not finite."""
     if value is None:
         return "-"
-    return number(value, digits=digits) if math.isfinite(value) else said("page.not_finite")
+    return number(value, digits=digits) if math.isfinite(value) else tr("page.not_finite")
 
 
 def share(value: float | None) -> Words:
@@ -60,3 +62,8 @@ def signed(value: float, digits: int = 3) -> str:
     if math.isnan(value):
         return "-"
     return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Return the sample standard deviation; 0 for one value."""
+    return stdev(values) if len(values) > 1 else 0.0

@@ -2,7 +2,7 @@
 
 from typing import Final, Literal
 
-from normscope.report.bilingual import said
+from normscope.report.bilingual import tr
 from normscope.report.document import Details, Term, Terms
 
 Better = Literal["up", "down", ""]
@@ -29,6 +29,6 @@ SYMBOLS: Final[dict[str, tuple[str, Better]]] = {
 def folded() -> Details:
     """List all symbols; the page's script shows each where it stands in a text."""
     terms = tuple(
-        Term(symbol, said(f"glossary.{name}"), better) for symbol, (name, better) in SYMBOLS.items()
+        Term(symbol, tr(f"glossary.{name}"), better) for symbol, (name, better) in SYMBOLS.items()
     )
-    return Details(said("page.glossary.open"), (Terms(terms),), id="glossary")
+    return Details(tr("page.glossary.open"), (Terms(terms),), id="glossary")

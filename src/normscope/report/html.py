@@ -8,81 +8,38 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from itertools import count, groupby
 from typing import Any
 
-from jinja2 import DictLoader, Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from normscope.errors import shown
 from normscope.records import plain
-from normscope.report.bilingual import Text, Words, read, said
-from normscope.report.charts.base import CONFIG
-from normscope.report.charts.bells import curves
+from normscope.report import document as doc
+from normscope.report.bilingual import Text, Words, read, tr
+from normscope.report.charts import picture_template
 from normscope.report.charts.lanes import lanes
 from normscope.report.charts.numberline import drawn as number_line
 from normscope.report.charts.still import WIDTH, drawing
-from normscope.report.document import (
-    Block,
-    ChannelPlot,
-    Chart,
-    Document,
-    Finding,
-    Interactive,
-    for_medium,
-    parts,
-)
 from normscope.report.embedded import with_images
 from normscope.report.messages import Lang, catalogue
 
 # in this order one script, then what single parts of the page need, then what starts the page
-SCRIPTS = (
-    "numbers",
-    "draw",
-    "channels",
-    "glossary",
-    "tables",
-)
+SCRIPTS = ("numbers", "draw", "channels", "glossary", "tables")
 LAST = "scripts/page.js"
 
 
-@dataclass
-class Drawn:
-    """What the scripts of one page draw, numbered in the order in which it was added."""
-
-    charts: list[Chart] = field(default_factory=list)
-    channels: list[Mapping[str, Any]] = field(default_factory=list)
-    data: dict[str, Any] = field(default_factory=dict)
-    scripts: list[str] = field(default_factory=list)  # of single parts, before the last one
-    styles: list[str] = field(default_factory=list)
-    messages: list[str] = field(default_factory=lambda: ["live."])
-
-    def take(self, part: Interactive) -> None:
-        """Add what a part with a script of its own needs."""
-        self.data |= part.data
-        self.scripts.extend(part.scripts)
-        self.styles.append(part.style)
-        self.messages.extend(part.messages)
-
-
-def page(document: Document, lang: Lang) -> str:
+def page(document: doc.Document, lang: Lang) -> str:
     """Write a document as one file that opens in `lang` and switches between both languages."""
-    drawn = Drawn()
-    for block in parts(document):
-        if isinstance(block, Chart):
-            drawn.charts.append(block)
-        elif isinstance(block, ChannelPlot):
-            drawn.channels.append(block.data)
-        elif isinstance(block, Interactive):
-            drawn.take(block)
-    return render("document.html.j2", lang, drawn, document.title, document=document)
+    blocks = list(doc.parts(document))
+    return render("document.html.j2", lang, blocks, document.title, document=document)
 
 
-def fragment(document: Document, lang: Lang) -> str:
+def fragment(document: doc.Document, lang: Lang) -> str:
     """Write a document as a part of another page, as a notebook: in one language, no script."""
     digest = hashlib.sha256(repr(document).encode("utf-8", "replace")).hexdigest()
     prefix = f"normscope-{digest[:8]}-"
@@ -93,28 +50,34 @@ def fragment(document: Document, lang: Lang) -> str:
     return with_images(written)
 
 
-def render(template: str, lang: Lang, drawn: Drawn, title: Text, **context: Any) -> str:
+def render(template: str, lang: Lang, blocks: list[doc.Block], title: Text, **context: Any) -> str:
     """Fill the template of a page that is closed to the outside."""
+    charts = [block.spec for block in blocks if isinstance(block, doc.Chart)]
+    channels = [block.data for block in blocks if isinstance(block, doc.ChannelPlot)]
+    sounds = any(isinstance(block, doc.Sound) for block in blocks)
+    moving = [block for block in blocks if isinstance(block, doc.Interactive)]
+    keys = ("live.", *(key for part in moving for key in part.messages))
     data = {
         "lang": lang,
-        "messages": {k: v for k, v in catalogue().items() if k.startswith(tuple(drawn.messages))},
-        "charts": [_harmless(plain(chart.spec)) for chart in drawn.charts],
-        "chartConfig": CONFIG,
-        "channels": [_harmless(plain(channel)) for channel in drawn.channels],
-        **_harmless(plain(drawn.data)),
+        "messages": {key: text for key, text in catalogue().items() if key.startswith(keys)},
+        "chartConfig": picture_template("config"),
+        **_harmless(plain({"charts": charts, "channels": channels})),
+        **_harmless(plain({name: part.data[name] for part in moving for name in part.data})),
     }
-    scripts = [asset("vendor/vega.js")] if drawn.charts else []
+    own = [asset(f"scripts/{name}.js") for name in SCRIPTS]
+    own += [script for part in moving for script in part.scripts]
     # strict mode and a scope of its own
-    own = "\n".join([*(asset(f"scripts/{n}.js") for n in SCRIPTS), *drawn.scripts, asset(LAST)])
-    scripts.append(f'"use strict";\n{{\n{own}}}\n')
-    style = asset("page.css") + "".join(drawn.styles)
+    scripts = ['"use strict";\n{\n' + "\n".join([*own, asset(LAST)]) + "}\n"]
+    if charts:
+        scripts.insert(0, asset("vendor/vega.js"))
+    style = asset("page.css") + "".join(part.style for part in moving)
     return (
         _environment(lang)
         .get_template(template)
         .render(
             lang=lang,
             title=title,
-            policy=_policy(scripts, style),
+            policy=_policy(scripts, style, sound=sounds),
             style=Markup(style),
             scripts=[Markup(script) for script in scripts],
             data=Markup(_json(data)),
@@ -123,12 +86,12 @@ def render(template: str, lang: Lang, drawn: Drawn, title: Text, **context: Any)
     )
 
 
-def _policy(scripts: list[str], style: str) -> str:
-    """Nothing may be loaded, and only the scripts and the style sheet of this page may run."""
+def _policy(scripts: list[str], style: str, *, sound: bool) -> str:
+    """Forbid all but the scripts and the style sheet of this page, and the sounds in it."""
     allowed = " ".join(map(_hash, scripts))
     return (
         f"default-src 'none'; script-src {allowed}; style-src {_hash(style)}; "
-        "base-uri 'none'; form-action 'none'"
+        f"{'media-src data:; ' if sound else ''}base-uri 'none'; form-action 'none'"
     )
 
 
@@ -147,7 +110,7 @@ def _harmless(value: Any) -> Any:
 
 
 def _json(value: Any) -> str:
-    """JSON that can stand inside a script element whatever the texts in it are."""
+    """Write JSON that can stand inside a script element whatever the texts in it are."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return re.sub("[<>&\u2028\u2029]", lambda m: f"\\u{ord(m[0]):04x}", text)
 
@@ -158,15 +121,9 @@ def asset(name: str) -> str:
     return files("normscope.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
-@cache
-def _templates() -> dict[str, str]:
-    folder = files("normscope.report").joinpath("assets", "templates")
-    return {part.name: part.read_text(encoding="utf-8") for part in folder.iterdir()}
-
-
 def _environment(lang: Lang, *, live: bool = True, prefix: str = "") -> Environment:
     environment = Environment(
-        loader=DictLoader(_templates()),
+        loader=PackageLoader("normscope.report", "assets/templates"),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=lambda value: value if isinstance(value, Markup) else _harmless(value),
@@ -175,7 +132,7 @@ def _environment(lang: Lang, *, live: bool = True, prefix: str = "") -> Environm
     )
 
     def both(text: Text) -> Markup:
-        """The attributes from which the page switches an element's text."""
+        """Write the attributes from which the page switches an element's text."""
         return Markup('data-en="{}" data-zh="{}"').format(shown(text.en), shown(text.zh))
 
     def put(words: Words) -> Markup:
@@ -183,7 +140,7 @@ def _environment(lang: Lang, *, live: bool = True, prefix: str = "") -> Environm
             return Markup("<span {}>{}</span>").format(both(words), shown(words.read(lang)))
         return Markup("{}").format(shown(read(words, lang)))
 
-    def embed(part: Interactive) -> Markup:
+    def embed(part: doc.Interactive) -> Markup:
         if not live:
             return Markup()
         return Markup(environment.get_template(part.template).render(part.values))
@@ -194,14 +151,13 @@ def _environment(lang: Lang, *, live: bool = True, prefix: str = "") -> Environm
         "read": lambda words: read(words, lang),
         "groups": _groups,
         "embed": embed,
-        "curves": curves,
         "still": lambda chart: drawing(chart.spec, lang, _wide(chart)),
         "lanes": lambda data: lanes(data, lang),
         "number_line": number_line,
     }
     environment.globals |= {
-        "text": said,
-        "say": lambda key, **values: put(said(key, **values)),
+        "text": tr,
+        "say": lambda key, **values: put(tr(key, **values)),
         "number_next": count().__next__,
         "chart_next": count().__next__,
         "channel_next": count().__next__,
@@ -211,16 +167,18 @@ def _environment(lang: Lang, *, live: bool = True, prefix: str = "") -> Environm
     return environment
 
 
-def _wide(chart: Chart) -> int:
-    """How wide a chart is without scripts: across, one of a few beside it, or a small card."""
+def _wide(chart: doc.Chart | doc.Drawing) -> int:
+    """Choose the width without scripts: across, one of a few beside it, or a small card."""
+    if isinstance(chart, doc.Drawing):
+        return 340
     return WIDTH if chart.across else 300 if chart.value else 440
 
 
-def _groups(blocks: Sequence[Block]) -> Iterator[tuple[str, list[Block]]]:
-    """Blocks for a page with the name of their kind; findings that follow one another together."""
+def _groups(blocks: Sequence[doc.Block]) -> Iterator[tuple[str, list[doc.Block]]]:
+    """Yield blocks for a page by their kind; findings that follow one another are together."""
     numbers = count()
-    found = for_medium(blocks, "page")
-    together = groupby(found, lambda b: -1 if isinstance(b, Finding) else next(numbers))
+    found = doc.for_medium(blocks, "page")
+    together = groupby(found, lambda b: -1 if isinstance(b, doc.Finding) else next(numbers))
     for _, group in together:
         members = list(group)
         yield type(members[0]).__name__, members

@@ -1,21 +1,25 @@
 """What is measured of layers, and the tables of it.
 
-A new measure is one entry here with its message: `STAGES` for what is known at every stage of a
-layer (`page.measure.NAME`), `LAYERS` with a place in `RANKED` or `GATES` for one number of a
-layer (`page.rank.NAME`). Terminal, page and notebook follow.
+A measure of every stage that `lens.stage_measures` has registered is shown by its messages
+(`page.measure.NAME`, `page.measure.NAME.how`) alone. One number of a layer is an entry of
+`RANKED` or `GATES` here with its message (`page.rank.NAME`). Terminal,
+page and notebook follow.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from normscope.records import Inspection, Layer, StageMeasures, StageName
-from normscope.report import findings
-from normscope.report.bilingual import Words, said
-from normscope.report.document import Cell, Table
+from normscope.report.bilingual import Words, tr
+from normscope.report.document import Cell, Table, columns, table
+from normscope.report.findings import RAISED, follows, mean_known
 from normscope.report.format import figure, magnitude, share, signed
+
+Of = TypeVar("Of")
 
 IDLE = 1e-3  # a gate that fires less often than this, or more often than 1 - IDLE, tells nothing
 ORDER: tuple[StageName, ...] = (
@@ -28,59 +32,56 @@ ORDER: tuple[StageName, ...] = (
 AFFINE = ORDER[1:4]
 
 
-class OfStage(NamedTuple):
-    """A measure at every stage, and whether an affine map per channel leaves it as it is."""
+class Measure(NamedTuple, Generic[Of]):
+    """What is measured, how it is written, and whether an affine map per channel keeps it."""
 
-    of: Callable[[StageMeasures], float]
+    of: Callable[[Of], float]
     show: Callable[[float], Words]
     locked: bool = False
 
 
-class OfLayer(NamedTuple):
-    """One number of a layer."""
-
-    of: Callable[[Layer], float]
-    show: Callable[[float], Words]
-
-
 def _three(value: float) -> Words:
+    return figure(value, 3)
+
+
+def _known(value: float) -> Words:
     return "-" if math.isnan(value) else figure(value, 3)
 
 
-STAGES: dict[str, OfStage] = {
-    "eta2": OfStage(lambda s: s.eta2_mean, figure, locked=True),
-    "lda": OfStage(lambda s: s.lda_fraction, figure, locked=True),
-    "nearest_mean": OfStage(lambda s: s.nearest_mean_accuracy, share),
-    "separation": OfStage(lambda s: s.separation, magnitude),
-    "cdnv": OfStage(lambda s: s.cdnv, magnitude),
-    "condition": OfStage(lambda s: s.condition, magnitude),
+STAGES: dict[str, Measure[StageMeasures]] = {
+    "eta2": Measure(lambda s: s.eta2_mean, figure, locked=True),
+    "lda": Measure(lambda s: s.lda_fraction, figure, locked=True),
+    "nearest_mean": Measure(lambda s: s.nearest_mean_accuracy, share),
+    "separation": Measure(lambda s: s.separation, magnitude),
+    "cdnv": Measure(lambda s: s.cdnv, magnitude),
+    "condition": Measure(lambda s: s.condition, magnitude),
 }
-LAYERS: dict[str, OfLayer] = {
-    "gained": OfLayer(lambda layer: gained(layer), signed),
-    "fraction": OfLayer(lambda layer: layer.stages[-1].lda_fraction, lambda v: figure(v, 3)),
-    "eta2": OfLayer(lambda layer: layer.stages[0].eta2_mean, lambda v: figure(v, 3)),
-    "nearest_mean": OfLayer(lambda layer: layer.stages[-1].nearest_mean_accuracy, share),
-    "separation": OfLayer(lambda layer: layer.stages[-1].separation, magnitude),
-    "condition": OfLayer(lambda layer: layer.stages[-1].condition, magnitude),
-    "information": OfLayer(lambda layer: findings.mean_known(layer.information), _three),
-    "gate": OfLayer(lambda layer: findings.mean_known(layer.gate_information), _three),
-    "best": OfLayer(lambda layer: findings.mean_known(layer.best_information), _three),
-    "efficiency": OfLayer(
-        lambda layer: findings.mean_known(map(layer.efficiency, range(layer.channels))), share
-    ),
-    "spread": OfLayer(lambda layer: layer.firing_spread, share),
-    "idle": OfLayer(lambda layer: idle(layer), share),
-    "signal": OfLayer(lambda layer: layer.signal, share),
-    "invariance": OfLayer(
+RANKED: dict[str, Measure[Layer]] = {
+    "gained": Measure(lambda layer: gained(layer), signed),
+    "fraction": Measure(lambda layer: layer.stages[-1].lda_fraction, _three),
+    "eta2": Measure(lambda layer: layer.stages[0].eta2_mean, _three),
+    "nearest_mean": Measure(lambda layer: layer.stages[-1].nearest_mean_accuracy, share),
+    "separation": Measure(lambda layer: layer.stages[-1].separation, magnitude),
+    "condition": Measure(lambda layer: layer.stages[-1].condition, magnitude),
+    "invariance": Measure(
         lambda layer: layer.invariance, lambda v: "-" if math.isnan(v) else f"{v:.0e}"
     ),
 }
-RANKED = ("gained", "fraction", "eta2", "nearest_mean", "separation", "condition", "invariance")
-GATES = ("information", "gate", "best", "efficiency", "spread", "idle", "signal")
+GATES: dict[str, Measure[Layer]] = {
+    "information": Measure(lambda layer: mean_known(layer.information), _known),
+    "gate": Measure(lambda layer: mean_known(layer.gate_information), _known),
+    "best": Measure(lambda layer: mean_known(layer.best_information), _known),
+    "efficiency": Measure(
+        lambda layer: mean_known(map(layer.efficiency, range(layer.channels))), share
+    ),
+    "spread": Measure(lambda layer: layer.firing_spread, share),
+    "idle": Measure(lambda layer: idle(layer), share),
+    "signal": Measure(lambda layer: layer.signal, share),
+}
 
 
 def gained(layer: Layer) -> float:
-    """J behind the layer and its activation, less J before: below 0 where class signal is lost.
+    """Compute J behind the layer and its activation, less J before: below 0 where signal is lost.
 
     Before: also before the activation that made its input, where the layer comes behind one.
     """
@@ -88,7 +89,7 @@ def gained(layer: Layer) -> float:
 
 
 def idle(layer: Layer) -> float:
-    """Share of the channels that fire for hardly any value of any class, or for nearly all."""
+    """Compute the share of the channels that fire for hardly any or for nearly all values."""
     known = layer.firing[~np.isnan(layer.firing).all(1)]
     if not len(known):
         return math.nan
@@ -96,12 +97,12 @@ def idle(layer: Layer) -> float:
 
 
 def worst_first(inspection: Inspection) -> list[int]:
-    """Places of the layers: ascending gain of J, then of gate information; unknown ones last."""
+    """Order the layers: ascending gain of J, then of gate information; unknown ones last."""
 
-    def key(place: int) -> tuple[float, float, int]:
+    def key(place: int) -> tuple[float, ...]:
         layer = inspection.layers[place]
-        bits = findings.mean_known(layer.gate_information)
-        return _or_last(gained(layer)), _or_last(bits), place
+        values = (gained(layer), mean_known(layer.gate_information), place)
+        return tuple(math.inf if math.isnan(value) else value for value in values)
 
     return sorted(range(len(inspection.layers)), key=key)
 
@@ -125,44 +126,40 @@ def gates(inspection: Inspection) -> Table:
 
 
 def _of_layers(
-    inspection: Inspection, places: Sequence[int], names: Sequence[str], caption: str
+    inspection: Inspection, places: Iterable[int], measures: dict[str, Measure[Layer]], caption: str
 ) -> Table:
-    rows = []
-    for place in places:
-        layer = inspection.layers[place]
-        values = {name: LAYERS[name].of(layer) for name in names}
-        rows.append(
-            (
-                Cell(
-                    layer.name + " *" * (layer.maps == "per_sample"), "name", link=f"layer-{place}"
-                ),
-                Cell(str(place + 1), value=place + 1),
-                Cell(findings.follows(layer)),
-                *(
-                    Cell(
-                        LAYERS[name].show(value),
-                        "changed" if name == "gained" and value < -findings.RAISED else "",
-                        value=value,
-                    )
-                    for name, value in values.items()
-                ),
-            )
-        )
-    head = tuple(said(f"page.rank.{name}") for name in ("layer", "order", "then", *names))
-    return Table(said(caption), head, tuple(rows), sortable=True)
+    layers = inspection.layers
+
+    def measured(place: int, name: str) -> Cell:
+        value = measures[name].of(layers[place])
+        lost = name == "gained" and value < -RAISED
+        return Cell(measures[name].show(value), "changed" if lost else "", value=value)
+
+    def named(place: int) -> Cell:
+        star = " *" * (layers[place].maps == "per_sample")
+        return Cell(layers[place].name + star, "name", link=f"layer-{place}")
+
+    of: dict[str, Callable[[int], Words | Cell]] = {
+        "layer": named,
+        "order": lambda place: Cell(str(place + 1), value=place + 1),
+        "then": lambda place: follows(layers[place]),
+        **{name: partial(measured, name=name) for name in measures},
+    }
+    return columns(caption, "page.rank", places, of, sortable=True)
 
 
 def by_stage(layers: Sequence[Layer]) -> Table:
-    """Layer by measure and stage; what an affine map cannot change stands on one locked band."""
+    """List layer by measure and stage; what an affine map cannot change is on one locked band."""
     rows, styles = [], []
     shown = [n for n in ORDER if n != "pre_activation" or any(la.pre_activation for la in layers)]
     for layer in layers:
         found = {stage.name: stage for stage in layer.every_stage}
-        for place, (name, measure) in enumerate(STAGES.items()):
+        for name, measure in (STAGES | _registered(layer)).items():
+            first = name == next(iter(STAGES))
             icon = "lock" if measure.locked else "scale"
             cells = [
-                Cell(layer.name if place == 0 else "", "name"),
-                Cell(said(f"page.measure.{name}"), "measure", icon=icon),
+                Cell(layer.name if first else "", "name"),
+                Cell(tr(f"page.measure.{name}"), "measure", icon=icon),
             ]
             before: Words = ""
             for stage_name in shown:
@@ -173,12 +170,17 @@ def by_stage(layers: Sequence[Layer]) -> Table:
                 changed &= not fixed or stage_name == "input"
                 cells.append(Cell(value, "locked" if fixed else "changed" if changed else ""))
                 before = value
-            rows.append(tuple(cells))
-            styles.append("first" if place == 0 else "")
-    head = [said("page.head.layer"), said("page.head.measure")]
-    head += [said(f"page.stage.{name}") for name in shown]
-    return Table(said("page.index.caption"), tuple(head), tuple(rows), tuple(styles), keys=2)
+            rows.append(cells)
+            styles.append("first" if first else "")
+    head = [tr("page.head.layer"), tr("page.head.measure")]
+    head += [tr(f"page.stage.{name}") for name in shown]
+    return table(tr("page.index.caption"), head, rows, keys=2, styles=tuple(styles))
 
 
-def _or_last(value: float) -> float:
-    return math.inf if math.isnan(value) else value
+def _registered(layer: Layer) -> dict[str, Measure[StageMeasures]]:
+    """Return the measures that the record of a layer holds by name."""
+
+    def of(name: str) -> Callable[[StageMeasures], float]:
+        return lambda stage: stage.more.get(name, math.nan)
+
+    return {name: Measure(of(name), magnitude) for name in layer.stages[0].more}

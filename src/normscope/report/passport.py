@@ -1,86 +1,75 @@
 """A passport as a document, and what was found where a checkpoint was held against it."""
 
 import math
+from typing import Any
 
 from normscope.records import NormPassport, Passport, PassportCheck
-from normscope.report.bilingual import Text, Words, said
-from normscope.report.document import Block, Cell, Document, Finding, Paragraph, Section, Table
+from normscope.report.bilingual import Words, joined, tr
+from normscope.report.document import Cell, Document, Finding, Paragraph, Section, Table, columns
+
+COLUMNS: dict[str, Any] = {
+    "norm": lambda norm: Cell(norm.name, "name"),
+    "layer": lambda norm: norm.layer,
+    "channels": lambda norm: str(norm.channels),
+    "eps": lambda norm: f"{norm.eps:.4g}",
+    "momentum": lambda norm: "None" if norm.momentum is None else f"{norm.momentum:.4g}",
+    "flags": lambda norm: _flags(norm),
+    "tracked": lambda norm: "-" if norm.tracked is None else str(norm.tracked),
+}
+MEASURED: dict[str, Any] = {
+    "distance": lambda norm: _number(norm.distance),
+    "mean_error": lambda norm: _number(norm.mean_error),
+    "var_error": lambda norm: _number(norm.var_error),
+}
+UNMEASURED: dict[str, Any] = {"digest": lambda norm: norm.digest[:8]}
 
 
 def document(record: Passport | PassportCheck) -> Document:
     """Show a passport; of a check, first what is not as it says."""
     own = record if isinstance(record, Passport) else record.passport
+    mismatches = () if isinstance(record, Passport) else record.mismatches
     name = own.model if isinstance(record, Passport) else record.subject
-    sections = [Section(said("passport.section.verdict"), (_answer(record),), "verdict")]
-    if isinstance(record, PassportCheck) and record.mismatches:
-        title = said("passport.section.mismatches")
+    key = "bad" if mismatches else "made" if isinstance(record, Passport) else "ok"
+    count = len({found.norm for found in mismatches})
+    verdict = tr(f"passport.verdict.{key}", count=count, norms=len(own.norms))
+    answer = Finding("error" if mismatches else "good", None, (verdict,))
+    sections = [Section(tr("passport.section.verdict"), (answer,), "verdict")]
+    if isinstance(record, PassportCheck) and mismatches:
+        title = tr("passport.section.mismatches")
         sections.append(Section(title, (_mismatches(record),), "mismatches"))
-    data: Text = said("passport.data.none")
+    data = tr("passport.data.none")
     if own.data is not None:
         sizes = ", ".join(map(str, own.data.sizes))
-        values = {key: getattr(own.data, key) for key in ("batches", "samples", "count", "norm")}
-        data = said("passport.data.measured", sizes=sizes, **values)
-    sections.append(Section(said("passport.section.data"), (Paragraph(data),), "data"))
-    sections.append(Section(said("passport.section.norms"), (_norms(own),), "norms"))
+        data = tr("passport.data.measured", **{**vars(own.data), "sizes": sizes})
+    measured = UNMEASURED if own.data is None else MEASURED
+    norms = columns("passport.caption.norms", "passport.column", own.norms, {**COLUMNS, **measured})
+    sections.append(Section(tr("passport.section.data"), (Paragraph(data),), "data"))
+    sections.append(Section(tr("passport.section.norms"), (norms,), "norms"))
     facts = tuple(
-        (said(f"passport.fact.{key}"), getattr(own, key)) for key in ("model", "torch", "normscope")
+        (tr(f"passport.fact.{key}"), getattr(own, key)) for key in ("model", "torch", "normscope")
     )
-    return Document(said("passport.title", name=name), tuple(sections), facts=facts)
-
-
-def _answer(record: Passport | PassportCheck) -> Block:
-    if isinstance(record, Passport):
-        return Finding("good", None, (said("passport.verdict.made", norms=len(record.norms)),))
-    norms = len(record.passport.norms)
-    if record.ok:
-        return Finding("good", None, (said("passport.verdict.ok", norms=norms),))
-    count = len({found.norm for found in record.mismatches})
-    return Finding("error", None, (said("passport.verdict.bad", count=count, norms=norms),))
+    return Document(tr("passport.title", name=name), tuple(sections), facts=facts)
 
 
 def _mismatches(record: PassportCheck) -> Table:
-    head = [said(f"passport.column.{c}") for c in ("norm", "what", "passport", "found", "amount")]
-    rows = tuple(
-        (
-            Cell(found.norm, "name"),
-            Cell(said(f"passport.code.{found.code}"), "wrong"),
-            Cell(found.passport[:12]),
-            Cell(found.found[:12]),
-            Cell(_number(found.amount)),
-        )
-        for found in record.mismatches
+    return columns(
+        "passport.caption.mismatches",
+        "passport.column",
+        record.mismatches,
+        {
+            "norm": lambda found: Cell(found.norm, "name"),
+            "what": lambda found: Cell(tr(f"passport.code.{found.code}"), "wrong"),
+            "passport": lambda found: found.passport[:12],
+            "found": lambda found: found.found[:12],
+            "amount": lambda found: _number(found.amount),
+        },
+        keys=2,
     )
-    return Table(said("passport.caption.mismatches"), head, rows, keys=2)
-
-
-def _norms(own: Passport) -> Table:
-    columns = ["norm", "layer", "channels", "eps", "momentum", "flags", "tracked"]
-    measured = own.data is not None
-    columns += ["distance", "mean_error", "var_error"] if measured else ["digest"]
-    head = [said(f"passport.column.{column}") for column in columns]
-    rows = []
-    for norm in own.norms:
-        cells = [
-            Cell(norm.name, "name"),
-            Cell(norm.layer),
-            Cell(str(norm.channels)),
-            Cell(f"{norm.eps:.4g}"),
-            Cell("None" if norm.momentum is None else f"{norm.momentum:.4g}"),
-            Cell(_flags(norm)),
-            Cell("-" if norm.tracked is None else str(norm.tracked)),
-        ]
-        numbers = (norm.distance, norm.mean_error, norm.var_error)
-        cells += [Cell(_number(v)) for v in numbers] if measured else [Cell(norm.digest[:8])]
-        rows.append(tuple(cells))
-    return Table(said("passport.caption.norms"), head, tuple(rows))
 
 
 def _flags(norm: NormPassport) -> Words:
     flags = [key for key in ("training", "frozen") if getattr(norm, key)]
-    texts = [said(f"passport.flag.{key}") for key in flags]
-    if not texts:
-        return "-"
-    return Text(", ".join(t.en for t in texts), "，".join(t.zh for t in texts))
+    return joined(tr(f"passport.flag.{key}") for key in flags) if flags else "-"
 
 
 def _number(value: float) -> str:

@@ -3,15 +3,15 @@
 Records stand below reports and know no other part of them.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from normscope.errors import InputError, MissingExtraError
 from normscope.records import Record
 from normscope.report import document_of, html
-from normscope.report.brief import lines
+from normscope.report.brief import brief, lines
 from normscope.report.charts import vega
-from normscope.report.kinds import answer_of, brief_of
 from normscope.report.messages import Lang, locale_language
+from normscope.report.sounds import Sounds, with_sounds
 
 if TYPE_CHECKING:
     import altair as alt
@@ -19,17 +19,20 @@ if TYPE_CHECKING:
 
 def text(record: Record) -> str:
     """Say the verdict in a few lines."""
-    return "\n".join(lines(answer_of(record), locale_language()))
+    return "\n".join(lines(document_of(record, part="opening"), locale_language()))
 
 
 def fragment(record: Record) -> str:
     """Write what a notebook shows."""
-    return html.fragment(brief_of(record), locale_language())
+    return html.fragment(brief(document_of(record, part="brief")), locale_language())
 
 
-def page(record: Record, lang: Lang | None) -> str:
-    """Write the page."""
-    return html.page(document_of(record), lang or locale_language())
+def page(record: Record, lang: Lang | None, sounds: Sounds | None = None) -> str:
+    """Write the page, with sounds of its classes where there are some."""
+    document = document_of(record)
+    if sounds:
+        document = with_sounds(document, record, sounds)
+    return html.page(document, lang or locale_language())
 
 
 def chart(record: Record, which: int) -> "alt.TopLevelMixin":
@@ -40,7 +43,7 @@ def chart(record: Record, which: int) -> "alt.TopLevelMixin":
         raise MissingExtraError(
             "plot() needs altair: pip install 'normscope[plot]'; save_html() needs nothing"
         ) from problem
-    found: list[Any] = vega.specifications(document_of(record), locale_language())
+    found = vega.specifications(document_of(record), locale_language())
     if not found:
         raise InputError(f"a {record.kind} has no pictures; to_frame() and save_html() show it")
     if not 0 <= which < len(found):

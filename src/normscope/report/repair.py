@@ -1,36 +1,32 @@
 """A repair as a document: what was tried, what held-out samples said, what was kept."""
 
 import math
+from functools import partial
 
 from normscope.records import Repaired, Score, Trial
 from normscope.report import document as doc
-from normscope.report.bilingual import Text, said
-from normscope.report.checks import Rows, advice, few, title, worded
+from normscope.report.bilingual import Text, joined, labelled, tr
+from normscope.report.checks import advice, few, listed, title
 from normscope.report.document import Bar, Bars, Document, Section, Table
 from normscope.report.format import number, percent
 
 
 def document(record: Repaired) -> Document:
     """Show what a repair came to, without the diagnosis before it."""
-    return Document(said("doctor.repair.title", model=record.model), (section(record),))
+    return Document(tr("doctor.repair.title", model=record.model), (section(record),))
 
 
 def section(record: Repaired) -> Section:
     """Tell what was tried, what held-out samples said, and what was kept."""
-    first, *others = outcome(record)
     kept: doc.FindingStyle = "good" if record.kept else "note"
-    blocks: list[doc.Block] = [doc.Finding(kept, None, (first, *others))]
+    blocks: list[doc.Block] = [doc.Finding(kept, None, tuple(outcome(record)))]
     if record.trials:
         bars = _before_after(record)
-        if bars.bars:
-            blocks.append(bars)
-        blocks.append(trials(record))
+        blocks += [bars, _trials(record)] if bars.bars else [_trials(record)]
     for code in record.advice:
-        head = title(code)
-        do = advice(code)
-        lines = (said("doctor.repair.advice"), do)
-        blocks.append(doc.Finding("warn", Text(f"{code}: {head.en}", f"{code}：{head.zh}"), lines))
-    return Section(said("doctor.section.trials"), tuple(blocks), "repair")
+        lines = (tr("doctor.repair.advice"), advice(code))
+        blocks.append(doc.Finding("warn", labelled(code, title(code)), lines))
+    return Section(tr("doctor.section.trials"), tuple(blocks), "repair")
 
 
 def _before_after(record: Repaired) -> Bars:
@@ -43,84 +39,74 @@ def _before_after(record: Repaired) -> Bars:
         most = 1.0 if name == "accuracy" else max(abs(before), abs(after)) or 1.0
         shares = tuple(min(max(v / most, 0.0), 1.0) for v in (before, after))
         better = (after > before) == higher and after != before
-        text = _change(before, after, share=name == "accuracy")
         style: doc.BarStyle = "good" if better else "" if after == before else "warn"
-        bars.append(Bar(said(f"doctor.measure.{name}"), shares, text, style))
-    return Bars(said("doctor.repair.picture"), said("doctor.repair.bars"), tuple(bars))
+        text = _change(record, name)
+        bars.append(Bar(tr(f"doctor.measure.{name}"), shares, text, style))
+    return Bars(tr("doctor.repair.picture"), tr("doctor.repair.bars"), tuple(bars))
 
 
-def trials(record: Repaired) -> Table:
-    """Every remedy: before, after, and what held-out samples said."""
-    rows: Rows = [
-        [
-            said(f"doctor.remedy.{t.remedy}"),
-            ", ".join(t.codes),
-            few(t.layers),
-            _change(t.before.accuracy, t.after.accuracy, share=True),
-            _change(t.before.loss, t.after.loss),
-            _change(t.before.gap, t.after.gap),
-            judged(t),
-        ]
-        for t in record.trials
-    ]
-    names = ["remedy", "code", "layers", "accuracy", "loss", "gap", "verdict"]
+def _trials(record: Repaired) -> Table:
+    """List every remedy: before, after, and what held-out samples said."""
+    measures = ["accuracy", "loss", "gap"]
     if not math.isnan(record.before.metric):
-        names.insert(3, "metric")
-        for row, t in zip(rows, record.trials, strict=True):
-            row.insert(3, _change(t.before.metric, t.after.metric))
-    return worded(said("doctor.section.trials"), tuple(names), rows)
-
-
-def judged(trial: Trial) -> Text:
-    """What became of a remedy."""
-    if trial.note:
-        return said("doctor.repair.unfit", note=trial.note)
-    if trial.kept:
-        return said("doctor.repair.kept" if trial.helps else "doctor.repair.forced")
-    return said("doctor.repair.taken_back")
-
-
-def outcome(record: Repaired) -> list[Text]:
-    """What a repair came to."""
-    if not record.trials:
-        found = [said("doctor.repair.verdict.nothing")]
-    elif not record.kept:
-        found = [said("doctor.repair.verdict.none")]
-    else:
-        names = [said(f"doctor.remedy.{name}") for name in record.kept]
-        joined = Text(", ".join(t.en for t in names), "、".join(t.zh for t in names))
-        found = [_outcome(record.before, record.after, joined)]
-    if record.dry_run:
-        found.append(said("doctor.repair.dry"))
-    return found
-
-
-def _outcome(before: Score, after: Score, names: Text) -> Text:
-    if not before.samples:
-        return said("doctor.repair.verdict.unjudged", remedies=names)
-    for name in ("metric", "accuracy", "loss"):
-        if not math.isnan(getattr(after, name)):
-            break
-    else:
-        name = "gap"
-    if name != "accuracy":
-        key = "unlabelled" if name == "gap" else name
-        values = [number(getattr(score, name), digits=3) for score in (before, after)]
-        return said(
-            f"doctor.repair.verdict.{key}", remedies=names, before=values[0], after=values[1]
-        )
-    return said(
-        "doctor.repair.verdict.kept",
-        remedies=names,
-        before=percent(before.accuracy),
-        after=percent(after.accuracy),
-        loss_before=number(before.loss, digits=3),
-        loss_after=number(after.loss, digits=3),
+        measures.insert(0, "metric")
+    return listed(
+        "doctor.section.trials",
+        record.trials,
+        {
+            "remedy": lambda t: tr(f"doctor.remedy.{t.remedy}"),
+            "code": lambda t: ", ".join(t.codes),
+            "layers": lambda t: few(t.layers),
+            **{name: partial(_change, name=name) for name in measures},
+            "verdict": _judged,
+        },
     )
 
 
-def _change(before: float, after: float, *, share: bool = False) -> str:
+def _judged(trial: Trial) -> Text:
+    """Say what became of a remedy."""
+    if trial.note:
+        return tr("doctor.repair.unfit", note=trial.note)
+    if trial.kept:
+        return tr("doctor.repair.kept" if trial.helps else "doctor.repair.forced")
+    return tr("doctor.repair.taken_back")
+
+
+def outcome(record: Repaired) -> list[Text]:
+    """Say what a repair came to."""
+    if record.kept:
+        names = joined((tr(f"doctor.remedy.{name}") for name in record.kept), zh="、")
+        found = [_outcome(record.before, record.after, names)]
+    else:
+        found = [tr(f"doctor.repair.verdict.{'none' if record.trials else 'nothing'}")]
+    return [*found, tr("doctor.repair.dry")] if record.dry_run else found
+
+
+def _outcome(before: Score, after: Score, remedies: Text) -> Text:
+    """Say by how much the first measure that is known changed."""
+    known = (n for n in ("metric", "accuracy", "loss") if not math.isnan(getattr(after, n)))
+    name = next(known, "gap")
+    key = (
+        {"accuracy": "kept", "gap": "unlabelled"}.get(name, name) if before.samples else "unjudged"
+    )
+    show = percent if name == "accuracy" else _three
+    return tr(
+        f"doctor.repair.verdict.{key}",
+        remedies=remedies,
+        before=show(getattr(before, name)),
+        after=show(getattr(after, name)),
+        loss_before=_three(before.loss),
+        loss_after=_three(after.loss),
+    )
+
+
+def _change(record: Repaired | Trial, name: str) -> str:
+    before, after = getattr(record.before, name), getattr(record.after, name)
     if math.isnan(before) or math.isnan(after):
         return "-"
-    tell = percent if share else (lambda value: number(value, digits=3))
-    return f"{tell(before)} → {tell(after)}"
+    show = percent if name == "accuracy" else _three
+    return f"{show(before)} → {show(after)}"
+
+
+def _three(value: float) -> str:
+    return number(value, digits=3)

@@ -1,303 +1,223 @@
 """Which sentence the numbers of a lesson call for, in both languages."""
 
 import math
-from collections.abc import Callable
 from itertools import combinations
 
-from normscope.records import ClassValues, Learning, Lesson, Recovery, Stage
-from normscope.report.bilingual import Text, said
-from normscope.report.format import number as number
-from normscope.report.format import percent as percent
-
-Values = dict[str, object]  # of the placeholders
+from normscope.records import Lesson, Recovery, Stage
+from normscope.report.bilingual import Text, joined, tr
+from normscope.report.format import number, percent
 
 NAMED_SHARES = 4  # up to so many classes each share is named; beyond, the smallest and largest
+AIMS = {"distribution": "back", "classification": "apart", "joint": "right"}
 
 
 def title(lesson: Lesson, stage: Stage) -> Text:
-    """The heading of a stage."""
-    return said(f"lesson.{stage.name}.title", starts=len(lesson.recoveries[0].learning))
+    """Return the heading of a stage."""
+    return tr(f"lesson.{stage.name}.title", starts=len(lesson.recoveries[0].learning))
 
 
 def sentence(lesson: Lesson, stage: Stage) -> Text:
-    """What a stage shows, with its numbers; which sentence it is depends on them."""
-    variant, values = _VARIANTS[stage.name](lesson, stage)
+    """Say what a stage shows, with its numbers; which sentence it is depends on them."""
     common = {"hits": hits(stage), "rule": rule(lesson), "eta2": eta2(stage)}
-    return said(f"lesson.{stage.name}.{variant}", **(common | values))
+    choose = _learned if stage.name.startswith("learned_") else _stage
+    variant, values = choose(lesson, stage)
+    return tr(f"lesson.{stage.name}.{variant}", **(common | values))
+
+
+def _stage(lesson: Lesson, stage: Stage) -> tuple[str, dict[str, object]]:
+    """Choose the sentence of a stage at which nothing is learned, and its numbers."""
+    facts, first = stage.facts, stage.classes[0]
+    before, own = by_name(lesson, "input"), by_name(lesson, "standardised_per_class")
+    overlap = _overlap(stage)
+    match stage.name:
+        case "input":
+            return "overlap" if overlap else "apart", overlap | {"share": percent(stage.eta2)}
+        case "standardised_per_class":
+            identical = facts["largest_difference"] < 1e-9
+            return "identical" if identical else "shapes", {"before": eta2(before)}
+        case "scaled_shifted":
+            better = "better" if stage.threshold_accuracy > own.threshold_accuracy else "no_better"
+            unchanged = all(c.gamma == 1 and c.beta == 0 for c in stage.classes)
+            variant = "unchanged" if unchanged else better if overlap else "apart"
+            return variant, overlap | {"before": hits(own)}
+        case "identity":
+            return "exact", {"error": _error(stage)}
+        case "joint":
+            return "kept", {"before": hits(before), "eta2_before": eta2(before)}
+        case "joint_scaled_shifted":
+            joint = by_name(lesson, "joint").threshold_accuracy
+            kept = first.gamma != 0 and stage.threshold_accuracy >= joint
+            values = {"gamma": number(first.gamma or 0), "beta": number(first.beta or 0)}
+            return "kept" if kept else "lost", {**values}
+        case "unlabelled":
+            return "trap", {
+                "readers": _count(stage, "readers"),
+                "right": _count(stage, "readers_right"),
+                "accuracy": percent(facts["reader_accuracy"]),
+                "follows": percent(facts["follows_label"]),
+            }
+        case "inferred":
+            picked, read = (fraction(facts[n], stage) for n in ("picked_right", "reader_accuracy"))
+            variant = "all" if facts["picked_right"] == 1 else "some"
+            return variant, {"picked": picked, "accuracy": read}
+        case _:  # activated
+            variant = "same" if len(set(_passed(stage))) == 1 else "different"
+            joint_eta2 = eta2(by_name(lesson, "joint"))
+            gate = number(facts["gate"])
+            return variant, {"gate": gate, "shares": _shares(stage), "before": joint_eta2}
+
+
+def _learned(lesson: Lesson, stage: Stage) -> tuple[str, dict[str, object]]:
+    """Say whether all starts reached the aim, how many did, in how many steps, and where."""
+    way = stage.name.removeprefix("learned_")
+    right, starts = _count(stage, AIMS[way]), _count(stage, "starts")
+    path = next(r for r in lesson.recoveries if r.name == way).learning[0]
+    values: dict[str, object] = {"right": right, "starts": starts, "steps": path.steps[-1]}
+    if way == "distribution":
+        values["error"] = _error(stage)
+    elif way == "joint":
+        values |= {"gate": number(stage.facts["gate"]), "shares": _shares(stage)}
+        values["head"] = fraction(stage.facts["head_accuracy"], stage)
+    else:
+        values |= {"first": number(path.loss[0]), "last": number(path.loss[-1])}
+        for end, at in (("", stage), ("_before", by_name(lesson, "input"))):
+            values[f"mean{end}"] = number(at.classes[0].mean)
+            values[f"deviation{end}"] = number(math.sqrt(at.classes[0].var))
+    return "all" if right == starts else "some", values
 
 
 def verdict(lesson: Lesson) -> Text:
-    """The answer in three sentences."""
-    return said(
-        "lesson.verdict",
-        rule=rule(lesson),
-        before=hits(by_name(lesson, "input")),
-        joint=hits(by_name(lesson, "joint")),
-        eta2=eta2(by_name(lesson, "input")),
-        own_eta2=eta2(by_name(lesson, "standardised_per_class")),
-    )
+    """Answer in three sentences."""
+    before, own = by_name(lesson, "input"), by_name(lesson, "standardised_per_class")
+    values = {"eta2": eta2(before), "own_eta2": eta2(own), "before": hits(before)}
+    joint = hits(by_name(lesson, "joint"))
+    return tr("lesson.verdict", rule=rule(lesson), joint=joint, **values)
 
 
 def lead(lesson: Lesson) -> Text:
-    """The answer in short, above the picture that shows it."""
+    """Answer in short, above the picture that shows it."""
     before, joint = (hits(by_name(lesson, name)) for name in ("input", "joint"))
-    return said("lesson.lead", rule=rule(lesson), before=before, joint=joint)
+    return tr("lesson.lead", rule=rule(lesson), before=before, joint=joint)
 
 
 def answer(lesson: Lesson) -> list[Text]:
-    """The six parts of the answer, each with its numbers."""
+    """Answer in six parts, each with its numbers."""
     before, own = by_name(lesson, "input"), by_name(lesson, "standardised_per_class")
     unlabelled, inferred = by_name(lesson, "unlabelled"), by_name(lesson, "inferred")
     learned = by_name(lesson, "learned_joint")
-    passing = Values(shares=_shares(learned), head=_head(learned))
+    same = ".same" if len(set(_passed(learned))) == 1 else ""
     left = {(c.r, c.m): percent(c.measured) for c in lesson.composition}
-    largest = max((m for _, m in left), default=0)
+    m = max((m for _, m in left), default=0)
+    ends = {"m": m, "mixed": left[0.0, m], "pure": left[1.0, m]} if left else {}
+    parts: dict[str, dict[str, object]] = {
+        "1": {"before": eta2(before), "own_eta2": eta2(own), "own": hits(own)},
+        "2": {
+            "given": hits(by_name(lesson, "scaled_shifted")),
+            "back": _count(by_name(lesson, "learned_distribution"), "back"),
+            "apart": _count(by_name(lesson, "learned_classification"), "apart"),
+            "starts": _count(learned, "starts"),
+        },
+        "3": {"error": _error(by_name(lesson, "identity"))},
+        "4": {
+            "reader_right": _count(unlabelled, "readers_right"),
+            "readers": _count(unlabelled, "readers"),
+            "before": hits(before),
+            "joint": hits(by_name(lesson, "joint")),
+            "picked": fraction(inferred.facts["picked_right"], inferred),
+        },
+        f"5{same}": {
+            "shares": _shares(learned),
+            "head": fraction(learned.facts["head_accuracy"], learned),
+        },
+        "6" if left else "6.none": {**ends},
+    }
+    return [tr(f"lesson.answer.{k}", rule=rule(lesson), **v) for k, v in parts.items()]
+
+
+def recovery(lesson: Lesson, way: Recovery) -> list[Text]:
+    """Say what a way of learning gamma and beta needs, and what it reaches."""
+    reached = by_name(lesson, f"learned_{way.name}")
+    counts = {"right": _count(reached, AIMS[way.name]), "starts": _count(reached, "starts")}
     return [
-        said(
-            "lesson.answer.1",
-            before=eta2(before),
-            own_eta2=eta2(own),
-            own=hits(own),
-            rule=rule(lesson),
-        ),
-        said(
-            "lesson.answer.2",
-            given=hits(by_name(lesson, "scaled_shifted")),
-            back=_count(by_name(lesson, "learned_distribution"), "back"),
-            apart=_count(by_name(lesson, "learned_classification"), "apart"),
-            starts=_count(learned, "starts"),
-        ),
-        said("lesson.answer.3", error=_error(by_name(lesson, "identity"))),
-        said(
-            "lesson.answer.4",
-            reader_right=int(unlabelled.facts["readers_right"]),
-            readers=int(unlabelled.facts["readers"]),
-            before=hits(before),
-            joint=hits(by_name(lesson, "joint")),
-            picked=fraction(inferred.facts["picked_right"], inferred),
-        ),
-        said("lesson.answer.5.same" if _same(learned) else "lesson.answer.5", **passing),
-        said("lesson.answer.6", m=largest, mixed=left[0.0, largest], pure=left[1.0, largest])
-        if left
-        else said("lesson.answer.6.none"),
+        tr("lesson.recovery.needs_labels" if way.needs_labels else "lesson.recovery.needs_none"),
+        tr(f"lesson.recovery.{way.name}.reaches", **counts),
     ]
 
 
+# --- the numbers of a stage -------------------------------------------------------------------
+
+
 def by_name(lesson: Lesson, name: str) -> Stage:
-    """The stage of that name."""
+    """Return the stage of that name."""
     return next(stage for stage in lesson.stages if stage.name == name)
 
 
 def rule(lesson: Lesson) -> Text:
-    """'one threshold' for two classes, 'K - 1 thresholds' for more."""
+    """Name the rule: 'one threshold' for two classes, 'K - 1 thresholds' for more."""
     cuts = len(lesson.stages[0].classes) - 1
-    return said("lesson.rule.one") if cuts == 1 else said("lesson.rule.many", cuts=cuts)
-
-
-AIMS = {"distribution": "back", "classification": "apart", "joint": "right"}
-
-
-def recovery(lesson: Lesson, way: Recovery) -> list[Text]:
-    """What a way of learning gamma and beta needs, and what it reaches."""
-    reached = by_name(lesson, f"learned_{way.name}")
-    counts = {"right": _count(reached, AIMS[way.name]), "starts": _count(reached, "starts")}
-    return [
-        said("lesson.recovery.needs_labels" if way.needs_labels else "lesson.recovery.needs_none"),
-        said(f"lesson.recovery.{way.name}.reaches", **counts),
-    ]
+    return tr("lesson.rule.one") if cuts == 1 else tr("lesson.rule.many", cuts=cuts)
 
 
 def hits(stage: Stage) -> str:
-    """The threshold accuracy as a count, such as 7/8."""
+    """Write the threshold accuracy as a count, such as 7/8."""
     return fraction(stage.threshold_accuracy, stage)
 
 
 def fraction(share: float, stage: Stage) -> str:
-    """A share of all values of the lesson as a count."""
+    """Write a share of all values of the lesson as a count."""
     count = sum(len(c.values) for c in stage.classes)
     return f"{round(share * count)}/{count}"
 
 
 def eta2(stage: Stage) -> str:
-    """The between-class share of the variance; a share of 1e-12 is rounding."""
+    """Write the between-class share of the variance; a share of 1e-12 is rounding."""
     return number(stage.eta2, zero=1e-12)
 
 
 def digits(stage: Stage) -> int:
-    """How many digits show that the values of a class differ: at least four."""
+    """Count the digits that show that the values of a class differ: at least four."""
     scale = max(abs(v) for c in stage.classes for v in c.values)
     spread = max(c.var for c in stage.classes) ** 0.5
     return min(15, max(4, 2 + math.ceil(math.log10(scale / spread)))) if spread > 0 else 4
-
-
-def _input(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
-    overlap, share = _overlap(stage), Values(share=percent(stage.eta2))
-    return ("overlap", overlap | share) if overlap else ("apart", share)
-
-
-def _standardised(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
-    identical = stage.facts["largest_difference"] < 1e-9
-    before = eta2(by_name(lesson, "input"))
-    return ("identical", {}) if identical else ("shapes", {"before": before})
-
-
-def _scaled_shifted(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
-    earlier = by_name(lesson, "standardised_per_class")
-    overlap = _overlap(stage)
-    before: Values = {"before": hits(earlier)}
-    if all(c.gamma == 1 and c.beta == 0 for c in stage.classes):
-        return "unchanged", before
-    if not overlap:
-        return "apart", before
-    better = stage.threshold_accuracy > earlier.threshold_accuracy
-    return ("better" if better else "no_better"), before | overlap
-
-
-def _learned_distribution(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
-    variant, values = _reached(lesson, stage, "distribution")
-    return variant, values | {"error": _error(stage)}
-
-
-def _learned_classification(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
-    variant, values = _reached(lesson, stage, "classification")
-    first = _first(lesson, "classification")
-    now, before = stage.classes[0], by_name(lesson, "input").classes[0]
-    return variant, values | {
-        "first": number(first.loss[0]),
-        "last": number(first.loss[-1]),
-        "mean": number(now.mean),
-        "deviation": number(math.sqrt(now.var)),
-        "mean_before": number(before.mean),
-        "deviation_before": number(math.sqrt(before.var)),
-    }
-
-
-def _learned_joint(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
-    variant, values = _reached(lesson, stage, "joint")
-    gate = {"gate": number(stage.facts["gate"]), "shares": _shares(stage)}
-    return variant, values | gate | {"head": _head(stage)}
-
-
-def _reached(lesson: Lesson, stage: Stage, way: str) -> tuple[str, Values]:
-    """Whether all starts reached the aim, how many did, and in how many steps."""
-    right, starts = _count(stage, AIMS[way]), _count(stage, "starts")
-    steps = _first(lesson, way).steps[-1]
-    counts = Values(right=right, starts=starts, steps=steps)
-    return "all" if right == starts else "some", counts
-
-
-def _first(lesson: Lesson, way: str) -> Learning:
-    return next(r for r in lesson.recoveries if r.name == way).learning[0]
 
 
 def _count(stage: Stage, fact: str) -> int:
     return round(stage.facts[fact])
 
 
-def _head(learned: Stage) -> str:
-    return fraction(learned.facts["head_accuracy"], learned)
-
-
-def _identity(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
-    return "exact", {"error": _error(stage)}
-
-
-def _joint(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
-    before = by_name(lesson, "input")
-    return "kept", {"before": hits(before), "eta2_before": eta2(before)}
-
-
-def _joint_scaled_shifted(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
-    gamma, beta = stage.classes[0].gamma, stage.classes[0].beta
-    assert gamma is not None, "this stage has gamma and beta"
-    assert beta is not None, "this stage has gamma and beta"
-    lost = gamma == 0 or stage.threshold_accuracy < by_name(lesson, "joint").threshold_accuracy
-    return "lost" if lost else "kept", {"gamma": number(gamma), "beta": number(beta)}
-
-
-def _unlabelled(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
-    return "trap", {
-        "readers": int(stage.facts["readers"]),
-        "right": int(stage.facts["readers_right"]),
-        "accuracy": percent(stage.facts["reader_accuracy"]),
-        "follows": percent(stage.facts["follows_label"]),
-    }
-
-
-def _inferred(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
-    return "all" if stage.facts["picked_right"] == 1 else "some", {
-        "picked": fraction(stage.facts["picked_right"], stage),
-        "accuracy": fraction(stage.facts["reader_accuracy"], stage),
-    }
-
-
-def _activated(lesson: Lesson, stage: Stage) -> tuple[str, Values]:
-    return "same" if _same(stage) else "different", {
-        "gate": number(stage.facts["gate"]),
-        "shares": _shares(stage),
-        "before": eta2(by_name(lesson, "joint")),
-    }
-
-
-def _passed(stage: Stage) -> list[int]:
-    """How many values of each class the gate passes."""
-    size = len(stage.classes[0].values)
-    return [round(stage.facts[f"passes_{k}"] * size) for k in _ranks(stage)]
-
-
-def _same(stage: Stage) -> bool:
-    return len(set(_passed(stage))) == 1
-
-
-def _shares(stage: Stage) -> Text:
-    """The share of each class that passes; of many classes the smallest and the largest."""
-    size, passed = len(stage.classes[0].values), _passed(stage)
-    if len(passed) > NAMED_SHARES:
-        ends = {"low": f"{min(passed)}/{size}", "high": f"{max(passed)}/{size}"}
-        return said("lesson.shares.many", **ends)
-    named = [said("lesson.share", k=k, share=f"{p}/{size}") for k, p in enumerate(passed, 1)]
-    return Text(", ".join(t.en for t in named), "，".join(t.zh for t in named))
-
-
-_VARIANTS: dict[str, Callable[[Lesson, Stage], tuple[str, Values]]] = {
-    "input": _input,
-    "standardised_per_class": _standardised,
-    "scaled_shifted": _scaled_shifted,
-    "learned_distribution": _learned_distribution,
-    "learned_classification": _learned_classification,
-    "learned_joint": _learned_joint,
-    "identity": _identity,
-    "joint": _joint,
-    "joint_scaled_shifted": _joint_scaled_shifted,
-    "unlabelled": _unlabelled,
-    "inferred": _inferred,
-    "activated": _activated,
-}
-
-
-def _ranks(stage: Stage) -> range:
-    return range(1, len(stage.classes) + 1)
-
-
 def _error(identity: Stage) -> str:
     return f"{identity.facts['largest_error']:.1g}"
 
 
-def _overlap(stage: Stage) -> Values:
-    """The two classes whose ranges share most, and what they share; empty where none do.
+def _passed(stage: Stage) -> list[int]:
+    """Count the values of each class that the gate passes."""
+    size = len(stage.classes[0].values)
+    return [round(stage.facts[f"passes_{k}"] * size) for k in range(1, len(stage.classes) + 1)]
+
+
+def _shares(stage: Stage) -> Text:
+    """Name the share of each class that passes; of many classes the smallest and the largest."""
+    size, passed = len(stage.classes[0].values), _passed(stage)
+    if len(passed) > NAMED_SHARES:
+        ends = {"low": f"{min(passed)}/{size}", "high": f"{max(passed)}/{size}"}
+        return tr("lesson.shares.many", **ends)
+    named = enumerate(passed, 1)
+    return joined(tr("lesson.share", k=k, share=f"{p}/{size}") for k, p in named)
+
+
+def _overlap(stage: Stage) -> dict[str, object]:
+    """Name the two classes whose ranges share most, and what they share; empty where none do.
 
     One cut between every two neighbours is enough exactly where no two ranges overlap.
     """
     if stage.threshold_accuracy == 1:
         return {}
-
-    def shared(pair: tuple[tuple[int, ClassValues], tuple[int, ClassValues]]) -> float:
-        (_, a), (_, b) = pair
-        return min(a.max, b.max) - max(a.min, b.min)
-
-    widest = max(combinations(enumerate(stage.classes, 1), 2), key=shared)
-    (a, first), (b, second) = widest
-    low, high = max(first.min, second.min), min(first.max, second.max)
+    shared = {
+        (a, b): (max(first.min, second.min), min(first.max, second.max))
+        for (a, first), (b, second) in combinations(enumerate(stage.classes, 1), 2)
+    }
+    a, b = max(shared, key=lambda pair: shared[pair][1] - shared[pair][0])
+    low, high = shared[a, b]
     ends = {"low": number(low, digits=digits(stage)), "high": number(high, digits=digits(stage))}
-    at = said("lesson.overlap.span", **ends) if low < high else said("lesson.overlap.point", **ends)
+    at = tr("lesson.overlap.span", **ends) if low < high else tr("lesson.overlap.point", **ends)
     return {"a": a, "b": b, "at": at}

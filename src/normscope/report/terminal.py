@@ -6,7 +6,10 @@ a cell is ever split; a name that is longer than a line stands on one of its own
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
 from typing import Final
 
 from rich.cells import cell_len
@@ -14,21 +17,9 @@ from rich.console import Console
 from rich.text import Text as Styled
 
 from normscope.errors import shown
-from normscope.report.bilingual import Words, read
+from normscope.report import document as doc
+from normscope.report.bilingual import Words, read, tr
 from normscope.report.charts import numberline
-from normscope.report.document import (
-    Block,
-    Cell,
-    Document,
-    Figures,
-    Finding,
-    Listing,
-    NumberLine,
-    Paragraph,
-    Section,
-    Table,
-    for_medium,
-)
 from normscope.report.messages import Lang, say
 
 WIDEST = 100  # prose is easier to read in lines of this length than over a whole wide terminal
@@ -42,7 +33,7 @@ STYLES: Final = {"": "", "lead": "bold", "quiet": "dim", "notice": "yellow"}
 COLOURS: Final = {"good": "green bold", "note": "bold", "warn": "yellow bold", "error": "red bold"}
 
 
-def show(document: Document, lang: Lang, console: Console) -> None:
+def show(document: doc.Document, lang: Lang, console: Console) -> None:
     """Print a document: the answer first, without pictures and what is folded."""
     _Printer(lang, console).document(document)
 
@@ -58,8 +49,8 @@ class _Printer:
         """Read words in the language of this document, harmless for a terminal."""
         return shown(read(words, self.lang))
 
-    def document(self, document: Document) -> None:
-        opening = Section(document.title, document.opening)
+    def document(self, document: doc.Document) -> None:
+        opening = doc.Section(document.title, document.opening)
         self.section(opening, heading=False)
         for place, section in enumerate(document.sections):
             self.section(section, heading=place > 0 or bool(document.opening))
@@ -69,42 +60,46 @@ class _Printer:
             paragraph(self.console, self.words(words), "dim")
         self.console.print()
 
-    def section(self, section: Section, heading: bool = True) -> None:
-        blocks = [b for b in for_medium(section.blocks, "terminal") if _printed(b)]
+    def section(self, section: doc.Section, heading: bool = True) -> None:
+        blocks = [b for b in doc.for_medium(section.blocks, "terminal") if _printed(b)]
         if not blocks:
             return
         if heading:
             title(self.console, self.words(section.title))
         for place, block in enumerate(blocks):
-            if isinstance(block, Table) and place:
+            if isinstance(block, doc.Table) and place:
                 self.console.print()
             self.block(block, section)
 
-    def block(self, block: Block, section: Section) -> None:
-        if isinstance(block, Paragraph):
+    def block(self, block: doc.Block, section: doc.Section) -> None:
+        if isinstance(block, doc.Paragraph):
             paragraph(self.console, self.words(block.text), STYLES[block.style])
-        elif isinstance(block, Finding):
+        elif isinstance(block, doc.Finding):
             self.finding(block)
-        elif isinstance(block, Listing):
+        elif isinstance(block, doc.Listing):
             for place, item in enumerate(block.items, 1):
                 mark = f"{place}. " if block.ordered else "- "
                 paragraph(self.console, self.words(item), mark=mark)
-        elif isinstance(block, Table):
+        elif isinstance(block, doc.Table):
             self.table(block, captioned=block.caption != section.title)
-        elif isinstance(block, NumberLine):
+        elif isinstance(block, doc.NumberLine):
             self.line(block)
-        elif isinstance(block, Section):
+        elif isinstance(block, doc.Sound):
+            seconds = f"{block.seconds:.1f}"
+            line = tr("page.sound.line", name=block.name, seconds=seconds)
+            paragraph(self.console, self.words(line), mark="  ")
+        elif isinstance(block, doc.Section):
             self.section(block)
-        elif isinstance(block, Figures):
+        elif isinstance(block, doc.Figures):
             for part in block.blocks:
                 self.block(part, section)
 
-    def line(self, line: NumberLine) -> None:
+    def line(self, line: doc.NumberLine) -> None:
         if len(line.classes) <= len(numberline.SIGNS):
             styled = numberline.text(line, min(self.console.width, WIDEST))
             self.console.print(styled, no_wrap=True, overflow="ignore", crop=False)
 
-    def finding(self, finding: Finding) -> None:
+    def finding(self, finding: doc.Finding) -> None:
         details = [self.words(detail) for detail in finding.details]
         if finding.headline is None:
             for place, detail in enumerate(details):
@@ -115,22 +110,23 @@ class _Printer:
         for detail in details:
             paragraph(self.console, detail, mark="  ")
 
-    def table(self, table: Table, captioned: bool) -> None:
+    def table(self, table: doc.Table, captioned: bool) -> None:
         if captioned:
             paragraph(self.console, self.words(table.caption), "dim")
         remarks: list[str] = []
         body = [[self.cell(cell, remarks) for cell in row] for row in table.rows]
-        heads = [self.words(head) for head in table.head]
-        prose = [any(row[c].style == "text" for row in table.rows) for c in range(len(heads))]
-        widths = _widths(heads, body, prose, self.console.width)
-        folded = widths is None
-        lines = (
-            _folded(heads, body, prose, table.keys, self.console.width)
-            if widths is None
-            else _aligned(heads, body, prose, table.keys, widths)
-        )
-        if folded and not self.explained:
-            paragraph(self.console, say(self.lang, "table.folded"), "dim")
+        columns = []
+        for c, head in enumerate(table.head):
+            prose = any(row[c].style == "text" for row in table.rows)
+            cells = [row[c] for row in body]
+            columns.append(_Column(self.words(head), cells, prose, left=prose or c < table.keys))
+        widths = _widths(columns, self.console.width)
+        if widths is not None:
+            lines = _aligned(columns, widths)
+        else:
+            lines = _folded(columns, self.console.width)
+            if not self.explained:
+                paragraph(self.console, say(self.lang, "table.folded"), "dim")
             self.explained = True
         bold = [style == "best" for style in table.styles]
         for place, line, style in lines:
@@ -141,7 +137,7 @@ class _Printer:
         for place, remark in enumerate(remarks, 1):
             paragraph(self.console, remark, "dim", mark="*" * place + " ")
 
-    def cell(self, cell: Cell, remarks: list[str]) -> str:
+    def cell(self, cell: doc.Cell, remarks: list[str]) -> str:
         text = self.words(cell.text)
         if cell.tag is None:
             return text
@@ -151,10 +147,19 @@ class _Printer:
         return text + "*" * (remarks.index(remark) + 1)
 
 
-def _printed(block: Block) -> bool:
-    if isinstance(block, Figures):
+def _printed(block: doc.Block) -> bool:
+    if isinstance(block, doc.Figures):
         return any(map(_printed, block.blocks))
-    return isinstance(block, Paragraph | Finding | Listing | Table | NumberLine | Section)
+    return isinstance(
+        block,
+        doc.Paragraph
+        | doc.Finding
+        | doc.Listing
+        | doc.Table
+        | doc.NumberLine
+        | doc.Section
+        | doc.Sound,
+    )
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -162,36 +167,30 @@ def _printed(block: Block) -> bool:
 Line = tuple[int | None, str, str]  # of which row, the text, how it looks
 
 
-def _widths(
-    heads: list[str], body: list[list[str]], prose: list[bool], room: int
-) -> list[int] | None:
-    """Choose the width of every column; None where they cannot stand side by side.
+@dataclass
+class _Column:
+    """A column of texts: sentences break as prose does, heads at spaces, all others nowhere."""
 
-    Heads break at spaces, cells of sentences anywhere that prose does, all others nowhere.
-    """
-    columns = list(zip(*body, strict=True)) if body else [()] * len(heads)
-    full = [max(map(cell_len, column), default=0) for column in columns]
-    least = [
-        max(_longest(head), max(map(_longest, column), default=0) if p else whole)
-        for head, column, whole, p in zip(heads, columns, full, prose, strict=True)
-    ]
-    wanted = [max(cell_len(head), whole) for head, whole in zip(heads, full, strict=True)]
-    left = room - GAP * (len(heads) - 1)
-    if sum(wanted) <= left:
-        return wanted
-    # what breaks in many short lines reads worse than a folded table
-    least = [
-        max(few, min(whole, NARROWEST)) if p else few
-        for few, whole, p in zip(least, full, prose, strict=True)
-    ]
-    if sum(least) > left:
-        return None
-    widths, spare = least, left - sum(least)
-    while spare and (open_ := [c for c in range(len(heads)) if widths[c] < wanted[c]]):
-        thinnest = min(open_, key=lambda c: widths[c] / wanted[c])
-        widths[thinnest] += 1
-        spare -= 1
-    return widths
+    head: str
+    cells: list[str]
+    prose: bool
+    left: bool
+
+    @cached_property
+    def full(self) -> int:
+        return max(map(cell_len, self.cells), default=0)
+
+    @cached_property
+    def least(self) -> int:
+        """The width that it needs; what breaks in many short lines reads worse than a block."""
+        if not self.prose:
+            return max(_longest(self.head), self.full)
+        words = max(map(_longest, self.cells), default=0)
+        return max(_longest(self.head), words, min(self.full, NARROWEST))
+
+    def justified(self, text: str, width: int) -> str:
+        air = " " * (width - cell_len(text))
+        return text + air if self.left else air + text
 
 
 def _longest(text: str) -> int:
@@ -199,72 +198,69 @@ def _longest(text: str) -> int:
     return max(map(cell_len, text.split(" ")), default=0)
 
 
-def _aligned(
-    heads: list[str], body: list[list[str]], prose: list[bool], keys: int, widths: list[int]
-) -> Iterator[Line]:
-    """Lay a table out in columns: the first ones and prose to the left, numbers to the right."""
-    left = [c < keys or prose[c] for c in range(len(heads))]
+def _widths(columns: list[_Column], room: int) -> list[int] | None:
+    """Choose the width of every column; None where they cannot stand side by side."""
+    wanted = [max(cell_len(column.head), column.full) for column in columns]
+    room -= GAP * (len(columns) - 1)
+    if sum(wanted) <= room:
+        return wanted
+    widths = [column.least for column in columns]
+    if sum(widths) > room:
+        return None
+    while sum(widths) < room:
+        open_ = [c for c, width in enumerate(widths) if width < wanted[c]]
+        widths[min(open_, key=lambda c: widths[c] / wanted[c])] += 1
+    return widths
 
-    def lines(cells: list[list[str]], bottom: bool = False) -> Iterator[str]:
-        height = max(map(len, cells))
-        padded = [
-            [""] * (height - len(cell)) + cell if bottom else cell + [""] * (height - len(cell))
-            for cell in cells
-        ]
-        for parts in zip(*padded, strict=True):
-            yield (" " * GAP).join(
-                _justified(part, width, to_left=to_left)
-                for part, width, to_left in zip(parts, widths, left, strict=True)
-            )
 
-    for line in lines([_at_spaces(h, w) for h, w in zip(heads, widths, strict=True)], bottom=True):
-        yield None, line, "bold"
+def _aligned(columns: list[_Column], widths: list[int]) -> Iterator[Line]:
+    """Lay a table out in columns: names and prose to the left, numbers to the right."""
+
+    def joined(texts: Iterable[str]) -> str:
+        cells = zip(columns, texts, widths, strict=True)
+        return (" " * GAP).join(column.justified(text, width) for column, text, width in cells)
+
+    heads = [_at_spaces(c.head, width)[::-1] for c, width in zip(columns, widths, strict=True)]
+    for texts in reversed(list(zip_longest(*heads, fillvalue=""))):
+        yield None, joined(texts), "bold"
     yield None, "─" * (sum(widths) + GAP * (len(widths) - 1)), ""
-    for place, row in enumerate(body):
+    for place, row in enumerate(zip(*(column.cells for column in columns), strict=True)):
         cells = [
-            list(wrapped(text, width)) or [""] if p else [text]
-            for text, width, p in zip(row, widths, prose, strict=True)
+            list(wrapped(text, width)) or [""] if column.prose else [text]
+            for column, text, width in zip(columns, row, widths, strict=True)
         ]
-        for line in lines(cells):
-            yield place, line, ""
+        for texts in zip_longest(*cells, fillvalue=""):
+            yield place, joined(texts), ""
 
 
-def _folded(
-    heads: list[str], body: list[list[str]], prose: list[bool], keys: int, room: int
-) -> Iterator[Line]:
+def _folded(columns: list[_Column], room: int) -> Iterator[Line]:
     """Lay each row out as a block: its name, then heads with their values, aligned by column."""
-    beside = [c for c in range(1, len(heads)) if not prose[c]]
-    widths = {c: max((cell_len(row[c]) for row in body), default=0) for c in beside}
-    shelves: list[list[int]] = []
-    used = room
-    for c in beside:
-        need = cell_len(heads[c]) + 1 + widths[c] + GAP
-        if used + need > room + GAP or not shelves:
+    name, *others = columns
+    shelves: list[list[_Column]] = [[]]
+    used = GAP
+    for column in (column for column in others if not column.prose):
+        need = cell_len(column.head) + 1 + column.full + GAP
+        if used + need > room + GAP and shelves[-1]:
             shelves.append([])
             used = GAP
-        shelves[-1].append(c)
+        shelves[-1].append(column)
         used += need
-    if heads[0]:
-        yield None, f"▸ {heads[0]}", "dim"
-    for place, row in enumerate(body):
-        for at, line in enumerate(wrapped(row[0], room - GAP)):
+    if name.head:
+        yield None, f"▸ {name.head}", "dim"
+    for place, text in enumerate(name.cells):
+        for at, line in enumerate(wrapped(text, room - GAP)):
             yield place, (" " * GAP if at else "▸ ") + line, "bold"
         for shelf in shelves:
             pairs = (
-                f"{heads[c] if row[c] else ' ' * cell_len(heads[c])} "
-                + _justified(row[c], widths[c], to_left=c < keys)
+                f"{c.head if c.cells[place] else ' ' * cell_len(c.head)} "
+                + c.justified(c.cells[place], c.full)
                 for c in shelf
             )
-            if any(row[c] for c in shelf):
+            if any(column.cells[place] for column in shelf):
                 yield place, " " * GAP + (" " * GAP).join(pairs), ""
-        for c in (c for c in range(1, len(heads)) if prose[c] and row[c]):
-            for line in wrapped(f"{heads[c]}: {row[c]}", room - GAP):
+        for column in (column for column in others if column.prose and column.cells[place]):
+            for line in wrapped(f"{column.head}: {column.cells[place]}", room - GAP):
                 yield place, " " * GAP + line, ""
-
-
-def _justified(text: str, width: int, *, to_left: bool) -> str:
-    air = " " * (width - cell_len(text))
-    return text + air if to_left else air + text
 
 
 def _at_spaces(text: str, width: int) -> list[str]:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from normscope.records import Row, Run
-from normscope.report.bilingual import Text, said, several
-from normscope.report.document import Finding
-from normscope.report.format import number, percent
-from normscope.report.tables import deviation
+from normscope.report.bilingual import Text, joined, sentences, tr
+from normscope.report.document import Finding, FindingStyle
+from normscope.report.format import deviation, number, percent
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Difference:
 
 
 def difference(run: Run, norm: str, other: str) -> Difference | None:
-    """The paired difference; None where no seed finished under both."""
+    """Compute the paired difference; None where no seed finished under both."""
     scores = {
         (m.norm, m.seed): m.accuracy
         for m in run.members
@@ -44,53 +43,44 @@ def difference(run: Run, norm: str, other: str) -> Difference | None:
     return Difference(fmean(pairs), t * deviation(pairs) / math.sqrt(len(pairs)), len(pairs))
 
 
+def _found(style: FindingStyle, key: str, **values: object) -> Finding:
+    """Make a finding of the message of a key, and of that of its detail."""
+    return Finding(style, tr(key, **values), (tr(f"{key}.detail", **values),))
+
+
 def winner(run: Run) -> Finding:
     """Say which normalisation classifies best, and whether that is more than noise."""
     honest = [r for r in run.rows if not r.leaks and math.isfinite(r.mean)]
     if not honest:
-        return Finding("warn", said("page.verdict.none"), (said("page.verdict.none.detail"),))
-    ranked = sorted(honest, key=lambda r: -r.mean)
-    best = ranked[0]
-    accuracy = {"norm": best.norm, "accuracy": percent(best.mean)}
-    if len(ranked) == 1:
-        return Finding("good", said("page.verdict.only", **accuracy), (_spread(best),))
-    found = {r.norm: difference(run, best.norm, r.norm) for r in ranked[1:]}
+        return _found("warn", "page.verdict.none")
+    best, *others = sorted(honest, key=lambda r: -r.mean)
+    found = {r.norm: difference(run, best.norm, r.norm) for r in others}
     level = [n for n, d in found.items() if d is None or not d.clear]
-    sentences = [_spread(best)] + [_against(n, d) for n, d in found.items() if d is not None]
-    if any(d is not None and math.isnan(d.margin) for d in found.values()):
-        return Finding("note", said("page.verdict.undecided", **accuracy), (several(sentences),))
-    if level:
-        names = {"others": Text(", ".join(level), "、".join(level))}
-        headline = said("page.verdict.level", **accuracy, **names)
-        return Finding("note", headline, (several(sentences),))
-    return Finding("good", said("page.verdict.won", **accuracy), (several(sentences),))
+    if not others:
+        key = "only"
+    elif any(d is not None and math.isnan(d.margin) for d in found.values()):
+        key = "undecided"
+    else:
+        key = "level" if level else "won"
+    values = {"norm": best.norm, "accuracy": percent(best.mean), "others": joined(level, zh="、")}
+    parts = [_spread(best), *(_against(n, d) for n, d in found.items() if d is not None)]
+    style: FindingStyle = "good" if key in ("only", "won") else "note"
+    return Finding(style, tr(f"page.verdict.{key}", **values), (sentences(*parts),))
 
 
 def _spread(row: Row) -> Text:
     finished = row.seeds - row.diverged
     if finished < 2 or math.isnan(row.spread):
-        return said("page.verdict.one_seed", norm=row.norm)
-    return said("page.verdict.spread", norm=row.norm, points=_points(row.spread), seeds=finished)
+        return tr("page.verdict.one_seed", norm=row.norm)
+    points = f"{100 * row.spread:.2f}"
+    return tr("page.verdict.spread", norm=row.norm, points=points, seeds=finished)
 
 
 def _against(other: str, d: Difference) -> Text:
-    if math.isnan(d.margin):
-        return said("page.verdict.against.one", other=other, points=_signed(d.mean))
-    return said(
-        "page.verdict.against.clear" if d.clear else "page.verdict.against.noise",
-        other=other,
-        points=_signed(d.mean),
-        low=_signed(d.mean - d.margin),
-        high=_signed(d.mean + d.margin),
-    )
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:.2f}"
-
-
-def _signed(share: float) -> str:
-    return f"{100 * share:+.2f}".replace("-", "−")
+    key = "one" if math.isnan(d.margin) else "clear" if d.clear else "noise"
+    ends = {"points": d.mean, "low": d.mean - d.margin, "high": d.mean + d.margin}
+    values = {name: f"{100 * v:+.2f}".replace("-", "−") for name, v in ends.items()}
+    return tr(f"page.verdict.against.{key}", other=other, **values)
 
 
 def stopped(run: Run) -> list[Finding]:
@@ -99,91 +89,82 @@ def stopped(run: Run) -> list[Finding]:
     if not run.complete:
         done = sum(m.status == "done" for m in run.members)
         planned = len(run.config.norms) * run.config.seeds
-        text = said("page.verdict.stopped.detail", done=done, planned=planned)
-        found.append(Finding("warn", said("page.verdict.stopped"), (text,)))
+        found.append(_found("warn", "page.verdict.stopped", done=done, planned=planned))
     diverged = [f"{r.norm} ({r.diverged}/{r.seeds})" for r in run.rows if r.diverged]
     if diverged:
-        names = Text(", ".join(diverged), "、".join(diverged))
-        detail = said("page.verdict.diverged.detail", norms=names)
-        found.append(Finding("warn", said("page.verdict.diverged"), (detail,)))
+        found.append(_found("warn", "page.verdict.diverged", norms=joined(diverged, zh="、")))
     return found
 
 
 def trap(run: Run) -> list[Finding]:
     """Say what networks that are given the label reach without it."""
-    found = []
-    for row in run.rows:
-        if row.leaks and row.without_label is not None and math.isfinite(row.mean):
-            numbers = {
-                "norm": row.norm,
-                "with_label": percent(row.mean),
-                "without": percent(row.without_label)
-                if math.isfinite(row.without_label)
-                else said("page.not_finite"),
-            }
-            headline = said("page.verdict.trap", **numbers)
-            found.append(Finding("warn", headline, (said("page.verdict.trap.detail", **numbers),)))
-    return found
+
+    def reached(accuracy: float) -> Text | str:
+        return percent(accuracy) if math.isfinite(accuracy) else tr("page.not_finite")
+
+    return [
+        _found(
+            "warn",
+            "page.verdict.trap",
+            norm=row.norm,
+            with_label=percent(row.mean),
+            without=reached(row.without_label),
+        )
+        for row in run.rows
+        if row.leaks and row.without_label is not None and math.isfinite(row.mean)
+    ]
 
 
 def domains(run: Run) -> list[Finding]:
     """Say where the normalisations differ most between domains."""
     rows = [r for r in run.rows if r.by_domain and not r.leaks]
-    if len(rows) < 2:
-        return []
     gaps = {}
-    for name in rows[0].by_domain:
-        known = [(r.by_domain[name], r.norm) for r in rows if name in r.by_domain]
-        known = [pair for pair in known if math.isfinite(pair[0])]
+    for name in rows[0].by_domain if rows else ():
+        found = [(r.by_domain.get(name, math.nan), r.norm) for r in rows]
+        known = [pair for pair in found if math.isfinite(pair[0])]
         if len(known) > 1:
             gaps[name] = max(known), min(known)
     if not gaps:
         return []
     domain, (high, low) = max(gaps.items(), key=lambda gap: gap[1][0][0] - gap[1][1][0])
-    numbers = {"domain": domain, "best": high[1], "worst": low[1]}
-    numbers |= {"high": percent(high[0]), "low": percent(low[0])}
-    detail = said("page.verdict.domains.detail", **numbers)
-    return [Finding("note", said("page.verdict.domains", **numbers), (detail,))]
+    ends = {"high": percent(high[0]), "low": percent(low[0]), "best": high[1], "worst": low[1]}
+    return [_found("note", "page.verdict.domains", domain=domain, **ends)]
 
 
 def rates(run: Run) -> list[Finding]:
     """Say how wide the range of learning rates is that trains."""
-    known = [
-        (s.highest / s.lowest, s)
-        for s in run.sweeps
-        if s.lowest is not None and s.highest is not None
-    ]
+    known = [(s.norm, s.lowest, s.highest) for s in run.sweeps if s.lowest and s.highest]
     if len(known) < 2:
         return []
+    factors = {norm: high / low for norm, low, high in known}
     parts = [
-        said(
+        tr(
             "page.verdict.rates.one",
-            norm=s.norm,
-            low=number(s.lowest or 0),
-            high=number(s.highest or 0),
-            factor=number(factor, digits=2),
+            norm=norm,
+            low=number(low),
+            high=number(high),
+            factor=number(high / low, digits=2),
         )
-        for factor, s in known
+        for norm, low, high in known
     ]
-    widest = max(factor for factor, _ in known)
-    names = [s.norm for factor, s in known if math.isclose(factor, widest)]
-    if len(names) == len(known):
-        return [Finding("note", said("page.verdict.rates.alike"), (several(parts),))]
-    joined = Text(" and ".join(names), "、".join(names))
-    key = "page.verdict.rates.one_widest" if len(names) == 1 else "page.verdict.rates.widest"
-    return [Finding("note", said(key, norms=joined), (several(parts),))]
+    widest = max(factors.values())
+    names = [norm for norm, factor in factors.items() if math.isclose(factor, widest)]
+    one = "one_widest" if len(names) == 1 else "widest"
+    key = f"page.verdict.rates.{'alike' if len(names) == len(known) else one}"
+    headline = tr(key, norms=joined(names, " and ", "、"))
+    return [Finding("note", headline, (sentences(*parts),))]
 
 
 def drift(run: Run) -> list[Finding]:
     """Compare how much the inputs of layers move with and without batch norm."""
-    drifts = {}
-    for norm in ("batch", "none"):
-        values = [d for t in run.traces if t.norm == norm for d in t.drift if math.isfinite(d)]
-        if values:
-            drifts[norm] = median(values)
-    if len(drifts) < 2:
+    moved = {
+        norm: [d for t in run.traces if t.norm == norm for d in t.drift if math.isfinite(d)]
+        for norm in ("batch", "none")
+    }
+    if not all(moved.values()):
         return []
-    calmer = drifts["batch"] < drifts["none"]
-    headline = said("page.verdict.calmer" if calmer else "page.verdict.not_calmer")
-    numbers = {norm: number(value, digits=2) for norm, value in drifts.items()}
-    return [Finding("note", headline, (said("page.verdict.drift.detail", **numbers),))]
+    middle = {norm: median(values) for norm, values in moved.items()}
+    calmer = "calmer" if middle["batch"] < middle["none"] else "not_calmer"
+    numbers = {norm: number(value, digits=2) for norm, value in middle.items()}
+    detail = tr("page.verdict.drift.detail", **numbers)
+    return [Finding("note", tr(f"page.verdict.{calmer}"), (detail,))]

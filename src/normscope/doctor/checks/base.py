@@ -102,7 +102,7 @@ class CheckContext:
         return self.restored < -SURE or (self.data is not None and self.data.few)
 
     def away(self, state: LayerState, data: Evidence | None = None) -> Tensor | None:
-        """Drift of a layer's stored statistics from those of the data; None where it did not run.
+        """Return the drift of a layer's stored statistics from the data's; None where not run.
 
         Channels of which the data hold too little count as 0.
         """
@@ -145,7 +145,7 @@ class Check:
     fail: float = field(default=float("inf"))
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
-        """Every layer, or the model, of which it is true."""
+        """Name every layer, or the model, of which it is true."""
         raise NotImplementedError
 
     def override(self, case: CheckContext, names: tuple[str, ...]) -> Override:
@@ -170,7 +170,7 @@ class Check:
         return None
 
     def graded(self, value: float) -> tuple[Severity, float] | None:
-        """Severity and threshold of a number that is worse the larger it is."""
+        """Return severity and threshold of a number that is worse the larger it is."""
         if value > self.fail:
             return "error", self.fail
         return ("warning", self.warn) if value > self.warn else None
@@ -187,7 +187,7 @@ class Check:
         repair: str | None = None,
         **facts: object,
     ) -> Finding:
-        """One finding; `channels` is a mask over channels."""
+        """Make one finding; `channels` is a mask over channels."""
         numbers = () if channels is None else tuple(channels.nonzero()[:, -1].tolist())
         return Finding(
             code=self.code,
@@ -214,5 +214,5 @@ def in_digits(value: Any) -> str:
 
 
 def broken(state: LayerState) -> Tensor:
-    """Channels whose stored statistics are not finite, or whose variance is negative."""
+    """Mark channels whose stored statistics are not finite, or whose variance is negative."""
     return ~(state.mean.isfinite() & state.var.isfinite() & (state.var >= 0))

@@ -80,7 +80,7 @@ class ColdStatistics(Check):
         return self.cause, case.attribution.answers(Override(stored))
 
     def _refuted(self, case: CheckContext, state: LayerState) -> bool:
-        """Whether the data lie closer to what is stored than to what the formula makes of it."""
+        """Return whether the data lie closer to what is stored than to what the formula makes."""
         corrected, now = state.corrected(), case.away(state)
         if now is None or corrected is None:
             return False
@@ -193,7 +193,7 @@ class TinyVariance(Check):
         return best
 
     def _with(self, case: CheckContext, eps: float) -> Override:
-        """Statistics that normalise as if eps were another: var + eps stays what it is then."""
+        """Return statistics that normalise as if eps were another: var + eps stays what it is."""
         assert case.attribution is not None, "asked with data only"
         states = case.attribution.states.values()
         return Override({s.name: (s.mean, s.var + eps - s.eps) for s in states})
@@ -207,7 +207,7 @@ class TinyVariance(Check):
 
 
 def relevant_gain(old: Quality, new: Quality) -> float:
-    """Gain of the metric, of accuracy above POINTS, or share of the loss above LOWER; 0 below.
+    """Return the metric's gain: of accuracy above POINTS, or of the loss above LOWER; 0 below.
 
     Another eps scales scores, which moves the loss a little without being right.
     """

@@ -295,7 +295,7 @@ class MixedDomains(Check):
 
 
 def _eta2(sets: Moments) -> float:
-    """Mean over channels of the share of variance that lies between the sets."""
+    """Average over channels the share of variance that lies between the sets."""
     total = sets.pool().m2
     share = 1 - sets.m2.sum(0) / total.clamp(min=1e-12)
     return float(share[total > 1e-12].mean()) if bool((total > 1e-12).any()) else 0.0
@@ -345,7 +345,7 @@ class Drift(Check):
                 return  # what comes behind follows from it
 
     def _unsure(self, case: CheckContext, live: Evidence) -> float:
-        """Entropy of predictions on live data after adapting, over that on training data."""
+        """Return the entropy of live predictions after adapting, over that on training data."""
         scores = torch.cat([a.values for a in live.eval if a.values.dim() == 2])
         if case.data is None or scores.shape[-1] < 2 or not bool(scores.isfinite().all()):
             return float("nan")

@@ -17,7 +17,7 @@ from normscope.records import Finding
 
 
 def biased_before(model: nn.Module) -> list[tuple[str, nn.Linear | _ConvNd, str, _BatchNorm]]:
-    """Pairs (name, linear map with a bias, name, batch norm) that stand behind each other.
+    """Find pairs (name, linear map with a bias, name, batch norm) that stand in sequence.
 
     Neighbours among the children of one module, with as many channels.
     """

@@ -7,7 +7,7 @@ PRIOR = 16  # samples that the source statistics count for
 
 
 def adapt_statistics(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Statistics mixed with those of the live data that are not held out; labels are not used."""
+    """Mix the statistics with those of live data that are not held out; use no labels."""
     if context.live is None:
         raise Unfit("it needs data as in use (live)")
     some = list(context.live.read("first"))

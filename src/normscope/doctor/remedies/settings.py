@@ -21,14 +21,14 @@ WEIGHTS = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 def eval_mode(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Every module into eval(), part by part: an overridden train() is not asked."""
+    """Put every module into eval(), part by part: an overridden train() is not asked."""
     for module in context.model.modules():
         module.training = False
     return names
 
 
 def momentum(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
-    """1 - momentum (0.1 where that is none); the statistics stay."""
+    """Set momentum to 1 - momentum (0.1 where that is none); the statistics stay."""
     for state in context.states(names):
         layer: Any = state.module
         other = round(1 - layer.momentum, 9)
@@ -37,7 +37,7 @@ def momentum(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def momentum_and_statistics(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
-    """As `momentum`, and the statistics measured as in training, which the momentum kept out."""
+    """Do as `momentum`, with the statistics measured as in training, which it kept out."""
     measure = statistics.as_in_training if dropouts(context.model) else statistics.by_batch
     measure(context, ())
     return momentum(context, names)
@@ -93,7 +93,7 @@ def _best(
 
 
 def freeze(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Frozen batch norm in the place of layers that are frozen by half."""
+    """Put frozen batch norm in the place of layers that are frozen by half."""
     for state in context.states(names):
         layer: Any = state.module
         if hasattr(layer, "track_running_stats"):
@@ -106,13 +106,13 @@ def freeze(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def freeze_anew(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
-    """As `freeze`, with the statistics of the data."""
+    """Do as `freeze`, with the statistics of the data."""
     statistics.by_batch(context, ())
     return freeze(context, names)
 
 
 def fold_bias(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
-    """running_mean - bias, and no bias: the same function in both modes."""
+    """Store running_mean - bias, and no bias: the same function in both modes."""
     done = []
     with torch.no_grad():
         for _, linear, name, norm in biased_before(context.model):
@@ -127,7 +127,7 @@ def fold_bias(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]
 
 
 def domains(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
-    """One set of statistics per domain; the scale and shift stay shared."""
+    """Keep one set of statistics per domain; the scale and shift stay shared."""
     loader = context.data()
     ids = [b.condition for b in loader.read(context.part) if b.condition is not None]
     if not ids:

@@ -38,19 +38,19 @@ def correct_cold(context: RepairContext, names: tuple[str, ...]) -> tuple[str, .
 
 
 def by_batch(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Statistics of the data, layers before normalising by the batch, as in training."""
+    """Store statistics of the data, layers before normalising by the batch, as in training."""
     return _written(context, names, _population(context.measured()))
 
 
 def as_in_training(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
-    """As `by_batch`, with dropout on: what a long running average would hold."""
+    """Do as `by_batch`, with dropout on: what a long running average would hold."""
     if not dropouts(context.model):
         raise Unfit("the model has no dropout; the statistics are those measured without")
     return _written(context, names, _population(context.measured(dropout=True)))
 
 
 def averaged(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Means over batches of the batches' own statistics: what training normalised with."""
+    """Store means over batches of the batches' statistics: what training normalised with."""
 
     def of(stream: list[MomentStream]) -> Statistics:
         return stream[0].per_batch()
@@ -62,7 +62,7 @@ def averaged(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def sequential(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Statistics of the data, layers before normalising with their new ones, as in use.
+    """Store statistics of the data, layers before normalising with their new ones, as in use.
 
     From `by_batch` in SWEEPS passes: each layer is measured behind the last ones.
     """
@@ -79,7 +79,7 @@ def sequential(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...
 
 
 def outliers(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
-    """As `sequential`, of the layers that are off far more than most; the others stay.
+    """Do as `sequential`, on the layers that are off far more than most; the others stay.
 
     Where one part of a model has the statistics of other data, the rest is right as it is.
     """
@@ -97,7 +97,7 @@ def outliers(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def everywhere(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
-    """As `sequential`, of all layers: those behind a faulty one learned from what it put out."""
+    """Do as `sequential`, on all layers: those behind a faulty one learned from its output."""
     if not names:
         raise Unfit("all layers are concerned already")
     return sequential(context, ())
@@ -140,7 +140,7 @@ def split_calls(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ..
 
 
 def mend_channels(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Statistics of the data, of those channels only whose stored ones are not finite."""
+    """Store statistics of the data for those channels only whose stored ones are not finite."""
 
     def pick(state: LayerState, new: Statistics) -> Statistics:
         bad = broken(state)
@@ -172,7 +172,7 @@ def write(state: LayerState, mean: Tensor, var: Tensor) -> None:
 
 
 def _population(streams: Streams) -> dict[str, Statistics]:
-    """Mean and unbiased variance of everything that entered each layer."""
+    """Return mean and unbiased variance of everything that entered each layer."""
     totals = {name: total_of(calls) for name, calls in streams.items()}
     return {name: (total.mean, total.var(correction=1)) for name, total in totals.items()}
 

@@ -66,7 +66,7 @@ def run(data: Digits, seed: int) -> Outcome:
 
 
 def judge(found: Summary) -> StatementVerdict:
-    """Noise makes inputs jump more, and costs 2 points at most; direction: not below no norm."""
+    """Judge: noise makes inputs jump more, at a cost of 2 points; direction: not below no norm."""
     shifts = found.mean("jump_noisy") > found.mean("jump_norm")
     well = found.mean("noisy") >= found.mean("none")
     return graded(shifts and found.mean("lost") <= KEPT, shifts and well)

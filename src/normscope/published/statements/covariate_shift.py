@@ -36,7 +36,7 @@ def run(data: Digits, seed: int) -> Outcome:
 
 @torch.no_grad()
 def _entering(net: nn.Sequential, data: Digits) -> list[tuple[Tensor, Tensor]]:
-    """Mean and variance per channel of what every ReLU is given, as in training."""
+    """Return mean and variance per channel of every ReLU's input, as in training."""
     found = []
     x = data.train_x
     for layer in net:
@@ -51,7 +51,7 @@ def _entering(net: nn.Sequential, data: Digits) -> list[tuple[Tensor, Tensor]]:
 
 
 def judge(found: Summary) -> StatementVerdict:
-    """The drift is at most 0.8 of that without norm; direction: smaller."""
+    """Judge: the drift is at most 0.8 of that without norm; direction: smaller."""
     return graded(found.mean("ratio") <= 0.8, found.mean("ratio") < 1)
 
 

@@ -39,7 +39,7 @@ def run(data: Digits, seed: int) -> Outcome:
 
 
 def _rank_correlation(values: list[float]) -> float:
-    """Spearman's, with the place."""
+    """Return Spearman's correlation with the place."""
     ranks = torch.tensor(values).argsort().argsort().double()
     places = torch.arange(len(values)).double()
     both = torch.stack([ranks, places])

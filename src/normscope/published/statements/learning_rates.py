@@ -31,7 +31,7 @@ def run(data: Digits, seed: int) -> Outcome:
 
 
 def judge(found: Summary) -> StatementVerdict:
-    """The largest rate that reaches 80 % is at least 3 times as large; direction: larger."""
+    """Judge: the largest rate to reach 80 % is 3 times as large or more; direction: larger."""
     least = min(o.numbers["ratio"] for o in found.outcomes)
     return graded(least >= 2.99, found.mean("ratio") > 1)
 

@@ -12,7 +12,7 @@ PRIOR = 16  # samples that the stored statistics count as
 
 
 def shifted(x: Tensor) -> Tensor:
-    """Less contrast, brighter."""
+    """Lower the contrast and brighten."""
     return 0.8 * x + 0.2
 
 
@@ -60,7 +60,7 @@ def _adapt(net: nn.Module, x: Tensor, stored: list[tuple[Tensor, Tensor]], share
 
 
 def judge(found: Summary) -> StatementVerdict:
-    """Both 512 images and one with a prior of 16 lower the error beyond chance; direction: 512."""
+    """Judge: 512 images, and one with a prior of 16, lower the error; direction: 512."""
     many = found.mean("gain_many") > 0 and found.sure("gain_many") > 2
     one = found.mean("gain_one") > 0 and found.sure("gain_one") > 2
     return graded(many and one, many)

@@ -37,7 +37,7 @@ def run(data: Digits, seed: int) -> Outcome:
 
 
 def judge(found: Summary) -> StatementVerdict:
-    """At least 3 times chance, and a fifth to a half of the gammas off; direction: the first."""
+    """Judge: at least 3 times chance, a fifth to a half of the gammas off; direction: the first."""
     learned = found.mean("affine") >= 0.3
     return graded(learned and 0.2 <= found.mean("off") <= 0.5, learned)
 

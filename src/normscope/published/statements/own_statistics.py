@@ -39,7 +39,7 @@ def run(data: Digits, seed: int) -> Outcome:
 
 
 def judge(found: Summary) -> StatementVerdict:
-    """It gains a point, beyond chance; direction: it gains."""
+    """Judge: it gains a point, beyond chance; direction: it gains."""
     gain = found.mean("gain")
     return graded(gain >= POINTS and found.sure("gain") > 2, gain > 0)
 

@@ -50,7 +50,7 @@ def _slope(ratios: list[float]) -> float:
 
 
 def judge(found: Summary) -> StatementVerdict:
-    """Off 1 / l by 5 % at most, on the average over seeds; direction: slope from -1.2 to -0.8."""
+    """Judge: off 1 / l by 5 % at most, over seeds; direction: slope from -1.2 to -0.8."""
     curve = next(c for c in found.curves(()) if c.name == "with")
     worst = max(abs(y * x - 1) for x, y in zip(curve.x, curve.mean, strict=True))
     return graded(worst <= 0.05, -1.2 <= found.mean("slope") <= -0.8)

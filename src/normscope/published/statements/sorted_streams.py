@@ -14,7 +14,7 @@ AFTER = 0.05  # largest difference of a stream from its prediction that agrees
 
 
 def stream(y: Tensor, stay: float) -> Tensor:
-    """An order of all images in which each is of the class of the one before with chance `stay`."""
+    """Order all images so that each has the class of the one before with chance `stay`."""
     if stay == 1:
         return y.argsort(stable=True)
     rows = {c: (y == c).nonzero().flatten()[torch.randperm(int((y == c).sum()))].tolist()
@@ -31,7 +31,7 @@ def stream(y: Tensor, stay: float) -> Tensor:
 
 
 def predicted(y: Tensor, m: int) -> float:
-    """(1 - r)(1 - 1/m), from the labels alone; r is by how much a mate is of the same class.
+    """Return (1 - r)(1 - 1/m), from the labels alone; r counts images of the same class.
 
     r = (P(same class) - chance) / (1 - chance)
     """
@@ -73,7 +73,7 @@ def run(data: Digits, seed: int) -> Outcome:
 
 
 def _signal(x: Tensor, y: Tensor, m: int) -> float:
-    """What is left of the class means where each batch is centred.
+    """Return what is left of the class means where each batch is centred.
 
         sum_ck p_k c_kc d_kc / v_c  over  sum_ck p_k d_kc^2 / v_c
 
@@ -90,7 +90,7 @@ def _signal(x: Tensor, y: Tensor, m: int) -> float:
 
 
 def _by_batch(net: nn.Module, x: Tensor, y: Tensor, m: int) -> float:
-    """Accuracy where every batch is normalised by itself."""
+    """Return the accuracy where every batch is normalised by itself."""
     for norm in norms(net):
         norm.train()
         norm.momentum = 0.0
@@ -102,7 +102,7 @@ def _by_batch(net: nn.Module, x: Tensor, y: Tensor, m: int) -> float:
 
 
 def judge(found: Summary) -> StatementVerdict:
-    """Sorting costs 10 points, and each of 24 streams is predicted to 0.05; direction: it costs."""
+    """Judge: sorting costs 10 points, 24 streams predicted to 0.05; direction: it costs."""
     costs = found.mean("lost") >= 0.1
     return graded(costs and found.mean("worst") <= AFTER, found.mean("lost") > 0)
 

@@ -45,7 +45,7 @@ def run(data: Digits, seed: int) -> Outcome:
 
 
 def judge(found: Summary) -> StatementVerdict:
-    """Gap and training error both fall from batches of 2 to 64, beyond chance; direction: one."""
+    """Judge: gap and training error fall from batches of 2 to 64; direction: one of them."""
     falls = [found.mean(n) > 0 and found.sure(n) > 2 for n in ("closed", "noise")]
     return graded(all(falls), any(falls))
 

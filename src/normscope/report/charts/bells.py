@@ -1,81 +1,41 @@
-"""The lines of a small drawing of distributions, each a normal curve with its mean and deviation.
-
-Only mean and variance are known of a stored statistic, so that a normal curve stands for it.
-"""
+"""Distributions of which mean and deviation alone are known, each drawn as a normal curve."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-from normscope.report.document import Bells
-from normscope.report.format import number
+import numpy as np
 
-WIDTH, HEIGHT = 340, 120  # of the curves, in units of the drawing
+from normscope.report.charts import spec
+from normscope.report.document import Spec
+
 REACH = 3.0  # deviations to either side that a curve shows
 POINTS = 61
-TICKS = 4
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One distribution in units of the drawing."""
-
-    path: str
-    mean: float
-    low: float  # one deviation below the mean
-    high: float
-    style: str
-
-
-@dataclass(frozen=True)
-class Curves:
-    """All of a drawing: the curves, and where the axis has which number."""
-
-    curves: tuple[Curve, ...]
-    ticks: tuple[tuple[float, str], ...]
-    width: int = WIDTH
-    height: int = HEIGHT
-
-
-def curves(drawing: Bells) -> Curves:
+def bells(moments: Mapping[str, tuple[float, float]]) -> Spec:
     """Lay distributions out on one axis; each curve has the same area, within reason."""
-    known = [b for b in drawing.bells if math.isfinite(b.mean) and 0 <= b.deviation < math.inf]
-    ends = [b.mean + side * REACH * b.deviation for b in known for side in (-1, 1)]
+    known = {
+        name: (mean, deviation)
+        for name, (mean, deviation) in moments.items()
+        if math.isfinite(mean) and 0 <= deviation < math.inf
+    }
+    ends = [mean + side * REACH * sd for mean, sd in known.values() for side in (-1, 1)]
     low, high = min(ends, default=0.0), max(ends, default=0.0)
     if not high > low:
         low, high = low - 1, high + 1
     # a deviation of nearly nothing is a line
-    spreads = [max(b.deviation, (high - low) / 300) for b in known]
-    widest = max(spreads, default=1.0)
+    spreads = {name: max(sd, (high - low) / 300) for name, (_, sd) in known.items()}
     # a narrow one is cut down, so that a wide one beside it can be seen
-    heights = [min(1.0, math.sqrt(widest / s) / 2.5 + 0.2) for s in spreads]
-    top = max(heights, default=1.0)
-
-    def across(value: float) -> float:
-        return round((value - low) / (high - low) * WIDTH, 1)
-
-    drawn = []
-    for bell, spread, height in zip(known, spreads, heights, strict=True):
-        path = []
-        for i in range(POINTS):
-            z = REACH * (2 * i / (POINTS - 1) - 1)
-            y = HEIGHT * (1 - 0.92 * height / top * math.exp(-z * z / 2))
-            path.append(f"{across(bell.mean + z * spread)},{y:.1f}")
-        drawn.append(
-            Curve(
-                "M" + "L".join(path),
-                across(bell.mean),
-                across(bell.mean - spread),
-                across(bell.mean + spread),
-                bell.style,
-            )
-        )
-    return Curves(tuple(drawn), tuple((across(t), number(t, 1e-12, 3)) for t in ticks(low, high)))
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Choose round numbers, about `TICKS` of them."""
-    rough = (high - low) / TICKS
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m for m in (1, 2, 5, 10) if m * power >= rough) * power
-    first = math.ceil(low / step)
-    return [k * step for k in range(first, math.floor(high / step) + 1)]
+    widest = max(spreads.values(), default=1.0)
+    heights = {name: min(1.0, math.sqrt(widest / s) / 2.5 + 0.2) for name, s in spreads.items()}
+    z = np.linspace(-REACH, REACH, POINTS)
+    rows: list[Spec] = []
+    spans: list[Spec] = []
+    for place, (name, (mean, _)) in enumerate(known.items()):
+        height = heights[name] / max(heights.values())
+        curve = zip((mean + z * spreads[name]).tolist(), np.exp(-z * z / 2).tolist(), strict=True)
+        rows += [{"series": name, "x": x, "y": height * y} for x, y in curve]
+        first, last = mean - spreads[name], mean + spreads[name]
+        spans.append({"series": name, "x": first, "x2": last, "y": -0.08 * (place + 1)})
+    means = [{**span, "x": known[span["series"]][0]} for span in spans]
+    return spec("bells", rows, list(moments), spans=spans, means=means, domain=[low, high])

@@ -6,8 +6,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from normscope.report.charts import marks
-from normscope.report.charts.scales import Scale, width_of
+from normscope.report.charts import svg
+from normscope.report.charts.axis import Axis, cut
 from normscope.report.charts.still import SMALL
 from normscope.report.format import number, percent
 from normscope.report.messages import Lang, say
@@ -21,37 +21,40 @@ NAME = 14  # characters
 def lanes(channel: Mapping[str, Any], lang: Lang) -> Markup:
     """Draw what passes the gate -beta / gamma of each class, and what it blocks."""
     gamma, beta = channel["gamma"], channel["beta"]
-    edges, classes = channel["edges"], [_cut(name) for name in channel["classes"]]
+    edges, classes = channel["edges"], [cut(name, NAME) for name in channel["classes"]]
     gate = -beta / gamma if gamma else math.nan
-    left = 12 + max(map(width_of, classes), default=0)
-    z = Scale(_reach(channel, gate), {"scale": {"zero": False, "nice": False}}, lang)
+    left = 12 + max(map(svg.width_of, classes), default=0)
+    about = {"type": "quantitative", "scale": {"zero": False, "nice": False}}
+    z = Axis(_reach(channel, gate), about, lang)
     z.place(left, WIDTH - RIGHT)
-    parts: list[str] = []
+    drawn: list[Markup] = []
     for k, (name, counts) in enumerate(zip(classes, channel["counts"], strict=True)):
         base = (k + 1) * LANE + 10
         for passing in (False, True):
             path = "".join(_steps(counts, edges, z, base, _side(gamma, beta, gate, passing)))
-            parts.append(f'<path class="{"passes" if passing else "blocked"}" d="{path}"/>')
+            if path:
+                drawn.append(svg.element("path", class_="passes" if passing else "blocked", d=path))
         share = channel["firing"][k]
-        parts.append(marks.line(left, base, WIDTH - RIGHT, base, "var(--rule)"))
-        parts.append(marks.text(left - 8, base - 4, name, "tick", "end"))
-        told = percent(share) if math.isfinite(share) else "-"
-        parts.append(marks.text(WIDTH - 4, base - 4, told, "tick", "end"))
+        passing_share = percent(share) if math.isfinite(share) else "-"
+        drawn += [
+            svg.line(left, base, WIDTH - RIGHT, base, "var(--rule)"),
+            svg.label(left - 8, base - 4, name, "tick", "end"),
+            svg.label(WIDTH - 4, base - 4, passing_share, "tick", "end"),
+        ]
     floor = len(classes) * LANE + 16
     if math.isfinite(gate):
         at = z.at(min(max(gate, z.low), z.high))
-        parts.append(marks.line(at, 8, at, floor, "currentColor", "4 3", 1.5))
-    parts.append(marks.text(WIDTH - 4, 9, say(lang, "live.passes"), "tick quiet", "end"))
-    for row, (name, scale, offset) in enumerate((("z", 1.0, 0.0), ("y", gamma, beta))):
-        y = floor + 16 + row * (SMALL + 14)
-        parts.append(marks.text(left - 8, y + 4, name, "tick quiet", "end"))
-        for at, text in z.marks():
-            if at < left + 8:  # where the name of the axis stands
-                continue
-            value = z.low + (z.high - z.low) * (at - z.start) / (z.end - z.start)
-            told = text if row == 0 else number(scale * value + offset, 1e-9, 3).replace("-", "−")
-            parts.append(marks.text(at, y + 4, told, "tick", "middle"))
-    return marks.svg(WIDTH, floor + 2 * (SMALL + 14) + 4, "".join(parts))
+        drawn.append(svg.line(at, 8, at, floor, "currentColor", "4 3", 1.5))
+    drawn.append(svg.label(WIDTH - 4, 9, say(lang, "live.passes"), "tick quiet", "end"))
+    texts = [(value, z.at(value), text) for value, text in z.texts()]
+    for row, name in enumerate("zy"):
+        y = floor + 20 + row * (SMALL + 14)
+        drawn.append(svg.label(left - 8, y, name, "tick quiet", "end"))
+        for value, at, text in texts:
+            if at >= left + 8:  # else the name of the axis stands there
+                scaled = number(gamma * value + beta, 1e-9, 3).replace("-", "−")
+                drawn.append(svg.label(at, y, scaled if row else text, "tick", "middle"))
+    return svg.picture(WIDTH, floor + 2 * (SMALL + 14) + 4, drawn)
 
 
 def _reach(channel: Mapping[str, Any], gate: float) -> list[float]:
@@ -74,7 +77,7 @@ def _side(gamma: float, beta: float, gate: float, passing: bool) -> tuple[float,
 def _steps(
     counts: Sequence[int],
     edges: Sequence[float],
-    z: Scale,
+    z: Axis,
     base: float,
     side: tuple[float, float],
 ) -> Iterator[str]:
@@ -90,7 +93,3 @@ def _steps(
         at = high
     if at is not None:
         yield f"V{base}"
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= NAME else f"{name[: NAME - 1]}…"

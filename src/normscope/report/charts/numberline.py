@@ -1,70 +1,38 @@
-"""Values of several classes on one line, as text and as the marks of a small drawing."""
+"""Values of several classes on one line, as text and as a small drawing."""
 
 import math
-from dataclasses import dataclass
 
+from markupsafe import Markup
 from rich.text import Text as Styled
 
-from normscope.report.charts.bells import ticks
+from normscope.report.charts import spec
+from normscope.report.charts.still import drawing
 from normscope.report.document import NumberLine
 from normscope.report.format import number
 
 SIGNS = "123456789abcdefghijklmnopqrstuvwxyz"  # one sign per class on a line of text
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
-WIDTH, LANE, SIZE = 300, 11, 4.2  # of a drawing, in its units
+WIDTH, LANE = 324, 11  # of a drawing, in its units
 MOST = 8  # classes with a lane of their own
 
-# the shapes of the pictures that move, so that a class looks the same everywhere
-SHAPES = (
-    "M-1,0a1,1 0 1,0 2,0a1,1 0 1,0 -2,0z",
-    "M-0.9,-0.9h1.8v1.8h-1.8z",
-    "M0,-1.2L1.1,0.8H-1.1z",
-    "M0,-1.3L1.2,0L0,1.3L-1.2,0z",
-    "M0,1.2L1.1,-0.8H-1.1z",
-)
 
-
-@dataclass(frozen=True)
-class Mark:
-    """One value: where it stands, its shape, and which colour its class has."""
-
-    x: float
-    y: float
-    path: str
-    colour: int
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """All of a drawing: the marks, the cuts, and where the axis has which number."""
-
-    marks: tuple[Mark, ...]
-    cuts: tuple[float, ...]
-    ticks: tuple[tuple[float, str], ...]
-    height: int
-    width: int = WIDTH
-    size: float = SIZE
-
-
-def drawn(line: NumberLine) -> Drawn:
-    """Lay the values out, a lane for each class."""
+def drawn(line: NumberLine) -> Markup:
+    """Draw the values, a lane for each class."""
     low, high = _ends(line)
     room = 0.06 * (high - low) or 1.0
-    low, high = low - room, high + room
-
-    def across(value: float) -> float:
-        return round((value - low) / (high - low) * WIDTH, 1)
-
     lanes = min(len(line.classes), MOST)
-    marks = tuple(
-        Mark(across(v), LANE * (0.7 + k % lanes), SHAPES[k % len(SHAPES)], k % 8 + 1)
-        for k, values in enumerate(line.classes)
-        for v in values
+    values = enumerate(line.classes)
+    rows = [{"x": v, "lane": k % lanes, "series": str(k)} for k, own in values for v in own]
+    picture = spec(
+        "number_line",
+        rows,
+        [str(k) for k in range(len(line.classes))],
+        cuts=[{"x": cut} for cut in line.cuts],
+        height=LANE * (lanes + 1),
+        domain=[low - room, high + room],
+        lanes=[-0.7, lanes + 0.3],
     )
-    named = tuple(
-        (across(t), number(t, 1e-12 * (high - low), line.digits)) for t in ticks(low, high)
-    )
-    return Drawn(marks, tuple(map(across, line.cuts)), named, LANE * (lanes + 1))
+    return drawing(picture, "en", WIDTH)
 
 
 def text(line: NumberLine, width: int) -> Styled:

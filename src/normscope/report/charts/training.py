@@ -1,323 +1,169 @@
-"""Charts of training: curves, rates, gamma and beta, drift, domains."""
+"""Charts of training, each with its table: curves, rates, gamma and beta, drift, domains."""
 
 import math
+from collections.abc import Iterator
+from statistics import fmean
 from typing import Literal
 
+import numpy as np
+
 from normscope.records import Run, Trace
-from normscope.report import tables
-from normscope.report.bilingual import Text, said
-from normscope.report.charts.base import (
-    LOOSE,
-    PERCENT,
-    SHAPES,
-    Chart,
-    Spec,
-    by_series,
-    spec,
-    x_axis,
-    y_axis,
-)
-from normscope.report.document import Table, table
-from normscope.report.format import figure
-from normscope.report.tables import thinned
+from normscope.report.bilingual import Words, tr
+from normscope.report.charts import by_series, spec, thinned
+from normscope.report.document import Chart, Spec, columns, table
+from normscope.report.format import deviation, figure, share
 
 POINTS = 300  # of one line over training
-QUANTILES = ("q5", "q25", "q50", "q75", "q95")
-POWERS = [10.0**p for p in range(-8, 9)]  # the ticks of a logarithmic axis
+QUANTILES = (5, 25, 50, 75, 95)
 
 
 def comparison(run: Run) -> Chart:
-    """Every network a dot, every normalisation a mean with its spread."""
+    """Draw every network as a dot, every normalisation as a mean with its spread."""
     norms = [row.norm for row in run.rows]
     dots = [
         {"series": m.norm, "value": m.accuracy, "seed": m.seed}
         for m in run.members
         if math.isfinite(m.accuracy)
     ]
-    means = [
+    means = []
+    for r in run.rows:
+        spread = 0.0 if math.isnan(r.spread) else r.spread
+        ends = {"mean": r.mean, "low": r.mean - spread, "high": min(1.0, r.mean + spread)}
+        if math.isfinite(r.mean):
+            means.append({"series": r.norm, **ends})
+    numbers = columns(
+        "page.members.caption",
+        "page.head",
+        run.members,
         {
-            "series": r.norm,
-            "mean": r.mean,
-            "low": r.mean - (0 if math.isnan(r.spread) else r.spread),
-            "high": min(1.0, r.mean + (0 if math.isnan(r.spread) else r.spread)),
-        }
-        for r in run.rows
-        if math.isfinite(r.mean)
-    ]
-    colour = by_series(norms)["color"] | {"legend": None}
-    row: Spec = {"field": "series", "type": "nominal", "sort": norms, "title": None}
-    row["axis"] = {"labelColor": "var(--ink)", "labelFontSize": 13, "domain": False, "ticks": False}
-    accuracy = said("page.axis.accuracy")
-    picture = spec(
-        [],
-        44 * max(1, len(norms)),
-        encoding={"y": row, "color": colour},
-        layer=[
-            {
-                "data": {"values": means},
-                "mark": {"type": "rule", "strokeWidth": 2},
-                "encoding": {
-                    "x": x_axis("low", accuracy, **LOOSE, axis={"format": ".1~%", "tickCount": 4}),
-                    "x2": {"field": "high"},
-                },
-            },
-            {
-                "data": {"values": dots},
-                "mark": {"type": "point", "filled": False, "size": 50, "strokeWidth": 1.5},
-                "encoding": {
-                    "x": x_axis("value", accuracy, **LOOSE),
-                    "tooltip": [
-                        {"field": "series", "title": said("page.head.norm")},
-                        {"field": "seed", "title": said("page.head.seed")},
-                        {"field": "value", "title": accuracy, "format": ".2%"},
-                    ],
-                },
-            },
-            {
-                "data": {"values": means},
-                "mark": {"type": "tick", "thickness": 3, "size": 22},
-                "encoding": {"x": x_axis("mean", accuracy, **LOOSE)},
-            },
-        ],
+            "norm": lambda m: m.norm,
+            "seed": lambda m: str(m.seed),
+            "accuracy": lambda m: share(m.accuracy),
+            "status": lambda m: tr(f"page.status.{m.status}"),
+            "to_95": lambda m: "-" if m.epochs_to_95 is None else str(m.epochs_to_95),
+        },
     )
-    note = said("page.comparison.note")
-    return Chart(
-        said("page.comparison.title"), note, picture, tables.members(run), across=not run.sweeps
-    )
+    picture = spec("comparison", dots, norms, means=means, height=44 * max(1, len(norms)))
+    title, note = tr("page.comparison.title"), tr("page.comparison.note")
+    return Chart(title, note, picture, numbers, across=not run.sweeps)
+
+
+def epochs(run: Run) -> Iterator[Spec]:
+    """Yield accuracy and loss of each normalisation after each epoch, mean over seeds."""
+    for norm in (row.norm for row in run.rows):
+        members = [m for m in run.members if m.norm == norm]
+        for at in range(max((len(m.curve) for m in members), default=0)):
+            points = [m.curve[at] for m in members if at < len(m.curve)]
+            accuracies = [p.test_accuracy for p in points if math.isfinite(p.test_accuracy)]
+            losses = [p.train_loss for p in points if math.isfinite(p.train_loss)]
+            if accuracies:
+                mean, spread = fmean(accuracies), deviation(accuracies)
+                yield {
+                    "series": norm,
+                    "epoch": points[0].epoch,
+                    "mean": mean,
+                    "low": mean - spread,
+                    "high": min(1.0, mean + spread),
+                    "loss": fmean(losses) if losses else math.nan,
+                }
 
 
 def learning_curves(run: Run) -> list[Chart]:
-    """Test accuracy and training loss over the epochs, mean over seeds with spread."""
+    """Draw test accuracy and training loss over the epochs, mean over seeds with spread."""
     norms = [row.norm for row in run.rows]
-    rows = [
-        {
-            "series": norm,
-            "epoch": epoch,
-            "mean": mean,
-            "low": mean - spread,
-            "high": min(1.0, mean + spread),
-            "loss": loss if math.isfinite(loss) and loss > 0 else None,
-        }
-        for norm in norms
-        for epoch, (mean, spread, loss) in tables.mean_curve(run, norm).items()
-    ]
+    rows = list(epochs(run))
     if not rows:
         return []
-    look = by_series(norms)
-    # whole epochs only
-    x = x_axis(
-        "epoch", said("page.axis.epoch"), axis={"grid": False, "format": "d", "tickMinStep": 1}
-    )
-    band = {
-        "mark": {"type": "area", "opacity": 0.16},
-        "encoding": {
-            "y": y_axis("low", said("page.axis.accuracy"), **LOOSE),
-            "y2": {"field": "high"},
-            "color": look["color"],
-        },
-    }
-    accuracy = {
-        "mark": {"type": "line", "point": {"size": 22}},
-        "encoding": {
-            "y": y_axis("mean", said("page.axis.accuracy"), **LOOSE, **PERCENT),
-            **look,
-            "tooltip": [
-                {"field": "series", "title": said("page.head.norm")},
-                {"field": "epoch", "title": said("page.head.epoch")},
-                {"field": "mean", "title": said("page.axis.accuracy"), "format": ".2%"},
-            ],
-        },
-    }
-    loss = {
-        "mark": {"type": "line"},
-        "encoding": {
-            "y": y_axis(
-                "loss", said("page.axis.loss"), scale={"type": "log"}, axis={"values": POWERS}
-            ),
-            **look,
-        },
-    }
-    numbers = tables.learning_curves(run)
+    epoch = tr("page.head.epoch")
     return [
         Chart(
-            said("page.curves.title"),
-            said("page.curves.note"),
-            spec(rows, 260, encoding={"x": x}, layer=[band, accuracy]),
-            numbers,
+            tr("page.curves.title"),
+            tr("page.curves.note"),
+            spec("curves", rows, norms),
+            by_series(tr("page.curves.table"), epoch, rows, "epoch", "mean", share, norms),
         ),
         Chart(
-            said("page.loss.title"),
-            said("page.loss.note"),
-            spec(rows, 260, encoding={"x": x}, layer=[loss]),
-            _loss_table(run),
+            tr("page.loss.title"),
+            tr("page.loss.note"),
+            spec("loss", [row for row in rows if row["loss"] > 0], norms),
+            by_series(tr("page.loss.table"), epoch, rows, "epoch", "loss", _three, norms),
         ),
     ]
-
-
-def _loss_table(run: Run) -> Table:
-    norms = [row.norm for row in run.rows]
-    curves = {norm: tables.mean_curve(run, norm) for norm in norms}
-    epochs = sorted({epoch for curve in curves.values() for epoch in curve})
-    rows: list[list[str | Text]] = [
-        [str(e), *(figure(curves[n][e][2] if e in curves[n] else None, 3) for n in norms)]
-        for e in thinned(epochs)
-    ]
-    return table(said("page.loss.table"), [said("page.head.epoch"), *norms], rows)
 
 
 def sweep(run: Run) -> Chart:
-    """Accuracy after a short run, over learning rates that span decades."""
+    """Draw accuracy after a short run, over learning rates that span decades."""
     norms = [s.norm for s in run.sweeps]
-    rows = [
+    rows: list[Spec] = [
         {"series": s.norm, "rate": rate, "accuracy": accuracy}
         for s in run.sweeps
         for rate, accuracy in zip(s.lr, s.accuracy, strict=True)
-        if math.isfinite(accuracy) and rate > 0
     ]
-    look = by_series(norms)
-    rates = sorted({rate for s in run.sweeps for rate in s.lr if rate > 0})
-    ticks = {"grid": False, "format": "~g", "values": rates, "tickCount": len(rates)}
-    ticks["labelOverlap"] = True
-    picture = spec(
-        rows,
-        260,
-        mark={"type": "line", "point": {"size": 44}},
-        encoding={
-            "x": x_axis(
-                "rate", said("page.axis.rate"), scale={"type": "log", "nice": False}, axis=ticks
-            ),
-            "y": y_axis("accuracy", said("page.axis.accuracy"), scale={"domainMin": 0}, **PERCENT),
-            **look,
-            "tooltip": [
-                {"field": "series", "title": said("page.head.norm")},
-                {"field": "rate", "title": said("page.head.rate"), "format": "~g"},
-                {"field": "accuracy", "title": said("page.axis.accuracy"), "format": ".1%"},
-            ],
-        },
+    drawn = [row for row in rows if math.isfinite(row["accuracy"]) and row["rate"] > 0]
+    rates = sorted({row["rate"] for row in rows if row["rate"] > 0})
+    caption, rate = tr("page.sweep.table"), tr("page.head.rate")
+    return Chart(
+        tr("page.sweep.title"),
+        tr("page.sweep.note"),
+        spec("sweep", drawn, norms, rates=rates, count=len(rates)),
+        by_series(caption, rate, rows, "rate", "accuracy", share, norms),
     )
-    return Chart(said("page.sweep.title"), said("page.sweep.note"), picture, tables.sweep(run))
 
 
 def parameter(trace: Trace, symbol: Literal["γ", "β"]) -> Chart:
-    """How gamma or beta of one layer moved: the middle, half and nine tenths of its channels."""
+    """Draw how gamma or beta moved: the middle, half and nine tenths of a layer's channels."""
     grid = trace.gamma if symbol == "γ" else trace.beta
-    steps = thinned(list(range(len(trace.step))), POINTS)
-    rows = [
-        {"step": trace.step[t]} | dict(zip(QUANTILES, quantiles(grid[t]), strict=True))
-        for t in steps
+    names = [f"q{q}" for q in QUANTILES]
+    rows: list[Spec] = [
+        {"step": trace.step[t]}
+        | dict(zip(names, np.percentile(grid[t], QUANTILES).tolist(), strict=True))
+        for t in thinned(list(range(len(trace.step))), POINTS)
         if all(map(math.isfinite, grid[t])) and grid[t]
     ]
-
-    def band(low: str, high: str, opacity: float) -> Spec:
-        return {
-            "mark": {"type": "area", "opacity": opacity, "color": "var(--accent)"},
-            "encoding": {"y": y_axis(low, symbol, **LOOSE), "y2": {"field": high}},
-        }
-
-    middle = {
-        "mark": {"type": "line", "color": "var(--accent)"},
-        "encoding": {
-            "y": y_axis("q50", symbol, **LOOSE),
-            "tooltip": [
-                {"field": "step", "title": said("page.head.step")},
-                *({"field": q, "title": f"{q[1:]}%", "format": ".4f"} for q in QUANTILES),
-            ],
-        },
-    }
-    body: list[list[str | Text]] = [
-        [str(row["step"]), *(figure(row[q]) for q in QUANTILES)] for row in thinned(rows)
-    ]
-    head: list[str | Text] = [said("page.head.step"), *(f"{q[1:]}%" for q in QUANTILES)]
-    x = x_axis("step", said("page.axis.step"))
-    return Chart(
-        f"{symbol}, {trace.layer}",
-        said("page.parameter.note"),
-        spec(
-            rows,
-            170,
-            encoding={"x": x},
-            layer=[band("q5", "q95", 0.16), band("q25", "q75", 0.28), middle],
-        ),
-        table(said("page.parameter.table"), head, body),
-    )
-
-
-def quantiles(values: tuple[float, ...]) -> list[float]:
-    """The 5, 25, 50, 75 and 95 % quantiles, linear between values."""
-    ordered = sorted(values)
-
-    def at(q: float) -> float:
-        place = q * (len(ordered) - 1)
-        low = math.floor(place)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
-
-    return [at(q) for q in (0.05, 0.25, 0.5, 0.75, 0.95)]
+    body = [[str(row["step"]), *(figure(row[q]) for q in names)] for row in thinned(rows)]
+    head: list[Words] = [tr("page.head.step"), *(f"{q}%" for q in QUANTILES)]
+    numbers = table(tr("page.parameter.table"), head, body)
+    title, note = f"{symbol}, {trace.layer}", tr("page.parameter.note")
+    return Chart(title, note, spec("parameter", rows, symbol=symbol), numbers)
 
 
 def drift(traces: list[Trace], layer: str) -> Chart:
-    """How far the distribution before one layer moved between two telemetry lines."""
-    norms = [t.norm for t in traces]
-    rows = [
+    """Draw how far the distribution before one layer moved between two telemetry lines."""
+    norms = [trace.norm for trace in traces]
+    rows: list[Spec] = [
         {"series": trace.norm, "step": trace.step[t], "drift": trace.drift[t]}
         for trace in traces
         for t in thinned(list(range(len(trace.step))), POINTS)
-        if math.isfinite(trace.drift[t])
     ]
-    picture = spec(
-        rows,
-        200,
-        mark={"type": "line", "strokeWidth": 1.75},
-        encoding={
-            "x": x_axis("step", said("page.axis.step")),
-            "y": y_axis("drift", said("page.axis.drift")),
-            **by_series(norms),
-        },
-    )
-    steps = thinned(sorted({s for t in traces for s in t.step}))
-    found = {t.norm: dict(zip(t.step, t.drift, strict=True)) for t in traces}
-    body: list[list[str | Text]] = [
-        [str(s), *(figure(found[n].get(s), 3) for n in norms)] for s in steps
-    ]
-    head: list[str | Text] = [said("page.head.step"), *norms]
-    numbers = table(said("page.drift.table"), head, body)
-    return Chart(layer, said("page.drift.note"), picture, numbers)
+    known = [row for row in rows if math.isfinite(row["drift"])]
+    caption, step = tr("page.drift.table"), tr("page.head.step")
+    numbers = by_series(caption, step, rows, "step", "drift", _three, norms)
+    return Chart(layer, tr("page.drift.note"), spec("drift", known, norms), numbers)
 
 
 def domains(run: Run) -> Chart:
-    """Accuracy by domain for every normalisation that was tried on several."""
-    norms = [row.norm for row in run.rows if row.by_domain]
+    """Draw accuracy by domain for every normalisation that was tried on several."""
+    tried = [row for row in run.rows if row.by_domain]
+    names = list(dict.fromkeys(name for row in tried for name in row.by_domain))
     rows = [
         {"series": row.norm, "domain": name, "accuracy": value}
-        for row in run.rows
+        for row in tried
         for name, value in row.by_domain.items()
         if math.isfinite(value)
     ]
-    names = list(dict.fromkeys(row["domain"] for row in rows))
-    look = by_series(norms)
-    shapes = {"field": "series", "type": "nominal", "scale": {"domain": norms, "range": SHAPES}}
-    picture = spec(
-        rows,
-        220,
-        mark={"type": "point", "size": 90},
-        encoding={
-            "x": {
-                "field": "domain",
-                "type": "nominal",
-                "sort": names,
-                "title": said("page.axis.domain"),
-                "axis": {"labelAngle": 0},
-            },
-            "xOffset": {"field": "series", "type": "nominal", "sort": norms},
-            "y": y_axis("accuracy", said("page.axis.accuracy"), **LOOSE, **PERCENT),
-            "color": look["color"] | {"legend": {}},
-            "shape": shapes,
-            "tooltip": [
-                {"field": "series", "title": said("page.head.norm")},
-                {"field": "domain", "title": said("page.axis.domain")},
-                {"field": "accuracy", "title": said("page.axis.accuracy"), "format": ".2%"},
-            ],
-        },
+    body = [
+        [row.norm, *(share(row.by_domain.get(name)) for name in names), share(row.mean)]
+        for row in tried
+    ]
+    head: list[Words] = [tr("page.head.norm"), *names, tr("page.head.all_domains")]
+    return Chart(
+        tr("page.domains.title"),
+        tr("page.domains.note"),
+        spec("domains", rows, [row.norm for row in tried], domains=names),
+        table(tr("page.domains.table"), head, body),
+        across=True,
     )
-    title, note = said("page.domains.title"), said("page.domains.note")
-    return Chart(title, note, picture, tables.domains(run), across=True)
+
+
+def _three(value: float | None) -> Words:
+    return figure(value, 3)

@@ -4,33 +4,20 @@ They are those of the page, in one language, with colours in place of names of t
 """
 
 import re
+from functools import cache
 from typing import Any
 
 from normscope.records import plain
 from normscope.report.bilingual import Text, read
-from normscope.report.charts.base import CONFIG, Spec
-from normscope.report.document import Bars, Chart, Document, parts
+from normscope.report.charts import picture_template
+from normscope.report.document import Bars, Chart, Document, Spec, parts
+from normscope.report.html import asset
 from normscope.report.messages import Lang
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 WIDTH = 560
-GROUND = "#fff"
-# as in the style sheet, on a light ground
-COLOURS = {
-    "accent": "#1659a8",
-    "c1": "#0068b0",
-    "c2": "#c25a00",
-    "c3": "#00805f",
-    "c4": "#a8437f",
-    "c5": "#8a7400",
-    "c6": "#3a4a5c",
-    "c7": "#2a93b8",
-    "c8": "#93321d",
-    "ink": "#1b2027",
-    "quiet": "#59626d",
-    "rule": "#dcdeda",
-}
 NAME = re.compile(r"var\(--([\w-]+)\)")
+COLOUR = re.compile(r"--([\w-]+): (?:light-dark\()?(#\w+)")  # on a light ground
 
 
 def specifications(document: Document, lang: Lang) -> list[Spec]:
@@ -42,7 +29,7 @@ def specifications(document: Document, lang: Lang) -> list[Spec]:
         elif isinstance(part, Bars) and part.bars:
             found.append({"title": read(part.title, lang), **_bars(part, lang)})
     # the colours are those of a light ground, so it comes along, for notebooks that are dark
-    config = {**_read(CONFIG, lang), "background": GROUND}
+    config = {**_read(picture_template("config"), lang), "background": "#fff"}
     return [{"$schema": SCHEMA, "config": config, **spec} for spec in found]
 
 
@@ -76,5 +63,11 @@ def _read(value: Any, lang: Lang) -> Any:
     if isinstance(value, (list, tuple)):
         return [_read(item, lang) for item in value]
     if isinstance(value, str):
-        return NAME.sub(lambda name: COLOURS[name[1]], value)
+        return NAME.sub(lambda name: _colours()[name[1]], value)
     return plain(value)
+
+
+@cache
+def _colours() -> dict[str, str]:
+    """Read the colours of the style sheet."""
+    return dict(COLOUR.findall(asset("page.css")))

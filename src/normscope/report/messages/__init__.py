@@ -3,6 +3,9 @@
 The JSON files beside this one hold `{"key": {"en": "...", "zh": "..."}}`; placeholders are those
 of `str.format`. `lesson.json` serves `explain`, `run.json` training and comparison, `lens.json`
 the inspection, `page.json` what only the pages say.
+
+A message that is a list has parts: `doctor.NS001` is the title of a check, its explanation and the
+advice, and is read as `doctor.NS001.title`, `.explain` and `.do`.
 """
 
 import json
@@ -13,6 +16,7 @@ from typing import Literal
 
 Lang = Literal["en", "zh"]
 LANGUAGES: tuple[Lang, ...] = ("en", "zh")
+PARTS = ("title", "explain", "do")
 
 
 @cache
@@ -20,18 +24,23 @@ def catalogue() -> dict[str, dict[str, str]]:
     """All messages: key -> language -> text."""
     merged: dict[str, dict[str, str]] = {}
     for part in sorted(p.name for p in files(__name__).iterdir() if p.name.endswith(".json")):
-        merged |= json.loads(files(__name__).joinpath(part).read_text(encoding="utf-8"))
+        for key, text in json.loads(files(__name__).joinpath(part).read_text("utf-8")).items():
+            if isinstance(text["en"], str):
+                merged[key] = text
+                continue
+            for place, name in enumerate(PARTS):
+                merged[f"{key}.{name}"] = {lang: text[lang][place] for lang in LANGUAGES}
     return merged
 
 
 def say(lang: Lang, key: str, **values: object) -> str:
-    """The text of `key` in `lang` with its placeholders filled."""
+    """Return the text of `key` in `lang` with its placeholders filled."""
     text = catalogue()[key][lang]
     return text.format(**values) if values else text
 
 
 def locale_language() -> Lang:
-    """The language of the user's locale: "zh" where it is Chinese, otherwise "en"."""
+    """Return the language of the user's locale: "zh" where it is Chinese, otherwise "en"."""
     for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
         value = os.environ.get(name)
         if value:

@@ -10,9 +10,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from normscope.report.bilingual import said
+from normscope.report.bilingual import tr
 from normscope.report.document import Interactive
-from normscope.report.html import Drawn, asset, render
+from normscope.report.html import asset, render
 from normscope.report.messages import Lang
 
 # in this order one script of a scope of its own: each file uses only what stands before it
@@ -50,9 +50,8 @@ def block(first: str = "mixed") -> Interactive:
 
 def page(lang: Lang) -> str:
     """Write the page of `playground`: the network alone."""
-    drawn, part = Drawn(), block()
-    drawn.take(part)
-    return render("network_page.html.j2", lang, drawn, said("network.title"), **part.values)
+    part = block()
+    return render("network_page.html.j2", lang, [part], tr("network.title"), **part.values)
 
 
 @cache

@@ -60,10 +60,19 @@ function densities(frame, history) {
   return { grid, lanes: lanes.map((lane) => lane.map((d) => d / top)) };
 }
 
+// what the address asks for; what it does not say, or wrongly, is as a page opens
+function asked(histories) {
+  const { learns, step, epoch } = remembered();
+  const history = histories.find((one) => one.learns === learns) ?? histories[0];
+  const t = epoch === undefined ? -1 : history.epoch.indexOf(Number(epoch));
+  const stop = STOPS.includes(step) ? STOPS.indexOf(step) : 1;
+  return { history, t: t < 0 ? history.epoch.length - 1 : t, stop, at: stop };
+}
+
 function journey(host, histories) {
   const part = (role) => host.querySelector(`[data-role=${role}]`);
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  const state = { history: histories[0], t: histories[0].epoch.length - 1, stop: 1, at: 1 };
+  const state = asked(histories);
   let [frame, curves, reach] = [null, null, null];
   let [playing, moving] = [0, 0];
 
@@ -212,8 +221,14 @@ function journey(host, histories) {
     });
   }
 
+  function keep() {
+    const { history, stop, t } = state;
+    remember({ learns: history.learns, step: STOPS[stop], epoch: history.epoch[t] });
+  }
+
   function go(stop) {
     state.stop = stop;
+    keep();
     cancelAnimationFrame(moving);
     const [from, began] = [state.at, performance.now()];
     if (calm || document.hidden) {
@@ -231,6 +246,7 @@ function journey(host, histories) {
 
   function seek(t) {
     state.t = t;
+    keep();
     load();
     draw();
   }
@@ -293,6 +309,7 @@ function journey(host, histories) {
     const button = html("button", { type: "button", "aria-pressed": String(history === state.history) }, say(name, { norm: history.norm }));
     button.addEventListener("click", () => {
       Object.assign(state, { history, t: history.epoch.length - 1 });
+      keep();
       build();
       part("networks").querySelector("[aria-pressed=true]").focus();
     });
