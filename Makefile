@@ -12,7 +12,7 @@ WORKERS = $(shell $(PYTHON) -c 'import os; print(min(8, 1 + len(os.sched_getaffi
 TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lowest sanitize lint docs dist bench scripts pictures assets clean
+.PHONY: help demo test slow lowest sanitize lint docs notebooks dist bench scripts pictures assets clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -68,6 +68,9 @@ lint: .venv/.dev  ## format, lint, types, import rules
 
 docs: .venv/.dev  ## the documentation, as docs/_build/index.html
 	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build
+
+notebooks: .venv/.dev  ## execute the notebooks in examples/ and write their outputs
+	$(BIN)/python tools/notebooks.py $(NOTEBOOKS)
 
 dist: .venv/.dev  ## sdist and wheel in dist/, checked and tried in a fresh environment
 	rm -rf dist

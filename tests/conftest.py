@@ -20,6 +20,7 @@ settings.load_profile("normscope")
 SLOW = (
     "test_timm",
     "test_distributed_train",
+    "test_notebooks",
     "test_sync",
     "test_wheel",
 )  # `make slow` and .ci/run run them

@@ -1,5 +1,6 @@
 """Records show themselves: as a repr, in a notebook, as a page, as a table, as charts."""
 
+import base64
 import importlib.util
 import json
 import os
@@ -72,6 +73,12 @@ def large() -> Inspection:
     )
 
 
+def pictures(text: str) -> list[str]:
+    """The drawings in the images of what a notebook shows."""
+    found = re.findall(r'src="data:image/svg\+xml;base64,([^"]*)"', text)
+    return [base64.b64decode(source).decode() for source in found]
+
+
 def test_every_kind_is_here() -> None:
     assert set(records()) == set(KINDS)
 
@@ -116,14 +123,32 @@ def test_a_notebook_shows_it_without_scripts(kind: str) -> None:
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
     assert all(target in ids for target in re.findall(r'href="#([^"]+)"', text))
-    for name in re.findall(r"var\((--[\w-]+)\)", text):
-        assert f"{name}:" in text, f"{name} has no value"
+    drawn = pictures(text)
+    for part in (text, *drawn):
+        for name in re.findall(r"var\((--[\w-]+)\)", part):
+            assert f"{name}:" in part, f"{name} has no value"
     if kind in ("inspection", "diagnosis", "repair", "run", "bench"):
-        assert "<svg" in text
-    for picture in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL):
-        ET.fromstring(picture)
-        assert "nan" not in picture
-        assert "inf" not in picture
+        assert drawn
+    for picture in drawn:
+        tree = ET.fromstring(picture)
+        assert tree.tag == "{http://www.w3.org/2000/svg}svg"
+        known = set(re.findall(r"\.([\w-]+)", tree[0].text or ""))
+        used = {name for mark in tree.iter() for name in mark.get("class", "").split()}
+        assert used <= known, f"no style for {used - known}"
+        inside = "".join(picture.split("</style>")[1:])
+        assert "nan" not in inside
+        assert "inf" not in inside
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_notebook_that_is_not_trusted_keeps_the_pictures(kind: str) -> None:
+    """JupyterLab then takes out svg and style, whose texts stay behind as words without space."""
+    text = records()[kind]._repr_html_()
+    icon = r'<svg class="icon"[^>]*>(?:<(?:path|rect)[^>]*/>)*</svg>'
+    assert "<svg" not in re.sub(icon, "", text)
+    for image in re.findall(r"<img[^>]*>", text):
+        assert "width" in image, "its size does not depend on a style sheet"
+        assert 'alt=""' in image, "the numbers are in the table beside it"
 
 
 def test_that_of_a_large_network_is_small() -> None:
@@ -140,7 +165,9 @@ def test_hostile_names_stay_text() -> None:
     text = evil._repr_html_()
     assert "<script" not in text
     assert "<b>&amp;" not in text
-    assert text.count("<svg") == seen._repr_html_().count("<svg") == text.count("</svg>")
+    assert text.count("<img") == seen._repr_html_().count("<img") == len(pictures(text)) > 0
+    for picture in pictures(text):
+        assert "script" not in {mark.tag for mark in ET.fromstring(picture).iter()}
 
 
 @pytest.mark.parametrize("kind", KINDS)

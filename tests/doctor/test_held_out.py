@@ -160,3 +160,23 @@ def test_answers_are_joined_sample_by_sample() -> None:
     for name in ("values", "losses", "right", "choices", "predicted", "truth"):
         torch.testing.assert_close(getattr(found, name), getattr(whole, name))
     assert isinstance(found, Answer)
+
+
+@pytest.mark.parametrize("what", ["loss", "metric"])
+def test_a_loss_and_a_metric_get_outputs_of_the_batch_beside_them(what: str) -> None:
+    """Mixtures of several batches and parts of one are compared by their outputs alone."""
+    model = healthy()
+    for norm in norms(model):
+        norm.running_mean += 1.5 * norm.running_var.sqrt()
+    batches = [(x, y, torch.arange(len(x)) % 2) for x, y in in_training(64)]
+    whole = []
+
+    def error(output: Tensor, batch: Any) -> Tensor:
+        whole.append(len(output) == len(batch[0]) == len(batch[1]))
+        return torch.nn.functional.cross_entropy(output, batch[1])
+
+    goal = error if what == "loss" else lambda output, batch: -float(error(output, batch))
+    found = diagnose(model, batches, **{what: goal})
+    assert {"small_batch", "domains"} & {cause.name for cause in found.causes}
+    assert len(whole) > 2 * len(batches)
+    assert all(whole)

@@ -13,7 +13,7 @@ from normscope.doctor.state import LayerState
 from normscope.errors import NormscopeError
 from normscope.moments import drift
 from normscope.probe.batches import Loader
-from normscope.probe.compare import Answer, Comparison
+from normscope.probe.compare import Answer, Comparison, Goal
 from normscope.probe.grammar import Batch
 from normscope.probe.run import NormRun
 from normscope.records import LayerGap
@@ -57,8 +57,18 @@ class Attribution:
         self.restored = self.answers(Override(self.target))
         self._gap = self._apart(data.eval)
 
-    def answers(self, override: Override, batches: Sequence[Batch] | None = None) -> list[Answer]:
-        """Return the answers to every kept batch, or to these."""
+    def answers(
+        self,
+        override: Override,
+        batches: Sequence[Batch] | None = None,
+        *,
+        goal: Goal | None = None,
+    ) -> list[Answer]:
+        """Return the answers to every kept batch, or to these.
+
+        Parts and mixtures of batches have no goal: a loss or a metric is made for whole batches
+        as the loader gives them.
+        """
         if batches is None and self.restored and not override.by_batch:
             same = (override.stored.get(name) is value for name, value in self.target.items())
             if all(same):
@@ -68,10 +78,9 @@ class Attribution:
             self.layers, by_batch=override.by_batch, stored=override.stored, measured=set()
         )
         with probe.preserved(self._model), run.active():
+            judge = self._data.goal if goal is None else goal
             return [
-                self._data.goal.answer(
-                    run.run(self._loader, self._model, batch), batch, run.features
-                )
+                judge.answer(run.run(self._loader, self._model, batch), batch, run.features)
                 for batch in kept
             ]
 
@@ -123,7 +132,8 @@ class Attribution:
         if any(part is None for part in parts):
             return 0.0
         try:
-            found = self.answers(Override(by_batch=set(self.layers)), [p for p in parts if p])
+            by_batch = Override(by_batch=set(self.layers))
+            found = self.answers(by_batch, [p for p in parts if p], goal=Goal())
         except NormscopeError:  # such batches cannot be mixed
             return 0.0
         if any(len(a.values) != p.size for a, p in zip(found, parts, strict=True) if p):
@@ -144,7 +154,7 @@ class Attribution:
                 mine = self._of_domain(batch, number)
                 if mine is not None:
                     rows, part = mine
-                    (answer,) = self.answers(Override(stored), [part])
+                    (answer,) = self.answers(Override(stored), [part], goal=Goal())
                     if answer.values.shape == values[rows].shape:
                         values[rows] = answer.values
             found.append(Answer(values))

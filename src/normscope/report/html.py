@@ -25,6 +25,7 @@ from normscope.report.charts import picture_template
 from normscope.report.charts.lanes import lanes
 from normscope.report.charts.numberline import drawn as number_line
 from normscope.report.charts.still import WIDTH, drawing
+from normscope.report.embedded import with_images
 from normscope.report.messages import Lang, catalogue
 
 # in this order one script, then what single parts of the page need, then what starts the page
@@ -43,9 +44,10 @@ def fragment(document: doc.Document, lang: Lang) -> str:
     digest = hashlib.sha256(repr(document).encode("utf-8", "replace")).hexdigest()
     prefix = f"normscope-{digest[:8]}-"
     environment = _environment(lang, live=False, prefix=prefix)
-    return environment.get_template("fragment.html.j2").render(
+    written = environment.get_template("fragment.html.j2").render(
         lang=lang, document=document, style=Markup(asset("fragment.css"))
     )
+    return with_images(written)
 
 
 def render(template: str, lang: Lang, blocks: list[doc.Block], title: Text, **context: Any) -> str:

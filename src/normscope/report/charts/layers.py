@@ -9,7 +9,7 @@ from normscope.report.document import Chart, Spec, table
 from normscope.report.format import share
 from normscope.report.measures import by_stage
 
-NAMED = 24  # of more layers the curves show the last stage only, by number
+NAMED = 8  # of more layers the curves show the last stage only, by number
 CHANNELS = 48  # columns of the firing picture
 CURVES = {"lda": "lda_fraction", "eta2": "eta2_mean", "nearest_mean": "nearest_mean_accuracy"}
 STAGE_SIGNS = {

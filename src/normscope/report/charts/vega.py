@@ -28,10 +28,9 @@ def specifications(document: Document, lang: Lang) -> list[Spec]:
             found.append({"title": read(part.title, lang), **_read(part.spec, lang)})
         elif isinstance(part, Bars) and part.bars:
             found.append({"title": read(part.title, lang), **_bars(part, lang)})
-    return [
-        {"$schema": SCHEMA, "config": _read(picture_template("config"), lang), **spec}
-        for spec in found
-    ]
+    # the colours are those of a light ground, so it comes along, for notebooks that are dark
+    config = {**_read(picture_template("config"), lang), "background": "#fff"}
+    return [{"$schema": SCHEMA, "config": config, **spec} for spec in found]
 
 
 def _bars(part: Bars, lang: Lang) -> Spec:
