@@ -45,7 +45,7 @@ def unsupported(x: Tensor) -> str | None:
 
 
 def batch_norm(*arguments: Any) -> Tensor | None:
-    """Compute a whole layer, as `functional.batch_norm`; None where these loops cannot take the call.
+    """Compute a layer, as `functional.batch_norm`; None where these loops cannot take the call.
 
     Args:
         arguments: those of the operator, in `layer.cpp`; act by its number in ACTS.

@@ -51,7 +51,7 @@ def _pieces(starts, k, groups, chunk, P: tl.constexpr):
 
 @triton.jit
 def _lanes(item, LENGTH: tl.constexpr, BLOCK_E: tl.constexpr):
-    """Return this program's chunk, block of lanes, places of the lanes in a row, and which exist."""
+    """Find this program's chunk, block of lanes, places of the lanes in a row, and which exist."""
     blocks: tl.constexpr = (LENGTH + BLOCK_E - 1) // BLOCK_E
     block = item % blocks
     e = block * BLOCK_E + tl.arange(0, BLOCK_E)[None, :]

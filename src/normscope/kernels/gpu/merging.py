@@ -68,7 +68,7 @@ def _place(C: tl.constexpr, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def _range(starts, item, known, chunk, items, P: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Find the first chunk of a group and the end; all of them for the one beyond the last group."""
+    """Find the first chunk of a group and the end; all of them for the one beyond the last."""
     low, size = item * 0, item * 0 + items
     if starts is not None and item < known:
         size = item * 0
