@@ -33,7 +33,7 @@ CEILINGS = {
     "probe": 2_850,  # goal 1,650
     "published": 1_100,  # goal 600
     "records": 1_750,  # goal 700
-    "report": 5_750,  # goal 2,500
+    "report": 5_800,  # goal 2,500
 }
 LONGEST = 450  # lines of one file; most have a hundred
 

