@@ -161,7 +161,7 @@ def test_every_command_answers(installed: Installed, wheel: Path) -> None:
     version = wheel.name.split("-")[1]
     assert installed.run("normscope", "--version").strip() == f"normscope {version}"
     listing = installed.run("normscope", "--help")
-    commands = re.findall(r"^ {2}([a-z]+) {2,}\S", listing.partition("Commands:")[2], re.MULTILINE)
+    commands = re.findall(r"^ {2}([a-z]+) {2,}\S", listing.partition("\nOptions:")[0], re.MULTILINE)
     assert {"explain", "train", "inspect", "diagnose", "repair", "report"} <= set(commands)
     for command in commands:
         assert installed.run("normscope", command, "--help").startswith(

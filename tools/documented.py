@@ -10,7 +10,7 @@ Blocks of a page that run, one after the other in one namespace:
 - ```console: lines that begin with "$ " are commands of normscope; their output follows each.
 - `<!-- run: ... -->`: Python that readers do not see; of its output they do, in the same way.
 
-Where text or a line is left out stands "...". Numbers may differ by 2 % (or 0.02), words may not.
+Where text or a line is left out stands "...". Numbers may differ by 5 % (or 0.02), words may not.
 Code that is to be read and not run is a ```py block.
 """
 
@@ -128,7 +128,7 @@ def _value(text: str) -> float:
 
 
 def _close(a: float, b: float) -> bool:
-    return abs(a - b) <= max(0.02, 0.02 * max(abs(a), abs(b)))
+    return abs(a - b) <= max(0.02, 0.05 * max(abs(a), abs(b)))
 
 
 def _session(code: str, where: str, problems: list[str]) -> Iterator[str]:

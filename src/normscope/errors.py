@@ -27,7 +27,7 @@ def few(names: Sequence[str], most: int = 3) -> str:
 
 
 class NormscopeError(Exception):
-    """Base of all errors that a user can cause and mend; the command line exits with 2.
+    """Base of all errors that a user can cause and correct; the command line exits with 2.
 
     >>> import torch
     >>> import normscope

@@ -130,7 +130,7 @@ def test_a_dry_run_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("name", "make"),
     [
-        ("mend_channels", lambda m: norms(m)[0].running_var.__setitem__(2, torch.nan)),
+        ("repair_channels", lambda m: norms(m)[0].running_var.__setitem__(2, torch.nan)),
         ("eval_mode", lambda m: norms(m)[1].train()),
         ("momentum", lambda m: norms(m)[0].__dict__.update(momentum=0.99)),
         ("choose_eps", lambda m: [n.__dict__.update(eps=5.0) for n in norms(m)]),

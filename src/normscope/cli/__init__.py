@@ -42,7 +42,7 @@ __all__ = ["app", "main", "start"]
 
 COMMANDS = {  # in the order of the help
     "Understand": (explain.explain, playground.playground, train.train, claims.claims),
-    "Look at a model, and mend it": (inspect.inspect, diagnose.diagnose, repair.repair),
+    "Look at a model, and repair it": (inspect.inspect, diagnose.diagnose, repair.repair),
     "Other forms and files": (convert.convert, parity.parity, passport.passport, merge.merge),
     "Records and this machine": (report.report, bench.bench, env.env),
 }
@@ -55,7 +55,7 @@ WrongUsage: Any = typer.BadParameter.__mro__[1]
 
 
 def main() -> None:
-    """Run the command line; an error that a user can mend is one sentence and exit code 2."""
+    """Run the command line; an error that a user can correct is one sentence and exit code 2."""
     try:
         try:
             with _stoppable(), warnings.catch_warnings():

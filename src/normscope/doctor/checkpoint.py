@@ -46,9 +46,9 @@ def skeleton(
     return root.eval()
 
 
-def merged(state: Mapping[str, Tensor], mended: nn.Module) -> dict[str, Tensor]:
+def merged(state: Mapping[str, Tensor], fixed: nn.Module) -> dict[str, Tensor]:
     """Return the checkpoint with the tensors of a skeleton in their places."""
-    own = mended.state_dict()
+    own = fixed.state_dict()
     return {
         name: own.get(name, own.get(f"BatchNorm.{name}", value)) for name, value in state.items()
     }

@@ -234,7 +234,7 @@ def _causes(
     findings: Sequence[Finding],
     on_progress: Progress | None,
 ) -> tuple[Cause, ...]:
-    """Order the causes of the gap by how much of it goes when each alone is mended."""
+    """Order the causes of the gap by how much of it goes when each alone is fixed."""
     attribution, data = case.attribution, case.data
     if attribution is None or data is None:
         return ()
@@ -252,9 +252,9 @@ def _causes(
             on_progress(done, len(concerned), code)
         names = tuple(n for n in dict.fromkeys(found) if n in attribution.states)
         names = names or tuple(attribution.states)
-        mended = checks[code].mended(case, names)
-        if mended is not None:
-            add(mended[0], code, names, mended[1])
+        fixed = checks[code].fixed(case, names)
+        if fixed is not None:
+            add(fixed[0], code, names, fixed[1])
     for name, override in attribution.parts().items():
         add(name, "", tuple(attribution.states), attribution.answers(override))
     composed = "NS008" in concerned

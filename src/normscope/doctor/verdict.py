@@ -15,7 +15,7 @@ LITTLE = 0.2  # share of the gap below which a cause explains nothing
 def ranked(findings: Sequence[Finding], causes: Sequence[Cause]) -> list[Finding]:
     """Order the findings, the one that explains most first; notes last.
 
-    A cause is measured by the share of the gap that goes when it alone is mended. A general
+    A cause is measured by the share of the gap that goes when it alone is fixed. A general
     cause, as stale statistics, always covers a particular one: it comes first only where it
     closes more than the best particular one by PARTICULAR. Data that cannot judge the model come
     before all.

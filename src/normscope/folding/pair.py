@@ -93,7 +93,7 @@ def make_affine(norm: nn.Module, plain: Plain, name: str) -> None:
         if not values.isfinite().all():
             raise ModelError(
                 f"fold of {name!r}: channel {_first(~values.isfinite())} would not be finite in "
-                f"{str(like.dtype).removeprefix('torch.')}; mend its numbers, or use a wider dtype"
+                f"{str(like.dtype).removeprefix('torch.')}; correct it, or use a wider dtype"
             )
     trained = any(p.requires_grad for p in norm.parameters(recurse=False))
     ranks = {None: (2, 3, 4, 5), 1: (2, 3)}.get(plain.dims, ((plain.dims or 0) + 2,))
@@ -130,7 +130,7 @@ def fold_into(
     if not finite.all():
         raise ModelError(
             f"fold of {names[0]!r}: channel {_first(~finite)} of {names[1]!r} would not be finite "
-            f"in {str(own.dtype).removeprefix('torch.')}; mend its numbers, or use a wider dtype"
+            f"in {str(own.dtype).removeprefix('torch.')}; correct its numbers, or use a wider dtype"
         )
     _check_pair(layer, norm, new, weight, bias, side)
     layer.weight, layer.bias = (nn.Parameter(t, own.requires_grad) for t in rounded)
@@ -172,7 +172,7 @@ def _affine(plain: Plain, name: str) -> tuple[Tensor, Tensor]:
             )
             raise ModelError(
                 f"fold of {name!r}: channel {channel} has {key} {values[channel].item():g}; it "
-                f"{allowed}, so mend or recalibrate the layer before"
+                f"{allowed}, so correct or recalibrate the layer before"
             )
     scale = own.get("weight", torch.ones(())) / (own["running_var"] + plain.eps).sqrt()
     if not scale.isfinite().all():

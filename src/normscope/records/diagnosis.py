@@ -37,18 +37,18 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class Cause:
-    """How much of the gap between train() and eval() goes when this alone is mended."""
+    """How much of the gap between train() and eval() goes when this alone is fixed."""
 
     name: str  # of `doctor.cause.*`
     code: str  # of the check that it belongs to; empty: none
-    closes: float  # share of the gap; negative: mending it alone makes it wider
+    closes: float  # share of the gap; negative: fixing it alone makes it wider
     layers: tuple[str, ...]
     advantage: float = math.nan  # standard errors by which the model then does better
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerGap:
-    """One layer's part: how much of the gap goes when its statistics alone are mended."""
+    """One layer's part: how much of the gap goes when its statistics alone are fixed."""
 
     name: str
     distance: float  # of its statistics from those of the data, rms over channels, in std
@@ -94,7 +94,7 @@ class Verdict:
 
     kind: Literal["statistics", "data", "nothing"]
     code: str = ""  # of the finding that explains most
-    closes: float = math.nan  # share of the gap that goes when it is mended
+    closes: float = math.nan  # share of the gap that goes when it is fixed
     warns: str = ""  # what not to do, as `doctor.not.*`
 
 

@@ -149,14 +149,14 @@ class Check:
         raise NotImplementedError
 
     def override(self, case: CheckContext, names: tuple[str, ...]) -> Override:
-        """Return what these layers would normalise with, were the fault mended."""
+        """Return what these layers would normalise with, were the fault fixed."""
         assert case.attribution is not None, "asked with data only"
         return Override({name: case.attribution.target[name] for name in names})
 
-    def mended(
+    def fixed(
         self, case: CheckContext, names: tuple[str, ...]
     ) -> tuple[str, Sequence[Answer]] | None:
-        """Return the cause's name, and the answers with these layers mended; None: no cause."""
+        """Return the cause's name, and the answers with these layers fixed; None: no cause."""
         if not self.cause or case.attribution is None:
             return None
         return self.cause, case.attribution.answers(self.override(case, names))

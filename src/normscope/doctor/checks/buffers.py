@@ -68,7 +68,7 @@ class ColdStatistics(Check):
                 tracked=state.tracked, momentum=state.momentum or 0.0, kind="cold",
             )  # fmt: skip
 
-    def mended(
+    def fixed(
         self, case: CheckContext, names: tuple[str, ...]
     ) -> tuple[str, Sequence[Answer]] | None:
         if case.attribution is None:
@@ -103,7 +103,7 @@ class NotFinite(Check):
     family = "buffers"
     needs = "checkpoint"
     source = "a variance is finite and not negative"
-    repair = "mend_channels"
+    repair = "repair_channels"
     cause = "not_finite"
 
     def override(self, case: CheckContext, names: tuple[str, ...]) -> Override:
@@ -198,7 +198,7 @@ class TinyVariance(Check):
         states = case.attribution.states.values()
         return Override({s.name: (s.mean, s.var + eps - s.eps) for s in states})
 
-    def mended(
+    def fixed(
         self, case: CheckContext, names: tuple[str, ...]
     ) -> tuple[str, Sequence[Answer]] | None:
         if self._eps is None or case.attribution is None:

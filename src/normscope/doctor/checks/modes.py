@@ -44,7 +44,7 @@ class Mode(Check):
             if state.module is not None and state.module.training:
                 yield self.finding(state.name, "error", 1.0, 0.0)
 
-    def mended(
+    def fixed(
         self, case: CheckContext, names: tuple[str, ...]
     ) -> tuple[str, Sequence[Answer]] | None:
         if case.attribution is None or case.data is None:

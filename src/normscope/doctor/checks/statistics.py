@@ -287,7 +287,7 @@ class MixedDomains(Check):
                     self.warn, domain=domain, label=label,
                 )  # fmt: skip
 
-    def mended(
+    def fixed(
         self, case: CheckContext, names: tuple[str, ...]
     ) -> tuple[str, Sequence[Answer]] | None:
         assert case.attribution is not None, "asked with data only"

@@ -9,7 +9,7 @@ __all__ = ["REMEDIES", "Remedy", "RepairContext", "Unfit"]
 REMEDIES: dict[str, tuple[Remedy, ...]] = {
     "eval_mode": (settings.eval_mode,),
     "widen": (statistics.widen,),
-    "mend_channels": (statistics.mend_channels,),
+    "repair_channels": (statistics.repair_channels,),
     "choose_eps": (settings.choose_eps,),
     "correct_cold": (statistics.correct_cold,),
     "momentum": (settings.momentum_and_statistics, settings.momentum),

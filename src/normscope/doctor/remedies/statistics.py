@@ -139,7 +139,7 @@ def split_calls(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ..
     return done
 
 
-def mend_channels(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
+def repair_channels(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
     """Store statistics of the data for those channels only whose stored ones are not finite."""
 
     def pick(state: LayerState, new: Statistics) -> Statistics:

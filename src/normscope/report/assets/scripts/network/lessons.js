@@ -90,7 +90,7 @@ function decode(text) {
 }
 
 /**
- * The setting with what cannot be together mended: a condition needs domains, points need points.
+ * The setting with what cannot be together corrected: a condition needs domains, points need points.
  * @param {Setting} setting
  * @returns {Setting}
  */
