@@ -46,12 +46,11 @@ struct Passes {
   const Data<T> data{static_cast<const T*>(call.x),        static_cast<const T*>(call.dy),
                      static_cast<const T*>(call.residual), static_cast<T*>(call.out),
                      static_cast<T*>(call.dresidual)};
-  const int64_t step = channels_of_block();
 
   // Blocks do not change a bit: chunks alone decide what is summed together.
-  int64_t channels_of_block() const {
+  int64_t channels_of_block(int64_t chunks) const {
     const int64_t threads = plan.size() > GRAIN ? at::get_num_threads() : 1;
-    const int64_t chunks = std::max<int64_t>(1, plan.chunks.size());
+    chunks = std::max<int64_t>(1, chunks);
     const int64_t wanted = threads > 1 ? 8 * threads : 1, blocks = (wanted + chunks - 1) / chunks;
     const int64_t channels = ((plan.c + blocks - 1) / blocks + 15) / 16 * 16;
     return std::min({plan.c, channels, layout.most});
@@ -59,8 +58,9 @@ struct Passes {
 
   // f(chunk number, block, tables) of all chunks and blocks, backwards where asked for.
   template <class F>
-  void each(bool backwards, F f) const {
-    const int64_t blocks = (plan.c + step - 1) / step, items = plan.chunks.size() * blocks;
+  void each(const std::vector<Chunk>& chunks, bool backwards, F f) const {
+    const int64_t step = channels_of_block(chunks.size());
+    const int64_t blocks = (plan.c + step - 1) / step, items = chunks.size() * blocks;
     parallel(items, plan.size() / std::max<int64_t>(1, items), [&](int64_t begin, int64_t end) {
       Tables tables(layout.width(step));
       for (int64_t i = begin; i < end; ++i) {
@@ -139,8 +139,16 @@ struct Passes {
 
   template <bool Backward>
   void map() const {
-    each(true, [&](int64_t i, const Block& b, Tables& by) {
-      const Chunk& chunk = plan.chunks[i];
+    const bool summed = Backward || call.from_batch;
+    std::vector<Chunk> units;
+    if (!summed && !Layout::PER_VALUE) {  // nothing is cached yet: as memory goes
+      for (const Chunk& chunk : plan.chunks) {
+        for (int64_t u = chunk.first; u < chunk.end; ++u) units.push_back({chunk.group, u, u + 1, 0});
+      }
+    }
+    const std::vector<Chunk>& chunks = units.empty() ? plan.chunks : units;
+    each(chunks, summed, [&](int64_t i, const Block& b, Tables& by) {
+      const Chunk& chunk = chunks[i];
       prepare<Backward>(chunk.group, b, by);
       if (plan.mask != nullptr) {  // zeros where values do not count
         layout.rows(chunk, b, nullptr, [&](const int64_t* starts, int rows, int64_t n, int64_t) {
@@ -159,7 +167,7 @@ struct Passes {
 
   void forward_sums() const {
     std::unique_ptr<double[]> partial(new double[2 * plan.chunks.size() * plan.c]);
-    each(false, [&](int64_t i, const Block& b, Tables& by) {
+    each(plan.chunks, false, [&](int64_t i, const Block& b, Tables& by) {
       double* row = partial.get() + 2 * i * plan.c + b.low;
       moments(plan.chunks[i], b, by, row, row + plan.c);
     });
@@ -168,7 +176,7 @@ struct Passes {
 
   void backward_sums() const {
     std::unique_ptr<double[]> partial(new double[2 * plan.chunks.size() * plan.c]);
-    each(false, [&](int64_t i, const Block& b, Tables& by) {
+    each(plan.chunks, false, [&](int64_t i, const Block& b, Tables& by) {
       double* row = partial.get() + 2 * i * plan.c + b.low;
       prepare<false>(plan.chunks[i].group, b, by);
       gradient_sums(plan.chunks[i], b, by, row, row + plan.c);
