@@ -32,13 +32,13 @@ def sink(target: Any) -> Sink:
 
     What serves:
 
-    * a path that ends with .csv or .jsonl;
-    * a `SummaryWriter` of TensorBoard;
-    * a run of Weights & Biases, a run of MLflow, an `MlflowClient`, or either module, which stands
+    - a path that ends with .csv or .jsonl;
+    - a `SummaryWriter` of TensorBoard;
+    - a run of Weights & Biases, a run of MLflow, an `MlflowClient`, or either module, which stands
       for the run that is active;
-    * a logger of Lightning, an `Accelerator`, a Trainer of transformers;
-    * any other object with log(dict, step=...) or log_metrics(dict, step=...);
-    * a function of the step and of {"layer/measure": value}.
+    - a logger of Lightning, an `Accelerator`, a Trainer of transformers;
+    - any other object with log(dict, step=...) or log_metrics(dict, step=...);
+    - a function of the step and of {"layer/measure": value}.
 
     Raises:
         InputError: none of these.
