@@ -24,7 +24,7 @@ extensions = [
     "internal_links",
     "chinese",
 ]
-exclude_patterns = ["_build", "_extensions"]
+exclude_patterns = ["_build", "jupyter_execute", "_extensions"]
 
 myst_enable_extensions = ["dollarmath", "attrs_inline", "colon_fence"]
 myst_heading_anchors = 3
