@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import normscope
+from normscope.doctor.state import of_model
 from normscope.errors import InputError, ModelError, NormscopeError
 from normscope.probe import eps_of, find_norms
 from normscope.probe.layers import own_norms
@@ -64,6 +65,12 @@ def test_an_eps_that_only_the_forward_knows_is_found(eps: float) -> None:
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     assert eps_of(layer) == pytest.approx(eps, rel=1e-9)
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_an_eps_of_zero_is_an_eps() -> None:
+    layer = nn.BatchNorm2d(4, eps=0)
+    assert eps_of(layer) == 0
+    assert of_model(network(layer))[0].eps == 0
 
 
 def test_a_layer_with_statistics_that_does_something_else_has_no_eps() -> None:

@@ -78,6 +78,7 @@ def of_model(model: nn.Module) -> list[LayerState]:
         layer = norm.module
         mean, var = tensors_of(layer)
         tracked = getattr(layer, "num_batches_tracked", None)
+        eps = probe.eps_of(layer)
         found.append(
             LayerState(
                 name=norm.name,
@@ -87,7 +88,7 @@ def of_model(model: nn.Module) -> list[LayerState]:
                 bias=_wide(getattr(layer, "bias", None)),
                 tracked=_count(tracked),
                 momentum=getattr(layer, "momentum", MOMENTUM),
-                eps=probe.eps_of(layer) or EPS,
+                eps=EPS if eps is None else eps,
                 dtype=mean.dtype,
                 module=layer,
                 unseen=_unseen(mean, var, tracked),
