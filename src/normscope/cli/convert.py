@@ -3,26 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from normscope.cli.app import Shown
 from normscope.cli.inputs import Key
 from normscope.errors import InputError
-
-To = Literal[
-    "torch",
-    "sync",
-    "batch",
-    "ghost",
-    "renorm",
-    "evalnorm",
-    "frozen",
-    "conditional",
-    "mode",
-    "group",
-]
+from normscope.records import NormKind as To
 
 
 def convert(

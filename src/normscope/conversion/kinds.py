@@ -20,19 +20,9 @@ from normscope.layers.batch import Ranks
 from normscope.layers.guarding import policy_of
 from normscope.layers.statistics import AS_TORCH, RunningStatistics, pooled
 from normscope.probe import eps_of
+from normscope.records import NormKind
 
-Kind = Literal[
-    "torch",
-    "sync",
-    "batch",
-    "ghost",
-    "renorm",
-    "evalnorm",
-    "frozen",
-    "conditional",
-    "mode",
-    "group",
-]
+Kind = NormKind
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PLAIN = ("torch", "sync", "batch")  # the same function of one batch, in training too
 

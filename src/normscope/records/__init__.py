@@ -15,7 +15,7 @@ from normscope.records.bench import (
     Timing,
 )
 from normscope.records.claims import ClaimResult, Claims, Curve, Measured, StatementVerdict
-from normscope.records.conversion import Change, Comparison, Converted, Fusion, Left
+from normscope.records.conversion import Change, Comparison, Converted, Fusion, Left, NormKind
 from normscope.records.diagnosis import (
     SEVERITIES,
     Cause,
@@ -116,6 +116,7 @@ __all__ = [
     "Member",
     "Mismatch",
     "ModeParity",
+    "NormKind",
     "NormPair",
     "NormPassport",
     "Numbers",

@@ -5,6 +5,12 @@ from typing import Any, ClassVar, Literal
 
 from normscope.records.base import Record
 
+# what a norm layer can be converted to
+NormKind = Literal[
+    "torch", "sync", "batch", "ghost", "renorm", "evalnorm", "frozen",
+    "conditional", "mode", "group",
+]  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Change:
