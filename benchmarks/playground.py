@@ -12,7 +12,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from normscope.report.page import render_playground
+from normscope.report import playground
 from playwright.sync_api import Page
 from tests.chromium import chromium
 from tests.network import script
@@ -82,7 +82,7 @@ def main() -> None:
         print(f"steps per second, nothing drawn: {statistics.median(rates):,.0f}")
         engine.close()
         path = Path(folder) / "live.html"
-        path.write_text(render_playground("en"), encoding="utf-8")
+        path.write_text(playground.page("en"), encoding="utf-8")
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.goto(path.as_uri() + "#net=seed_1")
         page.wait_for_selector("html[data-started]")
