@@ -119,9 +119,8 @@ def test_chinese_takes_what_english_fills_in() -> None:
         ),
         ("Missing option '--model'", "缺少选项 '--model'"),
         (
-            "a.pt is a web page, perhaps of a login or an error; give safetensors or a torch "
-            "checkpoint",
-            "a.pt 是网页，可能是登录页或错误页；请给出 safetensors 或 torch 检查点",
+            "a.pt is text; give safetensors or a torch checkpoint",
+            "a.pt 是文本；请给出 safetensors 或 torch 检查点",
         ),
         ("something is new", "（此句暂无中文）something is new"),
         ("a {b} is odd: {}; {0}", "（此句暂无中文）a {b} is odd: {}; {0}"),
