@@ -131,8 +131,8 @@ def load_run(out: str | Path, data: Source | None = None) -> tuple[Run, nn.Modul
     config = run.config
     if data is None and config.data == IN_MEMORY:
         raise InputError(
-            f"the run in {shown(folder.root)} was trained on data in memory, which it does not keep; "
-            "give the data again"
+            f"the run in {shown(folder.root)} was trained on data in memory, which it does not "
+            "keep; give the data again"
         )
     source = config.data if data is None else data
     return run, model, load(source, seed=config.seed, domains=config.domains)
