@@ -1,11 +1,11 @@
-"""Every error says what came, what is allowed and what to do; `slug` names it in the docs."""
+"""Errors: each names the value, what is allowed, what to do; `slug` is its anchor in the docs."""
 
 import os
 from collections.abc import Sequence
 
 
 def shown(path: str | os.PathLike[str], keep: str = "") -> str:
-    """Write a path or name as clean text: control characters and undecodable bytes are spelled out.
+    """Return a path or name as printable text: control characters and bad bytes are escaped.
 
     Names in files of others may hold what a terminal obeys, or what turns the order of letters.
 
@@ -42,7 +42,7 @@ class NormscopeError(Exception):
     told = False  # by another rank of the same run
 
     def __str__(self) -> str:
-        """Return the message; names in it cannot give a terminal orders."""
+        """Return the message with control characters escaped."""
         return shown(super().__str__(), keep="\n")
 
 
@@ -90,7 +90,7 @@ class FileError(NormscopeError):
 
 
 class MissingExtraError(NormscopeError):
-    """An optional package is needed for this; the message carries the exact pip command.
+    """An optional package is missing; the message has the pip command that installs it.
 
     >>> import normscope
     >>> issubclass(normscope.MissingExtraError, normscope.NormscopeError)
@@ -101,6 +101,6 @@ class MissingExtraError(NormscopeError):
 
 
 class KernelError(NormscopeError):
-    """A compiled kernel computes something else than its definition on this machine."""
+    """A compiled kernel differs from the reference on this machine."""
 
     slug = "kernel"

@@ -1,4 +1,4 @@
-"""What all records share: JSON out and in, rows of a table, and how they show themselves.
+"""Base of all records: JSON, rows of a table, and how they are displayed.
 
 How a record looks is decided in `normscope.report`, which stands above records: only the methods
 of `Record` that show something import `normscope.report.presentation`, when they are called.
@@ -253,7 +253,7 @@ def _build(kind: Any, value: Any) -> Any:
 
 
 def _array(value: Any) -> Array:
-    """Read a table of floats, in which None is NaN, or one of counts, which has three axes."""
+    """Read an array of floats, where None is NaN, or an array of counts with three axes."""
     array = np.array(value, dtype=float)
     if not array.size:
         array = array.reshape(0, 0)
