@@ -28,12 +28,12 @@ CEILINGS = {
     "folding": 1_050,
     "kernels": 2_550,  # goal 2,000
     "layers": 1_950,  # goal 1,150
-    "lens": 3_300,  # goal 1,450
+    "lens": 3_550,  # goal 1,450
     "lesson": 850,  # goal 500
     "probe": 2_850,  # goal 1,650
     "published": 1_100,  # goal 600
-    "records": 1_750,  # goal 700
-    "report": 5_800,  # goal 2,500
+    "records": 1_800,  # goal 700
+    "report": 5_900,  # goal 2,500
 }
 LONGEST = 450  # lines of one file; most have a hundred
 
