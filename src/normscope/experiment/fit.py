@@ -93,25 +93,46 @@ def train(
         return RunSession(folder, earlier, loaded, on_progress, tensorboard).run()
 
 
-def load_member(out: Path, norm: str, seed: int) -> nn.Module:
-    """Load a finished network of the run in `out`, in eval mode; raises FileError without one."""
-    return checkpoint.load_model(RunFolder(out).member(norm, seed))
+def load_member(out: str | Path, norm: str, seed: int) -> nn.Module:
+    """Load a finished network of the run in `out`, in eval mode; raises FileError without one.
+
+    >>> import tempfile
+    >>> import normscope
+    >>> out = tempfile.mkdtemp()
+    >>> options = dict(norms=["batch", "none"], epochs=1, seeds=1, sweep=(), progress=False)
+    >>> _ = normscope.train("iris", out=out, **options)
+    >>> normscope.experiment.load_member(out, "none", seed=0).training
+    False
+    """
+    return checkpoint.load_model(RunFolder(Path(out)).member(norm, seed))
 
 
-def load_run(out: Path, data: Source | None = None) -> tuple[Run, nn.Module, Data]:
-    """Load the run in `out`: its record, the network that stands for it, its data.
+def load_run(out: str | Path, data: Source | None = None) -> tuple[Run, nn.Module, Data]:
+    """Load the run in `out`: its record, the network that stands for it in eval mode, its data.
+
+    Args:
+        out: the folder that `train` was given.
+        data: the samples, where they were handed to `train` in memory.
 
     Raises:
         FileError, InputError: it is not whole, or its data were handed over and are not given.
+
+    >>> import tempfile
+    >>> import normscope
+    >>> out = tempfile.mkdtemp()
+    >>> _ = normscope.train("iris", norms=["batch"], epochs=1, seeds=1, sweep=(), out=out)
+    >>> run, model, data = normscope.experiment.load_run(out)
+    >>> model(data.test_x).shape[1] == len(run.classes)
+    True
     """
-    folder = RunFolder(out)
+    folder = RunFolder(Path(out))
     run = folder.read()
     model = checkpoint.load_model(folder.model)
     config = run.config
     if data is None and config.data == IN_MEMORY:
         raise InputError(
-            f"the run in {shown(out)} was trained on data in memory, which it does not keep; give "
-            "the data again"
+            f"the run in {shown(folder.root)} was trained on data in memory, which it does not "
+            "keep; give the data again"
         )
     source = config.data if data is None else data
     return run, model, load(source, seed=config.seed, domains=config.domains)
