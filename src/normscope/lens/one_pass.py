@@ -62,21 +62,23 @@ def inspect(
 
     Args:
         model: any model; what wraps it (DDP, torch.compile) is left out.
-        batches: with labels; see `probe.grammar` for what a batch may be. With a condition
-            the model runs inside `normscope.condition`.
+        batches: see `probe.grammar` for what a batch may be. Labels are one class per sample, or
+            masks, whose positions then have classes; without either all samples are shown
+            together. With a condition the model runs inside `normscope.condition`.
         classes: K names; None: as many classes as the labels say, named by their numbers.
         model_name: shown in the record; empty: the model's class.
         data_name: shown in the record; empty: the class of the loader's dataset, or "data".
         forward: forward(model, batch), for batches of another structure.
-        labels: a key or position in the batch, or labels(batch), where the classes are.
+        labels: a key or position in the batch, or labels(batch), where the classes are;
+            "terciles": three groups of one number per sample.
         batch_limit: read so many batches at most; None: all, or 1,000 of a loader without length.
         on_progress: called after every batch with the number of images so far.
         memory_limit: bytes that the statistics may take.
         progress: show a bar; None: in a notebook and on a terminal, without on_progress.
 
     Raises:
-        InputError: no labels, labels out of range, one class only, NaN inputs, no batch, a loader
-            that fails.
+        InputError: no classes where `labels` says that they are, labels out of range, NaN inputs,
+            no batch, a loader that fails.
         ModelError: no layer to follow, a forward that fails, an activation that is not finite,
             too many classes and channels for memory.
 
@@ -137,7 +139,7 @@ def accumulate(
         memory_limit: as `inspect`.
 
     Raises:
-        InputError: as `inspect`, except that one class is enough.
+        InputError: as `inspect`.
         ModelError: as `inspect`.
     """
     refuse_traced(model)
