@@ -163,7 +163,7 @@ def _wide(value: Tensor) -> Tensor:
     return value.detach().cpu().double()
 
 
-def _fitting(value: object, mean: Tensor) -> Tensor | None:
+def _fitting(value: Any, mean: Tensor) -> Tensor | None:
     """Return a scale or shift that belongs to these statistics."""
     known = isinstance(value, Tensor) and value.dim() in (1, 2)
     return _wide(value) if known and value.shape[-1] == mean.shape[-1] else None
