@@ -1,6 +1,7 @@
 """Errors: each names the value, what is allowed, what to do; `slug` is its anchor in the docs."""
 
 import os
+import re
 from collections.abc import Sequence
 
 
@@ -42,8 +43,9 @@ class NormscopeError(Exception):
     told = False  # by another rank of the same run
 
     def __str__(self) -> str:
-        """Return the message with control characters escaped."""
-        return shown(super().__str__(), keep="\n")
+        """Return the message with control characters escaped and long words cut."""
+        text = re.sub(r"(\S{100})\S{200,}", r"\1...", super().__str__())
+        return shown(text, keep="\n")
 
 
 class InputError(NormscopeError, ValueError):

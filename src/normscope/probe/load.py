@@ -24,6 +24,7 @@ from normscope.files import read_bytes, shown, write_whole
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "model_ema", "ema")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _ENDINGS = ("weight", "bias", "running_mean", "running_var")  # of names in most state dicts
+FAILURES = (Exception, SystemExit, GeneratorExit)  # of somebody else's code; Ctrl-C is none
 LONGEST = 300  # characters that an error takes of somebody else's message
 _DEPTH = 5  # how far down a state dict is looked for
 
@@ -131,7 +132,7 @@ def made(place: str, name: str, finished: type | tuple[type, ...] = ()) -> Any:
     try:
         try:
             source = _file(Path(place)) if is_file else importlib.import_module(place)
-        except (Exception, SystemExit) as problem:
+        except FAILURES as problem:
             raise ModelError(f"{shown(place)} cannot be imported: {reason(problem)}") from problem
         value = getattr(source, name, None)
         if value is None:
@@ -139,7 +140,7 @@ def made(place: str, name: str, finished: type | tuple[type, ...] = ()) -> Any:
         if not isinstance(value, finished) and callable(value):
             try:
                 value = value()
-            except (Exception, SystemExit) as problem:
+            except FAILURES as problem:
                 raise ModelError(f"{shown(place)}:{name}() failed: {reason(problem)}") from problem
         return value
     finally:
@@ -149,7 +150,11 @@ def made(place: str, name: str, finished: type | tuple[type, ...] = ()) -> Any:
 
 def reason(problem: BaseException) -> str:
     """Say an exception of somebody else's code in one line, the beginning of a long one."""
-    text = shown(f"{type(problem).__name__}: {(str(problem) or 'no message').splitlines()[0]}")
+    try:
+        said = (str(problem) or "no message").splitlines()[0]
+    except Exception:  # its own message fails too
+        said = "no message"
+    text = shown(f"{type(problem).__name__}: {said}")
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
