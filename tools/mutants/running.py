@@ -25,7 +25,7 @@ HEAVY = (
     "scipy.optimize", "scipy.linalg", "sklearn.preprocessing", "sklearn.model_selection", "typer",
     "rich.console", "jinja2", "safetensors.torch",
     "xml.dom.minidom", "pandas", "pyarrow", "PIL.Image", "importlib.metadata",
-    "pytest", "pytest_timeout", "hypothesis.strategies", "_hypothesis_pytestplugin", "unittest.mock",
+    "pytest", "pytest_timeout", "hypothesis.strategies", "_hypothesis_pytestplugin",
 )  # fmt: skip
 QUIET = (
     "-q", "-x", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "timeout=100",
