@@ -65,7 +65,7 @@ class RemoveStatement(NodeOperator):
             return True
         return node.type == "expr_stmt" and (
             node.children[0].type in ("atom_expr", "power")
-            or node.children[1].get_code().strip() not in ("=", ":")
+            or (node.children[1].type != "annassign" and node.children[1].get_code().strip() != "=")
         )
 
     def mutate(self, node: Any, index: int) -> Any:
