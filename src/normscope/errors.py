@@ -1,6 +1,7 @@
 """Every error says what came, what is allowed and what to do; `slug` names it in the docs."""
 
 import os
+import re
 from collections.abc import Sequence
 
 
@@ -42,8 +43,9 @@ class NormscopeError(Exception):
     told = False  # by another rank of the same run
 
     def __str__(self) -> str:
-        """Return the message; names in it cannot give a terminal orders."""
-        return shown(super().__str__(), keep="\n")
+        """Return the message; names in it cannot give a terminal orders, nor fill it."""
+        text = re.sub(r"(\S{100})\S{200,}", r"\1...", super().__str__())
+        return shown(text, keep="\n")
 
 
 class InputError(NormscopeError, ValueError):

@@ -109,7 +109,9 @@ def adapted(model: nn.Module, case: Case) -> Any:
 
 def inspected(model: nn.Module, case: Case) -> Any:
     seen = lens.inspect(model, case.loader(), model_name="m", data_name="d", **case.options)
-    return json.loads(seen.to_json())
+    plain = json.loads(seen.to_json())
+    del plain["targets"]  # dtype and shape of labels that are no classes
+    return plain
 
 
 def verified(model: nn.Module, case: Case) -> Any:

@@ -32,8 +32,8 @@ from normscope.cli import (
     start,
     train,
 )
-from normscope.cli.app import Console, app
-from normscope.cli.help import Command
+from normscope.cli.app import Console, app, tell
+from normscope.cli.help import Command, Stopped
 from normscope.cli.language import sentence, spoken
 from normscope.cli.options import with_options
 from normscope.errors import NormscopeError
@@ -73,7 +73,8 @@ def main() -> None:
         said = " ".join(problem.format_message().split()).replace("Value error, ", "")
         _tell(said.removesuffix("."), hint)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
+        tell(spoken(), "cli.interrupted")
         sys.exit(130)
     except OSError as problem:
         if problem.filename is not None or problem.errno not in (errno.ENOSPC, errno.EIO):

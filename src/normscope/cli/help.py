@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.cells import cell_len
+from typer import Exit
 from typer.core import TyperCommand, TyperGroup
 
 from normscope.cli.language import helped, spoken
@@ -37,10 +39,43 @@ class Command(TyperCommand):
         formatter.write("\n".join(lines(self, ctx, formatter.width)) + "\n")
 
 
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM came, and the command had nothing of its own to say."""
+
+
+@contextmanager
+def stopped() -> Iterator[None]:
+    """Raise Stopped for an interruption, also for one that others turned into an error of theirs.
+
+    Typer would end on it without a word.
+    """
+    try:
+        yield
+    except Exit:
+        raise
+    except BaseException as problem:
+        seen: BaseException | None = problem
+        while seen is not None:
+            if isinstance(seen, KeyboardInterrupt):
+                raise Stopped from problem
+            seen = seen.__cause__ or seen.__context__
+        raise
+
+
 class Group(TyperGroup):
     """The application, likewise."""
 
     language: Lang = "en"
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the options; see `stopped`."""
+        with stopped():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; see `stopped`."""
+        with stopped():
+            return super().invoke(ctx)
 
     def main(self, args: Sequence[str] | None = None, **settings: Any) -> Any:  # type: ignore[override]
         """Run the command that the arguments name."""

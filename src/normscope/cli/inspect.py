@@ -1,6 +1,7 @@
 """normscope inspect."""
 
 from collections.abc import Iterable, Sized
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 from normscope.cli.app import Shown
 from normscope.cli.inputs import Inputs
 from normscope.errors import FileError, InputError
-from normscope.files import shown
+from normscope.files import fitting, shown
 
 if TYPE_CHECKING:
     from normscope.lens import InspectionState
@@ -96,9 +97,10 @@ def inspect(
                 seen.all_reduce()
     if rank > 0:  # rank 0 writes and tells
         raise typer.Exit(130 if stopped else 0)
-    if save is not None:
-        seen.save(save.with_suffix(SUFFIX))
-    found = inspection(seen, release=True)
+    with _fitting(files[0] if files else save if resume else None):
+        if save is not None:
+            seen.save(save.with_suffix(SUFFIX))
+        found = inspection(seen, release=True)
     if save is not None:
         found.save(save)
     from normscope.report.inspection import document as of_inspection
@@ -107,7 +109,7 @@ def inspect(
     if save is not None:
         show.tell("cli.saved", path=save)
     if stopped:
-        show.tell("cli.inspect.stopped", images=sum(found.counts))
+        show.tell("cli.inspect.stopped", images=found.images)
         raise typer.Exit(130)
 
 
@@ -117,6 +119,7 @@ def _passed(
     """Run the pass; return what passed, and whether Ctrl-C came before the end."""
     from normscope.experiment import ranks
     from normscope.lens import InspectionState, accumulate, memory_needed
+    from normscope.lens.classes import TERCILES
 
     model, model_name, data = given.loaded(batch_size, batch_size)
     assert data is not None, "checked before"
@@ -131,6 +134,10 @@ def _passed(
             )
     if resume is not None and ranks.size() > 1:
         raise InputError("--resume continues a pass of one process; start it without torchrun")
+    if given.labels == TERCILES and ranks.size() > 1:
+        raise InputError(
+            "--labels terciles reads all targets first, in one process; start it without torchrun"
+        )
     batches = _own(data.batches)
     if batches == []:
         return seen, False
@@ -148,14 +155,15 @@ def _passed(
             if ranks.asked_to_stop():
                 raise KeyboardInterrupt
 
-        told(int(seen.counts.sum()))
+        told(seen.images)
         try:
-            accumulate(
-                model, batches, into=seen, on_progress=told, memory_limit=memory_limit << 20,
-                **how,
-            )  # fmt: skip
+            with _fitting(resume):
+                accumulate(
+                    model, batches, into=seen, on_progress=told, memory_limit=memory_limit << 20,
+                    **how,
+                )  # fmt: skip
         except KeyboardInterrupt:
-            if int((seen.counts > 0).sum()) < 2 or seen.incomplete:
+            if not seen.images or seen.incomplete:
                 raise
             return seen, True
     if data.total is not None and ranks.rank() == 0:
@@ -174,6 +182,10 @@ def _own(batches: Iterable[Any]) -> list[Any] | Iterable[Any]:
     return [] if first is None else chain([first], mine)
 
 
+def _fitting(path: Path | None) -> AbstractContextManager[None]:
+    return nullcontext() if path is None else fitting(path, "pass")
+
+
 def _loaded(path: Path) -> "InspectionState":
     from normscope.lens import InspectionState
     from normscope.lens.state import beside
@@ -183,8 +195,9 @@ def _loaded(path: Path) -> "InspectionState":
 
 def _merged(files: list[Path]) -> "InspectionState":
     first, *rest = map(_loaded, files)
-    for other in rest:
-        first.merge(other)
+    for path, other in zip(files[1:], rest, strict=True):
+        with fitting(path, "pass"):
+            first.merge(other)
     return first
 
 
