@@ -101,8 +101,9 @@ def test_numbers_are_numbers_and_nothing_else_is() -> None:
         assert found is not None
         assert not found.requires_grad
     X.requires_grad_(False)
-    for value in (None, "3", b"3", ["a"], [[1], [1, 2]], object(), {"a": 1}):
-        assert as_numbers(value) is None, value
+    other: Any
+    for other in (None, "3", b"3", ["a"], [[1], [1, 2]], object(), {"a": 1}):
+        assert as_numbers(other) is None, other
     for error in (ValueError(), TypeError(), RuntimeError()):
         assert as_numbers(Odd(error)) is None
     assert as_numbers(np.ones(2, dtype=np.uint8)) is not None
