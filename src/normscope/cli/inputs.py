@@ -193,7 +193,7 @@ class Checkup(Inputs):
         str | None,
         typer.Option(
             help="The model that this one averages or copies (EMA, target): "
-            "path/file.py:function that makes it.",
+            "path/file.py:function that makes it, or its weights in --model.",
             rich_help_panel=JUDGING,
         ),
     ] = None
@@ -251,7 +251,10 @@ class Checkup(Inputs):
         from normscope.probe.load import load_model
 
         if self.reference is not None:
-            given["reference"] = load_model(self.reference).eval()
+            weights = Path(self.reference)
+            of_file = self.model and weights.is_file() and not Path(self.model).is_dir()
+            spec = (self.model, weights) if of_file else (self.reference,)
+            given["reference"] = load_model(*spec).eval()
         reader = self.reader(network)
         if data is not None:
             given["batches"] = reader(data.train)
