@@ -50,7 +50,8 @@ class Noisy(nn.Module):
         self.model = digits_model()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x + 0.2 * torch.randn_like(x))
+        scores: Tensor = self.model(x + 0.2 * torch.randn_like(x))
+        return scores
 
 
 def test_a_layer_left_in_train_comes_before_data_that_cannot_judge() -> None:

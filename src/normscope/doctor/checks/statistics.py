@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,12 +63,13 @@ class Stale(Check):
             shift = ((state.mean - mean) / var.sqrt())[known.expand_as(mean)]
             ratio = (state.var.clamp(min=1e-12) / var).log()[known.expand_as(mean)]
             factor = common_factor(case, state)
+            by: dict[str, Any] = {"factor": factor} if factor else {}
             yield self.finding(
                 state.name, severity, size, threshold, channels=over,
                 shift=float(shift.pow(2).mean().sqrt()), ratio=float(ratio.mean().exp()),
                 worst=float(away.max()),
                 kind="kept" if case.keep_stored else "scaled" if factor else "",
-                **({"factor": factor} if factor else {}),
+                **by,
             )  # fmt: skip
 
 
