@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from normscope.errors import FileError, NormscopeError
+from normscope.errors import FileError
 from normscope.errors import shown as shown
 
 
@@ -195,25 +195,6 @@ def read_json(path: Path, what: str = "record") -> Any:
         ) from problem
     except RecursionError as problem:
         raise FileError(f"{shown(path)} is no {what}: it is nested too deeply") from problem
-
-
-@contextmanager
-def fitting(path: Path, what: str) -> Iterator[None]:
-    """Say of what fails inside that the parts of a file, each of its kind, do not fit together.
-
-    Raises:
-        FileError: in the place of any error that is not of ours or of the system's.
-    """
-    try:
-        yield
-    except (NormscopeError, OSError):
-        raise
-    except Exception as problem:
-        why = f"{type(problem).__name__}: {str(problem)[:200]}".splitlines()[0]
-        raise FileError(
-            f"{shown(path)} holds a {what} whose parts do not fit together ({shown(why)}); "
-            "write it again with the command that made it"
-        ) from problem
 
 
 def _unwritable(path: Path, problem: OSError, size: int) -> FileError:

@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from normscope.errors import InputError
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
@@ -81,6 +83,7 @@ class Moments:
         Every rank must call it, a rank without data too (its count is zero). Works on any
         backend, gloo on CPU included. Not differentiable.
         """
+        check_distributed(process_group)
         packed = torch.cat([self.count.reshape(-1), self.mean.reshape(-1), self.m2.reshape(-1)])
         ranks = [torch.empty_like(packed) for _ in range(dist.get_world_size(process_group))]
         dist.all_gather(ranks, packed, group=process_group)
@@ -92,6 +95,15 @@ class Moments:
             merged = part if merged is None else merged + part
         assert merged is not None, "a process group has at least one rank"
         return merged
+
+
+def check_distributed(process_group: dist.ProcessGroup | None = None) -> None:
+    """Refuse, by an InputError, what only the ranks of a distributed run can do together."""
+    if process_group is None and not (dist.is_available() and dist.is_initialized()):
+        raise InputError(
+            "all_reduce merges the ranks of a distributed run, and this process is none; call "
+            "torch.distributed.init_process_group first, start with torchrun, or leave it out"
+        )
 
 
 def drift(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ import typer
 from normscope.cli.app import Shown
 from normscope.cli.inputs import Inputs
 from normscope.errors import FileError, InputError
-from normscope.files import fitting, shown
+from normscope.files import shown
+from normscope.records.fitting import fitting
 
 if TYPE_CHECKING:
     from normscope.lens import InspectionState

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from normscope.cli.app import Console, Printed, Shown
-from normscope.files import fitting
 from normscope.records import CHECKUP, Run
+from normscope.records.fitting import fitting
 
 
 def report(

@@ -175,7 +175,7 @@ class Record:
             raise InputError(f"this is no {cls.kind} record; its kind must be {cls.kind!r}")
         if value.get("schema") != SCHEMA:
             raise InputError(
-                f"this {cls.kind} record has schema {str(value.get('schema'))[:LONGEST]}, "
+                f"this {cls.kind} record has schema {repr(value.get('schema'))[:LONGEST]}, "
                 f"this normscope reads {SCHEMA}; write it again with the same version"
             )
         try:
