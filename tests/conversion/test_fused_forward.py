@@ -124,7 +124,8 @@ def test_a_sum_and_an_activation_become_part_of_the_norm(
     assert {f.norm for f in named} == {"a.b.bn"}
     assert all(f.place == "a.b.relu" or f.place.endswith("() in a.b") for f in named)
     for training in (True, False):
-        own, fused = copy.deepcopy(block).train(training), copy.deepcopy(block).train(training)
+        own = copy.deepcopy(block).train(training)
+        fused: Any = copy.deepcopy(own)
         fused.__class__ = made
         assert fused.training is training, "tracing left the mode as it was"
         torch.testing.assert_close(fused(X), own(X))

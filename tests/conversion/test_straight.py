@@ -50,7 +50,7 @@ def test_the_attributes_that_its_course_depends_on_are_each_named_once() -> None
 
 
 def test_a_fact_is_what_the_course_of_a_forward_can_depend_on() -> None:
-    block = Block()
+    block: Any = Block()
     facts = {
         "bn": (nn.BatchNorm2d, None, None),
         "leaky": (nn.LeakyReLU, None, SLOPE),

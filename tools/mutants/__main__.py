@@ -13,6 +13,7 @@ import argparse
 import difflib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -49,9 +50,12 @@ def cover(folder: Path, files: list[str]) -> int:
     coverage = [sys.executable, "-m", "coverage"]
     rc = f"--rcfile={folder / 'coverage.toml'}"
     tests = ["pytest", "-p", "contexts", "-q", "-m", "not slow", "-p", "no:cacheprovider", *files]
-    code = subprocess.run([*coverage, "run", rc, "-m", *tests], cwd=ROOT, env=environment).returncode
-    subprocess.run([*coverage, "combine", rc, "--append", "--quiet"], cwd=ROOT, env=environment)
-    return code
+    ran = subprocess.run(
+        [*coverage, "run", rc, "-m", *tests], cwd=ROOT, env=environment, check=False
+    )
+    combine = [*coverage, "combine", rc, "--append", "--quiet"]
+    subprocess.run(combine, cwd=ROOT, env=environment, check=False)
+    return ran.returncode
 
 
 def read(path: Path) -> dict[str, dict[str, object]]:
@@ -60,9 +64,7 @@ def read(path: Path) -> dict[str, dict[str, object]]:
     return {found["name"]: found for found in map(json.loads, lines)}
 
 
-def run(
-    folder: Path, count: int, seed: int, again: bool, budget: float, seconds: float
-) -> int:
+def run(folder: Path, count: int, seed: int, again: bool, budget: float, seconds: float) -> int:
     """Run a draw of mutants, each against the tests that run its line."""
     import drawing
     from covering import Covering
@@ -78,17 +80,21 @@ def run(
         )
     stored = json.loads(drawn.read_text(encoding="utf-8"))
     if stored["source"] != state:
-        sys.stderr.write(f"the source has changed since {drawn} was drawn: remove it to draw anew\n")
+        sys.stderr.write(f"the source has changed since {drawn} was drawn; remove that file\n")
         return 2
     mutants = [
-        drawing.Mutant(m["module"], m["operator"], m["occurrence"], tuple(m["start"]), tuple(m["end"]))
+        drawing.Mutant(
+            m["module"], m["operator"], m["occurrence"], tuple(m["start"]), tuple(m["end"])
+        )
         for m in stored["mutants"]
     ]
     known = read(results)
     left = [
-        m for m in mutants
-        if m.name not in known or again and known[m.name]["outcome"] not in DEAD
-    ]  # fmt: skip
+        m
+        for m in mutants
+        if m.name not in known or (again and known[m.name]["outcome"] not in DEAD)
+    ]
+    random.Random(seed).shuffle(left)  # so that a part of a run is a fair part
     covering = Covering(folder)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="normscope-mutants-") as place:
@@ -112,7 +118,8 @@ def run(
             }  # fmt: skip
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found) + "\n")
-            print(f"{number}/{len(left)} {mutant.name} {outcome} {took:.1f} s {why[:110]}", flush=True)
+            said = f"{number}/{len(left)} {mutant.name} {outcome} {took:.1f} s"
+            print(said, why[:110], flush=True)
         return check(sandbox, results)
 
 
@@ -120,9 +127,8 @@ def check(sandbox: object, results: Path) -> int:
     """Run the tests that killed mutants against the source itself: they must pass there."""
     killers: defaultdict[str, list[str]] = defaultdict(list)
     for name, found in read(results).items():
-        words = str(found["why"]).split()
-        if found["outcome"] == "failed" and len(words) > 1 and "::" in words[1] and words[0] in ("FAILED", "ERROR"):
-            test = str(found["why"]).partition(" ")[2].partition(" - ")[0]
+        verdict, _, test = str(found["why"]).partition(" - ")[0].partition(" ")
+        if found["outcome"] == "failed" and verdict in ("FAILED", "ERROR") and "::" in test:
             killers[test].append(name)
     wrong = []
     tests = sorted(killers)
@@ -156,9 +162,8 @@ def show(folder: Path, seed: int) -> int:
     for found in results.values():
         if found["outcome"] in DEAD:
             continue
-        mutant = drawing.Mutant(
-            str(found["module"]), str(found["operator"]), int(str(found["occurrence"])), (0, 0), (0, 0)
-        )
+        operator, occurrence = str(found["operator"]), int(str(found["occurrence"]))
+        mutant = drawing.Mutant(str(found["module"]), operator, occurrence, (0, 0), (0, 0))
         before = (ROOT / mutant.module).read_text(encoding="utf-8").splitlines()
         lines = difflib.unified_diff(before, mutant.source().splitlines(), lineterm="", n=0)
         print(f"\n{found['name']} ({found['outcome']} by {found['tests']} tests)")
@@ -169,7 +174,8 @@ def show(folder: Path, seed: int) -> int:
 def main() -> int:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="mutants", description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "normscope-mutants")
+    folder = Path(tempfile.gettempdir()) / "normscope-mutants"
+    parser.add_argument("--folder", type=Path, default=folder)
     verbs = parser.add_subparsers(dest="verb", required=True)
     covers = verbs.add_parser("cover")
     covers.add_argument("files", nargs="*")

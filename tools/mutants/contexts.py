@@ -1,7 +1,7 @@
 """A pytest plugin: which test covers which line, shared fixtures and cached functions included.
 
-`tools/mutants.py cover` runs the tests under coverage with it. A line that runs while a fixture of a
-module, or a cached function of the tests, is made belongs to every test that uses what was made.
+`python tools/mutants cover` runs the tests under coverage with it. A line that runs while a fixture
+of a module, or a cached function of the tests, is made belongs to every test that uses it.
 """
 
 import functools

@@ -9,8 +9,6 @@ from pathlib import Path
 import drawing
 from coverage import CoverageData
 
-FAMILIAR = {"moments": "test_moments", "functional": "test_functional"}
-
 
 class Covering:
     """Lines of source and the tests that run them."""
@@ -59,64 +57,54 @@ class Covering:
     def of(self, mutant: drawing.Mutant) -> list[str]:
         """Return the tests that run what MUTANT changes, the quickest first.
 
-        A line of a function is its own; a line that runs at import belongs to the tests of the function
-        or class that it heads, else to those of the functions that name what it binds, else to all of
-        its file.
+        A line of a function is its own; a line that runs at import belongs to the tests of the
+        function or class that it heads, else to those of the functions that name what it binds,
+        else to all of its file.
         """
-        path = drawing.ROOT / mutant.module
-        key = next((name for p, name in self._files.items() if p.as_posix().endswith(mutant.module)), "")
-        contexts: dict[int, list[str]] = self._data.contexts_by_lineno(key) if key else {}
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        contexts = self._contexts(mutant.module)
+        tree = ast.parse((drawing.ROOT / mutant.module).read_text(encoding="utf-8"))
+        line = mutant.start[0]
         functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
         bodies = {n: range(n.body[0].lineno, (n.end_lineno or 0) + 1) for n in functions}
 
         def collect(lines: set[int]) -> set[str]:
             return self._tests({c for line in lines for c in contexts.get(line, ())})
 
-        inside = [n for n in functions if mutant.start[0] in bodies[n]]
-        if inside:
-            statement = _statement(inside[-1], mutant.start[0])
-            found = collect(set(range(statement[0], statement[1] + 1)))
+        if inside := [n for n in functions if line in bodies[n]]:
+            first, last = _statement(inside[-1], line)
+            found = collect(set(range(first, last + 1)))
         else:
-            lines: set[int] = set()
-            head = [
-                n
-                for n in ast.walk(tree)
-                if isinstance(n, ast.FunctionDef | ast.ClassDef)
-                and min([n.lineno, *(d.lineno for d in n.decorator_list)])
-                <= mutant.start[0]
-                <= (n.end_lineno or 0)
-            ]
-            if head:
-                last = head[-1]
-                lines = {x for n in functions for x in bodies[n] if last.lineno <= x <= (last.end_lineno or 0)}
+            if heads := [n for n in ast.walk(tree) if _heads(n, line)]:
+                span = range(heads[-1].lineno, (heads[-1].end_lineno or 0) + 1)
+                users = [n for n in functions if n.lineno in span]
             else:
                 bound = {
-                    t.id
+                    name.id
                     for n in tree.body
-                    if n.lineno <= mutant.start[0] <= (n.end_lineno or 0)
-                    for t in ast.walk(n)
-                    if isinstance(t, ast.Name) and isinstance(t.ctx, ast.Store)
+                    if n.lineno <= line <= (n.end_lineno or 0)
+                    for name in ast.walk(n)
+                    if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
                 }
-                lines = {
-                    x
-                    for n in functions
-                    if bound & {t.id for t in ast.walk(n) if isinstance(t, ast.Name)}
-                    for x in bodies[n]
-                }
-            found = collect(lines) or collect({x for body in bodies.values() for x in body})
+                users = [n for n in functions if bound & _names(n)]
+            found = collect({x for n in users for x in bodies[n]})
+            found = found or collect({x for body in bodies.values() for x in body})
         return sorted(found, key=lambda name: (self.seconds[name], name))
 
-    def uncovered(self, path: Path) -> set[int]:
-        """Return the lines of a file that no test runs, by what coverage calls a statement."""
-        from coverage.python import PythonParser  # type: ignore[attr-defined]
+    def _contexts(self, module: str) -> dict[int, list[str]]:
+        key = next((n for p, n in self._files.items() if p.as_posix().endswith(module)), None)
+        return {} if key is None else self._data.contexts_by_lineno(key)
 
-        parser = PythonParser(text=path.read_text(encoding="utf-8"))
-        parser.parse_source()
-        name = path.relative_to(drawing.ROOT).as_posix()
-        key = next((n for p, n in self._files.items() if p.as_posix().endswith(name)), "")
-        ran = set(self._data.lines(key) or ()) if key else set()
-        return set(parser.statements) - set(parser.first_lines(ran)) - set(parser.excluded)
+
+def _heads(node: ast.AST, line: int) -> bool:
+    """Say whether LINE is of a function or class, decorators included."""
+    if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return False
+    first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+    return first <= line <= (node.end_lineno or 0)
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
 
 
 def _statement(function: ast.FunctionDef, line: int) -> tuple[int, int]:

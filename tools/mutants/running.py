@@ -1,11 +1,14 @@
-"""Run tests against one mutant: in a child of a process that has imported torch, with a time limit.
+"""Run tests against one mutant: in a child of a process that has imported all, with a time limit.
 
 The mutants live in a copy of the tree, so nothing of the tree itself is ever changed, and commands
-that a test starts see the mutant too.
+that a test starts see the mutant too. In the child the function that holds the change gets the
+mutant's code. What runs at import (defaults, class bodies, constants) takes a process of its own.
 """
 
 import contextlib
+import gc
 import importlib
+import inspect
 import os
 import re
 import shutil
@@ -17,16 +20,11 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType, FunctionType
 
 import drawing
 
-HEAVY = (
-    "torch", "torch.fx", "torch.export", "torch.utils.data", "torch.func", "numpy", "scipy.stats",
-    "scipy.optimize", "scipy.linalg", "sklearn.preprocessing", "sklearn.model_selection", "typer",
-    "rich.console", "jinja2", "safetensors.torch",
-    "xml.dom.minidom", "pandas", "pyarrow", "PIL.Image", "importlib.metadata",
-    "pytest", "pytest_timeout", "hypothesis.strategies", "_hypothesis_pytestplugin", "unittest.mock",
-)  # fmt: skip
+BROWSER = ("test_browser", "test_page", "test_playground", "test_gpu")  # left to the child
 QUIET = (
     "-q", "-x", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "timeout=100",
     "-W", "ignore::pytest.PytestAssertRewriteWarning",  # of what is in HEAVY
@@ -50,13 +48,49 @@ class Sandbox:
                 shutil.copy2(drawing.ROOT / name, self.root / name)
         os.environ["PYTHONPATH"] = str(self.root / "src")
         os.environ["OMP_NUM_THREADS"] = "1"
-        for name in HEAVY:
-            with contextlib.suppress(ImportError):
-                importlib.import_module(name)
-        assert "normscope" not in sys.modules, "a child must import its own"
-        # bytecode of the package and of the tests, rewritten asserts too
-        self.run(["--collect-only", "tests"], 300)
+        os.chdir(self.root)
+        sys.path[:0] = [str(self.root), str(self.root / "src")]
+        self._functions: defaultdict[tuple[str, str], list[FunctionType]] = defaultdict(list)
+        self._import_all()
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+
+    def _import_all(self) -> None:
+        """Import package and tests, and train once what many tests copy."""
+        for place in ("src", "."):
+            under = self.root / place / ("normscope" if place == "src" else "tests")
+            for path in sorted(under.rglob("*.py")):
+                name = path.relative_to(self.root / place).with_suffix("").as_posix()
+                if path.stem in (*BROWSER, "__main__", "conftest"):
+                    continue
+                with contextlib.suppress(Exception):
+                    importlib.import_module(name.replace("/", ".").removesuffix(".__init__"))
+        patients = importlib.import_module("tests.doctor.patients")
+        with contextlib.suppress(AttributeError):
+            patients._healthy()
+        for found in gc.get_objects():
+            if isinstance(found, FunctionType) and "/src/normscope/" in found.__code__.co_filename:
+                key = found.__code__.co_filename.rpartition("/src/")[2], found.__code__.co_qualname
+                self._functions[key].append(found)
+        gc.freeze()
+
+    def _patched(self, mutant: drawing.Mutant) -> list[tuple[FunctionType, CodeType]] | None:
+        """Return the functions that hold the change and their new code; None: it is in none."""
+        file = mutant.module.removeprefix("src/")
+        before = (drawing.ROOT / mutant.module).read_text(encoding="utf-8")
+        old, new = (_codes(compile(text, file, "exec")) for text in (before, mutant.source()))
+        if old.keys() != new.keys():
+            return None
+        differ = [name for name in old if _meaning(old[name]) != _meaning(new[name])]
+        if not differ or "<module>" in differ or len(differ) > 1:
+            return None
+        functions = self._functions[file, differ[0]]
+        code = new[differ[0]]
+        if any(f.__code__.co_freevars != code.co_freevars for f in functions):
+            return None
+        return [(function, code) for function in functions] or None
+
+    _change: list[tuple[FunctionType, CodeType]] | None = None
+    _apart = False
 
     @contextlib.contextmanager
     def holding(self, mutant: drawing.Mutant) -> Iterator[None]:
@@ -64,9 +98,12 @@ class Sandbox:
         path = self.root / mutant.module
         original = drawing.ROOT / mutant.module
         path.write_text(mutant.source(), encoding="utf-8")
+        self._change = self._patched(mutant)
+        self._apart = self._change is None
         try:
             yield
         finally:
+            self._change, self._apart = None, False
             shutil.copy2(original, path)
 
     def run(self, tests: list[str], limit: float) -> tuple[str, str]:
@@ -105,9 +142,11 @@ class Sandbox:
             os.setsid()
             os.dup2(output, 1)
             os.dup2(output, 2)
-            os.chdir(self.root)
-            sys.dont_write_bytecode = "PYTHONDONTWRITEBYTECODE" in os.environ
-            sys.path[:0] = [str(self.root), str(self.root / "src")]
+            sys.dont_write_bytecode = True
+            if self._apart:
+                os.execv(sys.executable, [sys.executable, "-m", "pytest", *QUIET, *tests])
+            for function, changed in self._change or ():
+                function.__code__ = changed
             import pytest
 
             code = int(pytest.main([*QUIET, *tests]))
@@ -115,6 +154,33 @@ class Sandbox:
             os.write(2, f"ERROR {error!r}\n".encode())
         finally:
             os._exit(code)
+
+
+def _codes(module: CodeType) -> dict[str, CodeType]:
+    """Return the code of the module, of its classes and of their functions, by qualified name."""
+    found, left = {"<module>": module}, [module]
+    while left:
+        for inner in left.pop().co_consts:
+            if isinstance(inner, CodeType) and "<locals>" not in inner.co_qualname:
+                found[inner.co_qualname] = inner
+                if not inner.co_flags & inspect.CO_OPTIMIZED:  # a class
+                    left.append(inner)
+    return found
+
+
+def _meaning(code: CodeType) -> tuple[object, ...]:
+    """Return what tells codes apart; of a module and of classes without what is told apart itself.
+
+    Functions stand in the constants of what holds them.
+    """
+    inside = code.co_flags & inspect.CO_OPTIMIZED
+    constants = tuple(
+        (_meaning(c) if inside or "<" in c.co_name else c.co_name)
+        if isinstance(c, CodeType)
+        else (type(c), c)
+        for c in code.co_consts
+    )
+    return code.co_code, code.co_names, code.co_varnames, repr(constants)
 
 
 def stages(

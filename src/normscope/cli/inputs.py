@@ -159,7 +159,7 @@ class Checkup(Inputs):
         metric: Judge by metric(output, batch), higher is better: path/file.py:function.
         loss: Judge by loss(output, batch), lower is better: path/file.py:function.
         reference: The model that this one averages or copies (EMA, target):
-            path/file.py:function that makes it.
+            path/file.py:function that makes it, or its weights in --model.
         batch_size: Samples per batch of --data; the same as in training is best.
         momentum: Momentum that the norm layers have in training.
         eps: eps that the norm layers have.
@@ -210,7 +210,10 @@ class Checkup(Inputs):
         from normscope.probe.load import load_model
 
         if self.reference is not None:
-            given["reference"] = load_model(self.reference).eval()
+            weights = Path(self.reference)
+            of_file = self.model and weights.is_file() and not Path(self.model).is_dir()
+            spec = (self.model, weights) if of_file else (self.reference,)
+            given["reference"] = load_model(*spec).eval()
         reader = self.reader(network)
         if data is not None:
             given["batches"] = reader(data.train)
