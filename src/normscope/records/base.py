@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from normscope.errors import InputError, MissingExtraError
 from normscope.files import json_text, read_text, write_whole
@@ -28,7 +27,8 @@ SCHEMA = 1  # raised when a field changes its meaning; from_json refuses what is
 
 Numbers = tuple[float, ...]
 Table = tuple[Numbers, ...]
-Array = NDArray[Any]  # a table of many numbers: float32, or counts
+# a table of many numbers: float32, or counts; the origin of NDArray[Any] is another in NumPy 2.5
+Array = np.ndarray[Any, np.dtype[Any]]
 LONGEST = 200  # characters of a value, which may be of any length, in a sentence
 LISTED = 4  # entries of a tuple that the repr of a part of a record names
 
