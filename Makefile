@@ -9,10 +9,11 @@ TORCH ?= torch
 RUN := runs/demo
 # one more than there are cores: many tests wait for a process or a page
 WORKERS = $(shell $(PYTHON) -c 'import os; print(min(8, 1 + len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4))')
-TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST = -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+TESTS = OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lowest sanitize lint docs notebooks dist bench scripts pictures assets clean
+.PHONY: help demo test slow coverage mutants lowest sanitize lint docs notebooks dist bench scripts pictures assets clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -42,10 +43,25 @@ slow: .venv/.dev  ## the long tests: architectures of timm, training on several 
 	$(BIN)/normscope env --warm
 	$(TESTS) -m slow $(PYTEST_ARGS)
 
+# the same tests, about half as long again; not part of .ci/run
+coverage: .venv/.dev  ## the tests again, and the share of the code's lines that they run: 95 %
+	$(BIN)/normscope env --warm
+	$(BIN)/python -m coverage erase
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run $(PYTEST) -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
+# an hour or two, of which cover takes twenty minutes; each part stops and goes on where it was
+mutants: .venv/.dev  ## change the code on purpose, 300 times, and count what the tests notice
+	$(BIN)/$(PIP) $(PINS) '$(TORCH)' -e '.[dev,mutants]'
+	$(BIN)/python tools/mutants cover
+	$(BIN)/python tools/mutants run
+	$(BIN)/python tools/mutants show
+
 LOWEST := .venv-lowest/bin
 LOWEST_TESTS = tests/test_functional.py tests/test_moments.py tests/layers tests/probe tests/test_lens.py \
   tests/test_cli.py tests/test_cli_inputs.py tests/test_files.py tests/test_damaged_files.py tests/test_data.py \
-  tests/test_examples.py tests/test_records_shown.py tests/test_report_command.py tests/test_conversion.py \
+  tests/test_examples.py tests/test_records_shown.py tests/test_report_command.py tests/conversion/test_conversion.py \
   tests/test_folding.py tests/doctor/test_checks.py tests/doctor/test_repair.py tests/kernels/test_cpu.py
 
 lowest:  ## what pyproject.toml promises of old versions: them in .venv-lowest, and most tests
@@ -85,7 +101,7 @@ bench: .venv/.core  ## figures side by side with peers, in one run
 scripts:  ## check the types of the live network's scripts (needs npm)
 	npx --yes --package typescript@7.0.2 tsc -p tools/tsconfig.json
 
-pictures: .venv/.dev  ## take the README's pictures again (needs Chromium; after make demo)
+pictures: .venv/.dev  ## take the README's pictures again (needs Chromium)
 	$(BIN)/python tools/pictures.py
 
 assets:  ## rebuild the chart bundle that reports carry (needs npm)

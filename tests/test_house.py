@@ -20,9 +20,9 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 CEILINGS = {
     "root": 1_900,  # goal 950; the files beside the rooms, and callbacks
     "bench": 1_000,  # goal 700
-    "cli": 2_050,  # goal 800; help and sentences in two languages
+    "cli": 1_950,  # goal 800; help and sentences in two languages
     "conversion": 1_950,  # goal 1,300, with folding
-    "doctor": 5_000,  # goal 2,800
+    "doctor": 4_950,  # goal 2,800
     "equivalence": 2_200,  # goal 600
     "experiment": 2_800,  # goal 1,600
     "folding": 1_050,

@@ -1,4 +1,4 @@
-"""Count, mean and centred sum of squares: the noun that flows through the package."""
+"""`Moments`: count, mean and centred sum of squares of a set of values."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """What is known of a set of values, in a form that merges exactly.
+    """Count, mean and centred sum of squares of a set of values; two sets merge exactly.
 
         count = n,  mean = (1/n) sum x,  m2 = sum (x - mean)^2
 
@@ -95,7 +95,7 @@ class Moments:
 
 
 def drift(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor) -> Tensor:
-    """Return how far two sets of statistics lie apart, in standard deviations of the second.
+    """Return the distance of two sets of statistics in standard deviations of the second.
 
         sqrt((mean - mean')^2 + (std - std')^2) / std'
 

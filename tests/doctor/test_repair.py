@@ -146,6 +146,9 @@ def test_every_illness_finds_its_remedy_and_undo_gives_all_back(name: str, make:
     done = repair(model, found, in_training(), held_out=judges())
     assert name in done.record.kept
     assert accuracy(model) > accuracy(healthy()) - 0.01
+    assert any(trial.layers for trial in done.record.trials if trial.remedy == name)
+    if name == "eval_mode":
+        assert not any(module.training for module in model.modules())
     done.undo()
     assert state(model) == before[0]
     assert [type(m) for m in model.modules()] == before[1]

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.cells import cell_len
+from typer import Exit
 from typer.core import TyperCommand, TyperGroup
 
 from normscope.cli.language import helped, spoken
@@ -30,17 +32,50 @@ PANELS = ("Arguments", "Options", "Output")  # the first, those without a title,
 
 
 class Command(TyperCommand):
-    """A command whose help speaks the user's language."""
+    """A command whose help is in the user's language."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help into the formatter."""
         formatter.write("\n".join(lines(self, ctx, formatter.width)) + "\n")
 
 
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM came, and the command had nothing of its own to say."""
+
+
+@contextmanager
+def stopped() -> Iterator[None]:
+    """Raise Stopped for an interruption, also for one that others turned into an error of theirs.
+
+    Typer would end on it without a word.
+    """
+    try:
+        yield
+    except Exit:
+        raise
+    except BaseException as problem:
+        seen: BaseException | None = problem
+        while seen is not None:
+            if isinstance(seen, KeyboardInterrupt):
+                raise Stopped from problem
+            seen = seen.__cause__ or seen.__context__
+        raise
+
+
 class Group(TyperGroup):
-    """The application, likewise."""
+    """The application, whose help is in the user's language too."""
 
     language: Lang = "en"
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the options; see `stopped`."""
+        with stopped():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; see `stopped`."""
+        with stopped():
+            return super().invoke(ctx)
 
     def main(self, args: Sequence[str] | None = None, **settings: Any) -> Any:  # type: ignore[override]
         """Run the command that the arguments name."""
@@ -85,7 +120,7 @@ def lines(command: Any, context: Any, width: int) -> Iterator[str]:
 
 
 def texts(command: Any, context: Any) -> Iterator[str]:
-    """Every English text that the help of a command shows, as it is looked up."""
+    """Yield every English text in the help of a command, as a key of the translations."""
     yield from (" ".join(paragraph.split()) for paragraph in (command.help or "").split("\n\n"))
     yield from filter(None, [command.epilog, command.rich_help_panel])
     if isinstance(command, TyperGroup):
@@ -98,7 +133,7 @@ def texts(command: Any, context: Any) -> Iterator[str]:
 
 
 def _panel(parameter: Any) -> str:
-    """Name the group of an option; what stands in none belongs to this command alone."""
+    """Return the group of an option; one without a group is of this command alone."""
     named: str | None = getattr(parameter, "rich_help_panel", None)
     first, others, last = PANELS
     if parameter.name == "help":
@@ -130,7 +165,7 @@ def _options(command: Any, context: Any, language: Lang) -> dict[str, list[tuple
 
 
 def _fact(fact: str, language: Lang) -> str:
-    """Say a default, a range, or that an option is needed."""
+    """Translate a default, a range, or that an option is required."""
     word, sign, value = fact.partition(": ")
     if not sign:
         return helped(fact, language)

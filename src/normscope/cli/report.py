@@ -8,31 +8,33 @@ from typing import Annotated, Any
 import typer
 
 from normscope.cli.app import Console, Printed, Shown
+from normscope.files import fitting
 from normscope.records import CHECKUP, Run
 
 
 def report(
     show: Shown,
-    file: Annotated[
-        Path,
-        typer.Argument(
-            help="What --save, --json or record.save() wrote, of any command; or a run folder."
-        ),
-    ],
+    file: Annotated[Path, typer.Argument()],
 ) -> None:
-    """Show again what a command saved, as text or as a page."""
+    """Show again what a command saved, as text or as a page.
+
+    Args:
+        file: What --save, --json or record.save() wrote, of any command; or a run folder.
+    """
     from normscope.records import load_all
     from normscope.report import document_of
 
     record, *others = load_all(file)
-    if isinstance(record, Run):
-        folder = file if file.is_dir() else file.parent
-        finish(record, folder, show, show.html)
-        return
-    whole: Any = record
-    if others:  # as it was written
-        whole = {"kind": CHECKUP, **{r.kind: json.loads(r.to_json()) for r in (record, *others)}}
-    show.present(whole, document_of(record, *others))
+    with fitting(file, "record"):
+        if isinstance(record, Run):
+            folder = file if file.is_dir() else file.parent
+            finish(record, folder, show, show.html)
+            return
+        whole: Any = record
+        if others:  # as it was written
+            parts = {r.kind: json.loads(r.to_json()) for r in (record, *others)}
+            whole = {"kind": CHECKUP, **parts}
+        show.present(whole, document_of(record, *others))
 
 
 def finish(run: Run, folder: Path, show: Printed, html: Path | None = None) -> None:

@@ -20,7 +20,7 @@ from normscope.probe.batches import Loader, Part
 from normscope.probe.compare import Answer, Comparison, Goal
 from normscope.probe.grammar import Batch, tensors
 from normscope.probe.run import NormRun, dropouts
-from normscope.probe.stream import MomentStream, total_of
+from normscope.probe.stream import MomentStream, population_of
 from normscope.progress import Progress
 
 KEPT = 768  # samples that are kept to measure causes on
@@ -160,6 +160,7 @@ class Evidence:
         by_domain, by_class: (K,) moments per layer, where the data have domains.
         leak: largest relative change of a sample's output in other company; NaN unknown.
         noise: relative difference of two runs that should be equal.
+        rounding: machine epsilon of what the last norm layer puts out, which autocast sets.
         reader: that the data came from.
     """
 
@@ -178,6 +179,7 @@ class Evidence:
     by_class: dict[str, Moments] = field(default_factory=dict)
     leak: float = float("nan")
     noise: float = 0.0
+    rounding: float = 0.0
     goal: Goal = field(default_factory=Goal)
     reader: Loader | None = None
     _population: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -225,8 +227,8 @@ class Evidence:
         On the CPU; NaN where one value or none was seen.
         """
         if name not in self._population:
-            total = total_of(self.by_batch[name])
-            self._population[name] = (total.mean.cpu(), total.var(correction=1).cpu())
+            mean, var = population_of(self.by_batch[name])
+            self._population[name] = (mean.cpu(), var.cpu())
         return self._population[name]
 
 
@@ -258,7 +260,10 @@ def collected(
         watcher = _Watcher(found, batch, rows if domains else None)
         with probe.preserved(model):
             with stored.active():
-                evaluated = goal.answer(stored.run(loader, model, batch), batch, stored.features)
+                evaluated = stored.answer(loader, model, batch, goal)
+            if stored.features is not None and stored.features.is_floating_point():
+                rounding = torch.finfo(stored.features.dtype).eps
+                found.rounding = max(found.rounding, rounding)
             if not found.sizes:
                 found.noise, found.leak = _leak(model, loader, batch, layers, evaluated, goal)
                 found.gap.noise = found.noise
@@ -268,8 +273,7 @@ def collected(
                 inside.enter_context(by_batch.active())
                 if looks:
                     inside.enter_context(probe.observe(model, norms, watcher))
-                output = by_batch.run(loader, model, batch)
-                trained = goal.answer(output, batch, by_batch.features)
+                trained = by_batch.answer(loader, model, batch, goal)
         if dropping:
             with probe.preserved(model), dropped.active():
                 for module in dropping:
@@ -280,8 +284,8 @@ def collected(
             found.kept.append(batch)
             found.train.append(trained)
             found.eval.append(evaluated)
-        if batch.classes is not None:
-            found.labels.add(batch.classes)
+        if (groups := _groups(batch)) is not None:
+            found.labels.add(groups)
         if batch.condition is not None and domains:
             found.places.add(batch.condition)
         found.sizes.append(batch.size)
@@ -333,6 +337,15 @@ class _Watcher:
     def activated(self, call: Call, activation: str, after: Tensor) -> None:
         if call.name in self._found.layers:
             self._found.layers[call.name].activation = activation
+
+
+def _groups(batch: Batch) -> Tensor | None:
+    """Return the classes of samples, yes or no in floating point among them."""
+    labels = batch.labels
+    if batch.classes is None and labels is not None and labels.numel() == batch.size:
+        labels = labels.flatten()
+        return labels.long() if bool(((labels == 0) | (labels == 1)).all()) else None
+    return batch.classes
 
 
 def _moments_of(values: Tensor) -> Moments:
@@ -388,9 +401,9 @@ def _leak(
     company = torch.arange(batch.size) % max(half, 1)
     other = loader.rows(batch, company) if half else None
     with run.active():
-        same = goal.answer(run.run(loader, model, batch), batch, run.features)
+        same = run.answer(loader, model, batch, goal)
         try:
-            beside = None if other is None else goal.answer(run.run(loader, model, other), other)
+            beside = None if other is None else run.answer(loader, model, other, goal)
         except NormscopeError:  # such a batch cannot be divided
             beside = None
     compared = Comparison()

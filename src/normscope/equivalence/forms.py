@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
-from normscope.equivalence.sites import Collector, Run, Sketch
+from normscope.equivalence.sites import STATISTICS, Collector, Run, Sketch
 from normscope.errors import FileError, InputError, ModelError
 from normscope.files import shown
 from normscope.probe.compare import leaves
 from normscope.probe.frozen import program_kind, refuse_unready
-from normscope.probe.hooks import keep_outputs
+from normscope.probe.hooks import attach
 from normscope.probe.layers import bare, find_norms, named_layers
 from normscope.probe.load import reason
 from normscope.probe.observe import observe
@@ -156,7 +156,7 @@ class ProgramForm:
 
     def run(self, inputs: Inputs, mode: Mode, *, noise: bool = False) -> Run:
         """See `Form`; the modes of a program are fixed."""
-        collector = Collector()
+        collector = Collector(values_only=noise)
         operators = Operators(addresses(self._own), collector.operator, noise=noise)
         outputs = _outputs(self._program, inputs.like(_tensors(self._own)), mode,
                            _kept_program(self._own), _uncompiled(), operators)  # fmt: skip
@@ -182,23 +182,28 @@ class ModuleForm:
     def run(self, inputs: Inputs, mode: Mode, *, noise: bool = False) -> Run:
         """See `Form`; in eval() layers that were left in train() alone stay so."""
         given = inputs.like(_tensors(self._model))
-        collector = Collector()
+        collector = Collector(values_only=noise)
         operators = Operators(addresses(self._model), collector.inside, noise=noise)
         code: list[Tensor] | None = None
+        statistics: dict[str, Tensor] = {}
         if self.kind == "compiled" and not noise:
             with self._in_mode(mode):
                 code = _outputs(self._given, given, mode)
+                statistics = self._statistics(mode)
         with self._in_mode(mode):
             watching = observe(self._model, self._norms, collector)
             outputs = _outputs(self._model, given, mode, watching, operators)
-            statistics = {
-                f"{norm.name}.{key}": value.detach().double().cpu().clone()
-                for norm in (self._norms if mode == "train" else ())
-                for key in ("running_mean", "running_var")
-                if isinstance(value := getattr(norm.module, key, None), Tensor)
-            }
+            statistics = statistics or self._statistics(mode)
         run = Run(outputs, collector.sites, statistics, operators.quantised)
         return run if code is None else replace(run, outputs=code, watched=outputs)
+
+    def _statistics(self, mode: Mode) -> dict[str, Tensor]:
+        return {
+            f"{norm.name}.{key}": value.detach().to("cpu", torch.float64, copy=True)
+            for norm in (self._norms if mode == "train" else ())
+            for key in STATISTICS
+            if isinstance(value := getattr(norm.module, key, None), Tensor)
+        }
 
     def in_code(self, inputs: Inputs, mode: Mode, names: Iterable[str]) -> dict[str, Tensor]:
         """Return what layers put out in compiled code, which is compiled once more for it.
@@ -214,7 +219,7 @@ class ModuleForm:
             return self._model(*args, **kwargs), dict(kept)
 
         asked = {name: self.modules[name] for name in self.modules.keys() & set(names)}
-        with self._in_mode(mode), keep_outputs(asked, kept):
+        with self._in_mode(mode), attach(asked, None, kept.setdefault):
             try:
                 _, found = again(whole)(*given.args, **given.kwargs) if again else (None, {})
             except Exception:  # the back end's own; the verdict stands without the place

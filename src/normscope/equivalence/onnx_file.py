@@ -45,12 +45,16 @@ class OnnxForm:
                 self._model = onnx.load(str(subject))
             else:
                 self._model.CopyFrom(subject)
+            self._read(onnx)
         except FileError:
             raise
         except Exception as problem:
             raise FileError(
                 f"{shown(str(subject))} is no ONNX graph ({reason(problem)}); export it again"
             ) from problem
+
+    def _read(self, onnx: Any) -> None:
+        """Find the layers, and make what they compute outputs of the graph."""
         graph = self._model.graph
         self._same = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Identity"}
         self._constants = {t.name: t for t in graph.initializer} | {
@@ -88,6 +92,10 @@ class OnnxForm:
             fed = _fed(session.get_inputs(), inputs)
             names = [output.name for output in session.get_outputs()]
             values = dict(zip(names, session.run(names, fed), strict=True)) | fed
+            outputs = [_tensor(values[name]) for name in names[: self._own_outputs]]
+            collector = Collector()
+            for node in self._nodes:
+                self._add(collector, node, values)
         except InputError:
             raise
         except Exception as problem:
@@ -95,10 +103,6 @@ class OnnxForm:
                 f"onnxruntime cannot run the ONNX graph on these inputs: {reason(problem)}; give "
                 "a batch of the shape and dtype it was exported for"
             ) from problem
-        outputs = [_tensor(values[name]) for name in names[: self._own_outputs]]
-        collector = Collector()
-        for node in self._nodes:
-            self._add(collector, node, values)
         floating = [y for y in outputs if y.is_floating_point()]
         return Run(floating, collector.sites, quantised=self._quantised)
 

@@ -1,4 +1,4 @@
-"""Data for a model that exists: batches, with labels as they were given."""
+"""Data for an existing model: batches with unchanged labels."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from normscope.experiment.data import TEST_SHARE, Data, batches, load
 from normscope.experiment.nets import standing_for
 from normscope.files import shown
 from normscope.probe.grammar import walk
-from normscope.probe.load import made
+from normscope.probe.load import FAILURES, made, reason
 
 TEST_SIZE = 256  # samples in a batch of the test part
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ModelData:
-    """Batches of data, in two parts where they were not batches already.
+    """Batches of data, split into two parts unless they came as batches.
 
     Attributes:
         name: in tables and pages.
@@ -81,7 +81,7 @@ def data_for_model(
 def data_for_run(
     folder: Path, spec: str | None, batch_size: int, test_size: int = TEST_SIZE
 ) -> tuple[torch.nn.Module, str, ModelData]:
-    """Load a run's network, its name, and its own data or others in its place.
+    """Load a run's network, its name, and its own data or other data.
 
     Other data are standardised as those of a run are, and classes found by their names.
 
@@ -155,7 +155,7 @@ def _rows(columns: Sequence[Any], which: Tensor) -> tuple[Any, ...]:
 def _whole(value: Any) -> bool:
     """Return whether these are samples, not batches: (x, y), with a condition or class names."""
     pair = isinstance(value, (tuple, list)) and len(value) in (2, 3)
-    if not pair or hasattr(value, "_fields"):
+    if not pair or hasattr(value, "_fields") or not isinstance(value[1], Iterable):
         return False
     x, y = _columns(value[0]), _array(value[1])
     nested = not isinstance(value[1], (Tensor, np.ndarray)) and any(
@@ -206,7 +206,7 @@ def _split(spec: str, value: Any, batch_size: int, test_size: int) -> ModelData:
     if isinstance(y, np.ndarray) and y.dtype.kind == "U":
         y, names = sources.class_numbers(y, where)
     columns = [x, y]
-    if len(value) == 3:
+    if len(value) == 3 and isinstance(value[2], Iterable):
         third = _array(value[2])
         named = third is None or (isinstance(third, np.ndarray) and third.dtype.kind == "U")
         if not named and third.ndim and len(third) == len(y):
@@ -236,11 +236,11 @@ def _split(spec: str, value: Any, batch_size: int, test_size: int) -> ModelData:
 
 
 def _loader(spec: str, value: Any) -> ModelData:
-    held = getattr(value, "dataset", None)
-    classes = getattr(value, "classes", None) or getattr(held, "classes", None)
-    return ModelData(
-        name=spec,
-        train=value,
-        classes=tuple(map(str, classes)) if classes else None,
-        samples=len(held) if isinstance(held, Sized) else None,
-    )
+    try:
+        held = getattr(value, "dataset", None)
+        classes = getattr(value, "classes", None) or getattr(held, "classes", None)
+        names = tuple(map(str, classes)) if classes else None
+        samples = len(held) if isinstance(held, Sized) else None
+    except FAILURES as problem:
+        raise InputError(f"{shown(spec)} gives no loader: {reason(problem)}") from problem
+    return ModelData(name=spec, train=value, classes=names, samples=samples)

@@ -201,8 +201,8 @@ def _fold(flow: Flow | ObservedFlow, name: str) -> str:
     reasons = []
     for side in SIDES:
         try:
-            neighbour = flow.neighbour(name, side)
-            fold_into(flow.modules[neighbour], norm, plain, side, (name, neighbour))
+            neighbour, rank = flow.neighbour(name, side)
+            fold_into(flow.modules[neighbour], norm, plain, side, (name, neighbour), rank)
             return neighbour
         except Refusal as problem:
             reasons.append(f"{side} it: {problem}")

@@ -78,8 +78,8 @@ class ObservedFlow:
         if name not in self._taken:
             raise Refusal("it is called with more than its input")
 
-    def neighbour(self, norm: str, side: Side) -> str:
-        """Return the name of the linear layer next to a norm.
+    def neighbour(self, norm: str, side: Side) -> tuple[str, None]:
+        """Return the name of the linear layer right next to a norm; see `Flow.neighbour`.
 
         Raises:
             Refusal: something else is there, or sees what lies between.
@@ -98,7 +98,7 @@ class ObservedFlow:
             raise Refusal("what lies between is used elsewhere too")
         self._check_own(found[0])
         self.layers.check_unwatched([norm, found[0]])
-        return found[0]
+        return found[0], None
 
     def _check_own(self, name: str) -> None:
         self.layers.check_own(name)

@@ -18,7 +18,7 @@ from normscope.probe import grammar
 from normscope.probe.frozen import check_runnable
 from normscope.probe.grammar import GRAMMAR, Batch, Labels, tensors, walk
 from normscope.probe.layers import culprit
-from normscope.probe.load import reason
+from normscope.probe.load import FAILURES, reason
 from normscope.probe.random import RandomState
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -82,6 +82,13 @@ class Loader:
         self._told = False
         self._batches: Sequence[Batch] | None = None
 
+    @classmethod
+    def reading(
+        cls, batches: "Iterable[Any] | Loader", model: nn.Module, **options: Any
+    ) -> "Loader":
+        """Return `batches` where they are a reader already, else one made with the options."""
+        return batches if isinstance(batches, Loader) else cls(batches, model, **options)
+
     def of(self, batches: Sequence[Batch]) -> "Loader":
         """Return a reader of these batches alone, with the same forward and labels."""
         other = copy.copy(self)
@@ -107,7 +114,12 @@ class Loader:
         for index, given in chain(ahead, entries):
             if part != "all" and not single and held_out(index) != (part == "held_out"):
                 continue
-            batch = self.understood(index, given)
+            try:
+                batch = self.understood(index, given)
+            except NormscopeError:
+                raise
+            except FAILURES as problem:  # objects of somebody else's that fail when looked at
+                raise InputError(f"batch {index} cannot be read: {reason(problem)}") from problem
             if single:
                 batch = self._half_of(batch, part)
             samples += batch.size
@@ -212,6 +224,8 @@ class Loader:
             inputs = walk(grammar.formed(inputs), lambda value: self._moved(value, cast=True))
             args, kwargs = grammar.arguments(self._signature, inputs, given, labels)
             for tensor in tensors((args, kwargs)):
+                if tensor.is_meta:
+                    raise InputError(f"batch {index} holds a meta tensor, which has no values")
                 if tensor.is_floating_point() and not grammar.finite(tensor):
                     raise InputError(
                         f"the inputs of batch {index} hold NaN or infinity; clean them first"
@@ -243,7 +257,7 @@ class Loader:
                         given = next(iterator, _END)
                 except NormscopeError:
                     raise
-                except Exception as problem:
+                except FAILURES as problem:
                     raise InputError(
                         f"the loader failed after {read} batches: {reason(problem)}; "
                         "nothing was changed"
@@ -267,7 +281,7 @@ class Loader:
     def _sized(self) -> bool:
         try:
             len(self._source)  # type: ignore[arg-type]
-        except Exception:  # a DataLoader over an iterable data set has a length that raises
+        except FAILURES:  # a DataLoader over an iterable data set has a length that raises
             return False
         return True
 

@@ -24,6 +24,7 @@ from normscope.files import read_bytes, shown, write_whole
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "model_ema", "ema")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _ENDINGS = ("weight", "bias", "running_mean", "running_var")  # of names in most state dicts
+FAILURES = (Exception, SystemExit, GeneratorExit)  # of somebody else's code; Ctrl-C is none
 LONGEST = 300  # characters that an error takes of somebody else's message
 _DEPTH = 5  # how far down a state dict is looked for
 
@@ -131,7 +132,7 @@ def made(place: str, name: str, finished: type | tuple[type, ...] = ()) -> Any:
     try:
         try:
             source = _file(Path(place)) if is_file else importlib.import_module(place)
-        except (Exception, SystemExit) as problem:
+        except FAILURES as problem:
             raise ModelError(f"{shown(place)} cannot be imported: {reason(problem)}") from problem
         value = getattr(source, name, None)
         if value is None:
@@ -139,7 +140,7 @@ def made(place: str, name: str, finished: type | tuple[type, ...] = ()) -> Any:
         if not isinstance(value, finished) and callable(value):
             try:
                 value = value()
-            except (Exception, SystemExit) as problem:
+            except FAILURES as problem:
                 raise ModelError(f"{shown(place)}:{name}() failed: {reason(problem)}") from problem
         return value
     finally:
@@ -149,7 +150,11 @@ def made(place: str, name: str, finished: type | tuple[type, ...] = ()) -> Any:
 
 def reason(problem: BaseException) -> str:
     """Say an exception of somebody else's code in one line, the beginning of a long one."""
-    text = shown(f"{type(problem).__name__}: {(str(problem) or 'no message').splitlines()[0]}")
+    try:
+        said = (str(problem) or "no message").splitlines()[0]
+    except Exception:  # its own message fails too
+        said = "no message"
+    text = shown(f"{type(problem).__name__}: {said}")
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
@@ -187,8 +192,9 @@ def _content(path: Path) -> Any:
         if data[:4] == b"PK\x03\x04":
             _check_archive(path, zipfile.ZipFile(io.BytesIO(data)).infolist())
         elif not data.startswith(_LEGACY):
-            what = f"{shown(path)} is {_kind(data)}"
-            raise FileError(f"{what}; give safetensors or a torch checkpoint")
+            raise FileError(
+                f"{shown(path)} is {_kind(data)}; give safetensors or a torch checkpoint"
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of kinds of tensors that are refused below
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -221,18 +227,17 @@ def _kind(data: bytes) -> str:
 
 def _check_archive(path: Path, members: list[zipfile.ZipInfo]) -> None:
     names = {member.filename.rpartition("/")[2] for member in members}
-    what = None
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        what = (
-            "a compressed archive, which torch never writes and which may unpack to any size; "
-            "save the checkpoint again with torch.save or safetensors"
+        raise FileError(
+            f"{shown(path)} is a compressed archive, which torch never writes and which may unpack "
+            "to any size; save the checkpoint again with torch.save or safetensors"
         )
-    elif "constants.pkl" in names:
-        what = "a TorchScript program; save its state_dict() and give that"
-    elif "data.pkl" not in names:
-        what = "a zip archive without a checkpoint in it"
-    if what is not None:
-        raise FileError(f"{shown(path)} is {what}")
+    if "constants.pkl" in names:
+        raise FileError(
+            f"{shown(path)} is a TorchScript program; save its state_dict() and give that"
+        )
+    if "data.pkl" not in names:
+        raise FileError(f"{shown(path)} is a zip archive without a checkpoint in it")
 
 
 def _chosen(path: Path, content: Any, key: str | None) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What all records share: JSON out and in, rows of a table, and how they show themselves.
+"""Base of all records: JSON, rows of a table, and how they are displayed.
 
 How a record looks is decided in `normscope.report`, which stands above records: only the methods
 of `Record` that show something import `normscope.report.presentation`, when they are called.
@@ -29,6 +29,7 @@ SCHEMA = 1  # raised when a field changes its meaning; from_json refuses what is
 Numbers = tuple[float, ...]
 Table = tuple[Numbers, ...]
 Array = NDArray[Any]  # a table of many numbers: float32, or counts
+LONGEST = 200  # characters of a value, which may be of any length, in a sentence
 LISTED = 4  # entries of a tuple that the repr of a part of a record names
 
 
@@ -168,18 +169,20 @@ class Record:
         try:
             value = json.loads(text)
         except (json.JSONDecodeError, RecursionError) as problem:
-            raise InputError(f"this is no {cls.kind} record: {problem}") from problem
+            why = str(problem)[:LONGEST]
+            raise InputError(f"this is no {cls.kind} record: {why}") from problem
         if not isinstance(value, dict) or value.get("kind") != cls.kind:
             raise InputError(f"this is no {cls.kind} record; its kind must be {cls.kind!r}")
         if value.get("schema") != SCHEMA:
             raise InputError(
-                f"this {cls.kind} record has schema {value.get('schema')}, "
+                f"this {cls.kind} record has schema {str(value.get('schema'))[:LONGEST]}, "
                 f"this normscope reads {SCHEMA}; write it again with the same version"
             )
         try:
             return typing.cast(Self, _build(cls, value))
-        except (KeyError, TypeError, ValueError) as problem:
-            raise InputError(f"this {cls.kind} record is not whole: {problem}") from problem
+        except Exception as problem:  # a value of a wrong kind fails in a dozen ways
+            why = str(problem)[:LONGEST]
+            raise InputError(f"this {cls.kind} record is not whole: {why}") from problem
 
 
 def scalars(part: Any) -> dict[str, Any]:
@@ -253,7 +256,7 @@ def _build(kind: Any, value: Any) -> Any:
 
 
 def _array(value: Any) -> Array:
-    """Read a table of floats, in which None is NaN, or one of counts, which has three axes."""
+    """Read an array of floats, where None is NaN, or an array of counts with three axes."""
     array = np.array(value, dtype=float)
     if not array.size:
         array = array.reshape(0, 0)

@@ -79,8 +79,8 @@ def load_all(path: str | os.PathLike[str]) -> tuple[Record, ...]:
         return tuple(
             KINDS[part].from_json(json.dumps(value.get(part))) for part in ("diagnosis", "repair")
         )
-    if kind not in KINDS:
-        found = "no kind" if kind is None else f"the kind {kind!r}"
+    if not isinstance(kind, str) or kind not in KINDS:
+        found = "no kind" if kind is None else f"the kind {str(kind)[:40]!r}"
         raise InputError(
             f"{shown(path)} is no record: it has {found}; there are {', '.join(KINDS)}"
         )

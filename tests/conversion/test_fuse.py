@@ -16,7 +16,7 @@ from normscope.conversion import convert
 from normscope.conversion.fused_forward import fused_class
 from normscope.errors import InputError
 from normscope.lens import inspect
-from tests.test_conversion import state
+from tests.conversion.test_conversion import state
 
 X = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 

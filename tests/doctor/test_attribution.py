@@ -1,0 +1,136 @@
+"""What closes the gap between train() and eval(): overrides, causes, and when a gap matters."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from normscope.doctor import diagnose
+from normscope.doctor.attribution import Attribution, Override
+from normscope.doctor.checks import CheckContext
+from normscope.doctor.evidence import collected, norms_by_name
+from normscope.doctor.state import of_model
+from normscope.probe.batches import Loader
+from normscope.probe.compare import Goal
+from tests.doctor.patients import Batches, healthy, in_training, norms, state
+
+
+def attributed(model: nn.Module, batches: Batches | None = None) -> Attribution:
+    loader = Loader(in_training()[:8] if batches is None else batches, model)
+    layers = norms_by_name(model)
+    return Attribution(model, loader, collected(model, loader, layers, Goal()), of_model(model))
+
+
+def test_the_overrides_of_one_statistic_and_of_one_layer_close_what_was_done_to_it() -> None:
+    model = healthy()
+    norms(model)[1].running_mean += 3 * norms(model)[1].running_var.sqrt()
+    before = state(model)
+    found = attributed(model)
+    assert found.closes(found.restored) > 0.8
+    assert found.closes(found.answers(Override({}))) == pytest.approx(0, abs=1e-6)
+    assert found.changes(found.restored) > 0.2
+    assert found.advantage(found.restored) > 2
+    assert found.answers(Override(dict(found.target))) is found.restored, "not run again"
+    parts = {name: found.closes(found.answers(over)) for name, over in found.parts().items()}
+    assert parts["stale_mean"] > 0.8
+    assert abs(parts["stale_var"]) < 0.1
+    assert abs(parts["unbiased"]) < 0.1
+    first, second = found.by_layer()
+    assert [first.name, second.name] == ["2", "5"]
+    assert second.both > 0.8
+    assert second.mean > 0.8
+    assert max(map(abs, (first.both, first.mean, first.var, second.var))) < 0.15
+    assert second.distance == pytest.approx(3, rel=0.1)
+    assert first.distance < 0.5
+    assert len(second.worst) == 5
+    assert state(model) == before
+
+
+def test_the_correction_of_small_batches_is_undone_for_every_layer() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Unflatten(1, (3, 1)), nn.BatchNorm1d(3)).eval()
+    batches: Batches = [(torch.randn(5, 3), torch.arange(5) % 3) for _ in range(4)]
+    for norm in norms(model):
+        norm.running_var.fill_(5.0)
+    stored = attributed(model, batches).parts()["unbiased"].stored
+    assert list(stored) == ["0", "2"]
+    for mean, var in stored.values():
+        assert torch.equal(mean, torch.zeros(3).double())
+        torch.testing.assert_close(var, torch.full((3,), 4.0).double())
+
+
+def test_batches_of_one_class_are_told_from_statistics_that_are_off() -> None:
+    found = attributed(healthy(), in_training(kind="sorted"))
+    assert 0.5 < found.of_batches <= 1
+    stale = healthy()
+    norms(stale)[1].running_mean += 3 * norms(stale)[1].running_var.sqrt()
+    assert attributed(stale).of_batches == pytest.approx(0.15, abs=0.1)
+    one = attributed(healthy(), in_training()[:1])
+    assert one.of_batches == 0, "nothing to mix"
+
+
+def test_a_healthy_model_has_no_gap_to_close() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    found = attributed(model, in_training()[:2])
+    assert found.closes(found.restored) == 0
+    assert found.layers == {}
+    assert found.by_layer() == ()
+
+
+@pytest.mark.parametrize(
+    ("relative", "matters"), [(0.0, False), (0.099, False), (0.101, True), (math.inf, True)]
+)
+def test_without_labels_a_gap_matters_by_the_outputs(relative: float, matters: bool) -> None:
+    case: Any = CheckContext(layers=[])
+    assert not case.gap_matters, "without data"
+    case = CheckContext(layers=[])
+    case.data = SimpleNamespace(gap=SimpleNamespace(known=False, relative=relative))
+    assert case.gap_matters is matters
+
+
+@pytest.mark.parametrize(
+    ("advantage", "fall", "restored", "matters"),
+    [
+        (-2.1, 0.006, 0.0, True),
+        (-1.9, 0.006, 0.0, False),  # within the standard error
+        (-2.1, 0.004, 0.0, False),  # sure, and too little to matter
+        (2.1, 0.006, 0.0, False),
+        (-2.1, math.nan, 0.0, True),  # judged by a loss
+        (0.0, 0.0, 2.1, True),  # the statistics of the data do better than eval()
+        (0.0, 0.0, 1.9, False),
+        (0.0, 0.0, -9.0, False),
+    ],
+)
+def test_with_labels_a_gap_matters_beyond_the_standard_error(
+    advantage: float, fall: float, restored: float, matters: bool
+) -> None:
+    case: Any = CheckContext(layers=[])
+    of = lambda accuracy: SimpleNamespace(accuracy=accuracy)
+    gap = SimpleNamespace(known=True, advantage=advantage, reference=of(0.9), other=of(0.9 - fall))
+    case.data = SimpleNamespace(gap=gap, few=False)
+    case.attribution = SimpleNamespace(restored=[], advantage=lambda answers: restored)
+    assert case.gap_matters is matters
+    assert case.keep_stored is (restored < -2)
+    case.data.few = True
+    assert case.keep_stored
+
+
+def test_a_layer_that_never_counted_is_a_cause_of_its_own() -> None:
+    model = healthy()
+    for norm in norms(model):
+        norm.reset_running_stats()
+    causes = {cause.name: cause for cause in diagnose(model, in_training()).causes}
+    assert causes["never_updated"].closes > 0.6
+    assert "cold" not in causes
+
+
+def test_the_furthest_channels_are_those_of_the_layer_that_is_off() -> None:
+    model = healthy()
+    norms(model)[1].running_mean[[3, 8]] += (
+        torch.tensor([5.0, -9.0]) * norms(model)[1].running_var[[3, 8]].sqrt()
+    )
+    first, second, *_ = diagnose(model, in_training()).channels
+    assert [(gap.layer, gap.channel) for gap in (first, second)] == [("5", 8), ("5", 3)]
+    assert first.distance == pytest.approx(9, rel=0.2)
