@@ -375,10 +375,10 @@ def test_no_side_runs_more_than_three_times(kind: str) -> None:
     # with noise the first runs in eval(), the second in train()
     assert (counts["itself"], counts["weights"]) == ((2, 2), (3, 3))
     # one form has no train(): the first runs with noise, the program once
-    program, runs = _exported(_other_weights(trained(kind)), x).module(), []
-    a = Counted(trained(kind)).eval()
-    found = parity(a, lambda given: runs.append(1) or program(given), x)
-    assert found.forwards == (a.runs, len(runs)) == (2, 1)
+    program = _exported(_other_weights(trained(kind)), x).module()
+    a, b = Counted(trained(kind)).eval(), Counted(program)
+    found = parity(a, b.forward, x)
+    assert found.forwards == (a.runs, b.runs) == (2, 1)
     # compiled code is run, and its layers are watched as they were written
     for turned in (False, True):
         a, b = Counted(trained(kind)).eval(), Counted(noisy).eval()

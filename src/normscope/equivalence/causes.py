@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normscope.equivalence.sites import NAN, STATISTICS, Site, largest_gap
+from normscope.equivalence.sites import NAN, STATISTICS, Site
+from normscope.probe.compare import largest_gap
 from normscope.records import Reason
 
 SAME = 4  # rounding errors of the coarser dtype between two copies of one number

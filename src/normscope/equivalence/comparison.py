@@ -11,8 +11,9 @@ from normscope.equivalence.align import Alignment, Both
 from normscope.equivalence.causes import of_dtypes, reasons_of
 from normscope.equivalence.forms import Form, Inputs, Mode, ModuleForm
 from normscope.equivalence.maps import exact_reason, map_reason
-from normscope.equivalence.sites import NAN, STATISTICS, Run, Site, Sketch, gap, largest_gap
+from normscope.equivalence.sites import NAN, STATISTICS, Run, Site, Sketch, gap
 from normscope.equivalence.upstream import input_reason, tail_reasons, weights_reason
+from normscope.probe.compare import largest, largest_gap
 from normscope.records import ModeParity, NormPair, PairStatus, Reason
 
 FLOOR = 4  # rounding errors; a smaller difference needs no explanation
@@ -24,8 +25,7 @@ class Comparison:
     """One run of both forms in one mode, and of one with noise where that is needed.
 
     Norms are looked for from the side that has more of them: the other may be the folded one.
-    That side runs with noise. Where each norm is one of the other side, the other side can, and
-    does so if this one is compiled, which takes two runs already.
+    That side runs with noise; the other where it has all norms too and this one is compiled.
 
     Attributes:
         forwards: how often each form was run.
@@ -75,9 +75,7 @@ class Comparison:
         floor = FLOOR * self._coarse
         if value <= floor:
             return True, floor
-        mine: Site | None = site
-        if self.noisy_side != int(self._turned):
-            mine = self._aligned.partner(site)
+        mine = site if self.noisy_side == self._turned else self._aligned.partner(site)
         allowed = SAFETY * floor
         for twin in self._noisy.sites if mine is not None else ():
             if mine is not None and (twin.order, twin.label) == (mine.order, mine.label):
@@ -199,17 +197,13 @@ class Comparison:
 
     def _updated(self, a: Site, b: Site, allowed: float) -> list[Reason]:
         """Say that a step leaves other running statistics behind."""
+        mine, other = self._a.statistics, self._b.statistics
         worst = 0.0
-        spread = self._a.statistics.get(f"{a.name}.running_var")
-        for key in STATISTICS:
-            mine, other = (
-                run.statistics.get(f"{site.name}.{key}")
-                for run, site in ((self._a, a), (self._b, b))
-            )
-            if mine is not None and other is not None and spread is not None:
-                size = float(spread.max()) if key == "running_var" else float(spread.max()) ** 0.5
-                size = max(size, float(mine.abs().max()), 1e-30)
-                worst = max(worst, largest_gap(mine, other, size))
+        for key, power in zip(STATISTICS, (0.5, 1.0), strict=True):
+            x, y = mine.get(f"{a.name}.{key}"), other.get(f"{b.name}.{key}")
+            if x is not None and y is not None:
+                size = largest(mine[f"{a.name}.running_var"]) ** power  # means may all be near 0
+                worst = max(worst, largest_gap(x, y, max(size, largest(x))))
         same = worst <= max(SAFETY * FLOOR * self._coarse, allowed)
         return [] if same else [Reason(code="statistics_update", amount=worst)]
 

@@ -65,11 +65,10 @@ def parity(
     batches = given, given if inputs_b is None else Inputs.of(inputs_b)
     accepted = frozenset(ignore)
     compared: list[Comparison] = []
-    pairs = []
     for mode in _modes(modes, *forms):
         rested = 1 - compared[-1].noisy_side if compared else 0
         compared.append(Comparison(forms, batches, mode, accepted, rested))
-        pairs.append(compared[-1].pairs())
+    pairs = [comparison.pairs() for comparison in compared]
     reasons: list[Reason] = []
     for comparison, found in zip(compared, pairs, strict=True):
         if not reasons and all(pair.status in ("same", "fused") for pair in found):

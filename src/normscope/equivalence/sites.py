@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from normscope.layers.statistics import RunningStatistics
+from normscope.probe.compare import largest, largest_gap
 from normscope.probe.observe import Call
 from normscope.probe.operators import OperatorCall
 
@@ -50,7 +51,7 @@ class Sketch:
         step += step > 1 and step % 2 == 0  # an even step would stay in the same columns
         values = rows[_places(tuple(rows.shape[1:]), step)] if step > 1 else rows.flatten(1)
         values = values.to("cpu", torch.float64, copy=True)
-        return cls(shape, kind, values, _largest(values))
+        return cls(shape, kind, values, largest(values))
 
 
 @lru_cache(32)
@@ -63,15 +64,6 @@ def _places(shape: tuple[int, ...], step: int) -> tuple[Any, ...]:
 def _floating(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-
-
-def _largest(values: Tensor) -> float:
-    """Return the largest absolute value that is finite; 0 where there is none."""
-    if not values.numel():
-        return 0.0
-    low, high = (float(end) for end in values.aminmax())
-    largest = max(-low, high)
-    return largest if math.isfinite(largest) else _largest(values[values.isfinite()])
 
 
 def _batch_statistics(tensor: Tensor, axis: int) -> dict[str, Tensor]:
@@ -175,10 +167,6 @@ class Collector:
 
     def normed(self, call: Call, before: Tensor, after: Tensor) -> None:
         """Add the site of a norm layer, with what the operator inside it really used."""
-        with torch._C._DisableTorchDispatch():  # the collector's own operators are not watched
-            self._add_norm(call, before, after)
-
-    def _add_norm(self, call: Call, before: Tensor, after: Tensor) -> None:
         inner, self._inner = self._inner, None
         layer = call.module
         settings: dict[str, Any] = {"eps": getattr(layer, "eps", NAN)}
@@ -189,7 +177,8 @@ class Collector:
             settings, held = dict(inner.settings), inner.tensors
         if (momentum := getattr(layer, "momentum", None)) is not None:
             settings["momentum"] = momentum
-        self.add("norm", call.name, type(layer).__name__, before, after, 1, held, settings)
+        with torch._C._DisableTorchDispatch():  # the collector's own operators are not watched
+            self.add("norm", call.name, type(layer).__name__, before, after, 1, held, settings)
 
     def activated(self, call: Call, activation: str, after: Tensor) -> None:
         """Keep what the activation behind a norm gave, where it is part of the layer."""
@@ -264,8 +253,7 @@ class Collector:
     def _sketch(self, tensor: Tensor, axis: int) -> Sketch:
         """Look at a tensor once where one layer puts out what the next one takes."""
         version = 0 if tensor.is_inference() else tensor._version
-        way = tensor.shape, tensor.stride(), axis % max(tensor.dim(), 1)
-        state = tensor.data_ptr(), version, way
+        state = tensor.data_ptr(), version, tensor.shape, tensor.stride(), axis % tensor.dim()
         if self._last is None or self._last[0] != state:
             # the tensor is kept, so that no other one gets its place in memory
             self._last = state, tensor, Sketch.of(tensor, axis)
@@ -282,22 +270,3 @@ def gap(a: Sketch, b: Sketch) -> float:
     if a.values.shape != b.values.shape or a.shape[0] != b.shape[0]:
         return float("inf")
     return largest_gap(a.values, b.values, max(a.largest, 1e-30))
-
-
-def largest_gap(a: Tensor, b: Tensor, size: float | None = None) -> float:
-    """Measure the largest absolute difference over `size`, by default the largest value of `a`.
-
-    NaN equals NaN; a value beside a NaN is infinitely far.
-    """
-    if a.shape != b.shape:
-        return float("inf")
-    if not a.numel():
-        return 0.0
-    a, b = a.double(), b.double()
-    alike = (a == b) | (a.isnan() & b.isnan())
-    off = float(torch.where(alike, 0.0, (a - b).abs()).max())
-    if off != off:
-        return float("inf")
-    if size is None:
-        size = max(_largest(a), 1e-30)
-    return off / size

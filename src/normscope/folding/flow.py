@@ -6,8 +6,8 @@ from collections import Counter
 from torch import fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from normscope.conversion.kinds import Refusal, read
-from normscope.conversion.tracing import HOOKS, PartialTracer
+from normscope.conversion.kinds import Refusal, is_norm
+from normscope.conversion.tracing import PartialTracer, check_unwatched
 from normscope.errors import ModelError
 from normscope.folding.pair import LINEAR, Folded, Side
 from normscope.probe.load import reason
@@ -85,7 +85,7 @@ class Flow:
             path.append(name)
             if isinstance(module, LINEAR):
                 self.layers.check_own(name)
-                self.layers.check_unwatched(path)
+                check_unwatched(path, self.modules)
                 return name, rank
             if type(module) not in PASSING:
                 raise Refusal(f"{name!r} ({type(module).__name__}) is not linear")
@@ -120,17 +120,6 @@ class Layers:
             raise Refusal(f"{name!r} shares a parameter with another module")
         if any(target.startswith(f"{name}.") for target in self.read):
             raise Refusal(f"forward uses a tensor of {name!r} by itself")
-
-    def check_unwatched(self, path: list[str]) -> None:
-        """Refuse a hook between: on the modules, or on what contains one but not the others.
-
-        Raises:
-            Refusal: there is one.
-        """
-        around = [{name[:i] for i, c in enumerate(f"{name}.") if c == "."} for name in path]
-        for name in sorted(set[str].union(*around) - set[str].intersection(*around)):
-            if any(getattr(self.modules[name], hooks) for hooks in HOOKS):
-                raise Refusal(f"{name!r} has a hook")
 
 
 class _Tracer(PartialTracer):
@@ -182,8 +171,7 @@ def moved_channels(node: fx.Node, side: Side) -> int | None:
     """Return for which rank of the norm's input a call has the last axis of a linear layer there.
 
     Before a norm the last axis becomes axis 1: `flatten(0, 1)` and `reshape(-1, C)` give two axes,
-    `transpose(1, 2)` three, `permute(0, 3, 1, 2)` four. Behind it axis 1 becomes the last. None for
-    every other call.
+    `transpose(1, 2)` three, `permute(0, 3, 1, 2)` four. Behind it axis 1 becomes the last.
     """
     if node.kwargs or node.op not in ("call_method", "call_function"):
         return None
@@ -212,11 +200,3 @@ def copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as problem:
         raise ModelError(f"{type(model).__name__} cannot be copied: {reason(problem)}") from problem
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module belongs to the family, be it as one that cannot be read."""
-    try:
-        return read(module) is not None
-    except Refusal:
-        return True

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from normscope.conversion.kinds import Refusal
-from normscope.conversion.tracing import without_hooks
+from normscope.conversion.kinds import Refusal, is_norm
+from normscope.conversion.tracing import check_unwatched, without_hooks
 from normscope.errors import ModelError
-from normscope.folding.flow import Layers, copied, is_norm
+from normscope.folding.flow import Layers, copied
 from normscope.folding.pair import LINEAR, Side
 from normscope.probe.grammar import arguments, signature_of
 from normscope.probe.load import reason
@@ -97,7 +97,7 @@ class ObservedFlow:
         if self._users[id(between)] != allowed:
             raise Refusal("what lies between is used elsewhere too")
         self._check_own(found[0])
-        self.layers.check_unwatched([norm, found[0]])
+        check_unwatched([norm, found[0]], self.modules)
         return found[0], None
 
     def _check_own(self, name: str) -> None:

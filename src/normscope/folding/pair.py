@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from normscope.conversion.kinds import Plain, Refusal
 from normscope.conversion.tracing import HOOKS, without_hooks
 from normscope.errors import ModelError
+from normscope.probe.compare import largest, largest_gap
 from normscope.probe.load import reason
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -113,8 +114,7 @@ def fold_into(
 ) -> None:
     """Give a layer the weight and bias of both, and make the norm an identity, in place.
 
-    `rank` is that of the norm's input, where the channels are the last axis of the layer's and
-    another step is between the two.
+    `rank` is that of the norm's input, where a step between the two moves the channels.
 
         scale = weight / sqrt(running_var + eps),  shift = bias - running_mean * scale
         before the norm: (scale W) x + (scale b + shift),  behind it: (W scale) x + (W shift + b)
@@ -125,7 +125,7 @@ def fold_into(
         Refusal: the two do not fit, or it would not be exact.
         ModelError: a number that is not finite, or a running_var below 0, by its channel.
     """
-    new = _identity(norm, plain, _rank(layer, plain, side, rank))
+    new = _with_rest(norm, plain, Folded(_rank(layer, plain, side, rank)))
     if side == "behind" and not isinstance(new, Folded):
         raise Refusal("an activation of its own")
     scale, shift = _affine(plain, names[0])
@@ -214,11 +214,6 @@ def _table(layer: nn.Module, weight: Tensor) -> Tensor:
     return table.transpose(1, 2) if isinstance(layer, TRANSPOSED) else table
 
 
-def _identity(norm: nn.Module, plain: Plain, rank: int) -> nn.Module:
-    """Return what remains where the norm was."""
-    return _with_rest(norm, plain, Folded(rank))
-
-
 def _with_rest(norm: nn.Module, plain: Plain, new: nn.Module) -> nn.Module:
     """Put the activations that the norm brought along behind a module."""
     rest: dict[str, nn.Module] = {}
@@ -240,7 +235,7 @@ def _check_pair(
     side: Side,
     rank: int,
 ) -> None:
-    """Run both, and what they become, on random numbers in float64; of one position where moved.
+    """Run both, and what they become, on random numbers in float64.
 
     Raises:
         Refusal: they differ; a class with a forward of its own computes something else.
@@ -298,14 +293,9 @@ def _pads(layer: nn.Module) -> tuple[int, ...]:
 
 def difference(before: list[Tensor], after: list[Tensor]) -> float:
     """Return the largest difference over the largest value of before; NaN equals NaN."""
-    gap, size = 0.0, 1e-30
-    for a, b in zip(before, after, strict=True):
-        if a.numel():
-            alike = (a == b) | (a.isnan() & b.isnan())
-            off = torch.where(alike, 0.0, (a.double() - b.double()).abs()).max().item()
-            gap = math.inf if math.isnan(off) else max(gap, off)
-            size = max(size, a.double().nan_to_num(0.0, 0.0, 0.0).abs().max().item())
-    return gap / size
+    size = max((largest(x) for x in before), default=0.0)
+    gaps = (largest_gap(a, b, size) for a, b in zip(before, after, strict=True))
+    return max(gaps, default=0.0)
 
 
 def _first(bad: Tensor) -> int:
