@@ -85,7 +85,7 @@ bench: .venv/.core  ## figures side by side with peers, in one run
 scripts:  ## check the types of the live network's scripts (needs npm)
 	npx --yes --package typescript@7.0.2 tsc -p tools/tsconfig.json
 
-pictures: .venv/.dev  ## take the README's pictures again (needs Chromium; after make demo)
+pictures: .venv/.dev  ## take the README's pictures again (needs Chromium)
 	$(BIN)/python tools/pictures.py
 
 assets:  ## rebuild the chart bundle that reports carry (needs npm)

@@ -115,7 +115,7 @@ def test_a_pass_is_continued_where_it_was_interrupted() -> None:
     finally:
         signal.signal(signal.SIGINT, usual)
     assert heard == [7, 14, 21, 28, 35]
-    assert seen.composition.batches == 5
+    assert seen.batches == 5
     same(lens.inspection(seen), lens.inspect(model, every[:5]))
     lens.accumulate(model, every, into=seen)
     same(lens.inspection(seen), whole)

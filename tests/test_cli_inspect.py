@@ -204,4 +204,4 @@ def test_ranks_together_are_one_process(folder: Path) -> None:
     assert done.stdout.count("self-test:") == 1
     equal(record(folder / "two.json"), record(folder / "one.json"))
     seen = InspectionState.load(folder / "two.pt")
-    assert seen.composition.batches == 8
+    assert seen.batches == 8

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import textwrap
@@ -21,6 +22,7 @@ from torch import nn
 import normscope
 from normscope.doctor.checks import CheckContext
 from normscope.doctor.state import of_checkpoint
+from tests.chromium import chromium
 from tests.readme import blocks
 
 ROOT = Path(__file__).parents[1]
@@ -154,6 +156,30 @@ def test_both_readmes_show_the_same_commands_and_the_same_output() -> None:
     assert commands
     for target in re.findall(r"^make (\w+)", "\n".join(b.code for b in ours), re.MULTILINE):
         assert target in targets()
+
+
+PICTURES = ROOT / "docs" / "pictures"
+
+
+def test_pictures_are_of_one_size_and_each_is_shown() -> None:
+    taken = json.loads((PICTURES / "structure.json").read_text(encoding="utf-8"))
+    for readme in ("README.md", "README.zh-CN.md"):
+        shown = re.findall(r"\]\(docs/pictures/(\w+)\.png\)", (ROOT / readme).read_text("utf-8"))
+        assert set(shown) == taken.keys() == {path.stem for path in PICTURES.glob("*.png")}
+    for name in taken:
+        width, height = struct.unpack(">II", (PICTURES / f"{name}.png").read_bytes()[16:24])
+        assert (width, height) == (1280, 800)
+        assert taken[name]["drawings"] >= 1
+        assert len(taken[name]["texts"]) >= 10
+
+
+@pytest.mark.slow
+def test_pictures_show_what_this_version_draws() -> None:
+    with chromium():  # else it is skipped
+        pass
+    check = [sys.executable, str(ROOT / "tools" / "pictures.py"), "--check"]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"make pictures takes them again\n{done.stdout}{done.stderr}"
 
 
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

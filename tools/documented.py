@@ -183,7 +183,7 @@ def _prepared() -> Iterator[None]:
     """Run in an empty folder that has the examples; a seed; no colours, a known width, English."""
     import torch
 
-    settings = {"COLUMNS": str(WIDTH), "NO_COLOR": "1", "TERM": "dumb", "LC_ALL": "C.UTF-8"}
+    settings = {"COLUMNS": str(WIDTH), "NO_COLOR": "1", "TERM": "dumb", "NORMSCOPE_LANG": "en"}
     before = {name: os.environ.get(name) for name in settings}
     here = Path.cwd()
     threads = torch.get_num_threads()

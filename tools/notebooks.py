@@ -68,7 +68,7 @@ def execute(path: Path) -> Any:
     found = nbformat.read(path, as_version=4)
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")]),
-        "LC_ALL": "C.UTF-8",
+        "NORMSCOPE_LANG": "en",
         "PYTHONWARNINGS": "default",
         "OMP_NUM_THREADS": "1",
     }

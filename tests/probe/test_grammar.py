@@ -109,7 +109,9 @@ def adapted(model: nn.Module, case: Case) -> Any:
 
 def inspected(model: nn.Module, case: Case) -> Any:
     seen = lens.inspect(model, case.loader(), model_name="m", data_name="d", **case.options)
-    return json.loads(seen.to_json())
+    plain = json.loads(seen.to_json())
+    del plain["targets"]  # dtype and shape of labels that are no classes
+    return plain
 
 
 def verified(model: nn.Module, case: Case) -> Any:
@@ -141,17 +143,17 @@ def expected(verb: str, name: str) -> Any:
 def test_every_verb_takes_every_structure(verb: str, name: str) -> None:
     case = CASES[name]
     model = model_of(case).train(verb == "recalibrate")
-    before, numbers = whole(model), generators()
+    before, numbers, found = whole(model), generators(), None
     if verb in case.cannot:
         with pytest.raises(NormscopeError, match=case.cannot[verb]) as refused:
             VERBS[verb](model, case)
         assert "\n" not in str(refused.value)
     else:
         found = VERBS[verb](model, case)
-        if case.like:
-            same(found, expected(verb, case.like))
     assert whole(model) == before
     assert generators() == numbers
+    if found is not None and case.like:
+        same(found, expected(verb, case.like))  # at first it makes a model: random numbers
 
 
 COUNTED = sorted(set(CASES) - {"object alone", "one batch", "batches of one"})

@@ -21,17 +21,6 @@ MOST = 10  # but at most so many times more often than asked for
 SLOW, FEW = 1.0, 5  # what takes so many seconds is repeated only so many times
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let torch use so many threads inside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def in_turns(
     peers: Mapping[str, Peer], x: Tensor, repeats: int
 ) -> tuple[Spread, dict[str, tuple[Spread, Spread, Spread]]]:

@@ -1,15 +1,14 @@
 """A whole run: the check, then every setting in turn; what is done survives an interruption."""
 
-import platform
 from collections.abc import Callable, Sequence
 
 import torch
 
-from normscope import __version__
 from normscope.bench import cases, peers
 from normscope.bench.accuracy import accuracy
 from normscope.bench.check import check_kernel
-from normscope.bench.measuring import in_turns, peak_memory, threads, timing
+from normscope.bench.measuring import in_turns, peak_memory, timing
+from normscope.environment import threads, versions
 from normscope.errors import InputError
 from normscope.records.bench import Accuracy, Bench, Race, Setting
 
@@ -62,7 +61,7 @@ def measure(
         complete=complete,
         quick=quick,
         repeats=repeats,
-        environment=environment(),
+        environment=versions() | {"processor": torch.backends.cpu.get_cpu_capability()},
         checked=checked,
         races=tuple(races),
         accuracies=tuple(accuracies),
@@ -93,15 +92,3 @@ def race(setting: Setting, repeats: int, *, quick: bool = False) -> Race:
         for name, spans in times.items()
     )
     return Race(setting=setting, copy=copy, timings=timings, absent=absent)
-
-
-def environment() -> dict[str, str]:
-    """Return what the figures depend on."""
-    return {
-        "normscope": __version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": torch.backends.cpu.get_cpu_capability(),
-        "threads": str(torch.get_num_threads()),
-    }

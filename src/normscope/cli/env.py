@@ -21,10 +21,10 @@ def env(
     """Print versions and settings, for the report of a problem."""
     from normscope.bench import allocator
     from normscope.bench import warm as build_ahead
-    from normscope.experiment.fit import environment
+    from normscope.environment import versions
     from normscope.kernels.cpu import build
 
-    facts = environment()
+    facts = versions()
     if warm:
         facts["warm"] = f"{build_ahead():.1f} s"
     facts["cpu kernels"] = build.explanation()

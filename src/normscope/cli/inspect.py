@@ -13,7 +13,7 @@ from normscope.cli.app import Shown
 from normscope.cli.inputs import Inputs
 from normscope.errors import FileError, InputError
 from normscope.files import shown
-from normscope.records.fitting import fitting
+from normscope.records.kinds import fitting
 
 if TYPE_CHECKING:
     from normscope.lens import InspectionState
@@ -110,7 +110,7 @@ def inspect(
     if save is not None:
         show.tell("cli.saved", path=save)
     if stopped:
-        show.tell("cli.inspect.stopped", images=sum(found.counts))
+        show.tell("cli.inspect.stopped", images=found.images)
         raise typer.Exit(130)
 
 
@@ -120,6 +120,7 @@ def _passed(
     """Run the pass; return what passed, and whether Ctrl-C came before the end."""
     from normscope.experiment import ranks
     from normscope.lens import InspectionState, accumulate, memory_needed
+    from normscope.lens.classes import TERCILES
 
     model, model_name, data = given.loaded(batch_size, batch_size)
     assert data is not None, "checked before"
@@ -134,6 +135,10 @@ def _passed(
             )
     if resume is not None and ranks.size() > 1:
         raise InputError("--resume continues a pass of one process; start it without torchrun")
+    if given.labels == TERCILES and ranks.size() > 1:
+        raise InputError(
+            "--labels terciles reads all targets first, in one process; start it without torchrun"
+        )
     batches = _own(data.batches)
     if batches == []:
         return seen, False
@@ -151,7 +156,7 @@ def _passed(
             if ranks.asked_to_stop():
                 raise KeyboardInterrupt
 
-        told(int(seen.counts.sum()))
+        told(seen.images)
         try:
             with _fitting(resume):
                 accumulate(
@@ -159,7 +164,7 @@ def _passed(
                     **how,
                 )  # fmt: skip
         except KeyboardInterrupt:
-            if int((seen.counts > 0).sum()) < 2 or seen.incomplete:
+            if not seen.images or seen.incomplete:
                 raise
             return seen, True
     if data.total is not None and ranks.rank() == 0:

@@ -180,7 +180,23 @@ class _Idle(TorchDispatchMode):
         raise Refusal(f"its forward computes {func.__name__} of its own")
 
 
+class _Proxy(fx.Proxy):
+    """Keeps `a += b` apart from `a = a + b`: others may hold what is overwritten."""
+
+
+def _in_place(change: Any) -> Callable[[_Proxy, Any], fx.Proxy]:
+    return lambda self, other: self.tracer.create_proxy("call_function", change, (self, other), {})
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul"):
+    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
 class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return what stands for a value while the forward is traced."""
+        return _Proxy(node, self)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Keep all parts whole: only the block's own forward is of interest."""
         return True
@@ -277,10 +293,10 @@ def run_fused(
 
 def _other(user: fx.Node, node: fx.Node) -> fx.Node | None:
     """Find the other summand, where the sum is of two tensors and does not overwrite it."""
-    if len(user.args) != 2 or user.kwargs:
+    if len(user.args) != 2 or user.kwargs or user.args[0] is user.args[1]:
         return None
     first, second = user.args
-    if first is node and isinstance(second, fx.Node) and second is not node:
+    if first is node and isinstance(second, fx.Node):
         return second
     swapped = second is node and isinstance(first, fx.Node) and SUMS[user.target] == "add"
     return first if swapped else None  # type: ignore[return-value]

@@ -135,7 +135,7 @@ def adapt(
     if prior < 0:
         raise InputError(f"prior is {prior}; it must be 0 or more samples")
     check_runnable(model, writes=True)
-    loader = _loader(model, batches, forward, labels, batch_limit)
+    loader = Loader.reading(batches, model, forward=forward, labels=labels, limit=batch_limit)
     start = ModelSnapshot(model)
     try:
         before = certainty(model, loader)
@@ -165,7 +165,7 @@ def certainty(model: nn.Module, batches: Iterable[Any] | Loader) -> Certainty:
     NaN where no output is (N, K, ...) with K > 1 scores. Positions of dense outputs count as
     samples.
     """
-    loader = _loader(model, batches)
+    loader = Loader.reading(batches, model)
     total, entropy, samples = None, 0.0, 0
     with probe.preserved(model):
         for batch in loader.read():
@@ -186,18 +186,6 @@ def _scores(output: Any, size: int) -> Tensor | None:
         if value.is_floating_point() and value.dim() > 1 and len(value) == size:
             return value.movedim(1, -1).reshape(-1, value.shape[1]) if value.shape[1] > 1 else None
     return None
-
-
-def _loader(
-    model: nn.Module,
-    batches: Iterable[Any] | Loader,
-    forward: Forward | None = None,
-    labels: Labels | None = None,
-    limit: int | None = None,
-) -> Loader:
-    if isinstance(batches, Loader):
-        return batches
-    return Loader(batches, model, forward=forward, labels=labels, limit=limit)
 
 
 def _learned(

@@ -16,6 +16,7 @@ from normscope.probe.batches import Loader
 from normscope.probe.compare import Answer, Comparison, Goal
 from normscope.probe.grammar import Batch
 from normscope.probe.run import NormRun
+from normscope.probe.stream import population_of
 from normscope.records import LayerGap
 
 LAYERS = 8  # of which each is overridden alone: those furthest off
@@ -77,12 +78,9 @@ class Attribution:
         run = NormRun(
             self.layers, by_batch=override.by_batch, stored=override.stored, measured=set()
         )
+        judge = self._data.goal if goal is None else goal
         with probe.preserved(self._model), run.active():
-            judge = self._data.goal if goal is None else goal
-            return [
-                judge.answer(run.run(self._loader, self._model, batch), batch, run.features)
-                for batch in kept
-            ]
+            return [run.answer(self._loader, self._model, batch, judge) for batch in kept]
 
     def closes(self, answers: Sequence[Answer]) -> float:
         """Return the share of the gap that is gone with these answers."""
@@ -169,9 +167,8 @@ class Attribution:
                     mine = self._of_domain(batch, number)
                     if mine is not None and mine[1].size > 1:
                         run.run(self._loader, self._model, mine[1])
-            totals = {n: calls[0].total() for n, calls in run.streams.items()}
-            if totals:
-                found[number] = {n: (t.mean, t.var(correction=1)) for n, t in totals.items()}
+            if run.streams:
+                found[number] = {n: population_of(calls[:1]) for n, calls in run.streams.items()}
         return found
 
     def _of_domain(self, batch: Batch, number: int) -> tuple[Tensor, Batch] | None:

@@ -110,10 +110,8 @@ def diagnose(
     goal = Goal(metric, loss)
 
     def reader(given: Iterable[Any]) -> Loader:
-        if isinstance(given, Loader):
-            return given
         assert isinstance(subject, nn.Module), "asked with a model only"
-        return Loader(given, subject, forward=forward, labels=labels, limit=batch_limit)
+        return Loader.reading(given, subject, forward=forward, labels=labels, limit=batch_limit)
 
     case = _context(subject, batches, live, momentum, eps, passport)
     case.optimizer, case.accumulate, case.reference = optimizer, accumulate, reference

@@ -20,7 +20,7 @@ from normscope.probe.batches import Loader, Part
 from normscope.probe.compare import Answer, Comparison, Goal
 from normscope.probe.grammar import Batch, tensors
 from normscope.probe.run import NormRun, dropouts
-from normscope.probe.stream import MomentStream, total_of
+from normscope.probe.stream import MomentStream, population_of
 from normscope.progress import Progress
 
 KEPT = 768  # samples that are kept to measure causes on
@@ -225,8 +225,8 @@ class Evidence:
         On the CPU; NaN where one value or none was seen.
         """
         if name not in self._population:
-            total = total_of(self.by_batch[name])
-            self._population[name] = (total.mean.cpu(), total.var(correction=1).cpu())
+            mean, var = population_of(self.by_batch[name])
+            self._population[name] = (mean.cpu(), var.cpu())
         return self._population[name]
 
 
@@ -258,7 +258,7 @@ def collected(
         watcher = _Watcher(found, batch, rows if domains else None)
         with probe.preserved(model):
             with stored.active():
-                evaluated = goal.answer(stored.run(loader, model, batch), batch, stored.features)
+                evaluated = stored.answer(loader, model, batch, goal)
             if not found.sizes:
                 found.noise, found.leak = _leak(model, loader, batch, layers, evaluated, goal)
                 found.gap.noise = found.noise
@@ -268,8 +268,7 @@ def collected(
                 inside.enter_context(by_batch.active())
                 if looks:
                     inside.enter_context(probe.observe(model, norms, watcher))
-                output = by_batch.run(loader, model, batch)
-                trained = goal.answer(output, batch, by_batch.features)
+                trained = by_batch.answer(loader, model, batch, goal)
         if dropping:
             with probe.preserved(model), dropped.active():
                 for module in dropping:
@@ -388,9 +387,9 @@ def _leak(
     company = torch.arange(batch.size) % max(half, 1)
     other = loader.rows(batch, company) if half else None
     with run.active():
-        same = goal.answer(run.run(loader, model, batch), batch, run.features)
+        same = run.answer(loader, model, batch, goal)
         try:
-            beside = None if other is None else goal.answer(run.run(loader, model, other), other)
+            beside = None if other is None else run.answer(loader, model, other, goal)
         except NormscopeError:  # such a batch cannot be divided
             beside = None
     compared = Comparison()

@@ -77,8 +77,7 @@ class HeldOut:
         run = NormRun(layers, by_batch=set(layers), measured=set())
         with probe.preserved(model), run.active():
             for batch in batches:
-                output = run.run(judges, model, batch)
-                made.reference.append(goal.answer(output, batch, run.features))
+                made.reference.append(run.answer(judges, model, batch, goal))
         return made
 
     def evaluate(self, model: nn.Module) -> Evaluation:
@@ -113,10 +112,7 @@ class HeldOut:
         if size < batch.size:
             rows = [self._reader.rows(batch, part) for part in torch.arange(batch.size).split(size)]
             pieces = [piece for piece in rows if piece is not None] or [batch]
-        found = [
-            self.goal.answer(run.run(self._reader, model, piece), piece, run.features)
-            for piece in pieces
-        ]
+        found = [run.answer(self._reader, model, piece, self.goal) for piece in pieces]
         return found[0] if len(found) == 1 else joined(found)
 
 

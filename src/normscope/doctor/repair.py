@@ -1,7 +1,7 @@
 """`repair`: each remedy tried, judged on held-out batches, kept or taken back."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +127,8 @@ def repair(
     goal = Goal(metric, loss)
 
     def reader(given: Iterable[Any] | None) -> Loader | None:
-        if given is None or isinstance(given, Loader):
-            return given
-        return Loader(given, model, forward=forward, labels=labels, limit=batch_limit)
+        options = {"forward": forward, "labels": labels, "limit": batch_limit}
+        return None if given is None else Loader.reading(given, model, **options)
 
     judge = HeldOut.of(model, reader(batches), reader(held_out), goal)
     session = _Session(model, judge, RepairContext(model, judge.loader, judge, reference=reference))
@@ -240,13 +239,12 @@ class _Session:
             finally:
                 memory.rollback()
         codes = tuple(dict.fromkeys(f.code for f in findings))
+        trial = Trial(
+            remedy=name, codes=codes, layers=layers, before=now.score, after=now.score, helps=False,
+            kept=False,
+        )  # fmt: skip
         if not tried:
-            score = now.score
-            trial = Trial(
-                remedy=name, codes=codes, layers=(), before=score, after=score, helps=False,
-                kept=False, note=note,
-            )  # fmt: skip
-            return trial, self.now
+            return replace(trial, layers=(), note=note), self.now
         after, remedy = tried[0]
         for other, variant in tried[1:]:
             if helps(after, other):  # the earlier ones change less
@@ -263,10 +261,7 @@ class _Session:
             layers = self._applied(remedy, layers)
             if name in RESHAPES:
                 self.context.forget()
-        trial = Trial(
-            remedy=name, codes=codes, layers=layers, before=now.score, after=after.score,
-            helps=helped, kept=kept,
-        )  # fmt: skip
+        trial = replace(trial, layers=layers, after=after.score, helps=helped, kept=kept)
         if not kept:
             return trial, self.now
         # what adapting costs on data as in training

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from normscope import probe
 from normscope.errors import ModelError
 from normscope.probe.layers import without_norms
-from normscope.probe.run import tensors_of
 from normscope.records import Passport
 
+HELD = ("running_mean", "running_var", "num_batches_tracked", "weight", "bias")
 MOMENTUM, EPS = 0.1, 1e-5  # torch's defaults, assumed where a checkpoint does not say
 
 
@@ -73,27 +73,12 @@ def of_model(model: nn.Module) -> list[LayerState]:
     """Find every layer with running statistics per channel, or per condition and channel."""
     found = []
     for norm in probe.find_norms(model):
-        if norm.skipped is not None:
-            continue
-        layer = norm.module
-        mean, var = tensors_of(layer)
-        tracked = getattr(layer, "num_batches_tracked", None)
-        eps = probe.eps_of(layer)
-        found.append(
-            LayerState(
-                name=norm.name,
-                mean=_wide(mean),
-                var=_wide(var),
-                weight=_wide(getattr(layer, "weight", None)),
-                bias=_wide(getattr(layer, "bias", None)),
-                tracked=_count(tracked),
-                momentum=getattr(layer, "momentum", MOMENTUM),
-                eps=EPS if eps is None else eps,
-                dtype=mean.dtype,
-                module=layer,
-                unseen=_unseen(mean, var, tracked),
+        if norm.skipped is None:
+            eps, momentum = probe.eps_of(norm.module), getattr(norm.module, "momentum", MOMENTUM)
+            held = {name: getattr(norm.module, name, None) for name in HELD}
+            found.append(
+                _state(norm.name, held, momentum, EPS if eps is None else eps, norm.module)
             )
-        )
     return found
 
 
@@ -128,12 +113,11 @@ def of_checkpoint(
     """
     found = []
     known = {} if passport is None else {norm.name: norm for norm in passport.norms}
-    for key, mean in state.items():
-        if key.rpartition(".")[2] != "running_mean":
-            continue
+    for key in state:
         prefix = key.removesuffix("running_mean")
-        var = state.get(prefix + "running_var")
-        if var is None:
+        held = {name: state.get(prefix + name) for name in HELD}
+        mean, var = held["running_mean"], held["running_var"]
+        if key.rpartition(".")[2] != "running_mean" or mean is None or var is None:
             continue
         if var.shape != mean.shape or mean.dim() not in (1, 2):
             raise ModelError(
@@ -142,26 +126,29 @@ def of_checkpoint(
             )
         name = prefix.removesuffix(".") or "BatchNorm"
         own = known.get(name)
-        found.append(
-            LayerState(
-                name=name,
-                mean=_wide(mean),
-                var=_wide(var),
-                weight=_fitting(state.get(prefix + "weight"), mean),
-                bias=_fitting(state.get(prefix + "bias"), mean),
-                tracked=_count(state.get(prefix + "num_batches_tracked")),
-                momentum=momentum if own is None else own.momentum,
-                eps=eps if own is None else own.eps,
-                dtype=mean.dtype,
-                unseen=_unseen(mean, var, state.get(prefix + "num_batches_tracked")),
-            )
-        )
+        settings = (momentum, eps) if own is None else (own.momentum, own.eps)
+        found.append(_state(name, held, *settings))
     if not found:
         raise ModelError(
             "the checkpoint holds no running_mean with a running_var; "
             "it is of a model without batch norm, or was saved without buffers"
         )
     return found
+
+
+def _state(
+    name: str,
+    held: Mapping[str, Any],
+    momentum: float | None,
+    eps: float,
+    module: nn.Module | None = None,
+) -> LayerState:
+    mean, var, tracked = (held[n] for n in HELD[:3])
+    weight, bias = (_fitting(held[n], mean) for n in HELD[3:])
+    return LayerState(
+        name, _wide(mean), _wide(var), weight, bias, _count(tracked), momentum, eps, mean.dtype,
+        module, _unseen(mean, var, tracked),
+    )  # fmt: skip
 
 
 def _unseen(mean: Tensor, var: Tensor, tracked: object) -> tuple[int, ...]:
@@ -172,14 +159,14 @@ def _unseen(mean: Tensor, var: Tensor, tracked: object) -> tuple[int, ...]:
     return tuple(start.nonzero().flatten().tolist())
 
 
-def _wide(value: Any) -> Any:
-    return value.detach().cpu().double() if isinstance(value, Tensor) else None
+def _wide(value: Tensor) -> Tensor:
+    return value.detach().cpu().double()
 
 
-def _fitting(value: Tensor | None, mean: Tensor) -> Tensor | None:
+def _fitting(value: Any, mean: Tensor) -> Tensor | None:
     """Return a scale or shift that belongs to these statistics."""
-    fits = value is not None and value.dim() in (1, 2) and value.shape[-1] == mean.shape[-1]
-    return _wide(value) if fits else None
+    known = isinstance(value, Tensor) and value.dim() in (1, 2)
+    return _wide(value) if known and value.shape[-1] == mean.shape[-1] else None
 
 
 def _count(tracked: object) -> int | None:

@@ -17,7 +17,7 @@ from normscope.errors import FileError, InputError, ModelError
 from normscope.files import shown
 from normscope.probe.compare import leaves
 from normscope.probe.frozen import program_kind, refuse_unready
-from normscope.probe.hooks import keep_outputs
+from normscope.probe.hooks import attach
 from normscope.probe.layers import bare, find_norms, named_layers
 from normscope.probe.load import reason
 from normscope.probe.observe import observe
@@ -214,7 +214,7 @@ class ModuleForm:
             return self._model(*args, **kwargs), dict(kept)
 
         asked = {name: self.modules[name] for name in self.modules.keys() & set(names)}
-        with self._in_mode(mode), keep_outputs(asked, kept):
+        with self._in_mode(mode), attach(asked, None, kept.setdefault):
             try:
                 _, found = again(whole)(*given.args, **given.kwargs) if again else (None, {})
             except Exception:  # the back end's own; the verdict stands without the place

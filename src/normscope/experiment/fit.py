@@ -2,16 +2,14 @@
 
 import hashlib
 import math
-import platform
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from normscope import __version__
+from normscope.environment import threads, versions
 from normscope.errors import InputError, MissingExtraError, shown
 from normscope.experiment import checkpoint, comparison, history, ranks, telemetry
 from normscope.experiment.data import IN_MEMORY, Data, Source, load
@@ -21,7 +19,7 @@ from normscope.experiment.nets import NORMS, ModelConfig, check_names, norm_laye
 from normscope.lens import sinks
 from normscope.records import Run, RunConfig, Sweep
 
-__all__ = ["SWEEP", "Progress", "environment", "load_member", "load_run", "train"]
+__all__ = ["SWEEP", "Progress", "load_member", "load_run", "train"]
 
 Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is being trained
 
@@ -72,10 +70,10 @@ def train(
         MissingExtraError: a package for the data or for events is not installed.
     """
     folder = RunFolder(out)
-    with _one_thread(), ranks.world(), ExitStack() as held:
+    with threads(1), ranks.world(), ExitStack() as held:
         with ranks.together():
             loaded = _checked(config, data, tensorboard=tensorboard)
-        facts = environment() | {"data": _fingerprint(loaded)}
+        facts = versions() | {"ranks": str(ranks.size()), "data": _fingerprint(loaded)}
         ranks.check_same((config, resume, tensorboard, facts["data"]), "options or data")
         ranks.first(lambda: held.enter_context(folder.writing()))
         if resume:
@@ -95,40 +93,49 @@ def train(
         return RunSession(folder, earlier, loaded, on_progress, tensorboard).run()
 
 
-def load_member(out: Path, norm: str, seed: int) -> nn.Module:
-    """Load a finished network of the run in `out`, in eval mode; raises FileError without one."""
-    return checkpoint.load_model(RunFolder(out).member(norm, seed))
+def load_member(out: str | Path, norm: str, seed: int) -> nn.Module:
+    """Load a finished network of the run in `out`, in eval mode; raises FileError without one.
+
+    >>> import tempfile
+    >>> import normscope
+    >>> out = tempfile.mkdtemp()
+    >>> options = dict(norms=["batch", "none"], epochs=1, seeds=1, sweep=(), progress=False)
+    >>> _ = normscope.train("iris", out=out, **options)
+    >>> normscope.experiment.load_member(out, "none", seed=0).training
+    False
+    """
+    return checkpoint.load_model(RunFolder(Path(out)).member(norm, seed))
 
 
-def load_run(out: Path, data: Source | None = None) -> tuple[Run, nn.Module, Data]:
-    """Load the run in `out`: its record, the network that stands for it, its data.
+def load_run(out: str | Path, data: Source | None = None) -> tuple[Run, nn.Module, Data]:
+    """Load the run in `out`: its record, the network that stands for it in eval mode, its data.
+
+    Args:
+        out: the folder that `train` was given.
+        data: the samples, where they were handed to `train` in memory.
 
     Raises:
         FileError, InputError: it is not whole, or its data were handed over and are not given.
+
+    >>> import tempfile
+    >>> import normscope
+    >>> out = tempfile.mkdtemp()
+    >>> _ = normscope.train("iris", norms=["batch"], epochs=1, seeds=1, sweep=(), out=out)
+    >>> run, model, data = normscope.experiment.load_run(out)
+    >>> model(data.test_x).shape[1] == len(run.classes)
+    True
     """
-    folder = RunFolder(out)
+    folder = RunFolder(Path(out))
     run = folder.read()
     model = checkpoint.load_model(folder.model)
     config = run.config
     if data is None and config.data == IN_MEMORY:
         raise InputError(
-            f"the run in {shown(out)} was trained on data in memory, which it does not keep; give "
-            "the data again"
+            f"the run in {shown(folder.root)} was trained on data in memory, which it does not "
+            "keep; give the data again"
         )
     source = config.data if data is None else data
     return run, model, load(source, seed=config.seed, domains=config.domains)
-
-
-def environment() -> dict[str, str]:
-    """Return versions and settings that decide speed and the last digits."""
-    return {
-        "normscope": __version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "threads": str(torch.get_num_threads()),
-        "ranks": str(ranks.size()),
-    }
 
 
 @dataclass(eq=False)
@@ -363,14 +370,3 @@ def _fingerprint(data: Data) -> str:
     for tensor in (data.train_x, data.train_y, data.test_x, data.test_y):
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute with one thread: the same numbers on any machine, and no small step that waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -3,10 +3,19 @@
 import math
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from normscope.errors import InputError
-from normscope.records import Difference, Inspection, Layer, LayerDifference, StageDifference
+from normscope.moments import drift
+from normscope.records import (
+    Difference,
+    Inspection,
+    Layer,
+    LayerDifference,
+    Numbers,
+    StageDifference,
+)
 
 Array = NDArray[np.float64]
 
@@ -99,11 +108,15 @@ def _layer(a: Layer, b: Layer, counts: Array, others: Array) -> LayerDifference:
         gamma=float(np.sqrt(np.mean((gamma[1] - gamma[0]) ** 2))),
         beta=float(np.sqrt(np.mean((np.array(b.beta) - np.array(a.beta)) ** 2))),
         gates=float(np.mean(gamma[0] * gamma[1] < 0)),
-        gate_information=(float(np.mean(a.gate_information)), float(np.mean(b.gate_information))),
+        gate_information=(_mean(a.gate_information), _mean(b.gate_information)),
         firing=float(change.flat[largest]),
         channel=largest % a.channels,
         signal=(a.signal, b.signal),
     )
+
+
+def _mean(values: Numbers) -> float:
+    return float(np.mean(values)) if values else math.nan
 
 
 def _pooled(layer: Layer, counts: Array) -> tuple[Array, Array]:
@@ -115,9 +128,8 @@ def _pooled(layer: Layer, counts: Array) -> tuple[Array, Array]:
 
 
 def _moved(mean: Array, var: Array, other_mean: Array, other_var: Array) -> float:
-    std, other = np.sqrt(np.maximum(var, 0)), np.sqrt(np.maximum(other_var, 0))
-    live = std > 0
+    live = var > 0
     if not live.any():
         return math.nan
-    distance = np.sqrt((other_mean - mean) ** 2 + (other - std) ** 2)
-    return float(np.mean(distance[live] / std[live]))
+    first, second = (mean[live], var[live]), (other_mean[live], np.maximum(other_var[live], 0))
+    return float(drift(*map(torch.as_tensor, (*second, *first))).mean())

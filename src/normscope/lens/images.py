@@ -1,31 +1,52 @@
 """Images of one batch, and the few of all batches whose features are kept."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
+ODD = 0x61C8864680B583EB  # its multiples change all bits of a hash (Knuth 1973, section 6.4)
+
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Images of one batch that are counted together.
+    """Images of one batch that are counted together, or the regions of them that are of one class.
 
     Attributes:
         labels: (N,) int64.
-        priority: (N,) int64, a hash of each image.
+        priority: (N,) int64, a hash of each.
         condition: (N,) int64, or None.
+        at: (images, P), the class of every position, below 0 where it has none; None: each image
+            has one class.
     """
 
     labels: Tensor
     priority: Tensor
     condition: Tensor | None
+    at: Tensor | None = None
+    regions: Sequence[tuple[int, Tensor]] = ()  # of which image, at which positions
 
-    @cached_property
-    def classes(self) -> tuple[Tensor, Tensor]:
-        """The classes of this batch (U,), and for each image its place among them (N,)."""
-        present, place = self.labels.unique(return_inverse=True)
-        return present, place
+    def of_regions(self, at: Tensor) -> "Images":
+        """Divide images into the regions of their classes."""
+        found = [
+            (image, k, (row == k).nonzero().flatten())
+            for image, row in enumerate(at)
+            for k in row[row >= 0].unique().tolist()
+        ]
+        owner = torch.tensor([image for image, *_ in found], dtype=torch.int64)
+        labels = torch.tensor([k for _, k, _ in found], dtype=torch.int64)
+        regions = [(image, where) for image, _, where in found]
+        condition = None if self.condition is None else self.condition[owner]
+        return Images(labels, self.priority[owner] ^ (labels * ODD), condition, at, regions)
+
+    def counted(self, taken: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Return values (N, C, P) for a histogram, and the class of each of the N rows."""
+        if self.at is None:
+            return taken, self.labels
+        labels = self.at[:, places].flatten()
+        rows = taken.movedim(2, 1).reshape(len(labels), -1, 1)
+        return rows[labels >= 0], labels[labels >= 0]
 
     def select(self, rows: Tensor | None) -> "Images":
         """Take some of the images; None: all."""
@@ -53,17 +74,16 @@ class Sample:
     labels: Tensor
     features: Tensor
 
-    def __add__(self, other: "Sample") -> "Sample":
+    def add(self, priority: Tensor, labels: Tensor, features: Tensor) -> "Sample":
+        """Add images with features of any dtype, (N, C)."""
         if len(self.priority) == self.size:  # the usual case late in a long pass: few enter
-            enters = other.priority < self.priority.max()
+            enters = priority < self.priority.max()
             if not bool(enters.any()):
                 return self
-            other = Sample(
-                self.size, other.priority[enters], other.labels[enters], other.features[enters]
-            )
-        priority = torch.cat([self.priority, other.priority])
-        labels = torch.cat([self.labels, other.labels])
-        features = torch.cat([self.features, other.features])
+            priority, labels, features = priority[enters], labels[enters], features[enters]
+        priority = torch.cat([self.priority, priority])
+        labels = torch.cat([self.labels, labels])
+        features = torch.cat([self.features, features.float()])
         if len(priority) <= self.size:
             return Sample(self.size, priority, labels, features)
         keep = priority.argsort(stable=True)[: self.size]

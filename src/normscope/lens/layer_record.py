@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from normscope.lens.measures import Directions, ImageScatter
 from normscope.lens.stage_measures import MEASURES
 from normscope.lens.statistics import JOINT, Stage, TrackedLayer, joint_channels
 from normscope.lens.sweep import BINS, REACH
+from normscope.moments import drift
 from normscope.records import Array, Layer, Numbers, StageMeasures, StageName
 
 AFFINE: tuple[StageName, ...] = ("input", "normalised", "scaled_shifted")
@@ -25,7 +27,8 @@ class _Reading:
 
     Attributes:
         stage: its statistics.
-        eta2: (C,), NaN for channels that do not vary.
+        eta2: (C,), NaN for channels that do not vary, and of one class alone.
+        mean: (C,), of all values.
         pixel: (C,) bool, channels that vary from value to value.
         image: bool, channels of the joint measures that vary from image to image.
         scatter: of the image features.
@@ -35,15 +38,18 @@ class _Reading:
         var: (C,), of all values.
     """
 
-    def __init__(self, stage: Stage, precision: float, like: "_Reading | None" = None) -> None:
+    def __init__(
+        self, stage: Stage, precision: float, like: "_Reading | None" = None, *, compared: bool
+    ) -> None:
         eta2, values = measures.correlation_ratio(stage.count, stage.mean, stage.within)
+        self.compared, self.mean = compared, values.mean
         self.stage, self.scatter, self.var = stage, ImageScatter.of(stage), values.var(correction=0)
         image_var = self.scatter.total.diagonal()
         self.pixel = measures.live_channels(values.mean, self.var, precision)
         joint = joint_channels(len(values.mean))
         size = (self.var + values.mean**2).sqrt()  # each value of an image is rounded by its own
         self.image = measures.live_channels(size[joint], image_var, precision)
-        self.eta2 = eta2.masked_fill(~self.pixel, torch.nan)
+        self.eta2 = eta2.masked_fill(~self.pixel | (not compared), torch.nan)
         # a scaled copy has the same: its channels are brought to variance 1 anyway
         same = like is not None and torch.equal(like.image, self.image)
         self.directions: Directions = (
@@ -61,10 +67,10 @@ class _Reading:
     def measured(self, name: StageName, cut: float) -> StageMeasures:
         """Take all measures; none of image features where those are all the same."""
         rank = self.directions.rank(cut)
-        seen = bool(self.image.any())
+        seen = bool(self.image.any()) and self.compared
         return StageMeasures(
             name=name,
-            eta2=_numbers(self.eta2),
+            eta2=_numbers(self.eta2) if self.compared else (),
             eta2_mean=float(self.eta2.nanmean()),
             lda_fraction=self.directions.lda_fraction(cut),
             nearest_mean_accuracy=measures.nearest_mean_accuracy(self.scatter, self.stage.sample)
@@ -112,8 +118,8 @@ def stages_of(layer: TrackedLayer) -> dict[StageName, Stage]:
     return stages
 
 
-def layer_record(name: str, layer: TrackedLayer) -> Layer:
-    """Compute every measure of one layer.
+def layer_record(name: str, layer: TrackedLayer, *, compared: bool) -> Layer:
+    """Compute every measure of one layer; those between classes where there are two to compare.
 
     The three stages of one affine map share one rank cut, that of the one which rounds most, so
     that a direction counts at all of them or at none.
@@ -122,7 +128,7 @@ def layer_record(name: str, layer: TrackedLayer) -> Layer:
     for stage_name, stage in stages_of(layer).items():
         derived = stage_name == "normalised" and layer.maps == "one"
         like = readings["input"] if derived else None
-        readings[stage_name] = _Reading(stage, layer.precision, like)
+        readings[stage_name] = _Reading(stage, layer.precision, like, compared=compared)
     affine = measures.rank_cut(max(readings[n].rounding for n in AFFINE))
     cuts = {
         n: affine if n in AFFINE and layer.maps != "per_sample" else measures.rank_cut(r.rounding)
@@ -130,15 +136,18 @@ def layer_record(name: str, layer: TrackedLayer) -> Layer:
     }
     stages = tuple(r.measured(n, cuts[n]) for n, r in readings.items())
     own, source = layer.map, layer.stages["input"]
-    assert source.class_within is not None, "kept of the input"
     count = source.count.unsqueeze(1)
     active = layer.active / count  # NaN without images
     tau = measures.gate(own.gamma, own.beta)
     if not layer.one_threshold:
         tau = torch.full_like(tau, torch.nan)
     bits = _by_channels(measures.gate_information, layer.active, source.count)
+    read = readings["input"]  # eps: a channel that is dead in both has not moved
+    stored = own.mean, own.var.clamp(min=0) + own.eps
+    away = drift(read.mean, read.var.clamp(min=0) + own.eps, *stored)
+    away = away if layer.maps != "per_sample" else torch.full_like(away, torch.nan)
     scores = bits if layer.activation is not None else readings["input"].eta2
-    kept = _kept(scores[layer.channels])
+    kept = _kept((scores if compared else away)[layer.channels])
     seen = source.count > 0
     return Layer(
         name=name,
@@ -153,14 +162,15 @@ def layer_record(name: str, layer: TrackedLayer) -> Layer:
         running_var=_numbers(own.var),
         stages=stages,
         class_mean=_table(source.mean.masked_fill(~seen.unsqueeze(1), torch.nan)),
-        class_var=_table(source.class_within / count),
+        class_var=_table(source.m2 / count),
         bin_edges=_numbers(EDGES),
         histogram=layer.histogram[:, kept].numpy(),
         histogram_channels=tuple(layer.channels[kept].tolist()),
         gate=_numbers(tau),
         firing=_table(active),
-        invariance=_invariance(readings, affine) if layer.maps == "one" else math.nan,
-        **_information(layer, bits, tau),
+        invariance=_invariance(readings, affine) if layer.maps == "one" and compared else math.nan,
+        drift=_numbers(away),
+        **(_between(layer, bits, tau) if compared else {}),
         signal=measures.measured_signal(
             layer.centred,
             source.count,
@@ -175,12 +185,8 @@ def layer_record(name: str, layer: TrackedLayer) -> Layer:
         maps=layer.maps,
         eta2_change=stages[2].eta2_mean - stages[0].eta2_mean,
         lda_change=stages[2].lda_fraction - stages[0].lda_fraction,
-        firing_spread=float((active[seen].max(0).values - active[seen].min(0).values).mean()),
-        firing_chance=measures.chance_spread(
-            layer.active[seen], layer.rate_square, source.count[seen], layer.images
-        ),
         sampled=len(source.sample.labels),
-        pre_activation=_pre_activation(layer),
+        pre_activation=_pre_activation(layer, compared=compared),
         input_activation=layer.input_activation,
     )
 
@@ -188,8 +194,8 @@ def layer_record(name: str, layer: TrackedLayer) -> Layer:
 EDGES = torch.linspace(-REACH, REACH, BINS + 1, dtype=torch.float64)
 
 
-def _information(layer: TrackedLayer, bits: Tensor, tau: Tensor) -> dict[str, Numbers]:
-    """Take the measures of histograms, NaN for channels that have none, and those beside them."""
+def _between(layer: TrackedLayer, bits: Tensor, tau: Tensor) -> dict[str, Any]:
+    """Take what gates and histograms tell about the class; NaN for channels without histogram."""
     every = torch.full((3, len(bits)), torch.nan, dtype=torch.float64)
     at = layer.channels
     best, edge = measures.best_cut(layer.histogram)
@@ -199,7 +205,13 @@ def _information(layer: TrackedLayer, bits: Tensor, tau: Tensor) -> dict[str, Nu
     every[1, at] = torch.maximum(bits[at], best)
     every[2, at] = torch.where(better, tau[at], EDGES[edge])
     information, best_information, best_gate = map(_numbers, every)
+    count = layer.stages["input"].count
+    seen = count > 0
+    active, count = layer.active[seen], count[seen]
+    rates = active / count.unsqueeze(1)
     return {
+        "firing_spread": float((rates.max(0).values - rates.min(0).values).mean()),
+        "firing_chance": measures.chance_spread(active, layer.rate_square, count, layer.images),
         "information": information,
         "gate_information": _numbers(bits),
         "best_information": best_information,
@@ -207,12 +219,12 @@ def _information(layer: TrackedLayer, bits: Tensor, tau: Tensor) -> dict[str, Nu
     }
 
 
-def _pre_activation(layer: TrackedLayer) -> StageMeasures | None:
+def _pre_activation(layer: TrackedLayer, *, compared: bool) -> StageMeasures | None:
     """Measure what the activation before the layer was given, if it saw as much as the layer."""
     stage = layer.stages.get("pre_activation")
     if stage is None or not torch.equal(stage.count, layer.stages["input"].count):
         return None
-    reading = _Reading(stage, layer.precision)
+    reading = _Reading(stage, layer.precision, compared=compared)
     return reading.measured("pre_activation", measures.rank_cut(reading.rounding))
 
 
@@ -243,14 +255,15 @@ def _invariance(readings: dict[StageName, _Reading], cut: float) -> float:
 
 def _notes(layer: TrackedLayer, readings: dict[StageName, _Reading]) -> tuple[str, ...]:
     source = readings["input"]
+    compared = source.compared
     conditions = {
         "lens.note.mixed": layer.maps == "per_condition",
         "lens.note.gamma_zero": bool((layer.map.gamma == 0).any()),
         "lens.note.constant": not bool(source.pixel.all()),
         "lens.note.same_means": bool(source.image.any())
         and not bool(readings["normalised"].image.any()),
-        "lens.note.few_images": layer.images <= int(source.image.sum()),
-        "lens.note.sampled": layer.images > layer.sample,
+        "lens.note.few_images": compared and layer.images <= int(source.image.sum()),
+        "lens.note.sampled": compared and layer.images > layer.sample,
         "lens.note.joint_channels": len(layer.map.gamma) > JOINT,
         "lens.note.histograms": len(layer.channels) < len(layer.map.gamma),
         "lens.note.positions": layer.counted < layer.positions,

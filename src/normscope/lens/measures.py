@@ -95,7 +95,7 @@ class ImageScatter:
         mean = share @ class_mean
         factor = share.sqrt().unsqueeze(1) * (class_mean - mean)
         within = stage.scatter / count.sum().clamp(min=1)
-        spread = stage.spread[present] / count
+        spread = stage.traces[0][present] / count
         total = within + factor.T @ factor
         return cls(mean, total, within, factor, class_mean, spread, present)
 
@@ -376,7 +376,7 @@ def chance_spread(active: Tensor, rate_square: Tensor, count: Tensor, images: in
 
     Args:
         active: (K, C), values above 0; classes with images only.
-        rate_square: (C,), sum over images of the squared rate.
+        rate_square: (C,), sum over values of the squared rate of their image.
         count: (K,), values.
         images: how many.
     """
@@ -384,8 +384,8 @@ def chance_spread(active: Tensor, rate_square: Tensor, count: Tensor, images: in
     free = images - len(by_class)
     if free < 1:
         return math.nan
-    between = by_class @ (active / count.unsqueeze(1)) ** 2
-    var = ((rate_square - between) / free).clamp(min=0)
+    between = count @ (active / count.unsqueeze(1)) ** 2
+    var = ((rate_square - between) * (images / count.sum() / free)).clamp(min=0)
     top = torch.tensor((len(count) - 0.375) / (len(count) + 0.25), dtype=torch.float64)
     ranges = 2 * torch.special.ndtri(top) * (var * (1 / by_class).mean()).sqrt()
     return float(ranges.mean())

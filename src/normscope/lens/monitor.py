@@ -237,7 +237,7 @@ class Monitor:
         if self._current is not None:
             self._keep(f"{name}/out", seen)
         # the share of positive values merges over ranks as a mean does
-        count = torch.tensor([float(len(y) * seen.positions)], dtype=torch.float64)
+        count = seen.positions.sum().unsqueeze(0)
         fired = (seen.fired.sum(0) / count.clamp(min=1)).unsqueeze(0)
         share = self.merge(Moments(count, fired, torch.zeros_like(fired))).mean
         values = {

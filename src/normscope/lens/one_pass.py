@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from itertools import count, islice
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from normscope import probe
 from normscope.errors import InputError, ModelError
 from normscope.lens import measures, memory
+from normscope.lens.classes import TERCILES, Classes, tercile_cuts, tercile_names
 from normscope.lens.collapse import collapse, find_head
 from normscope.lens.layer_record import layer_record, stages_of
 from normscope.lens.measures import ImageScatter
@@ -22,7 +23,7 @@ from normscope.lens.work import work
 from normscope.probe import Norm
 from normscope.probe.batches import Forward, Loader
 from normscope.probe.frozen import refuse_traced
-from normscope.probe.grammar import LABELS, Batch, Labels
+from normscope.probe.grammar import Labels
 from normscope.probe.layers import without_norms
 from normscope.progress import bar, expected, wanted
 from normscope.records import Batches, Inspection
@@ -61,21 +62,23 @@ def inspect(
 
     Args:
         model: any model; what wraps it (DDP, torch.compile) is left out.
-        batches: with labels; see `probe.grammar` for what a batch may be. With a condition
-            the model runs inside `normscope.condition`.
+        batches: see `probe.grammar` for what a batch may be. Labels are one class per sample, or
+            masks, whose positions then have classes; without either all samples are shown
+            together. With a condition the model runs inside `normscope.condition`.
         classes: K names; None: as many classes as the labels say, named by their numbers.
         model_name: shown in the record; empty: the model's class.
         data_name: shown in the record; empty: the class of the loader's dataset, or "data".
         forward: forward(model, batch), for batches of another structure.
-        labels: a key or position in the batch, or labels(batch), where the classes are.
+        labels: a key or position in the batch, or labels(batch), where the classes are;
+            "terciles": three groups of one number per sample.
         batch_limit: read so many batches at most; None: all, or 1,000 of a loader without length.
         on_progress: called after every batch with the number of images so far.
         memory_limit: bytes that the statistics may take.
         progress: show a bar; None: in a notebook and on a terminal, without on_progress.
 
     Raises:
-        InputError: no labels, labels out of range, one class only, NaN inputs, no batch, a loader
-            that fails.
+        InputError: no classes where `labels` says that they are, labels out of range, NaN inputs,
+            no batch, a loader that fails.
         ModelError: no layer to follow, a forward that fails, an activation that is not finite,
             too many classes and channels for memory.
 
@@ -136,7 +139,7 @@ def accumulate(
         memory_limit: as `inspect`.
 
     Raises:
-        InputError: as `inspect`, except that one class is enough.
+        InputError: as `inspect`.
         ModelError: as `inspect`.
     """
     refuse_traced(model)
@@ -151,14 +154,20 @@ def accumulate(
     if state.norms and state.norms != names:
         raise InputError("this pass was begun with another model; its layers differ")
     state.norms = names
-    known = None if state.classes is None else len(state.classes)
-    loader = Loader(batches, model, forward=forward, labels=labels, limit=batch_limit, keep=False)
+    thirds = isinstance(labels, str) and labels == TERCILES
+    where = None if thirds else labels
+    loader = Loader(batches, model, forward=forward, labels=where, limit=batch_limit, keep=thirds)
+    if thirds and state.cuts is None:
+        if state.images:
+            raise InputError("this pass was begun with other labels; give the same labels=")
+        state.cuts = tercile_cuts(loader)
+    classes = Classes(state, asked=labels is not None)
     with probe.preserved(model), _whole_batches() as stop:
         lens = Recorder(state, norms, memory_limit)
         try:
             with probe.observe(model, norms, lens, preceded=lens.preceded):
-                for batch in islice(loader.read(), state.composition.batches, None):
-                    ids = class_labels(batch, known)
+                for batch in islice(loader.read(), state.batches, None):
+                    ids = classes.of(batch)
                     state.incomplete = True
                     lens.begin(batch, ids)
                     loader.run(model, batch)
@@ -168,7 +177,7 @@ def accumulate(
                     lens.end()
                     state.incomplete = False
                     if on_progress is not None:
-                        on_progress(int(state.counts.sum()))
+                        on_progress(state.images)
                     stop()
         finally:
             lens.trim()
@@ -194,19 +203,23 @@ def inspection(state: InspectionState, *, release: bool = False) -> Inspection:
         release: free each layer's statistics once it is measured; the state is then empty.
 
     Raises:
-        InputError: images of one class only, or a pass that was left half-way.
+        InputError: no images, or a pass that was left half-way.
     """
     state.check_whole()
-    if int((state.counts > 0).sum()) < 2:
-        label = int(state.counts.argmax()) if len(state.counts) else 0
-        raise InputError(f"all images have label {label}; at least two classes are needed")
+    if not state.images:
+        raise InputError("no samples have passed; at least one batch is needed")
     names = state.classes or tuple(str(k) for k in range(len(state.counts)))
+    if state.kind == "none":
+        names = ("all samples",)
+    elif state.cuts is not None and state.classes is None:
+        names = tercile_names(state.cuts)
+    compared = int((state.counts > 0).sum()) > 1
     called = {*state.layers, *state.skipped}
     uncalled = {name: "lens.skip.not_called" for name in state.norms if name not in called}
     # conditions aside: what the head reads is one map
     whole = [name for name in state.layers if "[condition" not in name]
     found: dict[str, Any] = {}
-    if whole:
+    if whole and compared:
         *_, stage = stages_of(state.layers[whole[-1]]).values()
         scatter = ImageScatter.of(stage)
         found["collapse"] = collapse(whole[-1], scatter, stage.sample, state.head)
@@ -214,7 +227,7 @@ def inspection(state: InspectionState, *, release: bool = False) -> Inspection:
         del stage, scatter
     layers = []
     for name in tuple(state.layers):
-        layers.append(layer_record(name, state.layers[name]))
+        layers.append(layer_record(name, state.layers[name], compared=compared))
         if release:
             del state.layers[name]
     differences = [layer.invariance for layer in layers if not math.isnan(layer.invariance)]
@@ -223,23 +236,27 @@ def inspection(state: InspectionState, *, release: bool = False) -> Inspection:
         data=state.data,
         classes=names,
         counts=tuple(state.counts.tolist()),
+        labels=state.kind or "none",
+        targets=state.targets,
+        samples=state.images,
         layers=tuple(layers),
         invariance=max(differences, default=math.nan),
         batches=_batches(state),
-        work=tuple(work(layers)),
+        work=tuple(work(layers)) if compared else (),
         skipped=uncalled | state.skipped,
         **found,
     )
 
 
 def _batches(state: InspectionState) -> Batches:
-    composition, images = state.composition, int(state.counts.sum())
-    r = measures.excess(state.counts, composition.equal, composition.pairs)
+    r = math.nan
+    if state.kind == "classes":
+        r = measures.excess(state.counts, state.equal, state.pairs)
     return Batches(
-        count=composition.batches,
-        size=images / max(1, composition.batches),
+        count=state.batches,
+        size=state.images / max(1, state.batches),
         excess=r,
-        predicted=measures.predicted_signal(r, images, composition.batches),
+        predicted=measures.predicted_signal(r, state.images, state.batches),
     )
 
 
@@ -290,32 +307,3 @@ def _whole_batches() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGINT, usual)
         if asked:
             stop()
-
-
-def class_labels(batch: Batch, classes: int | None) -> Tensor:
-    """Return the labels of a batch as classes, (N,) int64.
-
-    Raises:
-        InputError: none, of another shape or kind, or out of range.
-    """
-    index, given = batch.index, batch.labels
-    if given is None:
-        raise InputError(
-            f"batch {index} holds no labels that are numbers; the lens needs the class of every "
-            f"sample: (inputs, labels), a dict with one of {', '.join(LABELS)}, or labels="
-        )
-    labels = batch.classes
-    if labels is None:
-        below = not given.is_floating_point() and given.numel() and int(given.min()) < 0
-        why = ", some of the labels below zero" if below else ""
-        raise InputError(
-            f"the labels of batch {index} are {given.dtype} {tuple(given.shape)}{why}; they must "
-            f"be one whole number per sample, ({batch.size},), 0, 1, 2, ..., or one-hot rows; "
-            "labels= says where others are"
-        )
-    if classes is not None and int(labels.max()) >= classes:
-        raise InputError(
-            f"batch {index} has label {int(labels.max())}; with {classes} class names labels must "
-            f"lie in 0..{classes - 1}"
-        )
-    return labels

@@ -1,6 +1,7 @@
 """What passes through the layers while a model runs, added to the state of an inspection."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -8,13 +9,16 @@ from torch import Tensor
 from normscope.errors import ModelError
 from normscope.lens import memory
 from normscope.lens.channel_map import CallSlice, slices
+from normscope.lens.classes import at_positions
 from normscope.lens.images import Images
 from normscope.lens.per_sample import per_sample_slice
 from normscope.lens.state import InspectionState
-from normscope.lens.statistics import TrackedLayer
+from normscope.lens.statistics import TrackedLayer, trace_weights
 from normscope.lens.sweep import Sweep
 from normscope.probe import Call, Norm
 from normscope.probe.grammar import Batch
+
+AddedStage = Literal["pre_activation", "activated"]
 
 
 class Recorder:
@@ -27,19 +31,21 @@ class Recorder:
         self._sample = memory.sample_size(self._channels)
         self._per_sample: dict[str, CallSlice | None] = {}
         # of the layers that ran in this forward: which images went where
-        self._running: dict[str, list[tuple[TrackedLayer, Tensor | None, Images]]] = {}
+        self._running: dict[str, list[tuple[TrackedLayer, CallSlice, Images]]] = {}
         self._pre: tuple[str, str, Tensor] | None = None  # call, activation, what that was given
         self.misses = False  # what an activation was given that made a layer's input
         self._again = False  # the batch runs a second time, for that only
         self._histograms: dict[str, int] = {}
-        self._make_room(1 if state.classes is None else len(state.classes))
+        self._weights: dict[str, Tensor] = {}  # of a layer, see `trace_weights`
+        self._check_memory(max(1, len(state.classes or ())))
 
     def begin(self, batch: Batch, labels: Tensor) -> None:
-        """Prepare for a batch."""
-        self._index = batch.index
+        """Prepare for a batch; labels are what `Classes.of` returned."""
+        self._index, self._labels = batch.index, labels
         condition = None if batch.condition is None else batch.condition.cpu()
-        self._images = Images(labels.cpu(), batch.fingerprints(), condition)
-        self._make_room(int(self._images.labels.max()) + 1)
+        self._images = Images(labels, batch.fingerprints(), condition)
+        self._at: dict[tuple[int, ...], Images | None] = {}  # where positions have classes
+        self._make_room(max(self._least, int(labels.max()) + 1))
         self._running.clear()
 
     def again(self) -> None:
@@ -48,9 +54,13 @@ class Recorder:
 
     def end(self) -> None:
         """Count the batch, which has passed."""
-        labels = self._images.labels
-        self._state.counts += torch.bincount(labels, minlength=len(self._state.counts))
-        self._state.composition.add(labels)
+        state, labels = self._state, self._labels
+        counts = torch.bincount(labels[labels >= 0], minlength=len(state.counts))
+        state.counts += counts
+        state.images += len(labels)
+        state.batches += 1
+        state.pairs += len(labels) * (len(labels) - 1)
+        state.equal += int((counts * (counts - 1)).sum())
         self._running.clear()
         self.misses = self._again = False
 
@@ -70,51 +80,53 @@ class Recorder:
         if not found:
             return
         axis = found[0].axis
-        x = Sweep.of(before, take=True, axis=axis)
+        images = self._images_at(before, axis)
+        if images is None:
+            self._state.skip(call.name, "lens.skip.no_positions")
+            return
+        if not len(images.labels):  # no position of the batch has a class
+            return
+        x = Sweep.of(before, images, take=True, axis=axis)
         self._check_finite(call, x, "its input")
         running = []
         for part in found:
-            images = self._images.select(part.rows)
+            images_ = images.select(part.rows)
             layer = self._tracked(part, call, before)
             part_x = x.of_rows(part.rows)
-            layer.stage("input").add(part_x, images, layer.scale)
+            layer.stage("input").add(part_x, images_, self._weights[part.name])
             if part.maps != "per_sample":
                 mean, rstd = part.used.mean.cpu(), part.used.rstd.cpu()
                 z = part_x.normalised(mean, rstd)
                 self._check_finite(call, z, "its output")
                 if part.maps == "per_condition":
-                    layer.stage("normalised").add(z, images, layer.scale)
-                assert part_x.taken is not None, "asked for"
-                layer.count_bins(part_x.taken, mean, rstd, images.labels)
-            if part.rows is None and part.maps == "one":
-                layer.add_centred(part_x, images.labels)
-            running.append((layer, part.rows, images))
+                    layer.stage("normalised").add(z, images_, self._weights[part.name])
+                layer.count_bins(part_x, mean, rstd, images_)
+            if part.rows is None and part.maps == "one" and self._state.kind == "classes":
+                layer.add_centred(part_x, images_.labels)
+            running.append((layer, part, images_))
         self._running[call.name] = running
         self._add_pre_activation(call, before)
         # last, so that the activation finds it in the cache
-        y = Sweep.of(after, take=found[0].maps == "per_sample", axis=axis)
-        for layer, rows, images in running:
-            part_y = y.of_rows(rows)
+        y = Sweep.of(after, images, take=found[0].maps == "per_sample", axis=axis)
+        for layer, part, images_ in running:
+            part_y = y.of_rows(part.rows)
             self._check_finite(call, part_y, "its output")
-            layer.stage("scaled_shifted").add(part_y, images, layer.scale)
-            layer.count_active(part_y, images.labels)
+            layer.stage("scaled_shifted").add(part_y, images_, self._weights[part.name])
+            layer.count_active(part_y, images_.labels)
             if part_y.taken is not None:
                 own = layer.map
-                layer.count_bins(part_y.taken, own.beta, own.inverse_gamma, images.labels)
+                layer.count_bins(part_y, own.beta, own.inverse_gamma, images_)
 
     def activated(self, call: Call, activation: str, after: Tensor) -> None:
         """Add what the activation of its output put out."""
         running = self._running.get(call.name, [])
-        if self._again or not running or len(after) != len(self._images.labels) or after.dim() < 2:
+        if self._again or not running or len(after) != len(self._labels) or after.dim() < 2:
             return
-        known = self._per_sample.get(call.name)
-        axis = 1 if known is None else known.axis
+        axis = running[0][1].axis
         if axis >= after.dim() or after.shape[axis] != len(running[0][0].map.gamma):
             return
-        seen = Sweep.of(after, axis=axis)
-        self._check_finite(call, seen, f"the {activation} behind it")
-        for layer, rows, images in running:
-            layer.stage("activated").add(seen.of_rows(rows), images, layer.scale)
+        self._add(call, "activated", after, f"the {activation} behind it")
+        for layer, *_ in running:
             layer.activation = activation
 
     def _add_pre_activation(self, call: Call, before: Tensor) -> None:
@@ -123,17 +135,43 @@ class Recorder:
         running = self._running.get(call.name, [])
         if made is None or made[0] != call.name or made[2].shape != before.shape or not running:
             return
-        known = self._per_sample.get(call.name)
-        seen = Sweep.of(made[2], axis=1 if known is None else known.axis)
-        for layer, rows, images in running:
+        self._add(call, "pre_activation", made[2], "what is before it")
+        for layer, *_ in running:
             layer.input_activation = made[1]
-            layer.stage("pre_activation").add(seen.of_rows(rows), images, layer.scale)
+
+    def _add(self, call: Call, stage: AddedStage, values: Tensor, where: str) -> None:
+        """Add one more stage of a call."""
+        axis = self._running[call.name][0][1].axis
+        images = self._images_at(values, axis)
+        if images is None or not len(images.labels):
+            return
+        seen = Sweep.of(values, images, axis=axis)
+        self._check_finite(call, seen, where)
+        for layer, part, own in self._running[call.name]:
+            layer.stage(stage).add(seen.of_rows(part.rows), own, self._weights[part.name])
+
+    def _images_at(self, values: Tensor, axis: int) -> Images | None:
+        """Return the images, or their regions at a layer's positions; None: they do not fit."""
+        if self._state.kind != "positions":
+            return self._images
+        shape = tuple(n for d, n in enumerate(values.shape) if d not in (0, axis))
+        if shape not in self._at:
+            at = at_positions(self._labels, shape)
+            self._at[shape] = None if at is None else self._images.of_regions(at)
+        return self._at[shape]
 
     def trim(self) -> None:
         """Drop the room that was made for more classes than came."""
         seen = self._state.counts.nonzero()
-        least = 0 if self._state.classes is None else len(self._state.classes)
-        self._state.resize(max(least, int(seen[-1]) + 1 if len(seen) else 0))
+        self._state.resize(max(self._least, int(seen[-1]) + 1 if len(seen) else 0))
+
+    @property
+    def _least(self) -> int:
+        """As many classes as have names."""
+        state = self._state
+        if state.kind == "none":
+            return 1
+        return (3 if state.cuts else 0) if state.classes is None else len(state.classes)
 
     def _slices(self, call: Call, before: Tensor, after: Tensor) -> list[CallSlice]:
         """Split a call into what is reported together; nothing where it cannot be followed."""
@@ -141,7 +179,11 @@ class Recorder:
             return []
         if not self._is_per_sample(call):
             if before.shape == after.shape and before.shape[1] == self._channels[call.layer]:
-                return list(slices(call))
+                found = list(slices(call))
+                if len(found) == 1 or self._state.kind != "positions":
+                    return found
+                self._state.skip(call.name, "lens.skip.conditions_and_positions")
+                return []
             self._state.skip(call.name, "lens.skip.not_per_channel")
             return []
         if call.name not in self._per_sample:
@@ -158,7 +200,7 @@ class Recorder:
             why = "lens.skip.masked"
         elif call.condition is None and getattr(call.module, "missing", None) == "infer":
             why = "lens.skip.mixture"
-        elif before.dim() < 2 or len(before) != len(self._images.labels):
+        elif before.dim() < 2 or len(before) != len(self._labels):
             why = "lens.skip.other_batch"
         if why is not None:
             self._state.skip(call.name, why)
@@ -184,6 +226,8 @@ class Recorder:
                 self._sample,
             )
             self._state.layers[part.name] = found
+        if part.name not in self._weights:
+            self._weights[part.name] = trace_weights(found.scale)
         return found
 
     def _make_room(self, classes: int) -> None:
@@ -195,6 +239,11 @@ class Recorder:
             classes = max(classes, room + room // 4)
         classes = max(classes, room)
         self._histograms = memory.histogram_channels(self._channels, classes)
+        self._check_memory(classes)
+        most = {name: self._histograms[_layer_of(name)] for name in self._state.layers}
+        self._state.resize(classes, most)
+
+    def _check_memory(self, classes: int) -> None:
         needed = memory.bytes_needed(self._channels, classes)
         if needed > self._limit:
             raise ModelError(
@@ -203,8 +252,6 @@ class Recorder:
                 f"{self._limit >> 20:,} MiB; inspect fewer classes, or raise memory_limit "
                 "(--memory-limit)"
             )
-        most = {name: self._histograms[_layer_of(name)] for name in self._state.layers}
-        self._state.resize(classes, most)
 
     def _check_finite(self, call: Call, seen: Sweep, where: str) -> None:
         if not math.isfinite(float(seen.m2.sum())):

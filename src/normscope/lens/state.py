@@ -16,38 +16,10 @@ from normscope.lens.channel_map import ChannelMap
 from normscope.lens.images import Sample
 from normscope.lens.statistics import Stage, TrackedLayer, resized
 from normscope.moments import Moments, check_distributed
+from normscope.records import LabelKind
 
-SCHEMA = 2  # raised when what a saved state holds changes
+SCHEMA = 3  # raised when what a saved state holds changes
 SUFFIX = ".pt"
-
-
-@dataclass(eq=False)
-class BatchComposition:
-    """How often two images of one batch share their class: what the composition law needs.
-
-        r = (q - sum p_k^2) / (1 - sum p_k^2),   q = share of pairs in a batch with equal labels
-
-    Attributes:
-        batches: how many.
-        pairs: sum of m (m - 1) over the batches.
-        equal: sum of n_k (n_k - 1) over batches and classes.
-    """
-
-    batches: int = 0
-    pairs: int = 0
-    equal: int = 0
-
-    def add(self, labels: Tensor) -> None:
-        """Add a batch."""
-        counts = labels.unique(return_counts=True)[1]
-        self.batches += 1
-        self.pairs += len(labels) * (len(labels) - 1)
-        self.equal += int((counts * (counts - 1)).sum())
-
-    def __add__(self, other: "BatchComposition") -> "BatchComposition":
-        return BatchComposition(
-            self.batches + other.batches, self.pairs + other.pairs, self.equal + other.equal
-        )
 
 
 @dataclass(eq=False)
@@ -58,8 +30,14 @@ class InspectionState:
         model: shown in the record.
         data: shown in the record.
         classes: K names; None where classes are named by their numbers.
-        counts: (K,) int64, images per class.
-        composition: of the batches.
+        kind: what has a class; None before the first batch.
+        targets: dtype and shape of labels that are no classes.
+        cuts: between the three classes of one number.
+        images: how many.
+        counts: (K,) int64, images per class, or positions of the masks.
+        batches: how many.
+        pairs: of samples in one batch, sum of m (m - 1) over the batches.
+        equal: of them, those of one class.
         layers: those that are followed, by name, in the order of their first call.
         skipped: layer name -> message key of why it was not followed.
         norms: names of all normalisation layers that could be followed.
@@ -71,8 +49,14 @@ class InspectionState:
     model: str = ""
     data: str = ""
     classes: tuple[str, ...] | None = None
+    kind: LabelKind | None = None
+    targets: str = ""
+    cuts: tuple[float, float] | None = None
+    images: int = 0
     counts: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    composition: BatchComposition = field(default_factory=BatchComposition)
+    batches: int = 0
+    pairs: int = 0
+    equal: int = 0
     layers: dict[str, TrackedLayer] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     norms: tuple[str, ...] = ()
@@ -120,13 +104,19 @@ class InspectionState:
                 f"these passes have different classes, {_named(self.classes)} and "
                 f"{_named(other.classes)}; merge passes over the same ones"
             )
+        if (self.kind, self.cuts) != (other.kind, other.cuts):
+            raise InputError(
+                f"these passes have different labels, {_labels(self)} and {_labels(other)}; "
+                "merge passes with the same labels="
+            )
         for name in set(self.layers) & set(other.layers):
             _check_same_layer(name, self.layers[name], other.layers[name])
         classes = max(len(self.counts), len(other.counts))
         self.resize(classes)
         other.resize(classes)
         self.counts = self.counts + other.counts
-        self.composition = self.composition + other.composition
+        for name in ("images", "batches", "pairs", "equal"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         self.data = self.data or other.data
         for name, why in other.skipped.items():
             self.skip(name, why)
@@ -223,7 +213,6 @@ def beside(record: Path) -> Path:
 # what a saved state consists of, besides tensors and plain values
 STORED: list[Any] = [
     InspectionState,
-    BatchComposition,
     TrackedLayer,
     ChannelMap,
     Stage,
@@ -239,6 +228,12 @@ def _check_same_layer(name: str, a: TrackedLayer, b: TrackedLayer) -> None:
             f"these are passes over different weights: layer {name} differs; "
             "merge passes over one checkpoint, or compare them"
         )
+
+
+def _labels(state: InspectionState) -> str:
+    if state.cuts is not None:
+        return "groups at {:.3g} and {:.3g}".format(*state.cuts)
+    return {"classes": "one class per sample", "positions": "masks"}.get(state.kind or "", "none")
 
 
 def _named(classes: Sequence[str] | None) -> str:

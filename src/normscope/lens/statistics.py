@@ -14,7 +14,7 @@ from torch import Tensor
 
 from normscope.lens.channel_map import CallSlice, ChannelMap
 from normscope.lens.images import Images, Sample
-from normscope.lens.sweep import BINS, POSITIONS, Sweep, absorb, count_bins
+from normscope.lens.sweep import BINS, POSITIONS, Sweep, absorb, count_bins, places_of
 from normscope.moments import Moments
 from normscope.records import MapKind, StageName
 
@@ -35,55 +35,52 @@ class Stage:
     Attributes:
         count: (K,), values per channel.
         mean: (K, C), class means, of values and of image features alike.
-        within: (C,), sum of (x - mean_k)^2 over all values.
-        class_within: (K, C), the same per class; None where it is not kept.
+        m2: (K, C), sum of (x - mean_k)^2 over all values; (1, C) where that is not kept by class.
         scatter: (J, J), within classes, of the image features of the joint channels.
-        spread: (K,), the share of each class in the trace of `scatter`.
-        scaled_spread: (K,), the same after the layer's scale per channel.
+        traces: (2, K), the share of each class in the trace of `scatter`, and the same after the
+            layer's scale per channel.
         sample: image features of the joint channels.
         conditions: per condition and channel over every value; no rows where there are none.
+        by_class: whether m2 is kept by class.
     """
 
     count: Tensor
     mean: Tensor
-    within: Tensor
-    class_within: Tensor | None
+    m2: Tensor
     scatter: Tensor
-    spread: Tensor
-    scaled_spread: Tensor
+    traces: Tensor
     sample: Sample
     conditions: Moments
+    by_class: bool = False
 
     @classmethod
     def empty(cls, classes: int, channels: int, sample: int, *, by_class: bool) -> "Stage":
-        """Make a stage that has seen nothing; `by_class`: it keeps `class_within`."""
+        """Make a stage that has seen nothing; `by_class`: it keeps m2 by class."""
         joint = len(joint_channels(channels))
-        zeros = torch.zeros(classes, dtype=torch.float64)
+        zeros = torch.zeros(classes, channels, dtype=torch.float64)
         labels = torch.zeros(0, dtype=torch.int64)
         return cls(
+            zeros.new_zeros(classes),
             zeros,
-            zeros.new_zeros(classes, channels),
-            zeros.new_zeros(channels),
-            zeros.new_zeros(classes, channels) if by_class else None,
+            zeros.new_zeros(classes if by_class else 1, channels),
             zeros.new_zeros(joint, joint),
-            zeros.clone(),
-            zeros.clone(),
+            zeros.new_zeros(2, classes),
             Sample(sample, labels, labels.clone(), torch.zeros(0, joint)),
             Moments.empty(0, channels),
+            by_class,
         )
 
-    def add(self, seen: Sweep, images: Images, scale: Tensor) -> None:
-        """Add a batch; `scale` (C,) is the layer's own."""
-        present, place = images.classes
-        own = Moments(self.count[present], self.mean[present], torch.zeros_like(self.mean[present]))
-        rows = absorb(own, seen, place)
-        self.count[present], self.mean[present] = own.count, own.mean
-        self.within += own.m2.sum(0)
-        if self.class_within is not None:
-            self.class_within[present] += own.m2
-        self._scatter(rows, images.labels, scale)
-        features = _joint(seen.mean)
-        self.sample += Sample(self.sample.size, images.priority, images.labels, features.float())
+    @property
+    def within(self) -> Tensor:
+        """(C,), sum of (x - mean_k)^2 over all values."""
+        return self.m2.sum(0)
+
+    def add(self, seen: Sweep, images: Images, weights: Tensor) -> None:
+        """Add a batch; `weights` are those of `trace_weights`, of the layer's own scale."""
+        own = Moments(self.count, self.mean, self.m2)
+        rows = _joint(absorb(own, seen, images.labels, weights, self.traces))
+        self.scatter.addmm_(rows.T, rows)
+        self.sample = self.sample.add(images.priority, images.labels, _joint(seen.mean))
         if images.condition is not None:
             self.conditions = _roomy(self.conditions, int(images.condition.max()) + 1)
             absorb(self.conditions, seen, images.condition)
@@ -95,24 +92,16 @@ class Stage:
         rows = step * (self.count * other.count / count).sqrt().unsqueeze(1)
         self.mean += step * (other.count / count).unsqueeze(1)
         self.count += other.count
-        self.within += other.within + rows.square().sum(0)
-        if self.class_within is not None and other.class_within is not None:
-            self.class_within += other.class_within + rows.square()
+        square = rows.square()
+        self.m2 += other.m2 + (square if self.by_class else square.sum(0))
+        self.traces += other.traces + trace_weights(scale) @ square.T
         self.scatter += other.scatter
-        self.spread += other.spread
-        self.scaled_spread += other.scaled_spread
-        self._scatter(rows, torch.arange(len(rows)), scale)
-        self.sample += other.sample
+        self.scatter.addmm_(_joint(rows).T, _joint(rows))
+        self.sample = self.sample.add(
+            other.sample.priority, other.sample.labels, other.sample.features
+        )
         conditions = max(len(self.conditions.count), len(other.conditions.count))
         self.conditions = _roomy(self.conditions, conditions) + _roomy(other.conditions, conditions)
-
-    def _scatter(self, rows: Tensor, labels: Tensor, scale: Tensor) -> None:
-        rows = _joint(rows)
-        self.scatter.addmm_(rows.T, rows)
-        weight = _joint(scale).square()
-        both = rows.square() @ torch.stack([torch.ones_like(weight), weight], 1)
-        self.spread.index_add_(0, labels, both[:, 0])
-        self.scaled_spread.index_add_(0, labels, both[:, 1])
 
     def mapped(self, centre: Tensor, scale: Tensor) -> "Stage":
         """Map it to the stage of (x - centre) * scale, exactly."""
@@ -124,11 +113,9 @@ class Stage:
         return Stage(
             self.count,
             torch.where(seen, (self.mean - centre) * scale, 0.0),
-            self.within * scale**2,
-            None,
+            self.m2.sum(0, keepdim=True) * scale**2,
             self.scatter * joint * joint.unsqueeze(1),
-            self.scaled_spread,
-            self.scaled_spread,
+            self.traces[1].expand(2, -1),
             Sample(self.sample.size, self.sample.priority, self.sample.labels, features),
             Moments(
                 conditions.count,
@@ -139,10 +126,10 @@ class Stage:
 
     def resize(self, classes: int) -> None:
         """Make room for so many classes, or drop rows that hold none."""
-        for name in ("count", "mean", "class_within", "spread", "scaled_spread"):
-            table = getattr(self, name)
-            if table is not None:
-                setattr(self, name, resized(table, classes))
+        self.count, self.mean = resized(self.count, classes), resized(self.mean, classes)
+        self.traces = resized(self.traces.T, classes).T.contiguous()
+        if self.by_class:
+            self.m2 = resized(self.m2, classes)
 
 
 @dataclass(eq=False)
@@ -163,8 +150,9 @@ class TrackedLayer:
         histogram: (K, H, BINS) int32 or int64, values per bin of z.
         centred: (K, H) float64, sum over values of the input less the mean of its batch.
         active: (K, C) int32 or int64, values with y > 0.
-        rate_square: (C,) float64, sum over images of the squared share of values with y > 0.
-        images: how many.
+        rate_square: (C,) float64, sum over values of the squared share of those of their image,
+            or region, with y > 0.
+        images: how many, or how many regions of one class.
         activation: the one that follows; None where none was seen.
         input_activation: the one that made the input; None where none was seen.
         stages: those that were measured, by name.
@@ -233,14 +221,17 @@ class TrackedLayer:
             )
         return self.stages[name]
 
-    def count_bins(self, taken: Tensor, mean: Tensor, rstd: Tensor, labels: Tensor) -> None:
-        """Add z = (x - mean) * rstd of values (N, C, P) to the histogram."""
+    def count_bins(self, seen: Sweep, mean: Tensor, rstd: Tensor, images: Images) -> None:
+        """Add z = (x - mean) * rstd of the values that were taken of a batch to the histogram."""
+        assert seen.taken is not None, "asked for"
         most = int(self.stages["input"].count.max())
         if self.histogram.dtype == torch.int32 and most > FULL:
             self.histogram = self.histogram.long()
-        mean, rstd = mean[..., self.channels], rstd[..., self.channels]
+        taken = seen.taken
         if len(self.channels) < taken.shape[1]:
             taken = taken[:, self.channels]
+            mean, rstd = mean[..., self.channels], rstd[..., self.channels]
+        taken, labels = images.counted(taken, places_of(self.positions))
         count_bins(self.histogram, taken, mean, rstd, labels)
 
     def count_active(self, seen: Sweep, labels: Tensor) -> None:
@@ -250,12 +241,16 @@ class TrackedLayer:
             self.active = self.active.long()
         self.images += len(labels)
         self.active.index_add_(0, labels, seen.fired.to(self.active.dtype))
-        self.rate_square += (seen.fired.double() / seen.positions).square().sum(0)
+        self.rate_square += (1 / seen.positions) @ seen.fired.double().square()
 
     def add_centred(self, seen: Sweep, labels: Tensor) -> None:
         """Add the input less its mean over this batch, as training would."""
-        features = seen.mean[:, self.channels]
-        self.centred.index_add_(0, labels, (features - features.mean(0)) * seen.positions)
+        features = (
+            seen.mean
+            if self.centred.shape[1] == seen.mean.shape[1]
+            else seen.mean[:, self.channels]
+        )
+        self.centred.index_add_(0, labels, (features - features.mean(0)) * seen.positions[0])
 
     def resize(self, classes: int, histograms: int) -> None:
         """Make room for so many classes, and keep the histograms of so many channels at most."""
@@ -314,6 +309,13 @@ def nested_channels(channels: int, most: int) -> Tensor:
     bits = max(1, (channels - 1).bit_length())
     order = [int(f"{i:0{bits}b}"[::-1], 2) for i in range(1 << bits)]
     return torch.tensor(sorted([c for c in order if c < channels][:most]))
+
+
+def trace_weights(scale: Tensor) -> Tensor:
+    """Return the weights of squares in `Stage.traces`, (2, C); 0 where channels are left out."""
+    used = torch.zeros_like(scale)
+    used[joint_channels(len(scale))] = 1
+    return torch.stack([used, used * scale.square()])
 
 
 def resized(table: Tensor, rows: int) -> Tensor:

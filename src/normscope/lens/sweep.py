@@ -1,22 +1,27 @@
-"""One sweep over the values that pass: what each image holds per channel, and the bins of z."""
+"""One sweep over the values that pass: what each image holds per channel, and the bins of z.
+
+The loops are in C++, or in plain torch where that cannot be compiled or is not worth it.
+"""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from normscope.lens import loops
+from normscope.kernels import cpu
+from normscope.lens.images import Images
 from normscope.moments import Moments
 
 BINS = 64
 REACH = 6.0  # the histogram covers z in [-REACH, REACH]
 POSITIONS = 64  # of one image and channel that the histogram counts; evenly spaced
 SMALL = 1 << 15  # values below which plain torch is quicker than entering compiled code
+BLOCK = 1 << 20  # values of which plain torch makes float64 copies at once
 
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """What each image holds in each channel.
+    """What each image, or each region of one, holds in each channel.
 
         mean = (1/P) sum x,   m2 = sum (x - mean)^2,   fired = how many x > 0
 
@@ -28,36 +33,41 @@ class Sweep:
         mean: (N, C) float64; of an image, what a head behind global average pooling sees.
         m2: (N, C) float64.
         fired: (N, C) int64.
-        positions: P.
-        taken: (N, C, at most POSITIONS) in x's dtype, values at evenly spaced positions, for the
-            histogram; None: not asked for.
+        positions: (N,) float64, P.
+        taken: (images, C, at most POSITIONS) in x's dtype, values at evenly spaced positions, for
+            the histogram; None: not asked for.
     """
 
     mean: Tensor
     m2: Tensor
     fired: Tensor
-    positions: int
+    positions: Tensor
     taken: Tensor | None = None
 
     @classmethod
-    def of(cls, values: Tensor, *, take: bool = False, axis: int = 1) -> "Sweep":
-        """Summarise values (N, C, *S) of any float dtype on any device; `axis`: of the channels."""
+    def of(
+        cls, values: Tensor, images: Images | None = None, *, take: bool = False, axis: int = 1
+    ) -> "Sweep":
+        """Summarise values (N, C, *S) of any float dtype on any device.
+
+        Args:
+            values: what passes.
+            images: says which regions they have; None: each image is one.
+            take: keep some values.
+            axis: of the channels.
+        """
         rows = _rows(values.movedim(axis, 1))
-        counted = min(POSITIONS, rows.shape[2]) if take else 0
-        places = torch.arange(counted)
-        if take:
-            places = places * rows.shape[2] // max(counted, 1)
-        if rows.numel() < SMALL or rows.device.type != "cpu":
-            wide = rows.double()
-            mean = wide.mean(2)
-            m2 = (wide - mean.unsqueeze(2)).square().sum(2)
-            taken = rows[:, :, places].cpu() if take else None
-            return cls(mean.cpu(), m2.cpu(), (rows > 0).sum(2).cpu(), rows.shape[2], taken)
-        mean = torch.empty(rows.shape[:2], dtype=torch.float64)
-        m2, fired = torch.empty_like(mean), torch.empty(rows.shape[:2], dtype=torch.int64)
-        taken = rows.new_empty(*rows.shape[:2], counted)
-        loops.sweep(rows, mean, m2, fired, places, taken)
-        return cls(mean, m2, fired, rows.shape[2], taken if take else None)
+        places = places_of(rows.shape[2] if take else 0)
+        if images is None or images.at is None:
+            return _summary(rows, places, take=take)
+        parts = [_summary(rows[i : i + 1, :, where], places_of(0)) for i, where in images.regions]
+        return cls(
+            torch.cat([part.mean for part in parts]),
+            torch.cat([part.m2 for part in parts]),
+            torch.cat([part.fired for part in parts]),
+            torch.cat([part.positions for part in parts]),
+            rows[:, :, places].cpu() if take else None,
+        )
 
     def normalised(self, mean: Tensor, rstd: Tensor) -> "Sweep":
         """Map it to z = (x - mean) * rstd; mean and rstd (C,) or (N, C). `fired` stays x's."""
@@ -68,9 +78,32 @@ class Sweep:
         if rows is None:
             return self
         taken = None if self.taken is None else self.taken[rows]
-        return Sweep(self.mean[rows], self.m2[rows], self.fired[rows], self.positions, taken)
+        return Sweep(self.mean[rows], self.m2[rows], self.fired[rows], self.positions[rows], taken)
 
 
+@torch.no_grad()
+def _summary(rows: Tensor, places: Tensor, *, take: bool = False) -> Sweep:
+    """Summarise rows (N, C, P), and take the values at some places of each."""
+    count, channels, positions = rows.shape
+    sizes = torch.full((count,), float(positions), dtype=torch.float64)
+    compiled = rows.device.type == "cpu" and rows.numel() >= SMALL and cpu.operator("sweep")
+    if compiled:
+        mean, m2 = torch.empty(2, count, channels, dtype=torch.float64)
+        fired = torch.empty(count, channels, dtype=torch.int64)
+        taken = rows.new_empty(count, channels, len(places))
+        compiled(rows.contiguous(), mean, m2, fired, places, taken)
+    else:
+        means, squares = [], []
+        for part in rows.split(max(1, BLOCK // max(1, channels * positions))):
+            wide = part.double()
+            means.append(wide.mean(2))
+            squares.append((wide - means[-1].unsqueeze(2)).square().sum(2))
+        mean, m2, fired = torch.cat(means).cpu(), torch.cat(squares).cpu(), (rows > 0).sum(2).cpu()
+        taken = rows[:, :, places].cpu() if take else rows
+    return Sweep(mean, m2, fired, sizes, taken if take else None)
+
+
+@torch.no_grad()
 def count_bins(
     histogram: Tensor, taken: Tensor, mean: Tensor, rstd: Tensor, labels: Tensor
 ) -> None:
@@ -85,27 +118,37 @@ def count_bins(
         rstd: as mean.
         labels: (N,) in 0..K-1.
     """
-    mean, rstd = (t.expand(taken.shape[:2]).contiguous() for t in (mean, rstd))
-    if taken.numel() < SMALL:
-        z = (taken.double() - mean.unsqueeze(2)) * rstd.unsqueeze(2)
-        index = ((z + REACH) * (BINS / (2 * REACH))).floor().clamp(0, BINS - 1).long()
-        channels = histogram.shape[1]
-        index += ((labels[:, None] * channels + torch.arange(channels)) * BINS).unsqueeze(2)
-        counts = torch.bincount(index.flatten(), minlength=histogram.numel())
-        histogram += counts.view_as(histogram).to(histogram.dtype)
-        return
     assert histogram.is_contiguous(), "loops go by address"
     scale = rstd * (BINS / (2 * REACH))
-    loops.count_bins(taken.contiguous(), mean, scale, labels.contiguous(), histogram)
+    compiled = taken.numel() >= SMALL and cpu.operator("count_bins")
+    if compiled:
+        compiled(*(t.contiguous() for t in (taken, mean, scale, labels)), histogram)
+        return
+    place = (taken.double() - mean.unsqueeze(-1)) * scale.unsqueeze(-1) + BINS / 2
+    index = place.nan_to_num(nan=0.0).clamp(0, BINS - 1).long()
+    channels = histogram.shape[1]
+    index += ((labels[:, None] * channels + torch.arange(channels)) * BINS).unsqueeze(2)
+    counts = torch.bincount(index.flatten(), minlength=histogram.numel())
+    histogram += counts.view_as(histogram).to(histogram.dtype)
 
 
-def absorb(moments: Moments, seen: Sweep, groups: Tensor) -> Tensor:
+@torch.no_grad()
+def absorb(
+    moments: Moments,
+    seen: Sweep,
+    groups: Tensor,
+    weights: Tensor | None = None,
+    traces: Tensor | None = None,
+) -> Tensor:
     """Merge every image into the moments of its group, in place, one after the other.
 
     Args:
-        moments: (K,), (K, C), (K, C), written to.
+        moments: (K,), (K, C) and (K, C), written to; m2 may be (1, C), of all groups together.
         seen: of N images.
         groups: (N,) in 0..K-1.
+        weights: (W, C).
+        traces: (W, K), written to: grows by the sum of squares of each row of what is returned,
+            weighted by every row of `weights`.
 
     Returns:
         (N, C) rows whose outer products add up to the growth of the scatter of the means within
@@ -113,12 +156,33 @@ def absorb(moments: Moments, seen: Sweep, groups: Tensor) -> Tensor:
 
     Source: Chan, Golub, LeVeque 1979, as `Moments`.
     """
-    written = moments.count, moments.mean, moments.m2
+    written = (moments.count, moments.mean, moments.m2)
     assert all(t.is_contiguous() for t in written), "loops go by address"
-    mean, m2, groups = seen.mean.contiguous(), seen.m2.contiguous(), groups.long().contiguous()
-    rows = torch.empty_like(mean)
-    loops.absorb(mean, m2, seen.positions, groups, moments, rows)
+    rows = torch.empty_like(seen.mean)
+    if weights is None or traces is None:
+        weights, traces = rows.new_empty(0, rows.shape[1]), rows.new_empty(0, len(moments.count))
+    groups = groups.long()
+    compiled = cpu.operator("absorb")
+    if compiled is not None:
+        read = (t.contiguous() for t in (seen.mean, seen.m2, seen.positions, groups))
+        compiled(*read, *written, rows, weights, traces)
+        return rows
+    for image, k in enumerate(groups.tolist()):
+        before, size = float(moments.count[k]), float(seen.positions[image])
+        share = size / (before + size)
+        step = seen.mean[image] - moments.mean[k]
+        moments.mean[k] += step * share
+        moments.m2[k if len(moments.m2) > 1 else 0] += seen.m2[image] + step * step * before * share
+        rows[image] = step * (before * share) ** 0.5
+        traces[:, k] += weights @ rows[image].square()
+        moments.count[k] += size
     return rows
+
+
+def places_of(positions: int) -> Tensor:
+    """Choose at most POSITIONS evenly spaced ones."""
+    counted = min(POSITIONS, positions)
+    return torch.arange(counted) * positions // max(counted, 1)
 
 
 def _rows(values: Tensor) -> Tensor:

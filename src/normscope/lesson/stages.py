@@ -1,11 +1,11 @@
 """The stages of the lesson, in the order in which they are told."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from normscope.environment import threads
 from normscope.errors import InputError
 from normscope.lesson.composition import composition
 from normscope.lesson.example import Example, read_affine, read_example
@@ -97,7 +97,7 @@ def lesson(
         if count < 1:
             raise InputError(f"{name} is {count}; at least 1 is needed")
 
-    with _one_thread():
+    with threads(1):
         return _tell(example, scale, shift, seeds, steps)
 
 
@@ -125,17 +125,6 @@ def _tell(example: Example, scale: Tensor, shift: Tensor, seeds: int, steps: int
         posteriors=_posteriors(example),
         composition=composition(example),
     )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Use one thread: faster for few numbers, by far where other processes are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _standardised(example: Example) -> Stage:

@@ -82,6 +82,13 @@ class Loader:
         self._told = False
         self._batches: Sequence[Batch] | None = None
 
+    @classmethod
+    def reading(
+        cls, batches: "Iterable[Any] | Loader", model: nn.Module, **options: Any
+    ) -> "Loader":
+        """Return `batches` where they are a reader already, else one made with the options."""
+        return batches if isinstance(batches, Loader) else cls(batches, model, **options)
+
     def of(self, batches: Sequence[Batch]) -> "Loader":
         """Return a reader of these batches alone, with the same forward and labels."""
         other = copy.copy(self)

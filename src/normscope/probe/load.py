@@ -192,8 +192,9 @@ def _content(path: Path) -> Any:
         if data[:4] == b"PK\x03\x04":
             _check_archive(path, zipfile.ZipFile(io.BytesIO(data)).infolist())
         elif not data.startswith(_LEGACY):
-            what = f"{shown(path)} is {_kind(data)}"
-            raise FileError(f"{what}; give safetensors or a torch checkpoint")
+            raise FileError(
+                f"{shown(path)} is {_kind(data)}; give safetensors or a torch checkpoint"
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of kinds of tensors that are refused below
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -226,18 +227,17 @@ def _kind(data: bytes) -> str:
 
 def _check_archive(path: Path, members: list[zipfile.ZipInfo]) -> None:
     names = {member.filename.rpartition("/")[2] for member in members}
-    what = None
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        what = (
-            "a compressed archive, which torch never writes and which may unpack to any size; "
-            "save the checkpoint again with torch.save or safetensors"
+        raise FileError(
+            f"{shown(path)} is a compressed archive, which torch never writes and which may unpack "
+            "to any size; save the checkpoint again with torch.save or safetensors"
         )
-    elif "constants.pkl" in names:
-        what = "a TorchScript program; save its state_dict() and give that"
-    elif "data.pkl" not in names:
-        what = "a zip archive without a checkpoint in it"
-    if what is not None:
-        raise FileError(f"{shown(path)} is {what}")
+    if "constants.pkl" in names:
+        raise FileError(
+            f"{shown(path)} is a TorchScript program; save its state_dict() and give that"
+        )
+    if "data.pkl" not in names:
+        raise FileError(f"{shown(path)} is a zip archive without a checkpoint in it")
 
 
 def _chosen(path: Path, content: Any, key: str | None) -> dict[str, Tensor]:

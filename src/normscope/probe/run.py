@@ -17,6 +17,7 @@ from normscope.functional import batch_norm, moments
 from normscope.layers.conditional import current_condition
 from normscope.moments import Moments
 from normscope.probe.batches import Loader
+from normscope.probe.compare import Answer, Goal
 from normscope.probe.grammar import Batch
 from normscope.probe.random import seed_all
 from normscope.probe.stream import MomentStream
@@ -95,6 +96,10 @@ class NormRun:
             return loader.run(model, batch)
         except _Stop:
             return None
+
+    def answer(self, loader: Loader, model: nn.Module, batch: Batch, goal: Goal) -> Answer:
+        """Run the model, and read its output as the goal does."""
+        return goal.answer(self.run(loader, model, batch), batch, self.features)
 
     def _replaced(
         self, name: str, layer: nn.Module, forward: Callable[..., Any]

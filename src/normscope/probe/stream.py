@@ -117,3 +117,9 @@ def merged(parts: list[Moments]) -> Moments:
 def total_of(calls: Sequence[MomentStream]) -> Moments:
     """Merge everything that entered a layer, over all its calls in a forward."""
     return merged([stream.total() for stream in calls])
+
+
+def population_of(calls: Sequence[MomentStream]) -> tuple[Tensor, Tensor]:
+    """Return mean and unbiased variance of everything that entered a layer."""
+    total = total_of(calls)
+    return total.mean, total.var(correction=1)

@@ -15,6 +15,7 @@ from normscope.records.base import Array, Numbers, Part, Record, plain
 
 StageName = Literal["pre_activation", "input", "normalised", "scaled_shifted", "activated"]
 MapKind = Literal["one", "per_condition", "per_sample"]
+LabelKind = Literal["classes", "positions", "none"]  # what has a class: samples, positions of masks
 TABLES = ("class_mean", "class_var", "firing", "histogram")  # by class, of a layer
 IN_JSON = 2_000_000  # numbers in all tables by class up to which JSON holds them
 OF_STAGE = (
@@ -28,12 +29,18 @@ OF_STAGE = (
     "condition_eta2",
 )
 OF_LAYER = ("firing_spread", "firing_chance", "signal", "invariance", "eta2_change", "lda_change")
+BITS = ("information", "gate_information", "best_information")
+# measures between classes, which a record of one class does not have
+BETWEEN = {*OF_STAGE[:5], *OF_LAYER, *BITS}
 WorkName = Literal["weights", "normalisation", "gamma_beta", "activation"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageMeasures(Part):
-    """How well the classes stand apart at one of a layer's four stages."""
+    """How well the classes stand apart at one of a layer's four stages.
+
+    Of one class alone what is between classes is NaN, and eta2 empty.
+    """
 
     name: StageName
     eta2: Numbers  # C: between-class share of each channel's variance, per value that BN sees
@@ -92,6 +99,12 @@ class Layer(Part):
     sampled: int = 0  # of them, those on which nearest_mean_accuracy was counted
     pre_activation: StageMeasures | None = None  # before the activation that made the input
     input_activation: str | None = None  # that activation, where the layer comes behind one
+    drift: Numbers = ()  # C: distance of the input from the stored statistics, in deviations
+
+    @property
+    def compared(self) -> bool:
+        """Whether there were two classes, so that measures between classes exist."""
+        return bool(self.stages[0].eta2)
 
     @property
     def every_stage(self) -> tuple[StageMeasures, ...]:
@@ -117,8 +130,8 @@ class Layer(Part):
                 yield stage.name, name, value
         for name in OF_LAYER:
             yield "", name, getattr(self, name)
-        for name in ("information", "gate_information", "best_information"):
-            known = [bits for bits in getattr(self, name) if math.isfinite(bits)]
+        for name in (*BITS, "drift"):
+            known = [value for value in getattr(self, name) if math.isfinite(value)]
             yield "", name, sum(known) / len(known) if known else math.nan
 
     def efficiency(self, channel: int) -> float:
@@ -171,8 +184,8 @@ class Inspection(Record):
     kind: ClassVar[str] = "inspection"
     model: str
     data: str
-    classes: tuple[str, ...]  # K names
-    counts: tuple[int, ...]  # K images
+    classes: tuple[str, ...]  # K names; one where there are no labels
+    counts: tuple[int, ...]  # K images, or positions of the masks
     layers: tuple[Layer, ...]
     invariance: float  # largest over the layers; the lens's own self-test
     batches: Batches | None = None
@@ -181,6 +194,19 @@ class Inspection(Record):
     skipped: dict[str, str] = field(default_factory=dict)  # layer name -> message key of why
     separation: Numbers = ()  # K: distance to the nearest other class mean at the last layer, in
     # deviations within classes; NaN for a class without images
+    labels: LabelKind = "classes"
+    targets: str = ""  # dtype and shape of labels that are no classes
+    samples: int = 0  # 0 in records of before: the sum of counts
+
+    @property
+    def images(self) -> int:
+        """How many samples passed."""
+        return self.samples or sum(self.counts)
+
+    @property
+    def compared(self) -> bool:
+        """Whether there are two classes, so that measures between classes exist."""
+        return sum(count > 0 for count in self.counts) > 1
 
     def to_json(self) -> str:
         """Write one JSON document, without tables by class of more than IN_JSON numbers.
@@ -207,6 +233,7 @@ class Inspection(Record):
             | {"activation": layer.activation, "stage": stage, "measure": name, "value": value}
             for order, layer in enumerate(self.layers, 1)
             for stage, name, value in layer.measured()
+            if self.compared or name not in BETWEEN
         ]
 
     def save(self, path: str | os.PathLike[str]) -> Path:

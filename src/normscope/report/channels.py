@@ -4,7 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 from normscope.records import Inspection, Layer
-from normscope.report.bilingual import tr
+from normscope.report.bilingual import Text, Words, tr
 from normscope.report.document import Table, columns
 from normscope.report.format import figure, share
 
@@ -17,15 +17,19 @@ class Chosen(NamedTuple):
 
     channel: int
     best: bool
-    score: float  # bits where the layer has a gate, otherwise eta squared
+    score: float  # bits where the layer has a gate, otherwise eta squared; without classes drift
 
 
 def choose(layer: Layer) -> list[Chosen]:
     """Choose the channels whose gate tells most about the class, and those that tell least.
 
-    Where no activation follows, the between-class share of the variance ranks instead.
+    Where no activation follows, the between-class share of the variance ranks instead; where
+    there are no two classes, the distance from the stored statistics, then the share that passes.
     """
     scores = layer.stages[0].eta2 if layer.activation is None else layer.gate_information
+    if not layer.compared:
+        drift = any(map(math.isfinite, layer.drift))
+        scores = layer.drift if drift or not len(layer.firing) else layer.firing[0].tolist()
     known = [c for c in layer.histogram_channels if math.isfinite(scores[c])]
     ranked = sorted(known if len(layer.histogram) else [], key=lambda c: (-scores[c], c))
     best, worst = ranked[:EACH], ranked[EACH:][-EACH:]
@@ -48,6 +52,18 @@ def shown_classes(inspection: Inspection) -> list[int]:
     return [*known[: CLASSES // 2], *known[-(CLASSES - CLASSES // 2) :]]
 
 
+def told(inspection: Inspection, key: str, **values: object) -> Text:
+    """Return a message about classes, or that of what is shown where there are no two of them."""
+    return tr(key if inspection.compared else f"{key}.alone", **values)
+
+
+def class_names(inspection: Inspection) -> list[Words]:
+    """Name the classes; all samples together by a message."""
+    if inspection.labels == "none":
+        return [tr("live.all_samples")]
+    return list(inspection.classes)
+
+
 def drawing(layer: Layer, chosen: Chosen, inspection: Inspection) -> dict[str, Any]:
     """Collect what the page needs to draw one channel and to move its gate."""
     c, classes = chosen.channel, shown_classes(inspection)
@@ -63,6 +79,7 @@ def drawing(layer: Layer, chosen: Chosen, inspection: Inspection) -> dict[str, A
         "firing": [float(layer.firing[k, c]) for k in classes],
         "weights": [inspection.counts[k] for k in classes],
         "classes": [inspection.classes[k] for k in classes],
+        "alone": inspection.labels == "none",
     }
 
 
@@ -80,7 +97,7 @@ def numbers(layer: Layer, inspection: Inspection, c: int, classes: list[int]) ->
         "page.head",
         classes,
         {
-            "class": lambda k: inspection.classes[k],
+            "class": lambda k: class_names(inspection)[k],
             "mean_x": lambda k: figure(float(layer.class_mean[k, c]), 3),
             "deviation_x": lambda k: figure(_root(float(layer.class_var[k, c])), 3),
             "mean_y": lambda k: figure(after(k), 3),

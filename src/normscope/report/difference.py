@@ -38,6 +38,11 @@ def document(difference: Difference) -> Document:
 
 
 def _table(layers: list[LayerDifference]) -> Table:
+    between = {
+        "fraction": lambda layer: signed(layer.stages[-1].lda[1] - layer.stages[-1].lda[0]),
+        "separation": lambda layer: signed(_decades(*layer.stages[-1].separation)),
+    }
+    compared = any(math.isfinite(value) for layer in layers for value in layer.stages[-1].lda)
     return columns(
         "lens.difference.caption",
         "lens.difference",
@@ -48,8 +53,7 @@ def _table(layers: list[LayerDifference]) -> Table:
             "statistics": lambda layer: _plain(layer.statistics),
             "gamma": lambda layer: _plain(layer.gamma),
             "beta": lambda layer: _plain(layer.beta),
-            "fraction": lambda layer: signed(layer.stages[-1].lda[1] - layer.stages[-1].lda[0]),
-            "separation": lambda layer: signed(_decades(*layer.stages[-1].separation)),
+            **(between if compared else {}),
             "firing": lambda layer: f"{100 * layer.firing:.1f}% #{layer.channel}",
         },
     )

@@ -170,7 +170,7 @@ def _gate(layers: list[Layer]) -> Text | None:
 def self_test(inspection: Inspection) -> Text:
     """Say how far eta2 and J differ where they must be equal."""
     if math.isnan(inspection.invariance):
-        return tr("lens.selftest.none")
+        return tr("lens.selftest.none" if inspection.compared else "lens.selftest.none.alone")
     return tr("lens.selftest", difference=f"{inspection.invariance:.1g}")
 
 

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from normscope.records import Inspection, Layer
-from normscope.report import channels, findings, measures
+from normscope.report import channels, findings, measures, unlabelled
 from normscope.report import document as doc
 from normscope.report.bilingual import Words, joined, labelled, sentences, tr
+from normscope.report.channels import told
 from normscope.report.charts import layers as charts
 from normscope.report.format import figure, signed
 
@@ -20,18 +21,17 @@ def document(inspection: Inspection) -> doc.Document:
     return _with(
         opening(inspection),
         doc.Section(tr("page.nav.evidence"), evidence(inspection), "evidence"),
-        doc.Section(tr("page.layers.title"), layers, "layers", tr("page.nav.layers")),
+        doc.Section(told(inspection, "page.layers.title"), layers, "layers", tr("page.nav.layers")),
     )
 
 
 def opening(inspection: Inspection) -> doc.Document:
     """Show the answer alone."""
-    facts = (
-        (tr("page.fact.classes"), str(len(inspection.classes))),
-        (tr("page.fact.images"), f"{sum(inspection.counts):,}"),
-        (tr("page.fact.layers"), str(len(inspection.layers))),
-    )
-    title = tr("page.inspection.title", model=inspection.model, data=inspection.data)
+    known = {"classes": len(inspection.classes)} if inspection.labels != "none" else {}
+    known |= {"images": inspection.images, "layers": len(inspection.layers)}
+    facts = tuple((tr(f"page.fact.{name}"), f"{count:,}") for name, count in known.items())
+    about = {"model": inspection.model, "data": inspection.data}
+    title = told(inspection, "page.inspection.title", **about)
     found = doc.Section(tr("page.nav.verdict"), verdict(inspection), "verdict")
     return doc.Document(title, (found,), facts)
 
@@ -42,14 +42,14 @@ def brief(inspection: Inspection) -> doc.Document:
         return opening(inspection)
     layer = inspection.layers[measures.pictured(inspection, 1)[0]]
     blocks: list[doc.Block] = [
-        charts.separability(inspection),
-        doc.Details(tr("page.rank.title"), (measures.ranking(inspection),)),
+        *((charts.separability(inspection),) if inspection.compared else ()),
+        doc.Details(told(inspection, "page.rank.title"), (measures.ranking(inspection),)),
     ]
     plots = [part for part in _channels(layer, inspection, []) if isinstance(part, doc.ChannelPlot)]
     if plots:
         best_and_worst = doc.Figures((plots[0], plots[-1]))
         blocks.append(doc.Section(labelled(layer.name, layer.norm), (best_and_worst,)))
-    shown = doc.Section(tr("page.layers.title"), tuple(blocks), "layers")
+    shown = doc.Section(told(inspection, "page.layers.title"), tuple(blocks), "layers")
     return _with(opening(inspection), shown)
 
 
@@ -58,7 +58,10 @@ def _with(short: doc.Document, *sections: doc.Section) -> doc.Document:
 
 
 def verdict(inspection: Inspection) -> tuple[doc.Finding, ...]:
-    """Tell what normalisation and non-linearity did to the classes."""
+    """Tell what normalisation and non-linearity did to the classes, or to all samples together."""
+    if not inspection.compared:
+        texts = unlabelled.verdict(inspection)
+        return tuple(doc.Finding("note", None, (text,)) for text in texts)
     first, *others = findings.verdict(inspection)
     kept = (
         not math.isnan(inspection.invariance)
@@ -78,25 +81,31 @@ def evidence(inspection: Inspection) -> tuple[doc.Block, ...]:
         "lens.legend": True,
         "lens.legend.pre": any(layer.pre_activation for layer in layers),
         "lens.legend.per_sample": any(layer.maps == "per_sample" for layer in layers),
+        "lens.positions": inspection.labels == "positions",
     }
     blocks: list[doc.Block] = [
         doc.Paragraph(sentences(*(tr(key) for key, needed in legend.items() if needed)), "quiet")
     ]
     if len(layers) > 1:
-        how = doc.Only("page", (doc.Paragraph(tr("page.rank.how"), "quiet"),))
-        blocks.append(doc.Section(tr("page.rank.title"), (how, measures.ranking(inspection))))
+        how = doc.Only("page", (doc.Paragraph(told(inspection, "page.rank.how"), "quiet"),))
+        blocks.append(
+            doc.Section(told(inspection, "page.rank.title"), (how, measures.ranking(inspection)))
+        )
     stages: tuple[doc.Block, ...] = (measures.by_stage(layers),)
     if len(layers) > LAYERS:
         many = doc.Paragraph(tr("page.index.many"), "quiet")
         stages = (doc.Only("terminal", stages), doc.Only("page", (many,)))
-    locked = doc.Paragraph(tr("page.index.locked"), "quiet", icon="lock")
-    geometry = doc.Paragraph(tr("page.index.geometry"), "quiet", icon="scale")
+    legends = [doc.Paragraph(tr("page.index.alone"), "quiet", icon="scale")]
+    if inspection.compared:
+        locked = doc.Paragraph(tr("page.index.locked"), "quiet", icon="lock")
+        legends = [locked, doc.Paragraph(tr("page.index.geometry"), "quiet", icon="scale")]
     registered = (
         doc.Paragraph(tr(f"page.measure.{name}.how"), "quiet", icon="scale")
         for name in layers[0].stages[0].more
     )
-    blocks.append(doc.Section(tr("page.index.title"), (locked, geometry, *registered, *stages)))
-    blocks.append(doc.Section(tr("lens.gate.title"), (measures.gates(inspection),)))
+    blocks.append(doc.Section(tr("page.index.title"), (*legends, *registered, *stages)))
+    if inspection.compared:
+        blocks.append(doc.Section(tr("lens.gate.title"), (measures.gates(inspection),)))
     if any(math.isfinite(layer.stages[0].condition_eta2) for layer in layers):
         blocks.append(doc.Section(tr("lens.domain.title"), (_domains(inspection),)))
     if inspection.work:
@@ -118,19 +127,18 @@ def pictures(inspection: Inspection) -> tuple[doc.Block, ...]:
         return ()
     classes = channels.shown_classes(inspection)
     left = sum(n > 0 for n in inspection.counts) - len(classes)
-    rule = [tr("page.channels.rule")]
+    rule = [told(inspection, "page.channels.rule")]
     if left > 0:
         rule.append(tr("page.classes_left_out", count=left))
     places = range(len(inspection.layers))
     drawn = measures.pictured(inspection, LAYERS)
     each = (_layer(inspection, place, drawn, classes) for place in places)
     how = (doc.Paragraph(tr("page.channels.how")), doc.Paragraph(sentences(*rule), "quiet"))
-    blocks: list[doc.Block] = [
-        doc.Figures((charts.separability(inspection),)),
-        doc.Section(tr("page.channels.title"), (*how, *each)),
-    ]
+    blocks: list[doc.Block] = [doc.Section(tr("page.channels.title"), (*how, *each))]
+    if inspection.compared:
+        blocks.insert(0, doc.Figures((charts.separability(inspection),)))
     if len(places) > LAYERS:
-        text = tr("page.layers_left_out", count=len(places) - LAYERS)
+        text = told(inspection, "page.layers_left_out", count=len(places) - LAYERS)
         blocks.append(doc.Paragraph(text, "notice"))
     return tuple(blocks)
 
@@ -152,7 +160,7 @@ def _channels(layer: Layer, inspection: Inspection, classes: list[int]) -> Itera
     for chosen in channels.choose(layer):
         key = "page.channel.best" if chosen.best else "page.channel.worst"
         yield doc.ChannelPlot(
-            tr(key, channel=chosen.channel),
+            told(inspection, key, channel=chosen.channel),
             channels.drawing(layer, chosen, inspection),
             channels.numbers(layer, inspection, chosen.channel, classes),
         )
@@ -161,7 +169,8 @@ def _channels(layer: Layer, inspection: Inspection, classes: list[int]) -> Itera
 def _domains(inspection: Inspection) -> doc.Table:
     """Put eta squared of the class beside that of the condition."""
     names = [n for n in measures.ORDER if any(findings.stage(la, n) for la in inspection.layers)]
-    kinds = {"class": "eta2_mean", "condition": "condition_eta2"}
+    kinds = {"class": "eta2_mean"} if inspection.compared else {}
+    kinds["condition"] = "condition_eta2"
     signs = [charts.STAGE_SIGNS[name] for name in names]
     head = [joined((tr(f"lens.domain.{of}"), sign), " ", " ") for of in kinds for sign in signs]
     rows: list[list[Words]] = [

@@ -67,6 +67,13 @@ RANKED: dict[str, Measure[Layer]] = {
         lambda layer: layer.invariance, lambda v: "-" if math.isnan(v) else f"{v:.0e}"
     ),
 }
+# where there are no two classes
+ALONE: dict[str, Measure[Layer]] = {
+    "drift": Measure(lambda layer: mean_known(layer.drift), _known),
+    "passing": Measure(lambda layer: mean_known(layer.firing.mean(1).tolist()), share),
+    "idle": Measure(lambda layer: idle(layer), share),
+    "condition": RANKED["condition"],
+}
 GATES: dict[str, Measure[Layer]] = {
     "information": Measure(lambda layer: mean_known(layer.information), _known),
     "gate": Measure(lambda layer: mean_known(layer.gate_information), _known),
@@ -97,11 +104,16 @@ def idle(layer: Layer) -> float:
 
 
 def worst_first(inspection: Inspection) -> list[int]:
-    """Order the layers: ascending gain of J, then of gate information; unknown ones last."""
+    """Order the layers: ascending gain of J, then of gate information; unknown ones last.
+
+    Where there are no two classes: by descending distance from the stored statistics.
+    """
 
     def key(place: int) -> tuple[float, ...]:
         layer = inspection.layers[place]
         values = (gained(layer), mean_known(layer.gate_information), place)
+        if not layer.compared:
+            values = (-mean_known(layer.drift), -idle(layer), place)
         return tuple(math.inf if math.isnan(value) else value for value in values)
 
     return sorted(range(len(inspection.layers)), key=key)
@@ -116,8 +128,10 @@ def pictured(inspection: Inspection, most: int) -> list[int]:
 
 
 def ranking(inspection: Inspection) -> Table:
-    """Make a table of layers that any column sorts, the smallest gain of J first."""
-    return _of_layers(inspection, worst_first(inspection), RANKED, "page.rank.caption")
+    """Make a table of layers that any column sorts, the worst first."""
+    measures = RANKED if inspection.compared else ALONE
+    caption = "page.rank.caption" if inspection.compared else "page.rank.caption.alone"
+    return _of_layers(inspection, worst_first(inspection), measures, caption)
 
 
 def gates(inspection: Inspection) -> Table:
@@ -129,6 +143,7 @@ def _of_layers(
     inspection: Inspection, places: Iterable[int], measures: dict[str, Measure[Layer]], caption: str
 ) -> Table:
     layers = inspection.layers
+    known = {n for n, m in measures.items() if any(math.isfinite(m.of(la)) for la in layers)}
 
     def measured(place: int, name: str) -> Cell:
         value = measures[name].of(layers[place])
@@ -143,7 +158,7 @@ def _of_layers(
         "layer": named,
         "order": lambda place: Cell(str(place + 1), value=place + 1),
         "then": lambda place: follows(layers[place]),
-        **{name: partial(measured, name=name) for name in measures},
+        **{name: partial(measured, name=name) for name in measures if name in known},
     }
     return columns(caption, "page.rank", places, of, sortable=True)
 
@@ -154,8 +169,9 @@ def by_stage(layers: Sequence[Layer]) -> Table:
     shown = [n for n in ORDER if n != "pre_activation" or any(la.pre_activation for la in layers)]
     for layer in layers:
         found = {stage.name: stage for stage in layer.every_stage}
-        for name, measure in (STAGES | _registered(layer)).items():
-            first = name == next(iter(STAGES))
+        measures = {n: m for n, m in STAGES.items() if layer.compared or n == "condition"}
+        for name, measure in (measures | _registered(layer)).items():
+            first = name == next(iter(measures))
             icon = "lock" if measure.locked else "scale"
             cells = [
                 Cell(layer.name if first else "", "name"),

@@ -123,7 +123,6 @@ def register(check: type["Check"]) -> type["Check"]:
     return check
 
 
-@dataclass
 class Check:
     """A question to a `CheckContext`.
 
@@ -142,7 +141,7 @@ class Check:
     cause: ClassVar[str] = ""  # its name in the attribution of the gap; empty: not in it
     specific: ClassVar[int] = 2  # 0 a symptom, 1 a general cause, 2 a particular one
     warn: float = 0.0
-    fail: float = field(default=float("inf"))
+    fail: float = float("inf")
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         """Name every layer, or the model, of which it is true."""
@@ -169,9 +168,14 @@ class Check:
             return "doctor.skip.data"
         return None
 
-    def graded(self, value: float) -> tuple[Severity, float] | None:
-        """Return severity and threshold of a number that is worse the larger it is."""
-        if value > self.fail:
+    def graded(
+        self, value: float, case: CheckContext | None = None
+    ) -> tuple[Severity, float] | None:
+        """Return severity and threshold of a number that is worse the larger it is.
+
+        With a case, it is an error only where eval() is worse for it.
+        """
+        if value > self.fail and (case is None or case.data is None or case.gap_matters):
             return "error", self.fail
         return ("warning", self.warn) if value > self.warn else None
 

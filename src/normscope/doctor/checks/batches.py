@@ -1,7 +1,6 @@
 """How the batches are made: their size, their composition, their padding."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -10,7 +9,6 @@ from normscope.records import Finding
 
 
 @register
-@dataclass
 class BatchSize(Check):
     """Batches too small to normalise with.
 
@@ -27,8 +25,8 @@ class BatchSize(Check):
     needs = "data"
     source = "Wu and He 2018, 'Group normalization': errors rise below 16 per batch"
     repair = "own_weight"
-    warn: float = 16.0
-    fail: float = 4.0
+    warn = 16.0
+    fail = 4.0
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         sizes, usual = case.evidence.sizes, case.evidence.usual
@@ -51,7 +49,6 @@ class BatchSize(Check):
 
 
 @register
-@dataclass
 class BatchComposition(Check):
     """Batches whose samples belong together.
 
@@ -66,8 +63,8 @@ class BatchComposition(Check):
     family = "batches"
     needs = "data"
     source = "share of signal (1-r)(1-1/m), derived and measured on digits"
-    warn: float = 0.1
-    fail: float = 0.3
+    warn = 0.1
+    fail = 0.3
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         labels = case.evidence.labels
@@ -83,11 +80,11 @@ class BatchComposition(Check):
             (place, "places", ""),
             (spread, "means", layer),
         ):
-            grade = self.graded(value)
+            grade = self.graded(value, case)
             if grade is None:
                 continue
             severity, threshold = grade
-            if severity == "error" and (case.keep_stored or not case.gap_matters):
+            if severity == "error" and case.keep_stored:
                 severity, threshold = "warning", self.warn
             if kind == "places" and not case.gap_matters:
                 severity = "info"  # harmless where nothing depends on the place
@@ -109,7 +106,6 @@ class BatchComposition(Check):
 
 
 @register
-@dataclass
 class Padding(Check):
     """Padding that counts as data.
 
@@ -122,7 +118,7 @@ class Padding(Check):
     family = "batches"
     needs = "data"
     source = "share of positions that enter the moments"
-    warn: float = 0.05
+    warn = 0.05
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         for state in case.layers:
@@ -135,7 +131,6 @@ class Padding(Check):
 
 
 @register
-@dataclass
 class Leak(Check):
     """An output that depends on who else is in the batch.
 
@@ -149,8 +144,8 @@ class Leak(Check):
     family = "batches"
     needs = "data"
     source = "rounding alone is far below"
-    warn: float = 1e-3
-    fail: float = 1e-3
+    warn = 1e-3
+    fail = 1e-3
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         leak = case.evidence.leak

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,7 +22,6 @@ USUAL_EPS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # torch 1e-5, Keras 1e-3, ViTs 1e-6
 
 
 @register
-@dataclass
 class ColdStatistics(Check):
     """Statistics that still hold their start.
 
@@ -40,8 +38,8 @@ class ColdStatistics(Check):
     source = "(1-m)^t from the definition of the running average"
     repair = "correct_cold"
     cause = "cold"
-    warn: float = 0.01
-    fail: float = 0.1
+    warn = 0.01
+    fail = 0.1
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         for state in case.layers:
@@ -53,13 +51,11 @@ class ColdStatistics(Check):
                 )  # fmt: skip
                 continue
             share, corrected = state.init_share, state.corrected()
-            grade = self.graded(share)
+            grade = self.graded(share, case)
             if grade is None or corrected is None or self._refuted(case, state):
                 continue
             severity, threshold = grade
             known = state.module is not None
-            if severity == "error" and case.data is not None and not case.gap_matters:
-                severity, threshold = "warning", self.warn
             if case.keep_stored:
                 severity = "info"
             yield self.finding(
@@ -89,7 +85,6 @@ class ColdStatistics(Check):
 
 
 @register
-@dataclass
 class NotFinite(Check):
     """Statistics that are NaN, infinite or negative.
 
@@ -134,7 +129,6 @@ class NotFinite(Check):
 
 
 @register
-@dataclass
 class TinyVariance(Check):
     """Variances as small as eps.
 
@@ -152,7 +146,7 @@ class TinyVariance(Check):
     source = "eps then changes the scale by 5 % or more; accuracy rises by two points"
     repair = "choose_eps"
     cause = "eps"
-    warn: float = 0.05
+    warn = 0.05
     _eps: float | None = None  # that does better
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
@@ -219,7 +213,6 @@ def relevant_gain(old: Quality, new: Quality) -> float:
 
 
 @register
-@dataclass
 class DeadChannels(Check):
     """Channels whose input is constant.
 
@@ -246,7 +239,6 @@ class DeadChannels(Check):
 
 
 @register
-@dataclass
 class UnseenGroups(Check):
     """Groups of which nothing was ever seen.
 
@@ -272,7 +264,6 @@ class UnseenGroups(Check):
 
 
 @register
-@dataclass
 class DeadScale(Check):
     """Channels whose scale is nearly zero.
 
@@ -285,7 +276,7 @@ class DeadScale(Check):
     family = "buffers"
     needs = "checkpoint"
     source = "Frankle et al. 2021, section 5: |gamma| < 0.01"
-    warn: float = 0.01
+    warn = 0.01
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         for state in case.layers:
@@ -301,7 +292,6 @@ class DeadScale(Check):
 
 
 @register
-@dataclass
 class DeadGates(Check):
     """Gates that never open, or never close.
 
@@ -316,7 +306,7 @@ class DeadGates(Check):
     family = "buffers"
     needs = "checkpoint"
     source = "share of channels; Phi(-3) = 0.13 %"
-    warn: float = 0.1
+    warn = 0.1
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         for state in case.layers:
@@ -350,7 +340,6 @@ class DeadGates(Check):
 
 
 @register
-@dataclass
 class Precision(Check):
     """Statistics in 16 bits, or a mean that drowns the spread.
 
@@ -364,7 +353,7 @@ class Precision(Check):
     family = "buffers"
     needs = "checkpoint"
     source = "float32 keeps 7 digits; E[x^2] - E[x]^2 needs twice those of mean/std"
-    warn: float = 1e3
+    warn = 1e3
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         for state in case.layers:
@@ -384,7 +373,6 @@ class Precision(Check):
 
 
 @register
-@dataclass
 class DoubleUpdates(Check):
     """Layers that counted their batches more than once.
 
@@ -401,7 +389,7 @@ class DoubleUpdates(Check):
     source = "every layer sees every batch once"
     repair = "recalibrate"
     cause = "double_updates"
-    warn: float = 1.5
+    warn = 1.5
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         counts = [s.tracked for s in case.layers if s.tracked]

@@ -1,7 +1,6 @@
 """How layers are set: modes, momentum, freezing, averaging, optimizer, ranks."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -20,7 +19,6 @@ CONVENTIONS = (0.9, 0.95, 0.99, 0.997, 0.999)  # what other libraries call the s
 
 
 @register
-@dataclass
 class Mode(Check):
     """Layers that normalise by the batch although the model is in eval().
 
@@ -55,7 +53,6 @@ class Mode(Check):
 
 
 @register
-@dataclass
 class Momentum(Check):
     """A momentum of another convention.
 
@@ -71,7 +68,7 @@ class Momentum(Check):
     source = "torch: new = (1-m) old + m batch; ports of others' 0.9 ... 0.999"
     repair = "momentum"
     cause = "momentum"
-    warn: float = 0.5
+    warn = 0.5
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         for state in case.layers:
@@ -91,7 +88,6 @@ class Momentum(Check):
 
 
 @register
-@dataclass
 class FakeFreeze(Check):
     """Layers that are frozen by half.
 
@@ -129,7 +125,6 @@ class FakeFreeze(Check):
 
 
 @register
-@dataclass
 class Averaged(Check):
     """Averaged weights with the statistics of others.
 
@@ -144,8 +139,8 @@ class Averaged(Check):
     source = "Izmailov et al. 2018, section 3.2; distance as in NS003"
     repair = "recalibrate"
     cause = "averaged"
-    warn: float = 0.1
-    fail: float = 0.5
+    warn = 0.1
+    fail = 0.5
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         is_average = any(n.rpartition(".")[2] == "n_averaged" for n in case.names)
@@ -161,16 +156,13 @@ class Averaged(Check):
             return
         found = [away for s in case.layers if (away := case.away(s)) is not None]
         worst = max((float(away.pow(2).mean().sqrt()) for away in found), default=0.0)
-        grade = self.graded(worst)
+        grade = self.graded(worst, case)
         if grade is not None:
             severity, threshold = grade
-            if severity == "error" and not case.gap_matters:
-                severity, threshold = "warning", self.warn
             yield self.finding("", severity, worst, threshold, kind="stale", distance=worst)
 
 
 @register
-@dataclass
 class WeightDecay(Check):
     """Weight decay on scale and shift.
 
@@ -209,7 +201,6 @@ class WeightDecay(Check):
 
 
 @register
-@dataclass
 class Ranks(Check):
     """Ranks with statistics of their own.
 
@@ -222,7 +213,7 @@ class Ranks(Check):
     family = "modes"
     needs = "model"
     source = "distance as in NS003"
-    warn: float = 0.1
+    warn = 0.1
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
@@ -237,7 +228,6 @@ class Ranks(Check):
 
 
 @register
-@dataclass
 class Accumulation(Check):
     """Batches smaller than a step.
 
@@ -251,7 +241,7 @@ class Accumulation(Check):
     family = "modes"
     needs = "model"
     source = "a norm sees one forward at a time"
-    warn: float = 1.0
+    warn = 1.0
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         if case.accumulate is None:
@@ -261,7 +251,6 @@ class Accumulation(Check):
 
 
 @register
-@dataclass
 class NotFollowing(Check):
     """Buffers that do not follow the model that this one is an average or a copy of.
 
@@ -277,8 +266,8 @@ class NotFollowing(Check):
     source = "distance from the statistics of the reference, as in NS003"
     repair = "copy_buffers"
     cause = "not_following"
-    warn: float = 0.1
-    fail: float = 0.5
+    warn = 0.1
+    fail = 0.5
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         if case.reference is None:

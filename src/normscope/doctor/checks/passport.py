@@ -1,7 +1,6 @@
 """What the passport of a checkpoint says, against what is there."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from normscope.doctor.checks.base import Check, CheckContext, Skip, register
 from normscope.equivalence import compare_to_passport
@@ -9,7 +8,6 @@ from normscope.records import Finding
 
 
 @register
-@dataclass
 class NotAsInPassport(Check):
     """Norms that are not what the checkpoint's passport says.
 

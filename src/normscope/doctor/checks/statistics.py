@@ -1,7 +1,6 @@
 """What is stored against what the data say."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,7 +17,6 @@ from normscope.records import Finding
 
 
 @register
-@dataclass
 class Stale(Check):
     """Statistics that are not those of the data.
 
@@ -36,8 +34,8 @@ class Stale(Check):
     repair = "recalibrate"
     cause = "stale"
     specific = 1
-    warn: float = 0.1
-    fail: float = 0.5
+    warn = 0.1
+    fail = 0.5
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         for state in case.layers:
@@ -48,13 +46,11 @@ class Stale(Check):
             usual = 3 * chance(case.evidence, state)
             size = float(away.pow(2).mean().sqrt())
             over = (away > self.warn) & (away > usual)
-            grade = self.graded(size)
+            grade = self.graded(size, case)
             few = float(over.double().mean()) <= 0.05 and not bool((away > self.fail).any())
             if not bool(over.any()) or (grade is None and few):
                 continue
             severity, threshold = grade or ("warning", self.warn)
-            if severity == "error" and not case.gap_matters:
-                severity, threshold = "warning", self.warn
             mean, var = case.evidence.population(state.name)
             var = var.clamp(min=1e-12)
             known = var.isfinite()
@@ -83,7 +79,6 @@ def chance(data: Evidence, state: LayerState) -> Tensor:
 
 
 @register
-@dataclass
 class Unrepresentative(Check):
     """Data at hand that cannot stand for those of training.
 
@@ -97,7 +92,7 @@ class Unrepresentative(Check):
     family = "statistics"
     needs = "data"
     source = "paired comparison on the data, 2 standard errors; distance as in NS003"
-    warn: float = 0.1
+    warn = 0.1
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         gap = case.evidence.gap
@@ -124,7 +119,6 @@ class Unrepresentative(Check):
 
 
 @register
-@dataclass
 class TrainEvalGap(Check):
     """The same samples come out differently in train() and in eval().
 
@@ -140,8 +134,8 @@ class TrainEvalGap(Check):
     needs = "data"
     source = "measured: healthy digits networks 0.7 %, batch size 2 29 %"
     specific = 0
-    warn: float = 0.02
-    fail: float = 0.1
+    warn = 0.02
+    fail = 0.1
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         gap = case.evidence.gap
@@ -150,11 +144,9 @@ class TrainEvalGap(Check):
         classes = gap.disagreement == gap.disagreement
         scale = 1.0 if classes else 5.0  # relative differences are larger than disagreements
         apart = gap.disagreement if classes else gap.relative
-        grade = self.graded(apart / scale)
+        grade = self.graded(apart / scale, case)
         if grade is not None:
             severity, threshold = grade
-            if severity == "error" and not case.gap_matters:
-                severity, threshold = "warning", self.warn
             explained = 0.0 if case.attribution is None else case.attribution.of_batches
             left = gap.relative * max(1 - explained**2, 0.0) ** 0.5
             noise = not gap.known and left < self.warn * 5  # of batches of this size
@@ -168,7 +160,6 @@ class TrainEvalGap(Check):
 
 
 @register
-@dataclass
 class DropoutBefore(Check):
     """Dropout changes the variance that the layer learned.
 
@@ -184,7 +175,7 @@ class DropoutBefore(Check):
     source = "Li et al. 2019, 'Disharmony between dropout and batch normalization'"
     repair = "recalibrate"
     cause = "dropout"
-    warn: float = 0.2
+    warn = 0.2
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         if not case.evidence.dropped:
@@ -207,7 +198,6 @@ class DropoutBefore(Check):
 
 
 @register
-@dataclass
 class Reused(Check):
     """One layer, several places.
 
@@ -223,7 +213,7 @@ class Reused(Check):
     source = "distance between calls as in NS003; Wu and Johnson 2021, table 5"
     repair = "split"
     cause = "reused"
-    warn: float = 0.1
+    warn = 0.1
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         for state in case.layers:
@@ -251,7 +241,6 @@ class Reused(Check):
 
 
 @register
-@dataclass
 class MixedDomains(Check):
     """Domains that differ more than classes do.
 
@@ -268,7 +257,7 @@ class MixedDomains(Check):
     source = "eta^2 of domain over eta^2 of class"
     repair = "domains"
     cause = "domains"
-    warn: float = 1.0
+    warn = 1.0
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         places = case.evidence.places
@@ -302,7 +291,6 @@ def _eta2(sets: Moments) -> float:
 
 
 @register
-@dataclass
 class Drift(Check):
     """Data in use that are not those of training.
 
@@ -319,8 +307,8 @@ class Drift(Check):
     source = "normed Wasserstein distance as in NS003; Schneider et al. 2020"
     repair = "adapt"
     specific = 1
-    warn: float = 0.1
-    fail: float = 0.5
+    warn = 0.1
+    fail = 0.5
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         if case.live is None:

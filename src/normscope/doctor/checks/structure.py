@@ -1,7 +1,6 @@
 """How layers stand to each other, and whether the model can be exported."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -34,7 +33,6 @@ def biased_before(model: nn.Module) -> list[tuple[str, nn.Linear | _ConvNd, str,
 
 
 @register
-@dataclass
 class UselessBias(Check):
     """A bias that the norm takes away again.
 
@@ -62,7 +60,6 @@ class UselessBias(Check):
 
 
 @register
-@dataclass
 class FoldParity(Check):
     """The folded model must compute the same.
 
@@ -75,8 +72,8 @@ class FoldParity(Check):
     family = "structure"
     needs = "data"
     source = "square root of the machine epsilon, relative to the largest output"
-    warn: float = 3.5e-4
-    fail: float = 3.5e-4
+    warn = 3.5e-4
+    fail = 3.5e-4
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         batch = case.evidence.kept[0]
@@ -99,7 +96,6 @@ class FoldParity(Check):
 
 
 @register
-@dataclass
 class NormAtTheEnd(Check):
     """A batch norm on the output.
 

@@ -1,6 +1,6 @@
 """The remedies, by the name that checks give: the first variant that no later one beats."""
 
-from normscope.doctor.remedies import live, settings, statistics
+from normscope.doctor.remedies import settings, statistics
 from normscope.doctor.remedies.base import Remedy, RepairContext, Unfit
 
 __all__ = ["REMEDIES", "Remedy", "RepairContext", "Unfit"]
@@ -27,5 +27,5 @@ REMEDIES: dict[str, tuple[Remedy, ...]] = {
     ),
     "own_weight": (settings.weigh_samples,),
     "fold_bias": (settings.fold_bias,),
-    "adapt": (live.adapt_statistics,),
+    "adapt": (statistics.adapt_statistics,),
 }

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from normscope import probe
+from normscope.doctor.adapt import adapt
 from normscope.doctor.calls import split
 from normscope.doctor.checks.base import broken
 from normscope.doctor.recalibrate import chosen
@@ -14,10 +15,11 @@ from normscope.doctor.state import LayerState, of_model
 from normscope.moments import drift
 from normscope.probe.compare import Goal
 from normscope.probe.run import NormRun, dropouts
-from normscope.probe.stream import MomentStream, total_of
+from normscope.probe.stream import population_of
 
 Statistics = tuple[Tensor, Tensor]  # mean and unbiased variance
 FAR, LITTLE = 3.0, 0.1  # times the usual drift; a drift that is none, in standard deviations
+PRIOR = 16  # samples that the source statistics count for, where data in use differ
 SWEEPS = 2  # over the data, until layers agree with what those before them put out
 
 
@@ -51,14 +53,10 @@ def as_in_training(context: RepairContext, names: tuple[str, ...]) -> tuple[str,
 
 def averaged(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
     """Store means over batches of the batches' statistics: what training normalised with."""
-
-    def of(stream: list[MomentStream]) -> Statistics:
-        return stream[0].per_batch()
-
     calls = context.measured()
     if any(len(streams) > 1 for streams in calls.values()):
         raise Unfit("a layer runs more than once in a forward")
-    return _written(context, names, {name: of(streams) for name, streams in calls.items()})
+    return _written(context, names, {n: streams[0].per_batch() for n, streams in calls.items()})
 
 
 def sequential(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -112,6 +110,15 @@ def copy_buffers(context: RepairContext, names: tuple[str, ...]) -> tuple[str, .
     return _written(context, names, found)
 
 
+def adapt_statistics(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Mix the statistics with those of live data that are not held out; use no labels."""
+    if context.live is None:
+        raise Unfit("it needs data as in use (live)")
+    some = list(context.live.read("first"))
+    done = adapt(context.model, context.live.of(some), prior=PRIOR)
+    return tuple(state.name for state in context.states(())) if done.samples else ()
+
+
 def split_calls(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
     """Keep a set of statistics for every call of a layer that runs several times in a forward."""
     loader, model = context.data(), context.model
@@ -123,9 +130,8 @@ def split_calls(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ..
     batch = next(loader.read(context.part))
 
     def values() -> Tensor:
-        run = NormRun({}, measured=set())
         with probe.preserved(model):
-            return Goal().answer(run.run(loader, model, batch), batch).values
+            return NormRun({}, measured=set()).answer(loader, model, batch, Goal()).values
 
     before = values()
     split(model, calls)
@@ -172,9 +178,7 @@ def write(state: LayerState, mean: Tensor, var: Tensor) -> None:
 
 
 def _population(streams: Streams) -> dict[str, Statistics]:
-    """Return mean and unbiased variance of everything that entered each layer."""
-    totals = {name: total_of(calls) for name, calls in streams.items()}
-    return {name: (total.mean, total.var(correction=1)) for name, total in totals.items()}
+    return {name: population_of(calls) for name, calls in streams.items()}
 
 
 def _written(

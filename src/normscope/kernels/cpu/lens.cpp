@@ -60,39 +60,49 @@ void sweep(const Tensor& rows, const Tensor& mean, const Tensor& m2, const Tenso
   });
 }
 
+constexpr int64_t COUNTED = 16;  // channels counted together: their counts stay in the cache
+
 template <class T, class N>
-void count(const T* values, const double* mean, const double* scale, const int64_t* labels,
-           N* counts, int64_t samples, int64_t channels, int64_t positions, int64_t bins) {
+void count(const T* values, const double* mean, const double* scale, int64_t step,
+           const int64_t* labels, N* counts, int64_t samples, int64_t channels, int64_t positions,
+           int64_t bins) {
   // channels are shared out, so that a channel's counts belong to one thread
-  parallel(channels, samples * positions, [&](int64_t low, int64_t high) {
+  const int64_t blocks = (channels + COUNTED - 1) / COUNTED;
+  parallel(blocks, COUNTED * samples * positions, [&](int64_t low, int64_t high) {
     std::vector<int32_t> found(positions);
     const double middle = bins / 2.0, last = bins - 1.0;
-    for (int64_t c = low; c < high; ++c) {
+    for (int64_t block = low; block < high; ++block) {
+      const int64_t end = std::min(channels, (block + 1) * COUNTED);
       for (int64_t n = 0; n < samples; ++n) {
-        const int64_t row = n * channels + c;
-        const T* here = values + row * positions;
-        const double centre = mean[row], factor = scale[row];
+        for (int64_t c = block * COUNTED; c < end; ++c) {
+          const T* here = values + (n * channels + c) * positions;
+          const double centre = mean[n * step + c], factor = scale[n * step + c];
 #pragma omp simd
-        for (int64_t i = 0; i < positions; ++i) {
-          double place = (double(here[i]) - centre) * factor + middle;
-          place = place > 0 ? place : 0.0;  // NaN too
-          found[i] = int32_t(place < last ? place : last);
+          for (int64_t i = 0; i < positions; ++i) {
+            double place = (double(here[i]) - centre) * factor + middle;
+            place = place > 0 ? place : 0.0;  // NaN too
+            found[i] = int32_t(place < last ? place : last);
+          }
+          N* cell = counts + (labels[n] * channels + c) * bins;
+          for (int64_t i = 0; i < positions; ++i) ++cell[found[i]];
         }
-        N* cell = counts + (labels[n] * channels + c) * bins;
-        for (int64_t i = 0; i < positions; ++i) ++cell[found[i]];
       }
     }
   });
 }
 
-// Count the bins (x - mean) * scale + bins / 2 of taken (N, C, P) into histogram (K, C, bins).
+// Count the bins (x - mean) * scale + bins / 2 of taken (N, C, P) into histogram (K, C, bins);
+// mean and scale are (N, C), or (C) for all samples.
 void count_bins(const Tensor& taken, const Tensor& mean, const Tensor& scale, const Tensor& labels,
                 const Tensor& histogram) {
   TORCH_CHECK(taken.dim() == 3 && histogram.dim() == 3 && histogram.size(2) > 0);
   TORCH_CHECK(taken.scalar_type() == at::kFloat || taken.scalar_type() == at::kDouble);
   const int64_t n = taken.size(0), c = taken.size(1), k = histogram.size(0), bins = histogram.size(2);
   check(taken, taken.scalar_type(), taken.sizes());
-  for (const Tensor& t : {mean, scale}) check(t, at::kDouble, {n, c});
+  const bool shared = mean.dim() == 1;  // one map for all samples
+  for (const Tensor& t : {mean, scale}) {
+    shared ? check(t, at::kDouble, {c}) : check(t, at::kDouble, {n, c});
+  }
   check(labels, at::kLong, {n});
   const bool small = histogram.scalar_type() == at::kInt;
   check(histogram, small ? at::kInt : at::kLong, {k, c, bins});
@@ -101,38 +111,55 @@ void count_bins(const Tensor& taken, const Tensor& mean, const Tensor& scale, co
   with_values(taken, [&](auto* values) {
     const double *means = mean.const_data_ptr<double>(), *scales = scale.const_data_ptr<double>();
     const auto into = [&](auto* counts) {
-      count(values, means, scales, label, counts, n, c, taken.size(2), bins);
+      count(values, means, scales, shared ? 0 : c, label, counts, n, c, taken.size(2), bins);
     };
     small ? into(histogram.mutable_data_ptr<int32_t>()) : into(histogram.mutable_data_ptr<int64_t>());
   });
 }
 
-// Merge images, in their order, into the moments of their groups; rows (N, C) are written whose
-// outer products add up to the growth of the scatter of the means.
-void absorb(const Tensor& mean, const Tensor& m2, int64_t size, const Tensor& groups,
-            const Tensor& count, const Tensor& held, const Tensor& spread, const Tensor& rows) {
-  TORCH_CHECK(mean.dim() == 2 && count.dim() == 1);
-  const int64_t n = mean.size(0), c = mean.size(1), k = count.size(0);
+// Merge images (or regions of them), in their order, into the moments of their groups.
+//
+// sizes (N): values of each. spread (K, C), or (1, C) for all groups together. rows (N, C) are
+// written whose outer products add up to the growth of the scatter of the means; traces (W, K)
+// grow by the sum of the squares of each row, weighted by every row of weights (W, C).
+void absorb(const Tensor& mean, const Tensor& m2, const Tensor& sizes, const Tensor& groups,
+            const Tensor& count, const Tensor& held, const Tensor& spread, const Tensor& rows,
+            const Tensor& weights, const Tensor& traces) {
+  TORCH_CHECK(mean.dim() == 2 && count.dim() == 1 && spread.dim() == 2 && weights.dim() == 2);
+  const int64_t n = mean.size(0), c = mean.size(1), k = count.size(0), w = weights.size(0);
   for (const Tensor& t : {mean, m2, rows}) check(t, at::kDouble, {n, c});
-  for (const Tensor& t : {held, spread}) check(t, at::kDouble, {k, c});
+  check(held, at::kDouble, {k, c});
+  check(spread, at::kDouble, {spread.size(0) == 1 ? 1 : k, c});
   check(count, at::kDouble, {k});
+  check(sizes, at::kDouble, {n});
   check(groups, at::kLong, {n});
+  check(weights, at::kDouble, {w, c});
+  check(traces, at::kDouble, {w, k});
   const int64_t* group = groups.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < n; ++i) TORCH_CHECK(group[i] >= 0 && group[i] < k, "no such group");
   const double *means = mean.const_data_ptr<double>(), *m2s = m2.const_data_ptr<double>();
+  const double *size = sizes.const_data_ptr<double>(), *weight = weights.const_data_ptr<double>();
   double *counts = count.mutable_data_ptr<double>(), *into = rows.mutable_data_ptr<double>();
+  double* sums = traces.mutable_data_ptr<double>();
   for (int64_t i = 0; i < n; ++i) {
-    double *own = held.mutable_data_ptr<double>() + group[i] * c;
-    double *own_m2 = spread.mutable_data_ptr<double>() + group[i] * c;
-    const double before = counts[group[i]], share = size / (before + size);
+    double *own = held.mutable_data_ptr<double>() + group[i] * c, *row = into + i * c;
+    double *own_m2 = spread.mutable_data_ptr<double>() + (spread.size(0) == 1 ? 0 : group[i] * c);
+    const double before = counts[group[i]], share = size[i] / (before + size[i]);
     const double root = std::sqrt(before * share);
+#pragma omp simd
     for (int64_t j = 0; j < c; ++j) {
       const double step = means[i * c + j] - own[j];
       own[j] += step * share;
       own_m2[j] += m2s[i * c + j] + step * step * before * share;
-      into[i * c + j] = step * root;
+      row[j] = step * root;
     }
-    counts[group[i]] += size;
+    for (int64_t of = 0; of < w; ++of) {
+      double total = 0;
+#pragma omp simd reduction(+ : total)
+      for (int64_t j = 0; j < c; ++j) total += row[j] * row[j] * weight[of * c + j];
+      sums[of * k + group[i]] += total;
+    }
+    counts[group[i]] += size[i];
   }
 }
 
@@ -141,8 +168,9 @@ TORCH_LIBRARY_FRAGMENT(normscope, m) {
         "Tensor(d!) taken) -> ()", sweep);
   m.def("count_bins(Tensor taken, Tensor mean, Tensor scale, Tensor labels, "
         "Tensor(a!) histogram) -> ()", count_bins);
-  m.def("absorb(Tensor mean, Tensor m2, int size, Tensor groups, Tensor(a!) count, "
-        "Tensor(b!) held, Tensor(c!) spread, Tensor(d!) rows) -> ()", absorb);
+  m.def("absorb(Tensor mean, Tensor m2, Tensor sizes, Tensor groups, Tensor(a!) count, "
+        "Tensor(b!) held, Tensor(c!) spread, Tensor(d!) rows, Tensor weights, "
+        "Tensor(e!) traces) -> ()", absorb);
 }
 
 }  // namespace

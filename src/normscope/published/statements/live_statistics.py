@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from normscope.published.digits import Digits, accuracy, cnn, fit, norms, seeded
+from normscope.published.digits import Digits, accuracy, norms, trained
 from normscope.published.statement import Outcome, Statement, Summary, graded
 from normscope.records import StatementVerdict
 
@@ -19,10 +19,7 @@ def shifted(x: Tensor) -> Tensor:
 @torch.no_grad()
 def run(data: Digits, seed: int) -> Outcome:
     """Measure the error against the number of live images, alone and with a prior of 16."""
-    seeded(seed)
-    net = cnn(nn.BatchNorm2d)
-    with torch.enable_grad():
-        fit(net, data, seed, epochs=12, lr=0.05)
+    net = trained(data, seed)
     x, y = shifted(data.test_x), data.test_y
     numbers = {"clean": 1 - accuracy(net, data.test_x, y), "stored": 1 - accuracy(net, x, y)}
     stored = [(m.running_mean.clone(), m.running_var.clone()) for m in norms(net)]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from normscope.published.digits import Digits, accuracy, cnn, fit, norms, seeded
+from normscope.published.digits import Digits, accuracy, norms, trained
 from normscope.published.statement import Outcome, Statement, Summary, graded
 from normscope.records import StatementVerdict
 
@@ -49,10 +49,7 @@ def predicted(y: Tensor, m: int) -> float:
 @torch.no_grad()
 def run(data: Digits, seed: int) -> Outcome:
     """Predict, then measure, the class signal that batches leave at the first norm's input."""
-    seeded(seed)
-    net = cnn(nn.BatchNorm2d)
-    with torch.enable_grad():
-        fit(net, data, seed, epochs=12, lr=0.05)
+    net = trained(data, seed)
     numbers = {"stored": accuracy(net, data.test_x, data.test_y)}
     scatter, errors = [], []
     for m in SIZES:

@@ -21,7 +21,8 @@ NAME = 14  # characters
 def lanes(channel: Mapping[str, Any], lang: Lang) -> Markup:
     """Draw what passes the gate -beta / gamma of each class, and what it blocks."""
     gamma, beta = channel["gamma"], channel["beta"]
-    edges, classes = channel["edges"], [cut(name, NAME) for name in channel["classes"]]
+    names = [say(lang, "live.all_samples")] if channel.get("alone") else channel["classes"]
+    edges, classes = channel["edges"], [cut(name, NAME) for name in names]
     gate = -beta / gamma if gamma else math.nan
     left = 12 + max(map(svg.width_of, classes), default=0)
     about = {"type": "quantitative", "scale": {"zero": False, "nice": False}}

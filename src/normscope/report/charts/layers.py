@@ -4,6 +4,7 @@ import math
 
 from normscope.records import Inspection, Layer
 from normscope.report.bilingual import tr
+from normscope.report.channels import class_names, told
 from normscope.report.charts import spec, thinned
 from normscope.report.document import Chart, Spec, table
 from normscope.report.format import share
@@ -61,7 +62,8 @@ def firing(layer: Layer, inspection: Inspection, classes: list[int]) -> Chart:
     leader = [max(classes, key=lambda k: rate(k, c)) for c in range(layer.channels)]
     order = sorted(range(layer.channels), key=lambda c: (leader[c], -rate(leader[c], c)))
     order = thinned(order, CHANNELS)
-    names = [inspection.classes[k] for k in classes]
+    every = class_names(inspection)
+    names = [every[k] for k in classes]
     rows = [
         {"at": place, "channel": c, "class": name, "share": round(float(layer.firing[k, c]), 4)}
         for place, c in enumerate(order)
@@ -71,10 +73,11 @@ def firing(layer: Layer, inspection: Inspection, classes: list[int]) -> Chart:
     picture = spec(
         "firing",
         rows,
-        height=max(120, 19 * len(classes)),
-        title=tr("page.axis.channels", shown=len(order), of=layer.channels),
+        height=max(120 if len(classes) > 1 else 40, 19 * len(classes)),
+        title=told(inspection, "page.axis.channels", shown=len(order), of=layer.channels),
         classes=names,
     )
     body = [[str(c), *(share(float(layer.firing[k, c])) for k in classes)] for c in order]
     numbers = table(tr("page.firing.table"), [tr("page.head.channel"), *names], body)
-    return Chart(tr("page.firing.title"), tr("page.firing.note"), picture, numbers, across=True)
+    title, note = (told(inspection, f"page.firing.{name}") for name in ("title", "note"))
+    return Chart(title, note, picture, numbers, across=True)

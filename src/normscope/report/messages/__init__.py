@@ -55,8 +55,11 @@ def _single(found: re.Match[str]) -> str:
 
 
 def locale_language() -> Lang:
-    """Return the language of the user's locale: "zh" where it is Chinese, otherwise "en"."""
-    for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
+    """Return the user's language: that of NORMSCOPE_LANG, else of the locale.
+
+    It is "zh" where the value begins so, as in zh_CN.UTF-8, otherwise "en".
+    """
+    for name in ("NORMSCOPE_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
         value = os.environ.get(name)
         if value:
             return "zh" if value.lower().startswith("zh") else "en"

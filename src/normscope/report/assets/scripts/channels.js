@@ -34,7 +34,9 @@ function channelCard(card, channel) {
     const passing = shares();
     const information = gateInformation(passing, channel.weights);
     const gate = state.gamma === 0 ? NaN : -state.beta / state.gamma;
-    const at = channel.mean === null ? "live.gate_at_z" : "live.gate_at";
+    const names = channel.alone ? [say("live.all_samples")] : channel.classes;
+    const [inInput, inZ] = names.length > 1 ? ["live.gate_at", "live.gate_at_z"] : ["live.gate_alone", "live.gate_alone_z"];
+    const at = channel.mean === null ? inZ : inInput;
     says.textContent = say(state.gamma === 0 ? "live.gate_flat" : at, {
       gate: shown(gate, 2),
       input: shown(channel.mean + gate * deviation, 2),
@@ -49,7 +51,7 @@ function channelCard(card, channel) {
     const axes = (collapses ? 4 : 3) - (channel.mean === null);
     const height = 24 + K * LANE + 18 + axes * 34;
     canvas(host, height, card.querySelector("h3, h4, h5, h6").textContent, says.textContent, (picture, width) => {
-      const longest = Math.max(...channel.classes.map((name) => clipped(name).length));
+      const longest = Math.max(...names.map((name) => clipped(name).length));
       const [left, right] = [Math.min(120, Math.max(78, 8 * longest)), width - 78];
       const [low, high] = reach;
       const place = scale(low, high, left, right);
@@ -73,7 +75,7 @@ function channelCard(card, channel) {
         const share = passing[k];
         picture.append(
           svg("line", { x1: left, x2: right, y1: base, y2: base, class: "axis" }),
-          svg("text", { x: left - 8, y: base - 5, "text-anchor": "end", class: "lane" }, clipped(channel.classes[k])),
+          svg("text", { x: left - 8, y: base - 5, "text-anchor": "end", class: "lane" }, clipped(names[k])),
           svg("rect", { x: right + 8, y: base - 11, width: 30, height: 7, class: "blocked" }),
           svg("rect", { x: right + 8, y: base - 11, width: 30 * (share || 0), height: 7, class: "passes" }),
           svg("text", { x: right + 70, y: base - 4, "text-anchor": "end", class: "tick share" }, percent(share)),
