@@ -27,7 +27,7 @@ from normscope.experiment.tables import read_csv, read_parquet
 from normscope.lens import InspectionState, accumulate, inspection
 from normscope.probe.load import read_weights, write_weights
 from normscope.records import Inspection, Record, load
-from normscope.records.fitting import fitting
+from normscope.records.kinds import fitting
 from normscope.report import document_of, terminal
 from tests import pages
 

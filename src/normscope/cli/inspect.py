@@ -13,7 +13,7 @@ from normscope.cli.app import Shown
 from normscope.cli.inputs import Inputs
 from normscope.errors import FileError, InputError
 from normscope.files import shown
-from normscope.records.fitting import fitting
+from normscope.records.kinds import fitting
 
 if TYPE_CHECKING:
     from normscope.lens import InspectionState

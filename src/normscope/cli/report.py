@@ -9,7 +9,7 @@ import typer
 
 from normscope.cli.app import Console, Printed, Shown
 from normscope.records import CHECKUP, Run
-from normscope.records.fitting import fitting
+from normscope.records.kinds import fitting
 
 
 def report(
