@@ -22,8 +22,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from normscope.errors import NormscopeError
 from tests.damage import Kind, inputs, kinds
+
+from normscope.errors import NormscopeError
 
 LONGEST_SENTENCE = 600  # characters
 PATIENCE = 10  # seconds that one file may take

@@ -60,12 +60,12 @@ class Command:
 
 COMMANDS = {
     "train": Command(
-        "train --data digits --net mlp --norm batch,none --epochs 6 --seeds 2 --out run",
+        "train --data digits --net mlp --norm batch,none --epochs 4 --seeds 1 --out run",
         ("run/run.json", "run/telemetry.jsonl", "run/**/*.safetensors"),
         "--resume",
     ),
     "inspect --save": Command(
-        "inspect --model m.py:net --data digits --batch-size 4 --save pass.json",
+        "inspect --model m.py:net --data digits --batch-size 16 --save pass.json",
         ("pass.json", "pass.pt"),
         "--resume",
     ),

@@ -12,10 +12,11 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from normscope.report import playground
 from playwright.sync_api import Page
 from tests.chromium import chromium
 from tests.network import script
+
+from normscope.report import playground
 
 STEPS = """() => { %s;
   const run = new Experiment(DEFAULTS, null);

@@ -24,10 +24,10 @@ from normscope.experiment.model_data import data_for_model
 from normscope.experiment.nets import ModelConfig
 from normscope.experiment.sources import read_npz
 from normscope.experiment.tables import read_csv, read_parquet
-from normscope.files import fitting
 from normscope.lens import InspectionState, accumulate, inspection
 from normscope.probe.load import read_weights, write_weights
 from normscope.records import Inspection, Record, load
+from normscope.records.kinds import fitting
 from normscope.report import document_of, terminal
 from tests import pages
 
@@ -152,7 +152,13 @@ def odd(value: Any, draw: Draw) -> Any:
 
 def odd_tensor(value: torch.Tensor, draw: Draw) -> Any:
     """Return a tensor of another shape, dtype, layout or content."""
-    kinds = (torch.complex64, torch.int8, torch.bool, torch.float8_e5m2, torch.uint16)
+    kinds: tuple[torch.dtype, ...] = (
+        torch.complex64,
+        torch.int8,
+        torch.bool,
+        torch.float8_e5m2,
+        torch.uint16,
+    )
     kinds += (torch.float16, torch.bfloat16, torch.float64, torch.int64)
     if value.is_quantized or value.dtype in (torch.float8_e5m2, torch.uint16):
         return None
@@ -232,8 +238,17 @@ def torch_changed(tree: Any) -> Callable[[Path, Draw], None]:
     return change
 
 
-def safetensors_changed(path: Path, draw: Draw) -> None:
+def safetensors_changed(write: Callable[[Path], None]) -> Callable[[Path, Draw], None]:
     """Change the header of a safetensors file, which says what lies where."""
+
+    def change(path: Path, draw: Draw) -> None:
+        write(path)
+        header_changed(path, draw)
+
+    return change
+
+
+def header_changed(path: Path, draw: Draw) -> None:
     whole = path.read_bytes()
     length = int.from_bytes(whole[:8], "little")
     header = json_changed(json.loads(whole[8 : 8 + length]), draw).encode()
@@ -534,7 +549,7 @@ def graph_changed(path: Path, draw: Draw) -> None:
             }
             whole = [-1, 0, 1, 2, 7, 11, 2**31 - 1]
             try:
-                if many and draw.random() < 0.5 or field.message_type is not None:
+                if (many and draw.random() < 0.5) or field.message_type is not None:
                     at.ClearField(field.name)
                 elif many:
                     value.append(draw.choice([*value, *whole[:3]]))
@@ -591,8 +606,16 @@ def continued(path: Path) -> None:
     folder.resume(RUN.config, run.environment.get("data"))
 
 
+def network(path: Path) -> None:
+    checkpoint.save_model(path, NETWORK.build(0), NETWORK)
+
+
 def kinds() -> dict[str, Kind]:
     """Every kind of file that is read."""
+
+    def plain(path: Path) -> None:
+        write_weights(path, state, {"a": "b"})
+
     state = model().state_dict()
     progress = {"norm": "batch", "seed": 0, "trainer": {"step": 3, "curve": [torch.ones(3)]}}
     wrapped = {"epoch": 3, "state_dict": dict(state), "optimizer": {"param_groups": []}}
@@ -613,17 +636,10 @@ def kinds() -> dict[str, Kind]:
             "m.pth", read_weights, torch_changed(dict(state)),
         ),
         "safetensors": Kind(
-            lambda path: write_weights(path, state, {"a": "b"}),
-            "m.safetensors", read_weights,
-            lambda path, draw: (write_weights(path, state, {"a": "b"}), safetensors_changed(path, draw)),
+            plain, "m.safetensors", read_weights, safetensors_changed(plain)
         ),
         "network of a run": Kind(
-            lambda path: checkpoint.save_model(path, NETWORK.build(0), NETWORK),
-            "n.safetensors", checkpoint.load_model,
-            lambda path, draw: (
-                checkpoint.save_model(path, NETWORK.build(0), NETWORK),
-                safetensors_changed(path, draw),
-            ),
+            network, "n.safetensors", checkpoint.load_model, safetensors_changed(network)
         ),
         "progress of a run": Kind(
             lambda path: torch.save(progress, path), "state.pt", checkpoint.load_checkpoint,

@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 import normscope.report
 from normscope.lesson import best_thresholds, lesson
 from normscope.records import Lesson, Recovery
-from normscope.report import channels, html, measures, presentation
+from normscope.report import channels, html, measures, presentation, story
 from tests.chromium import chromium
 from tests.pages import (
     HOSTILE,
@@ -675,16 +675,23 @@ def test_the_tour_sets_the_playground_to_every_step(open_page: Open) -> None:
     record = worked_lesson()
     page.get_by_role("button", name="Take the guided tour").click()
     rows = {"x": "input", "z": "normalised", "y": "scaled_shifted", "a": "relu"}
-    for place, stage in enumerate(record.stages, 1):
-        assert f"Step {place} of {len(record.stages)}" in page.locator("#tour").inner_text()
+    shown = {"joint": "joint_scaled_shifted"}  # of two stages in one step, the picture's
+    told = []
+    for place, (_, together) in enumerate(story.steps(record), 1):
+        assert f"Step {place} of 10" in page.locator("#tour").inner_text()
         visible = page.locator("#tour > [data-step]:visible")
-        assert visible.get_attribute("data-step") == stage.name
+        assert visible.get_attribute("data-step") == together[0].name
+        assert visible.locator("[data-role=sentence]:visible").count() == len(together)
+        told += together
+        name = shown.get(together[0].name, together[0].name)
+        stage = next(stage for stage in together if stage.name == name)
         current = page.locator("#play-figure .number-track.current").get_attribute("data-row")
         assert stages(page)[rows[str(current)]] == pytest.approx(
             (stage.threshold_accuracy, stage.eta2), abs=1e-6
         )
         assert value(page.locator("#play-score")) == stage.threshold_accuracy
         page.locator("#tour .primary").click()
+    assert told == list(record.stages)
     assert page.get_by_role("button", name="Take the guided tour").is_visible()
     page.locator("[data-go=identity]").click()
     assert "comes back" in page.locator("#tour").inner_text()

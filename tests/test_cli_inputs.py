@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from normscope.cli import main
 from normscope.cli.app import progress_bar
@@ -319,6 +319,21 @@ def test_the_model_that_is_averaged_is_named(command: Command) -> None:
         for model in (":stale", ":net")
     ]  # fmt: skip
     assert codes[0] - codes[1], "buffers that do not follow the reference"
+
+
+def test_the_reference_may_be_weights(command: Command) -> None:
+    """As a training run leaves them: the weights of the model beside those of its average."""
+    save_file(own("net")().state_dict(), "net.safetensors")
+    found = [
+        command.record("diagnose", "--model", ":stale", "--reference", reference)["findings"]
+        for reference in (":net", "net.safetensors")
+    ]
+    assert found[0] == found[1]
+    assert "NS030" in {f["code"] for f in found[1]}
+    Path("notes.txt").write_text("no weights", encoding="utf-8")
+    code, _, err = command("diagnose", "--model", ":stale", "--reference", "notes.txt")
+    assert code == 2, err
+    assert "is text; give safetensors or a torch checkpoint" in err
 
 
 def test_batches_limit_what_is_read(command: Command) -> None:

@@ -376,3 +376,57 @@ def test_timm(name: str, timm: Any) -> None:
         assert folding.verify(x).ok
         share = len(folding.folded) / (len(folding.folded) + len(folding.left))
         assert share >= TIMM[name]
+
+
+class Moved(nn.Module):
+    """A norm over the last axis of a linear layer, as LeViT and users of BatchNorm1d write it."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.linear = nn.Linear(5, 6, bias=way == "reshape")
+        self.norm = nn.BatchNorm2d(6) if way == "permute" else nn.BatchNorm1d(6)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        if self.way == "flatten":
+            z = self.norm(y.flatten(0, 1)).reshape_as(y)
+        elif self.way == "reshape":
+            z = self.norm(y.reshape(-1, y.shape[-1])).view(y.size())
+        elif self.way == "permute":
+            z = self.norm(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        elif self.way == "watched":
+            z = self.norm(y.transpose(1, 2)).transpose(1, 2) + y
+        elif self.way == "all":
+            z = self.norm(y.flatten(1)).view_as(y)
+        elif self.way == "behind":
+            z = torch.relu(self.linear(x)).transpose(1, 2)
+            z = self.norm(z).transpose(1, 2)
+        else:
+            z = self.norm(y.transpose(1, 2)).transpose(1, 2)
+        out: Tensor = self.last(z if self.way == "behind" else z.relu())
+        return out
+
+
+@pytest.mark.parametrize(
+    "way", ["flatten", "reshape", "permute", "transpose", "behind", "watched", "all"]
+)
+def test_a_step_between_that_moves_the_channels(way: str) -> None:
+    torch.manual_seed(0)
+    net = Moved(way)
+    x = torch.randn(4, 3, 2, 5) if way == "permute" else torch.randn(4, 1 if way == "all" else 3, 5)
+    with torch.no_grad():
+        for _ in range(3):
+            net(x)
+        nn.init.uniform_(net.norm.weight, 0.5, 1.5)
+        nn.init.normal_(net.norm.bias)
+    net.double().eval()
+    x = torch.randn(7, *x.shape[1:], dtype=torch.float64)
+    done = fold(net)
+    torch.testing.assert_close(done.model(x), net(x), rtol=1e-12, atol=1e-12)
+    into = {"behind": "last", "watched": None, "all": None}.get(way, "linear")
+    assert done.folded == (() if into is None else (("norm", into),))
+    if into and way != "reshape":  # of another rank the norm would take another axis
+        with pytest.raises((ValueError, RuntimeError, IndexError)):
+            done.model(torch.randn(7, 3, 2, 2, 5, dtype=torch.float64))

@@ -82,7 +82,7 @@ def test_a_line_of_values_shows_where_the_classes_are(worked: Lesson) -> None:
     assert line.startswith("2 ")
     assert line.endswith(" 56")
     assert [c for c in line[2:-3] if c != "-"] == list("2222|1111")
-    standardised = next(i for i, text in enumerate(lines) if text.startswith("6. Each"))
+    standardised = next(i for i, text in enumerate(lines) if text.startswith("5. Each"))
     assert lines[standardised + 1].count("*") == 4
 
 

@@ -39,7 +39,7 @@ class _Torch:
     """
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Return the spec of torch with a loader that is safe to stop; None of all others."""
+        """Return the spec of torch; None of all others."""
         if name != "torch" or threading.current_thread() is not threading.main_thread():
             return None
         sys.meta_path.remove(self)

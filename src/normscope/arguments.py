@@ -1,4 +1,4 @@
-"""What may be given to the operator: each check names what came, what is allowed, what to do."""
+"""Checks of the operator's arguments; each error names the value, what is allowed, what to do."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -51,7 +51,7 @@ def check_choices(
 
 
 def check_settings(eps: float, momentum: float | None) -> None:
-    """Refuse an eps or a momentum of a new layer that is no finite number."""
+    """Refuse an eps or a momentum of a new layer that is not finite."""
     if not _finite(eps):  # below 0 is refused where torch refuses it, at the first call
         raise InputError(f"eps is {eps!r}; it must be a finite number above 0, such as 1e-5")
     if momentum is not None and not _finite(momentum):
@@ -63,7 +63,7 @@ def _finite(value: object) -> bool:
 
 
 def check_one_group(num_groups: int, rows: int) -> None:
-    """Refuse several groups or rows of tables where nothing says which sample has which."""
+    """Refuse several groups or rows of tables without the group of each sample."""
     if num_groups != 1:
         raise ValueError(f"num_groups is {num_groups} but groups is None; give each sample's group")
     if rows > 1:
@@ -210,7 +210,7 @@ def checked_mask(mask: Tensor, x: Tensor) -> Tensor:
 
 
 def check_model(given: object) -> None:
-    """Refuse what is no module, in a sentence that says what to give instead.
+    """Refuse an object that is not a module; the error says what to pass instead.
 
     Raises:
         ModelError: it is none.

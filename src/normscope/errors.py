@@ -1,4 +1,4 @@
-"""Every error says what came, what is allowed and what to do; `slug` names it in the docs."""
+"""Errors: each names the value, what is allowed, what to do; `slug` is its anchor in the docs."""
 
 import os
 import re
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def shown(path: str | os.PathLike[str], keep: str = "") -> str:
-    """Write a path or name as clean text: control characters and undecodable bytes are spelled out.
+    """Return a path or name as printable text: control characters and bad bytes are escaped.
 
     Names in files of others may hold what a terminal obeys, or what turns the order of letters.
 
@@ -43,7 +43,7 @@ class NormscopeError(Exception):
     told = False  # by another rank of the same run
 
     def __str__(self) -> str:
-        """Return the message; names in it cannot give a terminal orders, nor fill it."""
+        """Return the message with control characters escaped and long words cut."""
         text = re.sub(r"(\S{100})\S{200,}", r"\1...", super().__str__())
         return shown(text, keep="\n")
 
@@ -92,7 +92,7 @@ class FileError(NormscopeError):
 
 
 class MissingExtraError(NormscopeError):
-    """An optional package is needed for this; the message carries the exact pip command.
+    """An optional package is missing; the message has the pip command that installs it.
 
     >>> import normscope
     >>> issubclass(normscope.MissingExtraError, normscope.NormscopeError)
@@ -103,6 +103,6 @@ class MissingExtraError(NormscopeError):
 
 
 class KernelError(NormscopeError):
-    """A compiled kernel computes something else than its definition on this machine."""
+    """A compiled kernel differs from the reference on this machine."""
 
     slug = "kernel"

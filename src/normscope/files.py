@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and read with one sentence when they cannot be."""
+"""Write files whole or not at all, and read them with errors of one sentence."""
 
 import errno
 import hashlib
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from normscope.errors import FileError, NormscopeError
+from normscope.errors import FileError
 from normscope.errors import shown as shown
 
 
@@ -72,7 +72,7 @@ def write_whole(path: Path, content: str | bytes | Callable[[Path], None]) -> Pa
 
 
 def _host() -> str:
-    """Return a short name of this machine: process numbers say nothing about those of others."""
+    """Return a short name of this machine, since process numbers are only unique on one machine."""
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 
 
@@ -100,7 +100,7 @@ def _runs(process: int) -> bool:
 
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Hold `folder` against other processes that would hold it too.
+    """Lock `folder` against other processes that lock it too.
 
     The system gives the lock up with the process, however that ends, and no file is left behind.
     Where a file system has no locks, none is held.
@@ -130,7 +130,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line and hand it to the system, so that a crash loses at most the last line."""
+    """Append one line and flush it, so that a crash loses at most the last line."""
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -139,7 +139,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def writable_folder(folder: Path) -> Path:
-    """Make `folder` and prove, before any long work, that a file can be written in it."""
+    """Make `folder`, and check before long work that a file can be written in it."""
     probe = folder / ".normscope-probe"
     try:
         write_whole(probe, b"x")
@@ -195,25 +195,6 @@ def read_json(path: Path, what: str = "record") -> Any:
         ) from problem
     except RecursionError as problem:
         raise FileError(f"{shown(path)} is no {what}: it is nested too deeply") from problem
-
-
-@contextmanager
-def fitting(path: Path, what: str) -> Iterator[None]:
-    """Say of what fails inside that the parts of a file, each of its kind, do not fit together.
-
-    Raises:
-        FileError: in the place of any error that is not of ours or of the system's.
-    """
-    try:
-        yield
-    except (NormscopeError, OSError):
-        raise
-    except Exception as problem:
-        why = f"{type(problem).__name__}: {str(problem)[:200]}".splitlines()[0]
-        raise FileError(
-            f"{shown(path)} holds a {what} whose parts do not fit together ({shown(why)}); "
-            "write it again with the command that made it"
-        ) from problem
 
 
 def _unwritable(path: Path, problem: OSError, size: int) -> FileError:

@@ -246,7 +246,7 @@ def batch_norm(
 
 
 def plain_call(x: Tensor) -> Callable[..., Tensor | None] | None:
-    """Choose the C++ operator where nothing but plain eager autograd looks at a call with x.
+    """Choose the C++ operator for calls that only plain eager autograd observes.
 
     It takes the arguments of `_compiled` and checks all of them itself; None, here or from it,
     leaves the call to `batch_norm`.
@@ -259,7 +259,7 @@ def plain_call(x: Tensor) -> Callable[..., Tensor | None] | None:
 def _compiled(
     act: str | None, on_moments: Callable[[Moments], None] | None, *arguments: Any
 ) -> Tensor | None:
-    """Do a call in C++; None where it cannot be taken."""
+    """Run a call in C++; None where C++ does not support it."""
     if on_moments is None and recomputation.active.get() is None:
         return cpu.batch_norm(*arguments)
     made = cpu.batch_norm_recorded(*arguments)

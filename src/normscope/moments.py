@@ -1,4 +1,4 @@
-"""Count, mean and centred sum of squares: the noun that flows through the package."""
+"""`Moments`: count, mean and centred sum of squares of a set of values."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -7,10 +7,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from normscope.errors import InputError
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """What is known of a set of values, in a form that merges exactly.
+    """Count, mean and centred sum of squares of a set of values; two sets merge exactly.
 
         count = n,  mean = (1/n) sum x,  m2 = sum (x - mean)^2
 
@@ -81,6 +83,7 @@ class Moments:
         Every rank must call it, a rank without data too (its count is zero). Works on any
         backend, gloo on CPU included. Not differentiable.
         """
+        check_distributed(process_group)
         packed = torch.cat([self.count.reshape(-1), self.mean.reshape(-1), self.m2.reshape(-1)])
         ranks = [torch.empty_like(packed) for _ in range(dist.get_world_size(process_group))]
         dist.all_gather(ranks, packed, group=process_group)
@@ -94,8 +97,17 @@ class Moments:
         return merged
 
 
+def check_distributed(process_group: dist.ProcessGroup | None = None) -> None:
+    """Refuse, by an InputError, what only the ranks of a distributed run can do together."""
+    if process_group is None and not (dist.is_available() and dist.is_initialized()):
+        raise InputError(
+            "all_reduce merges the ranks of a distributed run, and this process is none; call "
+            "torch.distributed.init_process_group first, start with torchrun, or leave it out"
+        )
+
+
 def drift(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor) -> Tensor:
-    """Return how far two sets of statistics lie apart, in standard deviations of the second.
+    """Return the distance of two sets of statistics in standard deviations of the second.
 
         sqrt((mean - mean')^2 + (std - std')^2) / std'
 

@@ -1,4 +1,4 @@
-"""The bar of a long call: in a notebook and on a terminal, and nothing in a log.
+"""A progress bar for long calls, in notebooks and on terminals; none in a log.
 
 One bar is shown at a time: what a long call calls has none of its own.
 """
@@ -30,7 +30,7 @@ def bar(
     patience: float | None = None,
     console: Console | None = None,
 ) -> Iterator[Progress]:
-    """Show a bar with the time left while the body runs, then take it away.
+    """Show a bar with the remaining time while the body runs, then remove it.
 
     It is called with how many steps are done, of how many (0: unknown), and a text. A step back
     begins another part, whose time is measured anew.
@@ -71,7 +71,7 @@ def bar(
 
 
 def wanted(progress: bool | None, on_progress: object) -> bool | None:
-    """Decide for a call of the library: whoever is told of the steps shows them, if anyone."""
+    """Decide whether a call shows a bar: not where the caller has an `on_progress` of its own."""
     return False if progress is None and on_progress is not None else progress
 
 
@@ -79,7 +79,7 @@ def wanted(progress: bool | None, on_progress: object) -> bool | None:
 def steps(
     progress: bool | None, on_progress: Progress | None, total: int = 0
 ) -> Iterator[Progress]:
-    """Tell of steps both to a bar and to whoever asked to be told."""
+    """Report steps to the bar and to the caller's function."""
     with bar(wanted(progress, on_progress), total) as show:
 
         def told(done: int, of: int, message: str) -> None:
@@ -98,7 +98,7 @@ def in_notebook() -> bool:
 
 
 def expected(batches: Iterable[Any] | None, limit: int | None = None) -> int:
-    """Say how many batches will be read; 0 where that is not known."""
+    """Return how many batches will be read; 0 if unknown."""
     try:
         count = len(batches)  # type: ignore[arg-type]
     except Exception:  # a loader over an iterable data set has a length that raises
@@ -107,7 +107,7 @@ def expected(batches: Iterable[Any] | None, limit: int | None = None) -> int:
 
 
 class _Terminal:
-    """Rich's bar; it is gone when it is closed."""
+    """A bar of Rich, which is removed when it is closed."""
 
     def __init__(self, console: Console) -> None:
         columns = (
@@ -130,7 +130,7 @@ class _Terminal:
 
 
 class _Notebook:
-    """The browser's own bar in the output of a cell, without widgets."""
+    """An HTML progress bar in the output of a cell, without widgets."""
 
     def __init__(self) -> None:
         self.handle: Any = None

@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture
 def assert_healthy() -> Callable[..., Any]:
-    """Return normscope.doctor.assert_healthy: fails with one line per finding."""
+    """Return `normscope.doctor.assert_healthy`, which fails with one line per finding."""
     from normscope.doctor import assert_healthy
 
     return assert_healthy

@@ -334,6 +334,83 @@ def test_train_compares_what_a_step_does() -> None:
     assert parity(a, _set(trained("resnet"), 2, momentum=0.3), x, ignore=["momentum"]).ok
 
 
+class Counted(nn.Module):
+    """A network that counts its forwards, also as compiled code."""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net, self.runs = net, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count()
+        y: Tensor = self.net(x)
+        return y
+
+    @torch.compiler.disable
+    def count(self) -> None:
+        self.runs += 1
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_no_side_runs_more_than_three_times(kind: str) -> None:
+    """Both modes together, for equal pairs and others; of compiled code in each mode."""
+    x = batch(kind)
+    noisy = trained(kind).to(torch.float64).float()
+    with torch.no_grad():  # the same but for rounding: it is asked in both modes how much that is
+        for parameter in noisy.parameters():
+            parameter.mul_(1 + torch.finfo(torch.float32).eps)
+    others = {
+        "itself": trained(kind),
+        "rounding": noisy,
+        "eps": _set(trained(kind), 1, eps=_other_eps),
+        "weights": _other_weights(trained(kind)),
+    }
+    counts = {}
+    for name, net in others.items():
+        a, b = Counted(trained(kind)).eval(), Counted(net).eval()
+        found = parity(a, b, x)
+        counts[name] = (a.runs, b.runs)
+        assert found.forwards == counts[name], name
+        assert max(found.forwards) <= 3
+    # with noise the first runs in eval(), the second in train()
+    assert (counts["itself"], counts["weights"]) == ((2, 2), (3, 3))
+    # one form has no train(): the first runs with noise, the program once
+    program = _exported(_other_weights(trained(kind)), x).module()
+    a, b = Counted(trained(kind)).eval(), Counted(program)
+    found = parity(a, b.forward, x)
+    assert found.forwards == (a.runs, b.runs) == (2, 1)
+    # compiled code is run, and its layers are watched as they were written
+    for turned in (False, True):
+        a, b = Counted(trained(kind)).eval(), Counted(noisy).eval()
+        pair = (a, torch.compile(b, backend="eager"))
+        found = parity(*(pair[::-1] if turned else pair), x, modes="eval")
+        assert found.ok
+        assert (found.forwards[::-1] if turned else found.forwards) == (a.runs, b.runs) == (2, 2)
+
+
+def test_a_step_that_leaves_other_statistics_behind() -> None:
+    """Outputs in train() do not say it: a back end that forgets to write the statistics."""
+
+    def backend(module: Any, given: Any) -> Any:
+        for node in module.graph.nodes:
+            if "batch_norm" in str(node.target):
+                for place in (1, 2):
+                    with module.graph.inserting_before(node):
+                        copied = module.graph.call_method("clone", (node.args[place],))
+                    node.update_arg(place, copied)
+        module.recompile()
+        return module
+
+    a, x = trained("resnet"), batch("resnet")
+    found = parity(a, torch.compile(trained("resnet"), backend=backend), x)
+    assert all(mode.ok for mode in found.modes)
+    assert (found.first.name, found.why) == ("norm", "statistics_update")
+    assert {norm.status for norm in found.norms} == {"differs"}
+    other = torch.compile(trained("resnet"), backend=backend)
+    assert parity(other, a, x).why == "statistics_update"
+    assert parity(a, torch.compile(trained("resnet"), backend="eager"), x).ok
+
+
 @pytest.mark.parametrize("changed", ["eps", "stride"])
 def test_compiled_code_that_is_wrong(changed: str) -> None:
     """A back end that writes another eps, or another convolution: no layer says so."""

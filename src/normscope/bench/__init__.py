@@ -1,4 +1,4 @@
-"""Speed, memory and accuracy of the operator beside other ways to do the same, in one run."""
+"""Speed, memory and accuracy of the operator and of its peers, in one run."""
 
 from normscope.bench.check import check_kernel
 from normscope.bench.session import measure

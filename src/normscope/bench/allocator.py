@@ -10,7 +10,7 @@ TUNABLES = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4
 
 
 def keeps_pages() -> bool | None:
-    """Return whether freed memory is used again without new pages; None: cannot be told.
+    """Return whether freed memory is used again without new pages; None if unknown.
 
     A new page costs a fault and is cleared before it is written. At this size that takes longer
     than a batch norm.

@@ -12,7 +12,7 @@ from normscope.functional import batch_norm
 
 
 class Form(NamedTuple):
-    """A form of the kernel."""
+    """One combination of arguments that the kernel is checked with."""
 
     dtype: torch.dtype
     act: Activation | None

@@ -1,4 +1,4 @@
-"""Other ways to do the same, each as two calls: forward, and backward of what forward gave.
+"""Peers: other implementations, each as two calls, forward and backward of its result.
 
 Plain layers are batch norm and ReLU; where there are groups, batch norm alone.
 """
@@ -30,7 +30,7 @@ class Peer(NamedTuple):
 
 
 class AbsentError(Exception):
-    """A peer that cannot run here, and why."""
+    """Raised for a peer that cannot run here, with the reason."""
 
 
 Module = Callable[[Tensor], Tensor]

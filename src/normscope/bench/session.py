@@ -1,4 +1,4 @@
-"""A whole run: the check, then every setting in turn; what is done survives an interruption."""
+"""A whole benchmark: the check, then every setting; an interruption keeps finished settings."""
 
 from collections.abc import Callable, Sequence
 

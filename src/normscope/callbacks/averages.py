@@ -101,7 +101,7 @@ def lightning_averages(
 
 
 def _class(name: str) -> Any:
-    """Return a callback of Lightning, or () where this version has none: nothing is one then."""
+    """Return a callback class of Lightning, or () where this version has none."""
     return getattr(lightning().callbacks, name, ())
 
 

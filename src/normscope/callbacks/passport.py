@@ -69,7 +69,7 @@ def trainer_passport() -> Any:
 
 
 def _warn(found: list[Mismatch]) -> None:
-    """Say the first of what is not as the passport says."""
+    """Warn of the first difference from the passport."""
     if found:
         first = found[0]
         warnings.warn(

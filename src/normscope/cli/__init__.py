@@ -1,4 +1,4 @@
-"""The command line: parse, call, render, exit code. Every command is a library call, in a file.
+"""The command line: each command parses options, calls the library, and shows the record.
 
 Exit codes: 0 fine, 1 findings or a failed verification, 2 wrong use, 130 interrupted.
 """
@@ -55,7 +55,7 @@ WrongUsage: Any = typer.BadParameter.__mro__[1]
 
 
 def main() -> None:
-    """Run the command line; an error that a user can correct is one sentence and exit code 2."""
+    """Run the command line; a user's mistake ends in one sentence and exit code 2."""
     try:
         try:
             with _stoppable(), warnings.catch_warnings():
@@ -93,10 +93,10 @@ def _tell(*sentences: str) -> None:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does, at once or after the step at hand.
+    """Handle SIGTERM like Ctrl-C, at once or after the current step.
 
-    A script's background job ignores SIGINT. It is blocked there instead, so that what holds
-    Ctrl-C back until a step is done holds back SIGTERM too.
+    A background job of a script ignores SIGINT. Here SIGINT is blocked instead, so that code which
+    delays Ctrl-C until a step is done delays SIGTERM too.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""What every command shares: the application, its options, how it reads and tells."""
+"""Parts of every command: the application, shared options, messages and output."""
 
 import sys
 from collections.abc import Iterator
@@ -39,10 +39,10 @@ app = typer.Typer(
 
 
 class Console(console.Console):
-    """Rich's console; names that come out of files cannot give the terminal orders."""
+    """A console of Rich that prints control characters of names in files visibly."""
 
     def render(self, *args: Any, **kwargs: Any) -> Iterator[Segment]:
-        """Render as rich does, with every text in printable characters."""
+        """Render like Rich, with every text in printable characters."""
         for segment in super().render(*args, **kwargs):
             text = segment.text if segment.control else shown(segment.text, keep="\n")
             yield segment if text == segment.text else Segment(text, segment.style)
@@ -50,19 +50,15 @@ class Console(console.Console):
 
 @dataclass(frozen=True, kw_only=True)
 class Spoken:
-    """How a command speaks: the options that every command has."""
+    """The option of every command: the language.
+
+    Attributes:
+        lang: Language of texts and pages: English or Chinese.
+    """
 
     PANEL: ClassVar = OUTPUT
 
-    lang: Annotated[
-        Lang,
-        typer.Option(
-            "--lang",
-            default_factory=spoken,
-            show_default="that of your locale",
-            help="Language of texts and pages: English or Chinese.",
-        ),
-    ]
+    lang: Annotated[Lang, typer.Option(default_factory=spoken, show_default="that of your locale")]
 
     def tell(self, key: str, **values: object) -> None:
         """Write one message to stderr."""
@@ -71,27 +67,31 @@ class Spoken:
 
 @dataclass(frozen=True, kw_only=True)
 class Printed(Spoken):
-    """How a command prints what it found."""
+    """Options of commands that print a record: also as JSON.
 
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the record as JSON instead of text.")
-    ] = False
+    Attributes:
+        as_json: Print the record as JSON instead of text.
+    """
+
+    as_json: Annotated[bool, typer.Option("--json")] = False
 
     def bar(self, batches: int | None = None, *, quiet: bool = False) -> "Bar":
-        """Show a bar on a terminal, at once, and none beside JSON; see `progress_bar`."""
+        """Show a progress bar on a terminal, and none with --json; see `progress_bar`."""
         return progress_bar(self.as_json or quiet, batches)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shown(Printed):
-    """How a command shows what it found: as text, as JSON, as a page."""
+    """Options of commands that show a record: as text, as JSON, as a page.
 
-    html: Annotated[
-        Path | None, typer.Option(help="Also write a page to open in a browser, to this file.")
-    ] = None
+    Attributes:
+        html: Also write a page to open in a browser, to this file.
+    """
+
+    html: Path | None = None
 
     def present(self, record: "Record | dict[str, Any]", document: "Document") -> None:
-        """Show a record on stdout, and write its page where that is asked for."""
+        """Print a record on stdout, and write its page if --html names a file."""
         if self.html is not None:
             from normscope.files import write_whole
             from normscope.report.html import page
@@ -109,18 +109,18 @@ class Shown(Printed):
 
 
 def progress_bar(quiet: bool, batches: int | None = None) -> Bar:
-    """Show a bar on a terminal, at once; see `progress.bar`.
+    """Show a progress bar on a terminal, without delay; see `progress.bar`.
 
     Args:
         quiet: show nothing.
-        batches: stands for an unknown number of steps.
+        batches: the number of steps, where it is known.
     """
     wanted = False if quiet else None
     return bar(wanted, batches or 0, patience=0, console=Console(stderr=True))
 
 
 def numbers(option: str, text: str) -> list[float]:
-    """Read an option as numbers."""
+    """Split an option at its commas into numbers."""
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as problem:

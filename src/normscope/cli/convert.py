@@ -15,57 +15,34 @@ from normscope.records import NormKind as To
 
 def convert(
     show: Shown,
-    model: Annotated[
-        str,
-        typer.Option(
-            help="The model: path/file.py:function that makes it, pkg.module:function, or "
-            "timm:NAME."
-        ),
-    ],
-    to: Annotated[
-        To,
-        typer.Option(
-            help="The kind that the batch norms become; torch and sync are PyTorch's own."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="Write the converted weights here, as safetensors.")],
-    weights: Annotated[
-        Path | None, typer.Option(help="Its checkpoint: safetensors, or a weights-only file.")
-    ] = None,
+    model: str,
+    to: To,
+    out: Path,
+    weights: Path | None = None,
     key: Key = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="An argument of the new layers, as ghost_size=16; may be given several times."
-        ),
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(help="Only layers of this name, as 'encoder.*'; may be given several times."),
-    ] = None,
-    partial: Annotated[
-        bool, typer.Option("--partial", help="Leave layers that cannot be converted as they are.")
-    ] = False,
-    fuse: Annotated[
-        bool,
-        typer.Option(
-            "--fuse", help="Let the layers also compute the activations and sums that follow them."
-        ),
-    ] = False,
-    verify: Annotated[
-        bool,
-        typer.Option(
-            "--verify",
-            help="Compare the model before and after; write only if it computes the same.",
-        ),
-    ] = False,
-    shape: Annotated[
-        str | None, typer.Option("--input", help="Shape of the batch to verify on, as 8,3,64,64.")
-    ] = None,
+    option: list[str] | None = None,
+    only: list[str] | None = None,
+    partial: bool = False,
+    fuse: bool = False,
+    verify: bool = False,
+    shape: Annotated[str | None, typer.Option("--input")] = None,
 ) -> None:
     """Replace batch norms by another kind without loss, and prove it.
 
     Example: normscope convert --model timm:resnet18 --to frozen --out new.safetensors
+
+    Args:
+        model: The model: path/file.py:function that makes it, pkg.module:function, or
+            timm:NAME.
+        to: The kind that the batch norms become; torch and sync are PyTorch's own.
+        out: Write the converted weights here, as safetensors.
+        weights: Its checkpoint: safetensors, or a weights-only file.
+        option: An argument of the new layers, as ghost_size=16; may be given several times.
+        only: Only layers of this name, as 'encoder.*'; may be given several times.
+        partial: Leave layers that cannot be converted as they are.
+        fuse: Let the layers also compute the activations and sums that follow them.
+        verify: Compare the model before and after; write only if it computes the same.
+        shape: Shape of the batch to verify on, as 8,3,64,64.
     """
     from normscope import conversion
     from normscope.probe.load import load_model, write_weights
@@ -87,7 +64,7 @@ def convert(
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:
-    """Read name=value as keyword arguments; what is no JSON value is a string."""
+    """Read name=value pairs as keyword arguments; a value that is not JSON is a string."""
     options: dict[str, Any] = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
@@ -101,7 +78,7 @@ def _options(pairs: list[str]) -> dict[str, Any]:
 
 
 def batch_of(shape: str | None) -> Any:
-    """Draw standard normal numbers in the shape that was asked for."""
+    """Draw a batch of standard normal numbers in the shape of --input."""
     import torch
 
     sizes = (shape or "").split(",")

@@ -14,33 +14,20 @@ from normscope.records import Severity
 def diagnose(
     given: Checkup,
     show: Shown,
-    select: Annotated[
-        str,
-        typer.Option(
-            show_default="all", help="Run only checks whose codes begin so, as NS00,NS014."
-        ),
-    ] = "",
-    fail_on: Annotated[
-        Severity,
-        typer.Option(
-            "--fail-on", help="The mildest finding that ends with exit code 1, for use in CI."
-        ),
-    ] = "error",
-    sarif: Annotated[
-        Path | None,
-        typer.Option(
-            help="Also write the findings as SARIF 2.1.0, for code scanning.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
-    junit: Annotated[
-        Path | None,
-        typer.Option(help="Also write the findings as JUnit XML, for CI.", rich_help_panel=OUTPUT),
-    ] = None,
+    select: Annotated[str, typer.Option(show_default="all")] = "",
+    fail_on: Severity = "error",
+    sarif: Annotated[Path | None, typer.Option(rich_help_panel=OUTPUT)] = None,
+    junit: Annotated[Path | None, typer.Option(rich_help_panel=OUTPUT)] = None,
 ) -> None:
     """Find why a model is worse in eval(), and what to do.
 
     Example: normscope diagnose --model net.py:model --loader net.py:loader
+
+    Args:
+        select: Run only checks whose codes begin so, as NS00,NS014.
+        fail_on: The mildest finding that ends with exit code 1, for use in CI.
+        sarif: Also write the findings as SARIF 2.1.0, for code scanning.
+        junit: Also write the findings as JUnit XML, for CI.
     """
     given.check()
     from normscope.doctor import diagnose as look

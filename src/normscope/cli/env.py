@@ -2,7 +2,6 @@
 
 import json
 import sys
-from typing import Annotated
 
 import typer
 
@@ -11,14 +10,13 @@ from normscope.cli.app import Printed
 
 def env(
     show: Printed,
-    warm: Annotated[
-        bool,
-        typer.Option(
-            "--warm", help="Also compile the CPU kernels now; later calls find them on disk."
-        ),
-    ] = False,
+    warm: bool = False,
 ) -> None:
-    """Print versions and settings, for the report of a problem."""
+    """Print versions and settings, for the report of a problem.
+
+    Args:
+        warm: Also compile the CPU kernels now; later calls find them on disk.
+    """
     from normscope.bench import allocator
     from normscope.bench import warm as build_ahead
     from normscope.environment import versions

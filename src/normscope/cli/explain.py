@@ -12,34 +12,28 @@ from normscope.errors import InputError
 
 def explain(
     show: Shown,
-    code: Annotated[
-        str | None,
-        typer.Argument(
-            show_default="the worked example",
-            help="A check of diagnose, as NS001: what it looks for, and what to do.",
-        ),
-    ] = None,
-    checks: Annotated[
-        bool, typer.Option("--checks", help="List the checks of diagnose with their titles.")
-    ] = False,
+    code: Annotated[str | None, typer.Argument(show_default="the worked example")] = None,
+    checks: bool = False,
     classes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--class",
-            show_default="50,52,54,56 and 2,4,6,8",
-            help="The values of one class, as 50,52,54,56; give it once per class.",
-        ),
+        list[str] | None, typer.Option("--class", show_default="50,52,54,56 and 2,4,6,8")
     ] = None,
-    gamma: Annotated[str | None, typer.Option(help="One scale per class, as 5,2.")] = None,
-    beta: Annotated[str | None, typer.Option(help="One shift per class, as 10,3.")] = None,
-    eps: Annotated[float, typer.Option(help="Added to the variance before its root.")] = 0.0,
-    seeds: Annotated[
-        int, typer.Option(help="Learn gamma and beta from so many random starts.")
-    ] = 20,
+    gamma: str | None = None,
+    beta: str | None = None,
+    eps: float = 0.0,
+    seeds: int = 20,
 ) -> None:
     """Show in numbers how classes stay apart under batch norm.
 
     Examples: normscope explain --html lesson.html; normscope explain NS001
+
+    Args:
+        code: A check of diagnose, as NS001: what it looks for, and what to do.
+        checks: List the checks of diagnose with their titles.
+        classes: The values of one class, as 50,52,54,56; give it once per class.
+        gamma: One scale per class, as 5,2.
+        beta: One shift per class, as 10,3.
+        eps: Added to the variance before its root.
+        seeds: Learn gamma and beta from so many random starts.
     """
     if checks or code is not None:
         _checks(show) if checks else _check(str(code), show)
@@ -68,7 +62,7 @@ def _codes() -> list[str]:
 
 
 def _checks(show: Printed) -> None:
-    """List the doctor's checks."""
+    """List the doctor's checks with their titles."""
     from normscope.report.messages import say
 
     titles = {code: say(show.lang, f"doctor.{code}.title") for code in _codes()}
@@ -80,7 +74,7 @@ def _checks(show: Printed) -> None:
 
 
 def _check(code: str, show: Printed) -> None:
-    """Say what one of the doctor's checks looks for, why, and what to do."""
+    """Explain one of the doctor's checks: what it looks for, why, and what to do."""
     from normscope.report.messages import say
 
     wanted = code.upper()

@@ -32,7 +32,7 @@ PANELS = ("Arguments", "Options", "Output")  # the first, those without a title,
 
 
 class Command(TyperCommand):
-    """A command whose help speaks the user's language."""
+    """A command whose help is in the user's language."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help into the formatter."""
@@ -63,7 +63,7 @@ def stopped() -> Iterator[None]:
 
 
 class Group(TyperGroup):
-    """The application, likewise."""
+    """The application, whose help is in the user's language too."""
 
     language: Lang = "en"
 
@@ -120,7 +120,7 @@ def lines(command: Any, context: Any, width: int) -> Iterator[str]:
 
 
 def texts(command: Any, context: Any) -> Iterator[str]:
-    """Every English text that the help of a command shows, as it is looked up."""
+    """Yield every English text in the help of a command, as a key of the translations."""
     yield from (" ".join(paragraph.split()) for paragraph in (command.help or "").split("\n\n"))
     yield from filter(None, [command.epilog, command.rich_help_panel])
     if isinstance(command, TyperGroup):
@@ -133,7 +133,7 @@ def texts(command: Any, context: Any) -> Iterator[str]:
 
 
 def _panel(parameter: Any) -> str:
-    """Name the group of an option; what stands in none belongs to this command alone."""
+    """Return the group of an option; one without a group is of this command alone."""
     named: str | None = getattr(parameter, "rich_help_panel", None)
     first, others, last = PANELS
     if parameter.name == "help":
@@ -165,7 +165,7 @@ def _options(command: Any, context: Any, language: Lang) -> dict[str, list[tuple
 
 
 def _fact(fact: str, language: Lang) -> str:
-    """Say a default, a range, or that an option is needed."""
+    """Translate a default, a range, or that an option is required."""
     word, sign, value = fact.partition(": ")
     if not sign:
         return helped(fact, language)

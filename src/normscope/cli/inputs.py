@@ -1,4 +1,4 @@
-"""What inspect, diagnose and repair look at: a model, its data, and what good is."""
+"""Options of inspect, diagnose and repair: the model, its data, and how results are judged."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,7 +25,6 @@ Key = Annotated[
     str | None,
     typer.Option(help="The state dict to take where a checkpoint holds several, as g_ema."),
 ]
-FUNCTION = "path/file.py:function"
 JUDGING = "What is good"
 ALONE = "A checkpoint without its model"
 DATA = (
@@ -36,50 +35,34 @@ DATA = (
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """The options of commands that run a model on data."""
+    """The options of commands that run a model on data.
+
+    Attributes:
+        model: The model: path/file.py:function that makes it, pkg.module:function,
+            timm:NAME, or the folder of a run.
+        weights: Its checkpoint: safetensors, or a weights-only file.
+        loader: Instead of --data: path/file.py:function that returns a DataLoader, or a
+            list of batches.
+        labels: Where the labels are in a batch: a key, a position, or
+            path/file.py:function.
+        forward: How a batch is run, forward(model, batch): path/file.py:function.
+        batches: Read so many batches at most.
+    """
 
     PANEL: ClassVar = "Model and data"
 
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="The model: path/file.py:function that makes it, pkg.module:function, timm:NAME, "
-            "or the folder of a run."
-        ),
-    ] = None
-    weights: Annotated[
-        Path | None, typer.Option(help="Its checkpoint: safetensors, or a weights-only file.")
-    ] = None
+    model: str | None = None
+    weights: Path | None = None
     key: Key = None
     data: Annotated[str | None, typer.Option(help=DATA)] = None
-    loader: Annotated[
-        str | None,
-        typer.Option(
-            help="Instead of --data: path/file.py:function that returns a DataLoader, or a list of "
-            "batches."
-        ),
-    ] = None
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            show_default="found by itself",
-            help=f"Where the labels are in a batch: a key, a position, or {FUNCTION}.",
-        ),
-    ] = None
-    forward: Annotated[
-        str | None,
-        typer.Option(
-            show_default="found by itself",
-            help=f"How a batch is run, forward(model, batch): {FUNCTION}.",
-        ),
-    ] = None
-    batches: Annotated[
-        int | None, typer.Option(min=1, show_default="all", help="Read so many batches at most.")
-    ] = None
+    loader: str | None = None
+    labels: Annotated[str | None, typer.Option(show_default="found by itself")] = None
+    forward: Annotated[str | None, typer.Option(show_default="found by itself")] = None
+    batches: Annotated[int | None, typer.Option(min=1, show_default="all")] = None
 
     @property
     def has_data(self) -> bool:
-        """Whether there are data: named here, or those of a run."""
+        """Return whether data are named here, or come with a run."""
         return bool(self.data or self.loader or (self.model and Path(self.model).is_dir()))
 
     def check(self) -> None:
@@ -94,7 +77,7 @@ class Inputs:
             self.needs("--data or --loader", "name data", "labels", "batches")
 
     def needs(self, option: str, advice: str, *names: str) -> None:
-        """Refuse those of these options that were given, for want of another."""
+        """Refuse these options where another one, which they need, is missing."""
         for name in names:
             if getattr(self, name) is not None:
                 raise InputError(
@@ -124,7 +107,7 @@ class Inputs:
         return network, self.model, data
 
     def passport(self) -> "Passport | None":
-        """Read what the weights say of themselves, where they say it."""
+        """Read the passport of the weights; None where they have none."""
         if self.weights is None:
             return None
         from normscope.equivalence import read_passport
@@ -132,7 +115,7 @@ class Inputs:
         return read_passport(self.weights)
 
     def _hold_against_passport(self, network: "nn.Module") -> None:
-        """Say on stderr where a loaded model is not what the passport of its weights says."""
+        """Report on stderr where a loaded model differs from the passport of its weights."""
         own = self.passport()
         if own is None:
             return
@@ -149,7 +132,7 @@ class Inputs:
         return None if data is None else expected(data.train, self.batches)
 
     def reading(self) -> dict[str, Any]:
-        """Return how batches are read, by the names of the library."""
+        """Return the settings for reading batches, as keyword arguments of the library."""
         labels: Any = self.labels
         if labels and ":" in labels:
             labels = named("--labels", labels)
@@ -159,7 +142,7 @@ class Inputs:
         return {"forward": forward, "labels": labels, "batch_limit": self.batches}
 
     def reader(self, network: "nn.Module") -> "partial[Loader]":
-        """Make what reads batches for this model, all in the same way."""
+        """Return a `Loader` for this model with these settings, still without batches."""
         from normscope.probe.batches import Loader
 
         how = self.reading()
@@ -169,57 +152,33 @@ class Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkup(Inputs):
-    """Those of diagnose and repair beside."""
+    """The further options of diagnose and repair.
 
-    live: Annotated[
-        str | None,
-        typer.Option(help="Data as they come in use, to compare with; named as for --data."),
-    ] = None
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Judge by metric(output, batch), higher is better: {FUNCTION}.",
-            rich_help_panel=JUDGING,
-        ),
-    ] = None
-    loss: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Judge by loss(output, batch), lower is better: {FUNCTION}.",
-            rich_help_panel=JUDGING,
-        ),
-    ] = None
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            help="The model that this one averages or copies (EMA, target): "
-            "path/file.py:function that makes it.",
-            rich_help_panel=JUDGING,
-        ),
-    ] = None
-    batch_size: Annotated[
-        int,
-        typer.Option(min=1, help="Samples per batch of --data; the same as in training is best."),
-    ] = 64
+    Attributes:
+        live: Data as they come in use, to compare with; named as for --data.
+        metric: Judge by metric(output, batch), higher is better: path/file.py:function.
+        loss: Judge by loss(output, batch), lower is better: path/file.py:function.
+        reference: The model that this one averages or copies (EMA, target):
+            path/file.py:function that makes it, or its weights in --model.
+        batch_size: Samples per batch of --data; the same as in training is best.
+        momentum: Momentum that the norm layers have in training.
+        eps: eps that the norm layers have.
+    """
+
+    live: str | None = None
+    metric: Annotated[str | None, typer.Option(rich_help_panel=JUDGING)] = None
+    loss: Annotated[str | None, typer.Option(rich_help_panel=JUDGING)] = None
+    reference: Annotated[str | None, typer.Option(rich_help_panel=JUDGING)] = None
+    batch_size: Annotated[int, typer.Option(min=1)] = 64
     momentum: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            show_default="0.1",
-            help="Momentum that the norm layers have in training.",
-            rich_help_panel=ALONE,
-        ),
+        float | None, typer.Option(min=0, max=1, show_default="0.1", rich_help_panel=ALONE)
     ] = None
     eps: Annotated[
-        float | None,
-        typer.Option(
-            min=0, show_default="1e-5", help="eps that the norm layers have.", rich_help_panel=ALONE
-        ),
+        float | None, typer.Option(min=0, show_default="1e-5", rich_help_panel=ALONE)
     ] = None
 
     def check(self) -> None:
-        """Add `look`, and the options of checkpoints that do not stand beside a model."""
+        """Refuse further options that would have no effect, in one sentence."""
         super().check()
         if self.model is None and self.weights is None:
             raise InputError("name a model (--model), or a checkpoint alone (--weights)")
@@ -233,14 +192,14 @@ class Checkup(Inputs):
             self.needs("--data or --loader", "name data", "forward", "metric", "loss")
 
     def of_training(self) -> dict[str, float]:
-        """Return what a checkpoint does not say, where it was given."""
+        """Return momentum and eps of training, those that are given."""
         given = {"momentum": self.momentum, "eps": self.eps}
         return {name: value for name, value in given.items() if value is not None}
 
     def arguments(self, network: "nn.Module | None", data: "ModelData | None") -> dict[str, Any]:
-        """Return what diagnose and repair of the library share, by their names there.
+        """Return the keyword arguments that diagnose and repair of the library share.
 
-        Batches are read by one reader, so that an iterator serves both.
+        Both read batches through one `Loader`, so that an iterator can be given once.
         """
         given: dict[str, Any] = {
             "metric": named("--metric", self.metric),
@@ -251,7 +210,10 @@ class Checkup(Inputs):
         from normscope.probe.load import load_model
 
         if self.reference is not None:
-            given["reference"] = load_model(self.reference).eval()
+            weights = Path(self.reference)
+            of_file = self.model and weights.is_file() and not Path(self.model).is_dir()
+            spec = (self.model, weights) if of_file else (self.reference,)
+            given["reference"] = load_model(*spec).eval()
         reader = self.reader(network)
         if data is not None:
             given["batches"] = reader(data.train)
@@ -260,7 +222,7 @@ class Checkup(Inputs):
         return given
 
     def _in_use(self, live: str) -> Iterable[Any]:
-        """Return the test part of --live, or all that a loader gives."""
+        """Return the test part of --live, or all batches of a loader."""
         from normscope.experiment.model_data import data_for_model, data_for_run
 
         sizes = (self.batch_size, self.batch_size)
@@ -280,7 +242,7 @@ def checked_spec(option: str, spec: str) -> tuple[str, str]:
 
 
 def named(option: str, spec: str | None) -> Any:
-    """Return the function that an option names, as it is."""
+    """Import the function that an option names; None where the option is not given."""
     if spec is None:
         return None
     from normscope.probe.load import made

@@ -12,7 +12,8 @@ import typer
 from normscope.cli.app import Shown
 from normscope.cli.inputs import Inputs
 from normscope.errors import FileError, InputError
-from normscope.files import fitting, shown
+from normscope.files import shown
+from normscope.records.kinds import fitting
 
 if TYPE_CHECKING:
     from normscope.lens import InspectionState
@@ -25,48 +26,26 @@ PASSES = "Saved passes"
 def inspect(
     given: Inputs,
     show: Shown,
-    files: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Only for --merge and --compare: files that --save wrote."),
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Samples per batch of --data; a loader has its own.")
-    ] = 256,
-    save: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write the record to this .json file, and all that was counted beside it.",
-            rich_help_panel=PASSES,
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Continue the pass that --save began.", rich_help_panel=PASSES
-        ),
-    ] = False,
-    merge: Annotated[
-        bool,
-        typer.Option(
-            "--merge", help="Merge passes over parts of the data into one.", rich_help_panel=PASSES
-        ),
-    ] = False,
-    compare: Annotated[
-        bool,
-        typer.Option(
-            "--compare", help="Show what differs between two passes.", rich_help_panel=PASSES
-        ),
-    ] = False,
-    memory_limit: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Refuse to start where the statistics would take more MiB of memory."
-        ),
-    ] = 4096,
+    files: Annotated[list[Path] | None, typer.Argument()] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    save: Annotated[Path | None, typer.Option(rich_help_panel=PASSES)] = None,
+    resume: Annotated[bool, typer.Option(rich_help_panel=PASSES)] = False,
+    merge: Annotated[bool, typer.Option(rich_help_panel=PASSES)] = False,
+    compare: Annotated[bool, typer.Option(rich_help_panel=PASSES)] = False,
+    memory_limit: Annotated[int, typer.Option(min=1)] = 4096,
 ) -> None:
     """Show what each norm layer does to each class of the data.
 
     Example: normscope inspect --model net.py:model --loader net.py:loader --html page.html
+
+    Args:
+        files: Only for --merge and --compare: files that --save wrote.
+        batch_size: Samples per batch of --data; a loader has its own.
+        save: Write the record to this .json file, and all that was counted beside it.
+        resume: Continue the pass that --save began.
+        merge: Merge passes over parts of the data into one.
+        compare: Show what differs between two passes.
+        memory_limit: Refuse to start where the statistics would take more MiB of memory.
     """
     if bool(given.model) + merge + compare != 1 or bool(files) != (merge or compare):
         raise InputError("give --model, or --merge with files, or --compare with two files")
@@ -116,7 +95,7 @@ def inspect(
 def _passed(
     given: Inputs, batch_size: int, resume: Path | None, show: Shown, memory_limit: int
 ) -> tuple["InspectionState", bool]:
-    """Run the pass; return what passed, and whether Ctrl-C came before the end."""
+    """Run the model over the data; return the statistics, and whether Ctrl-C ended it early."""
     from normscope.experiment import ranks
     from normscope.lens import InspectionState, accumulate, memory_needed
     from normscope.lens.classes import TERCILES
@@ -172,7 +151,7 @@ def _passed(
 
 
 def _own(batches: Iterable[Any]) -> list[Any] | Iterable[Any]:
-    """Give every rank its turn; a rank for which there is none gets an empty list."""
+    """Return the batches of this rank; an empty list where there are too few."""
     from normscope.experiment import ranks
 
     if ranks.size() == 1:

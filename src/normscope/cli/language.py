@@ -1,7 +1,7 @@
-"""In which language the command line speaks, and its sentences in Chinese.
+"""The language of the command line, and its sentences in Chinese.
 
 The keys of messages/*.zh.json are the English texts as the source has them, with {} for what is
-filled in; {0}, {1} in the Chinese take the same values. What has no entry stays English.
+filled in; {0}, {1} in the Chinese take the same values. A text without an entry stays English.
 """
 
 import json
@@ -17,9 +17,9 @@ UNKNOWN = "（此句暂无中文）"
 
 
 def spoken(arguments: Sequence[str] | None = None) -> Lang:
-    """Return the language that --lang names, else that of the locale.
+    """Return the language of --lang, else of NORMSCOPE_LANG or the locale.
 
-    It is known before the options are read, so that what is wrong with them is said in it.
+    It is known before options are parsed, so that errors of parsing are in this language too.
 
     Args:
         arguments: of the command line; None: those of this process.
@@ -37,19 +37,19 @@ def spoken(arguments: Sequence[str] | None = None) -> Lang:
 
 @cache
 def catalogue(name: str) -> dict[str, str]:
-    """Return English texts and the same in Chinese: of "help", or of "errors"."""
+    """Read the Chinese texts by their English ones: of "help", or of "errors"."""
     text = files("normscope.cli").joinpath("messages", f"{name}.zh.json")
     found: dict[str, str] = json.loads(text.read_text(encoding="utf-8"))
     return found
 
 
 def helped(text: str, language: Lang) -> str:
-    """Return a text of the help in a language."""
+    """Translate a text of the help."""
     return text if language == "en" else catalogue("help").get(text, text)
 
 
 def sentence(text: str, language: Lang) -> str:
-    """Return what went wrong in a language; what was filled in is looked up as well."""
+    """Translate an error; the values in it are translated too where they have an entry."""
     if language == "en":
         return text
     found = _matched(text)
@@ -67,7 +67,7 @@ def _matched(text: str) -> str | None:
 
 @cache
 def _patterns() -> list[tuple[re.Pattern[str], str]]:
-    """Those with the most words of their own first: a text may fit a looser one too."""
+    """Return patterns, the longest first, because a text may also match a more general one."""
     return [
         (re.compile("(.*?)".join(map(re.escape, parts)), re.DOTALL), chinese)
         for parts, chinese in sorted(_split(catalogue("errors").items()), key=_looseness)

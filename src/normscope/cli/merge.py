@@ -13,17 +13,18 @@ from normscope.files import shown
 
 def merge(
     show: Spoken,
-    checkpoints: Annotated[
-        list[Path],
-        typer.Argument(help="Checkpoints of one network: safetensors or weights-only files."),
-    ],
-    counts: Annotated[
-        str, typer.Option(help="How many samples each checkpoint was trained on, as 800,200.")
-    ],
-    out: Annotated[Path, typer.Option(help="Write the merged weights here, as safetensors.")],
+    checkpoints: Annotated[list[Path], typer.Argument()],
+    counts: str,
+    out: Path,
     key: Key = None,
 ) -> None:
-    """Merge checkpoints: average weights, pool statistics."""
+    """Merge checkpoints: average weights, pool statistics.
+
+    Args:
+        checkpoints: Checkpoints of one network: safetensors or weights-only files.
+        counts: How many samples each checkpoint was trained on, as 800,200.
+        out: Write the merged weights here, as safetensors.
+    """
     many = numbers("--counts", counts)
     if len(checkpoints) < 2:
         raise InputError("one checkpoint alone has nothing to be merged with; name two or more")

@@ -6,50 +6,37 @@ from typing import Annotated, Any
 import typer
 
 from normscope.cli.app import Shown, names
-from normscope.cli.inputs import FUNCTION, checked_spec
+from normscope.cli.inputs import checked_spec
 from normscope.errors import InputError
 from normscope.files import shown
 
 PROGRAMS = (".onnx", ".pt2", ".ts", ".torchscript")
-SIDE = (
-    "pkg.module:factory, path/file.py:factory, timm:NAME, or a program: .onnx, .pt2 (torch.export) "
-    "or .ts (TorchScript)."
-)
 
 
 def parity(
     show: Shown,
-    first: Annotated[str, typer.Argument(metavar="A", help=f"The one that is right: {SIDE}")],
-    second: Annotated[str, typer.Argument(metavar="B", help="The other, likewise.")],
-    weights: Annotated[
-        Path | None, typer.Option(help="A checkpoint for A, and for B without --weights-b.")
-    ] = None,
-    weights_b: Annotated[
-        Path | None, typer.Option("--weights-b", help="A checkpoint for B.")
-    ] = None,
-    shape: Annotated[
-        str | None,
-        typer.Option(
-            "--input",
-            help="Compare on a batch of normal random numbers of this shape, as 8,3,64,64.",
-        ),
-    ] = None,
-    batch: Annotated[
-        str | None,
-        typer.Option(help=f"Compare on the batch that this function returns: {FUNCTION}."),
-    ] = None,
-    modes: Annotated[
-        str,
-        typer.Option(
-            show_default="those that both sides have",
-            help="Compare in these modes: eval, train, or eval,train.",
-        ),
-    ] = "",
-    ignore: Annotated[
-        str, typer.Option(help="Differences that do not count, as momentum,dtype.")
-    ] = "",
+    first: Annotated[str, typer.Argument(metavar="A")],
+    second: Annotated[str, typer.Argument(metavar="B")],
+    weights: Path | None = None,
+    weights_b: Path | None = None,
+    shape: Annotated[str | None, typer.Option("--input")] = None,
+    batch: str | None = None,
+    modes: Annotated[str, typer.Option(show_default="those that both sides have")] = "",
+    ignore: str = "",
 ) -> None:
-    """Compare two forms of a network: which norm differs, and why."""
+    """Compare two forms of a network: which norm differs, and why.
+
+    Args:
+        first: The one that is right: pkg.module:factory, path/file.py:factory, timm:NAME,
+            or a program: .onnx, .pt2 (torch.export) or .ts (TorchScript).
+        second: The other, likewise.
+        weights: A checkpoint for A, and for B without --weights-b.
+        weights_b: A checkpoint for B.
+        shape: Compare on a batch of normal random numbers of this shape, as 8,3,64,64.
+        batch: Compare on the batch that this function returns: path/file.py:function.
+        modes: Compare in these modes: eval, train, or eval,train.
+        ignore: Differences that do not count, as momentum,dtype.
+    """
     if (shape is None) == (batch is None):
         raise InputError(
             "name the inputs: --input with the shape of a batch, as 8,3,64,64, or --batch with a "

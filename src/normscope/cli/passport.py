@@ -13,16 +13,15 @@ from normscope.files import shown
 def passport(
     show: Shown,
     given: Inputs,
-    write: Annotated[
-        bool,
-        typer.Option("--write", help="Make the passport of --model and write it to --weights."),
-    ] = False,
-    batch_size: Annotated[
-        int,
-        typer.Option(min=1, help="Samples per batch of --data; the same as in training is best."),
-    ] = 64,
+    write: bool = False,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
 ) -> None:
-    """Write a checkpoint's norm settings down in it, or check them."""
+    """Write a checkpoint's norm settings down in it, or check them.
+
+    Args:
+        write: Make the passport of --model and write it to --weights.
+        batch_size: Samples per batch of --data; the same as in training is best.
+    """
     given.check()
     if given.model is None and given.weights is None:
         raise InputError("name a checkpoint (--weights), a model (--model), or both")

@@ -1,17 +1,16 @@
 """normscope playground."""
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from normscope.cli.app import Spoken
 
 
-def playground(
-    show: Spoken, html: Annotated[Path, typer.Option(help="Write the page to this file.")]
-) -> None:
-    """Write a page in which a small network trains as you watch."""
+def playground(show: Spoken, html: Path) -> None:
+    """Write a page in which a small network trains as you watch.
+
+    Args:
+        html: Write the page to this file.
+    """
     from normscope.files import write_whole
     from normscope.report.playground import page
 

@@ -15,26 +15,20 @@ from normscope.records import CHECKUP
 def repair(
     given: Checkup,
     show: Shown,
-    out: Annotated[Path, typer.Option(help="Write the repaired weights here, as safetensors.")],
-    remedy: Annotated[
-        str,
-        typer.Option(
-            show_default="those that fit what is found", help="Try these remedies, with commas."
-        ),
-    ] = "",
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force", help="Keep a remedy that does not help, or that no data can judge."
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
-    ] = False,
+    out: Path,
+    remedy: Annotated[str, typer.Option(show_default="those that fit what is found")] = "",
+    force: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """Try remedies, let held-out data decide, write a new checkpoint.
 
     Example: normscope repair --model net.py:model --loader net.py:loader --out new.safetensors
+
+    Args:
+        out: Write the repaired weights here, as safetensors.
+        remedy: Try these remedies, with commas.
+        force: Keep a remedy that does not help, or that no data can judge.
+        dry_run: Say what would be done; write nothing.
     """
     given.check()
     if given.weights is not None and out.resolve() == given.weights.resolve():

@@ -8,20 +8,19 @@ from typing import Annotated, Any
 import typer
 
 from normscope.cli.app import Console, Printed, Shown
-from normscope.files import fitting
 from normscope.records import CHECKUP, Run
+from normscope.records.kinds import fitting
 
 
 def report(
     show: Shown,
-    file: Annotated[
-        Path,
-        typer.Argument(
-            help="What --save, --json or record.save() wrote, of any command; or a run folder."
-        ),
-    ],
+    file: Annotated[Path, typer.Argument()],
 ) -> None:
-    """Show again what a command saved, as text or as a page."""
+    """Show again what a command saved, as text or as a page.
+
+    Args:
+        file: What --save, --json or record.save() wrote, of any command; or a run folder.
+    """
     from normscope.records import load_all
     from normscope.report import document_of
 

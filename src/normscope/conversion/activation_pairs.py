@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from normscope.arguments import Activation
 from normscope.conversion.kinds import Refusal
-from normscope.conversion.tracing import HOOKS, PartialTracer
+from normscope.conversion.tracing import PartialTracer, check_unwatched
 from normscope.kernels.reference import LEAK
 from normscope.probe.load import reason
 from normscope.probe.random import kept_generators
@@ -37,12 +37,6 @@ def activation_of(module: nn.Module) -> Activation | None:
         return "silu"
     leaky = type(module) is nn.LeakyReLU and module.negative_slope == LEAK
     return "leaky_relu" if leaky else None
-
-
-def has_hook(module: nn.Module) -> bool:
-    """Return whether a hook would see what the module gets or gives."""
-    own = module.__dict__
-    return any(own.get(hooks) for hooks in HOOKS)
 
 
 def find_pairs(model: nn.Module, norms: Iterable[str]) -> tuple[list[Pair], dict[str, Refusal]]:
@@ -135,7 +129,7 @@ def _partner(name: str, modules: Mapping[str, nn.Module], traces: list[_Trace]) 
                 raise NoActivationError(
                     f"{target!r} ({kind}) behind it is no activation that norm layers have"
                 )
-            _check_unwatched(path, modules)
+            check_unwatched(path, modules)
             found.add(target)
     if not found:
         raise Refusal("forward does not run it by itself")
@@ -156,14 +150,6 @@ def _path(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[str]:
         path.append(str(user.target))
         node = user
     return path
-
-
-def _check_unwatched(path: Iterable[str], modules: Mapping[str, nn.Module]) -> None:
-    """Require no hook on these, or on what contains one of them but not the others."""
-    around = [{name[:i] for i, c in enumerate(f"{name}.") if c == "."} for name in path]
-    for name in sorted(set[str].union(*around) - set[str].intersection(*around)):
-        if has_hook(modules[name]):
-            raise Refusal(f"{name!r} has a hook, which sees what lies between")
 
 
 def _not_alone(

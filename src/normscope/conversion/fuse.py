@@ -10,12 +10,12 @@ from normscope.conversion.activation_pairs import (
     NoActivationError,
     activation_of,
     find_pairs,
-    has_hook,
 )
 from normscope.conversion.blend import Behind
 from normscope.conversion.former import Former, remembered
 from normscope.conversion.fused_forward import fused_class
 from normscope.conversion.kinds import Kind, Refusal
+from normscope.conversion.tracing import has_hook
 from normscope.layers import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d
 from normscope.layers.batch import Normalizer
 from normscope.records import Fusion, Left

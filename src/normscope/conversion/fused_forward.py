@@ -13,10 +13,11 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from normscope.arguments import Activation
-from normscope.conversion.activation_pairs import NoActivationError, activation_of, has_hook
+from normscope.conversion.activation_pairs import NoActivationError, activation_of
 from normscope.conversion.blend import Behind
 from normscope.conversion.kinds import Refusal
 from normscope.conversion.straight import Fact, fact, read_straight
+from normscope.conversion.tracing import has_hook
 from normscope.kernels.reference import ACTIVATIONS, LEAK
 from normscope.layers.batch import Normalizer
 from normscope.probe.load import reason

@@ -135,6 +135,14 @@ def read(layer: nn.Module) -> Plain | None:
     )
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module belongs to the family, be it as one that cannot be read."""
+    try:
+        return read(module) is not None
+    except Refusal:
+        return True
+
+
 def made(plain: Plain, kind: Kind, dims: int | None, options: dict[str, Any]) -> nn.Module:
     """Make a layer of `kind` with a plain layer's arguments, its tensors not yet filled in.
 

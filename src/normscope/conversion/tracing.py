@@ -2,10 +2,12 @@
 
 import inspect
 import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import fx, nn
 
+from normscope.conversion.kinds import Refusal
 from normscope.probe.load import reason
 
 # where a module keeps the hooks that a trace does not record
@@ -18,6 +20,24 @@ def without_hooks(module: nn.Module) -> nn.Module:
         for hooks in HOOKS:
             getattr(inner, hooks).clear()
     return module
+
+
+def has_hook(module: nn.Module) -> bool:
+    """Return whether a hook would see what the module gets or gives."""
+    own = module.__dict__
+    return any(own.get(hooks) for hooks in HOOKS)
+
+
+def check_unwatched(path: Iterable[str], modules: Mapping[str, nn.Module]) -> None:
+    """Refuse a hook on these modules, or on what contains one of them but not the others.
+
+    Raises:
+        Refusal: there is one.
+    """
+    around = [{name[:i] for i, c in enumerate(f"{name}.") if c == "."} for name in path]
+    for name in sorted(set[str].union(*around) - set[str].intersection(*around)):
+        if has_hook(modules[name]):
+            raise Refusal(f"{name!r} has a hook, which sees what lies between")
 
 
 class PartialTracer(fx.Tracer):

@@ -21,6 +21,7 @@ from normscope.conversion.kinds import (
     Refusal,
     check_options,
     equality,
+    is_norm,
     made,
     read,
 )
@@ -222,14 +223,11 @@ class _Plan(NamedTuple):
 
 def _chosen(model: nn.Module, only: tuple[str, ...]) -> list[tuple[str, nn.Module]]:
     within = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-    found = []
-    for name, module in model.named_modules():
-        try:
-            is_norm = isinstance(module, within) or read(module) is not None
-        except Refusal:
-            is_norm = True
-        if is_norm:
-            found.append((name or type(module).__name__, module))
+    found = [
+        (name or type(module).__name__, module)
+        for name, module in model.named_modules()
+        if isinstance(module, within) or is_norm(module)
+    ]
     if not found:
         raise ModelError(f"{type(model).__name__} has no normalisation layer to convert")
     for pattern in only:

@@ -1,7 +1,6 @@
 """Compare a model before and after a conversion: outputs, gradients, training steps, buffers."""
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from normscope.errors import InputError, ModelError
 from normscope.layers.conditional import condition
+from normscope.probe.compare import largest, largest_gap
 from normscope.probe.load import reason
 from normscope.probe.random import kept_generators
 from normscope.records import Comparison
@@ -137,27 +137,17 @@ def _gradients(model: nn.Module) -> dict[str, Tensor]:
 
 def _difference(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> float:
     """Return the largest relative difference of what both have in the same shape."""
-    sizes = {n: _largest(a) for n, a in old.items() if _floats(a)}
+    sizes = {n: largest(a) for n, a in old.items() if _floats(a)}
     # a gradient that is zero but for rounding is measured by its neighbours, not by itself
     least = max(1e-3 * max(sizes.values(), default=0.0), 1e-30)
-    worst = 0.0
-    for name, a in old.items():
-        b = new.get(name)
-        if b is None:
-            continue
-        if a.shape != b.shape:
-            continue
-        a, b = a.double(), b.double()
-        alike = (a == b) | (a.isnan() & b.isnan())
-        off = torch.where(alike, 0.0, (a - b).abs())
-        gap = off.max().item() / max(sizes.get(name, 1.0), least) if a.numel() else 0.0
-        worst = math.inf if math.isnan(gap) else max(worst, gap)
-    return worst
-
-
-def _largest(a: Tensor) -> float:
-    finite = a[a.isfinite()]
-    return finite.abs().max().item() if finite.numel() else 0.0
+    return max(
+        (
+            largest_gap(a, new[name], max(sizes.get(name, 1.0), least))
+            for name, a in old.items()
+            if name in new and a.shape == new[name].shape
+        ),
+        default=0.0,
+    )
 
 
 def _nudged(x: Any, eps: float) -> Any:

@@ -160,6 +160,7 @@ class Evidence:
         by_domain, by_class: (K,) moments per layer, where the data have domains.
         leak: largest relative change of a sample's output in other company; NaN unknown.
         noise: relative difference of two runs that should be equal.
+        rounding: machine epsilon of what the last norm layer puts out, which autocast sets.
         reader: that the data came from.
     """
 
@@ -178,6 +179,7 @@ class Evidence:
     by_class: dict[str, Moments] = field(default_factory=dict)
     leak: float = float("nan")
     noise: float = 0.0
+    rounding: float = 0.0
     goal: Goal = field(default_factory=Goal)
     reader: Loader | None = None
     _population: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -259,6 +261,9 @@ def collected(
         with probe.preserved(model):
             with stored.active():
                 evaluated = stored.answer(loader, model, batch, goal)
+            if stored.features is not None and stored.features.is_floating_point():
+                rounding = torch.finfo(stored.features.dtype).eps
+                found.rounding = max(found.rounding, rounding)
             if not found.sizes:
                 found.noise, found.leak = _leak(model, loader, batch, layers, evaluated, goal)
                 found.gap.noise = found.noise
@@ -279,8 +284,8 @@ def collected(
             found.kept.append(batch)
             found.train.append(trained)
             found.eval.append(evaluated)
-        if batch.classes is not None:
-            found.labels.add(batch.classes)
+        if (groups := _groups(batch)) is not None:
+            found.labels.add(groups)
         if batch.condition is not None and domains:
             found.places.add(batch.condition)
         found.sizes.append(batch.size)
@@ -332,6 +337,15 @@ class _Watcher:
     def activated(self, call: Call, activation: str, after: Tensor) -> None:
         if call.name in self._found.layers:
             self._found.layers[call.name].activation = activation
+
+
+def _groups(batch: Batch) -> Tensor | None:
+    """Return the classes of samples, yes or no in floating point among them."""
+    labels = batch.labels
+    if batch.classes is None and labels is not None and labels.numel() == batch.size:
+        labels = labels.flatten()
+        return labels.long() if bool(((labels == 0) | (labels == 1)).all()) else None
+    return batch.classes
 
 
 def _moments_of(values: Tensor) -> Moments:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from normscope import probe
 from normscope.doctor.evidence import norms_by_name
 from normscope.probe.batches import Loader, Part
-from normscope.probe.compare import SURE, Answer, Comparison, Goal, advantage
+from normscope.probe.compare import NONE, SURE, Answer, Comparison, Goal, advantage
 from normscope.probe.grammar import Batch
 from normscope.probe.run import NormRun
 from normscope.records import Score
@@ -112,7 +112,11 @@ class HeldOut:
         if size < batch.size:
             rows = [self._reader.rows(batch, part) for part in torch.arange(batch.size).split(size)]
             pieces = [piece for piece in rows if piece is not None] or [batch]
-        found = [run.answer(self._reader, model, piece, self.goal) for piece in pieces]
+        ran = [(run.run(self._reader, model, piece), piece, run.features) for piece in pieces]
+        found = [self.goal.answer(*one) for one in ran]
+        if len({answer.values.shape[1:] for answer in found}) > 1:
+            # few labels may fit an output that the whole batch's do not: they say nothing here
+            found = [self.goal.answer(o, replace(p, labels=None), f) for o, p, f in ran]
         return found[0] if len(found) == 1 else joined(found)
 
 
@@ -121,7 +125,9 @@ def joined(parts: Sequence[Answer]) -> Answer:
     rows = ("values", "features", "losses", "right", "choices")
     sums = ("predicted", "truth", "targets")
     tables: dict[str, Any] = {n: torch.cat([getattr(p, n) for p in parts]) for n in rows}
-    tables |= {n: torch.stack([getattr(p, n) for p in parts]).sum(0) for n in sums}
+    for name in sums:  # empty where no sample of a part has a label
+        some = [value for p in parts if len(value := getattr(p, name))]
+        tables[name] = torch.stack(some).sum(0) if some else NONE
     return Answer(**tables, metric=sum(p.metric for p in parts) / len(parts))
 
 

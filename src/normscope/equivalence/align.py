@@ -18,6 +18,7 @@ class Alignment:
 
     Attributes:
         extra: norms of the second run that no norm of the first is paired with.
+        complete: whether each norm is paired with a norm.
     """
 
     def __init__(self, first: Run, second: Run) -> None:
@@ -31,6 +32,7 @@ class Alignment:
                 self._pairs.setdefault(norm, others[norm.name])
         taken = set(self._pairs.values())
         self.extra = tuple(norm.label for norm in theirs if norm not in taken)
+        self.complete = len(norms) == len(theirs) == len(taken & set(theirs))
 
     def partner(self, site: Site) -> Site | None:
         """Return what the second run has in the place of a site; None where it has nothing."""

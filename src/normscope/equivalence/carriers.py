@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from normscope.errors import FileError, InputError
 from normscope.files import json_text, read_bytes, read_text, shown, write_whole
 from normscope.probe.load import read_weights, write_weights
@@ -12,7 +14,6 @@ from normscope.records import Passport
 
 KEY = "normscope.passport"
 ENDING = ".passport.json"
-LARGEST = 100_000_000  # bytes of a header, as safetensors allows
 
 
 def beside(path: Path) -> Path:
@@ -35,9 +36,9 @@ def write_passport(path: str | Path, own: Passport) -> Path:
         FileError: the checkpoint cannot be read, or the file not be written.
     """
     path = Path(path)
-    if is_safetensors(path):
-        metadata = {**_metadata(path), KEY: own.to_json()}
-        write_weights(path, read_weights(path), metadata)
+    metadata = _metadata(path)
+    if metadata is not None:
+        write_weights(path, read_weights(path), {**metadata, KEY: own.to_json()})
         return path
     read_bytes(path, "checkpoint")
     return write_whole(beside(path), json_text(json.loads(own.to_json()), indent=1) + "\n")
@@ -56,8 +57,7 @@ def read_passport(path: str | Path) -> Passport | None:
         FileError: a file that cannot be read, or a passport that is damaged.
     """
     path = Path(path)
-    text = _metadata(path).get(KEY) if is_safetensors(path) else None
-    where = path
+    text, where = (_metadata(path) or {}).get(KEY), path
     if text is None and beside(path).is_file():
         where = beside(path)
         text = read_text(where, "passport")
@@ -75,23 +75,20 @@ def passport_in(content: Mapping[str, Any]) -> Passport | None:
     return Passport.from_json(text) if isinstance(text, str) else None
 
 
-def is_safetensors(path: Path) -> bool:
-    """Whether a file is in this format, by its first bytes."""
+def _metadata(path: Path) -> dict[str, str] | None:
+    """Read the strings in the header of a safetensors file, without its tensors.
+
+    None for a file of another format, as its first bytes say.
+    """
     if not path.is_file():
         raise FileError(f"there is no checkpoint {shown(path)}; check the path")
     with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    """Read the strings in the header of a safetensors file, without its tensors."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if length <= LARGEST else b""
+        if file.read(9)[8:] != b"{":
+            return None
     try:
-        found = json.loads(header).get("__metadata__", {})
-    except (ValueError, AttributeError, RecursionError) as problem:
+        with safe_open(path, framework="pt") as tensors:
+            return dict(tensors.metadata() or {})
+    except SafetensorError as problem:
         raise FileError(
             f"{shown(path)} is truncated or damaged; copy or download the checkpoint again"
         ) from problem
-    return {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, str)}

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normscope.equivalence.sites import NAN, Site, largest_gap
+from normscope.equivalence.sites import NAN, STATISTICS, Site
+from normscope.probe.compare import largest_gap
 from normscope.records import Reason
 
 SAME = 4  # rounding errors of the coarser dtype between two copies of one number
 FLOAT = torch.finfo(torch.float32).eps
-STATISTICS = ("running_mean", "running_var")
 DEAD = 1e-10  # a variance this small beside the largest is that of a constant channel
 GREEK = {"weight": "gamma", "bias": "beta"}
 COARSER = (torch.bfloat16, torch.float16, torch.float32)

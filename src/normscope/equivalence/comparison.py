@@ -11,21 +11,25 @@ from normscope.equivalence.align import Alignment, Both
 from normscope.equivalence.causes import of_dtypes, reasons_of
 from normscope.equivalence.forms import Form, Inputs, Mode, ModuleForm
 from normscope.equivalence.maps import exact_reason, map_reason
-from normscope.equivalence.sites import NAN, Run, Site, Sketch, gap, largest_gap
+from normscope.equivalence.sites import NAN, STATISTICS, Run, Site, Sketch, gap
 from normscope.equivalence.upstream import input_reason, tail_reasons, weights_reason
+from normscope.probe.compare import largest, largest_gap
 from normscope.records import ModeParity, NormPair, PairStatus, Reason
 
 FLOOR = 4  # rounding errors; a smaller difference needs no explanation
+SIDES = ("first", "second")
 SAFETY = 16  # the largest of few random roundings, against the largest of all
 
 
 class Comparison:
-    """One run of both forms in one mode, and of the first with noise where that is needed.
+    """One run of both forms in one mode, and of one with noise where that is needed.
 
     Norms are looked for from the side that has more of them: the other may be the folded one.
+    That side runs with noise; the other where it has all norms too and this one is compiled.
 
     Attributes:
         forwards: how often each form was run.
+        noisy_side: which one runs with noise, 0 or 1.
         extra: norms of one side with nothing in their place on the other.
     """
 
@@ -35,7 +39,9 @@ class Comparison:
         inputs: tuple[Inputs, Inputs],
         mode: Mode,
         accepted: frozenset[str],
+        rested: int = 0,
     ) -> None:
+        """Run both; `rested` is the side to run with noise, where there is a choice."""
         self._mode, self._accepted = mode, accepted
         runs = [form.run(x, mode) for form, x in zip(forms, inputs, strict=True)]
         self.forwards = [1 + (run.watched is not None) for run in runs]
@@ -43,32 +49,37 @@ class Comparison:
         order = (1, 0) if self._turned else (0, 1)
         self._a, self._b = (runs[side] for side in order)
         self._batches = inputs[order[0]].sketch(), inputs[order[1]].sketch()
-        self._again = (forms[order[0]], inputs[order[0]])
-        self._sides = tuple(zip(("first", "second"), runs, forms, inputs, strict=True))
+        self._sides = tuple(zip(runs, forms, inputs, strict=True))
         self._both_train = all(form.modules for form in forms)
         self._coarse = max(run.rounding for run in runs)
         self._aligned = Alignment(self._a, self._b)
         self.extra = self._aligned.extra
+        self.noisy_side = order[0]
+        if self._aligned.complete:
+            compiled = [form.kind == "compiled" for form in forms]
+            self.noisy_side = rested if compiled[0] == compiled[1] else compiled.index(False)
 
     @cached_property
     def _noisy(self) -> Run:
-        form, inputs = self._again
-        self.forwards[int(self._turned)] += 1
+        _, form, inputs = self._sides[self.noisy_side]
+        self.forwards[self.noisy_side] += 1
         return form.run(inputs, self._mode, noise=True)
 
     def _allowed(self, moved: float) -> float:
         """Return what rounding explains, where one rounding error in each layer makes `moved`."""
-        return SAFETY * max(moved * self._coarse / max(self._a.rounding, 1e-300), self._coarse)
+        own = self._sides[self.noisy_side][0].rounding
+        return SAFETY * max(moved * self._coarse / max(own, 1e-300), self._coarse)
 
     def _rounds(self, value: float, site: Site, side: str = "after") -> tuple[bool, float]:
         """Tell whether a difference at a site is rounding, and how much that explains."""
         floor = FLOOR * self._coarse
         if value <= floor:
             return True, floor
-        twin = next((s for s in self._noisy.sites if s.order == site.order), None)
+        mine = site if self.noisy_side == self._turned else self._aligned.partner(site)
         allowed = SAFETY * floor
-        if twin is not None and twin.label == site.label:
-            allowed = self._allowed(gap(getattr(site, side), getattr(twin, side)))
+        for twin in self._noisy.sites if mine is not None else ():
+            if mine is not None and (twin.order, twin.label) == (mine.order, mine.label):
+                allowed = self._allowed(gap(getattr(mine, side), getattr(twin, side)))
         return value <= allowed, allowed
 
     @cache  # noqa: B019  a comparison lives as long as one call of parity
@@ -86,7 +97,8 @@ class Comparison:
 
     @property
     def _moved(self) -> float:
-        return _outputs_gap(self._a.watched or self._a.outputs, self._noisy.outputs)
+        own = self._sides[self.noisy_side][0]
+        return _outputs_gap(own.watched or own.outputs, self._noisy.outputs)
 
     def pairs(self) -> list[NormPair]:
         """Compare every norm, in the order of execution."""
@@ -122,22 +134,24 @@ class Comparison:
 
     def rest(self) -> list[Reason]:
         """Say what else there is where no norm differs and the outputs do."""
-        for which, run, form, inputs in self._sides:
+        for side, (run, _, _) in enumerate(self._sides):
             own = 0.0 if run.watched is None else _outputs_gap(run.watched, run.outputs)
             if own > FLOOR * self._coarse and own > self._allowed(self._moved):
-                whole = Reason(code="compiled_code", detail=which, amount=own)
-                return [whole, *self._in_code(run, form, inputs)]
+                whole = Reason(code="compiled_code", detail=SIDES[side], amount=own)
+                return [whole, *self._in_code(side)]
         result = self.result()
         if result.ok:
             return []
         if self._quantised:
-            which = self._side(self._b if self._b.quantised else self._a)
+            which = SIDES[not self._sides[0][0].quantised]
             return [Reason(code="quantised", detail=which, amount=result.outputs)]
         return tail_reasons(self._aligned.linear(), result.outputs)
 
-    def _in_code(self, run: Run, form: Form, inputs: Inputs) -> list[Reason]:
+    def _in_code(self, side: int) -> list[Reason]:
         """Find the first layer whose output is another in compiled code, and why."""
+        run, form, inputs = self._sides[side]
         assert isinstance(form, ModuleForm), "only a module is compiled"
+        self.forwards[side] += 1
         code = form.in_code(inputs, self._mode, [site.name for site in run.sites])
         allowed = self._allowed(self._moved)
         for site in run.sites:
@@ -150,9 +164,6 @@ class Comparison:
                     return [where, why] if why else [where]
         return []
 
-    def _side(self, run: Run) -> str:
-        return "first" if (run is self._a) != self._turned else "second"
-
     @property
     def _quantised(self) -> bool:
         """Whether one of the two alone computes in quantised arithmetic."""
@@ -164,8 +175,10 @@ class Comparison:
         d_out, out_same, allowed = self._compared((a, b))
         others = [norm for norm in self._a.of("norm") if norm is not a]
         reasons = reasons_of(a, b, others, both_train=self._both_train)
-        if self._mode == "train":  # eval() said what the numbers say
-            reasons = [r for r in reasons if r.code == "training"]
+        if self._mode == "train":
+            updated = [] if reasons or not (in_same and out_same) else self._updated(a, b, allowed)
+            # eval() said what the numbers say
+            reasons = [*updated, *(r for r in reasons if r.code == "training")]
         if self._quantised and in_same and not out_same and not reasons:
             reasons = [Reason(code="quantised", amount=d_out)]
         layer = weights_reason(*self._aligned.before(a)) if a.channels == b.channels else None
@@ -181,6 +194,18 @@ class Comparison:
                 reasons = [map_reason(a, b.after, allowed) or computed]
         quiet: PairStatus = "same" if in_same and out_same else "carried"
         return self._pair(a, b, quiet, d_in, d_out, allowed, reasons)
+
+    def _updated(self, a: Site, b: Site, allowed: float) -> list[Reason]:
+        """Say that a step leaves other running statistics behind."""
+        mine, other = self._a.statistics, self._b.statistics
+        worst = 0.0
+        for key, power in zip(STATISTICS, (0.5, 1.0), strict=True):
+            x, y = mine.get(f"{a.name}.{key}"), other.get(f"{b.name}.{key}")
+            if x is not None and y is not None:
+                size = largest(mine[f"{a.name}.running_var"]) ** power  # means may all be near 0
+                worst = max(worst, largest_gap(x, y, max(size, largest(x))))
+        same = worst <= max(SAFETY * FLOOR * self._coarse, allowed)
+        return [] if same else [Reason(code="statistics_update", amount=worst)]
 
     def _fused(self, a: Site, inplace: Site | None, differed: bool, *, direct: bool) -> NormPair:
         """Find the map of a norm that the second has no more: it must be in a layer beside it.

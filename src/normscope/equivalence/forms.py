@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
-from normscope.equivalence.sites import Collector, Run, Sketch
+from normscope.equivalence.sites import STATISTICS, Collector, Run, Sketch
 from normscope.errors import FileError, InputError, ModelError
 from normscope.files import shown
 from normscope.probe.compare import leaves
@@ -156,7 +156,7 @@ class ProgramForm:
 
     def run(self, inputs: Inputs, mode: Mode, *, noise: bool = False) -> Run:
         """See `Form`; the modes of a program are fixed."""
-        collector = Collector()
+        collector = Collector(values_only=noise)
         operators = Operators(addresses(self._own), collector.operator, noise=noise)
         outputs = _outputs(self._program, inputs.like(_tensors(self._own)), mode,
                            _kept_program(self._own), _uncompiled(), operators)  # fmt: skip
@@ -182,23 +182,28 @@ class ModuleForm:
     def run(self, inputs: Inputs, mode: Mode, *, noise: bool = False) -> Run:
         """See `Form`; in eval() layers that were left in train() alone stay so."""
         given = inputs.like(_tensors(self._model))
-        collector = Collector()
+        collector = Collector(values_only=noise)
         operators = Operators(addresses(self._model), collector.inside, noise=noise)
         code: list[Tensor] | None = None
+        statistics: dict[str, Tensor] = {}
         if self.kind == "compiled" and not noise:
             with self._in_mode(mode):
                 code = _outputs(self._given, given, mode)
+                statistics = self._statistics(mode)
         with self._in_mode(mode):
             watching = observe(self._model, self._norms, collector)
             outputs = _outputs(self._model, given, mode, watching, operators)
-            statistics = {
-                f"{norm.name}.{key}": value.detach().double().cpu().clone()
-                for norm in (self._norms if mode == "train" else ())
-                for key in ("running_mean", "running_var")
-                if isinstance(value := getattr(norm.module, key, None), Tensor)
-            }
+            statistics = statistics or self._statistics(mode)
         run = Run(outputs, collector.sites, statistics, operators.quantised)
         return run if code is None else replace(run, outputs=code, watched=outputs)
+
+    def _statistics(self, mode: Mode) -> dict[str, Tensor]:
+        return {
+            f"{norm.name}.{key}": value.detach().to("cpu", torch.float64, copy=True)
+            for norm in (self._norms if mode == "train" else ())
+            for key in STATISTICS
+            if isinstance(value := getattr(norm.module, key, None), Tensor)
+        }
 
     def in_code(self, inputs: Inputs, mode: Mode, names: Iterable[str]) -> dict[str, Tensor]:
         """Return what layers put out in compiled code, which is compiled once more for it.

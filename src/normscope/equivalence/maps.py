@@ -9,14 +9,13 @@ from torch import Tensor
 
 from normscope.equivalence.causes import (
     GREEK,
-    STATISTICS,
     Cause,
     averages,
     correction,
     neutral,
     scale_shift,
 )
-from normscope.equivalence.sites import Site, Sketch
+from normscope.equivalence.sites import STATISTICS, Site, Sketch
 from normscope.records import Reason
 
 FOLDED = 8  # rounding errors of one weight that a fold may be off by

@@ -87,7 +87,10 @@ class OnnxForm:
         options.intra_op_num_threads = torch.get_num_threads()
         try:
             session = self._runtime.InferenceSession(
-                self._model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                self._model.SerializeToString(),
+                options,
+                providers=["CPUExecutionProvider"],
+                enable_fallback=0,  # which prints on stdout, and tries the same once more
             )
             fed = _fed(session.get_inputs(), inputs)
             names = [output.name for output in session.get_outputs()]

@@ -24,7 +24,6 @@ from normscope.probe.stream import MomentStream, total_of
 from normscope.records import DataPassport, Mismatch, NormPassport, Passport
 
 SKETCHES = 4  # random sums of means and of variances
-STATISTICS = ("running_mean", "running_var")
 ROUNDING = 2  # rounding errors of the coarser dtype, that a copy in another one may be off by
 NAN = math.nan
 FROZEN = (FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d)

@@ -4,18 +4,21 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from normscope.layers.statistics import RunningStatistics
+from normscope.probe.compare import largest, largest_gap
 from normscope.probe.observe import Call
 from normscope.probe.operators import OperatorCall
 
-VALUES = 2**16  # of a tensor are kept, evenly spaced, at least LEAST per channel
+VALUES = 2**14  # of a tensor are kept, evenly spaced, at least LEAST per channel
 LEAST = 32
-TENSORS = ("running_mean", "running_var", "weight", "bias")
+STATISTICS = ("running_mean", "running_var")
+TENSORS = (*STATISTICS, "weight", "bias")
 NAN = float("nan")
 
 Kind = Literal["norm", "linear", "other"]
@@ -29,7 +32,7 @@ class Sketch:
         shape: of the whole tensor.
         dtype: likewise.
         values: (C, P) float64, evenly spaced.
-        largest: the largest absolute value that is finite.
+        largest: the largest absolute value of these that is finite.
     """
 
     shape: tuple[int, ...]
@@ -40,21 +43,36 @@ class Sketch:
     @classmethod
     def of(cls, tensor: Tensor, axis: int) -> "Sketch":
         """Take the channels from `axis`."""
-        rows = channel_rows(tensor, axis)
-        channels, count = rows.shape
+        shape, kind = tuple(tensor.shape), tensor.dtype
+        tensor = _floating(tensor)
+        rows = tensor.movedim(axis, 0) if tensor.dim() > 1 else tensor.unsqueeze(1)
+        channels, count = len(rows), math.prod(rows.shape[1:])
         step = max(1, count // max(LEAST, VALUES // max(channels, 1)))
         step += step > 1 and step % 2 == 0  # an even step would stay in the same columns
-        largest = float(rows.abs().max()) if rows.numel() else 0.0
-        if not math.isfinite(largest):
-            largest = float(rows.nan_to_num(0, 0, 0).abs().max())
-        return cls(tuple(tensor.shape), tensor.dtype, rows[:, ::step].cpu().double(), largest)
+        values = rows[_places(tuple(rows.shape[1:]), step)] if step > 1 else rows.flatten(1)
+        values = values.to("cpu", torch.float64, copy=True)
+        return cls(shape, kind, values, largest(values))
 
 
-def channel_rows(tensor: Tensor, axis: int) -> Tensor:
-    """Return a tensor as (C, P) floating point numbers, with the channels of `axis`."""
+@lru_cache(32)
+def _places(shape: tuple[int, ...], step: int) -> tuple[Any, ...]:
+    """Return the indices of every `step`-th place in every channel."""
+    places = torch.unravel_index(torch.arange(0, math.prod(shape), step), shape)
+    return slice(None), *places
+
+
+def _floating(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
-    rows = tensor.movedim(axis, 0).flatten(1) if tensor.dim() > 1 else tensor.unsqueeze(1)
-    return rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def _batch_statistics(tensor: Tensor, axis: int) -> dict[str, Tensor]:
+    """Return what normalising by this very batch makes of running_mean and running_var."""
+    tensor = _floating(tensor)
+    axes = [d for d in range(tensor.dim()) if d != axis % tensor.dim()]
+    mean = tensor.mean(axes, keepdim=True)
+    var = (tensor - mean).square_().mean(axes)  # many times as fast as torch.var_mean
+    return {"running_mean": mean.flatten().cpu().double(), "running_var": var.cpu().double()}
 
 
 @dataclass(eq=False)
@@ -138,11 +156,14 @@ class Run:
 class Collector:
     """Makes the sites of a run from the calls of its layers and operators."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, values_only: bool = False) -> None:
+        """With `values_only` a site has neither tensors nor the statistics of its batch."""
+        self._values_only = values_only
         self.sites: list[Site] = []
         self._inner: OperatorCall | None = None  # the batch norm inside the layer that runs
         self._calls: Counter[str] = Counter()
         self._product: OperatorCall | None = None
+        self._last: tuple[Any, Tensor, Sketch] | None = None
 
     def normed(self, call: Call, before: Tensor, after: Tensor) -> None:
         """Add the site of a norm layer, with what the operator inside it really used."""
@@ -156,14 +177,16 @@ class Collector:
             settings, held = dict(inner.settings), inner.tensors
         if (momentum := getattr(layer, "momentum", None)) is not None:
             settings["momentum"] = momentum
-        self.add("norm", call.name, type(layer).__name__, before, after, 1, held, settings)
+        with torch._C._DisableTorchDispatch():  # the collector's own operators are not watched
+            self.add("norm", call.name, type(layer).__name__, before, after, 1, held, settings)
 
     def activated(self, call: Call, activation: str, after: Tensor) -> None:
         """Keep what the activation behind a norm gave, where it is part of the layer."""
         own = getattr(call.module, "fused_act", None) is not None or any(call.module.children())
         for site in reversed(self.sites) if own else ():
             if site.name == call.name:
-                site.activated = Sketch.of(after, 1)
+                with torch._C._DisableTorchDispatch():
+                    site.activated = Sketch.of(after, 1)
                 return
 
     def inside(self, call: OperatorCall) -> None:
@@ -205,11 +228,9 @@ class Collector:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Add a site, with copies of its tensors."""
-        batch: dict[str, Tensor] = {}
-        if kind == "norm" and before.numel():
-            var, mean = torch.var_mean(channel_rows(before, axis), 1, correction=0)
-            batch = {"running_mean": mean.cpu().double(), "running_var": var.cpu().double()}
-        found = {k: t for k in TENSORS if isinstance(t := (held or {}).get(k), Tensor)}
+        held = {} if self._values_only else held or {}
+        known = kind == "norm" and before.numel() and not self._values_only
+        found = {k: t for k in TENSORS if isinstance(t := held.get(k), Tensor)}
         self.sites.append(
             Site(
                 name=name,
@@ -217,15 +238,26 @@ class Collector:
                 kind=kind,
                 order=len(self.sites),
                 layer=layer,
-                before=Sketch.of(before, axis),
-                after=Sketch.of(after, axis),
-                tensors={k: t.detach().cpu().double().clone() for k, t in found.items()},
+                before=self._sketch(before, axis),
+                after=self._sketch(after, axis),
+                tensors={
+                    k: t.detach().to("cpu", torch.float64, copy=True) for k, t in found.items()
+                },
                 dtypes={k: t.dtype for k, t in found.items()},
                 settings=settings or {},
                 axis=axis,
-                batch=batch,
+                batch=_batch_statistics(before, axis) if known else {},
             )
         )
+
+    def _sketch(self, tensor: Tensor, axis: int) -> Sketch:
+        """Look at a tensor once where one layer puts out what the next one takes."""
+        version = 0 if tensor.is_inference() else tensor._version
+        state = tensor.data_ptr(), version, tensor.shape, tensor.stride(), axis % tensor.dim()
+        if self._last is None or self._last[0] != state:
+            # the tensor is kept, so that no other one gets its place in memory
+            self._last = state, tensor, Sketch.of(tensor, axis)
+        return self._last[2]
 
     def _numbered(self, name: str, kind: str) -> str:
         self._calls[f"{kind} {name}"] += 1
@@ -238,22 +270,3 @@ def gap(a: Sketch, b: Sketch) -> float:
     if a.values.shape != b.values.shape or a.shape[0] != b.shape[0]:
         return float("inf")
     return largest_gap(a.values, b.values, max(a.largest, 1e-30))
-
-
-def largest_gap(a: Tensor, b: Tensor, size: float | None = None) -> float:
-    """Measure the largest absolute difference over `size`, by default the largest value of `a`.
-
-    NaN equals NaN; a value beside a NaN is infinitely far.
-    """
-    if a.shape != b.shape:
-        return float("inf")
-    if not a.numel():
-        return 0.0
-    a, b = a.double(), b.double()
-    alike = (a == b) | (a.isnan() & b.isnan())
-    off = float(torch.where(alike, 0.0, (a - b).abs()).max())
-    if off != off:
-        return float("inf")
-    if size is None:
-        size = max(float(a.nan_to_num(0, 0, 0).abs().max()), 1e-30)
-    return off / size

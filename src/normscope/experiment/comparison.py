@@ -1,4 +1,4 @@
-"""From single networks to the rows of the comparison, and to the rates that train."""
+"""The rows of the comparison, and the learning rates that train, from single networks."""
 
 import math
 import statistics
@@ -59,7 +59,7 @@ def _row(ended: Sequence[Member], sweep: Sweep | None) -> Row:
 
 
 def judged(sweeps: tuple[Sweep, ...]) -> tuple[Sweep, ...]:
-    """Fill in the lowest and the highest rate that trains.
+    """Return the sweep with the lowest and the highest rate that trains.
 
     A rate trains if it reaches 0.9 of the best accuracy over all norms and rates; norms that are
     given the labels do not set that mark, unless there are no others. Rates in between may fail.

@@ -1,4 +1,4 @@
-"""Data for training: split, put on one scale, moved into domains; the same for the same seed."""
+"""Data for training: split, standardised, moved into domains; the same for the same seed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -80,7 +80,7 @@ class Data:
         return tuple(self.train_x.shape[1:])
 
     def given(self, part: Literal["train", "test"], what: Given | None) -> Tensor | None:
-        """Return (N,) the condition that a network is handed: labels, domains, or nothing."""
+        """Return the condition that a network gets, (N,): labels, domains, or None."""
         if what is None:
             return None
         ids: Tensor | None = getattr(self, f"{part}_{'y' if what == 'label' else 'domain'}")
@@ -93,7 +93,7 @@ Source = str | Data | tuple[Any, ...] | list[Any]
 def load(
     spec: Source, *, seed: int = 0, domains: tuple[str, ...] = (), every_class: bool = False
 ) -> Data:
-    """Load the data that `spec` names, split and put on one scale.
+    """Load the data that `spec` names, split and standardised.
 
     The split keeps each class's share: 30 % of its samples, at least one, are for testing; a
     class with one sample is in the training part only. Every channel (a table's column, an
@@ -158,7 +158,7 @@ def load(
 def batches(
     data: Data, batch_size: int = 256, *, given: Given | None = "domain"
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the test part in order, as (x, y), or (x, y, condition) where there is one to give.
+    """Yield the test part in order, as (x, y), or (x, y, condition) if the norm needs one.
 
     `given` is the condition, see `Norm.given`; "domain" gives none where there are no domains.
     """

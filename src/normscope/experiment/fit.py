@@ -108,7 +108,7 @@ def load_member(out: str | Path, norm: str, seed: int) -> nn.Module:
 
 
 def load_run(out: str | Path, data: Source | None = None) -> tuple[Run, nn.Module, Data]:
-    """Load the run in `out`: its record, the network that stands for it in eval mode, its data.
+    """Load the run in `out`: its record, its representative network in eval mode, its data.
 
     Args:
         out: the folder that `train` was given.
@@ -140,7 +140,7 @@ def load_run(out: str | Path, data: Source | None = None) -> tuple[Run, nn.Modul
 
 @dataclass(eq=False)
 class RunSession:
-    """A run while it runs: what is finished, and the network in training."""
+    """A run in progress: its finished networks, and the network in training."""
 
     folder: RunFolder
     earlier: Run
@@ -159,7 +159,7 @@ class RunSession:
         self.jobs = self._jobs()
 
     def run(self) -> Run:
-        """Do what is left; the record is in the folder before and after."""
+        """Train what is missing; the record is written before and after."""
         ranks.first(lambda: telemetry.keep_lines(self.folder.telemetry, self._is_settled))
         self._write()
         try:
@@ -263,7 +263,7 @@ class RunSession:
         ranks.first(folder.drop_snapshots)
 
     def _is_followed(self, norm: str, seed: int) -> bool:
-        """Tell whether a channel of this network is followed through its training."""
+        """Return whether a channel of this network is recorded through its training."""
         able = [n for n in self.config.norms if n in history.FOLLOWED]
         return seed == self.config.seed and norm in {
             *able[:1],
@@ -317,7 +317,7 @@ class RunSession:
             self.on_progress(self.steps_done, sum(self.jobs.values()), message)
 
     def _is_settled(self, line: telemetry.Line) -> bool:
-        """Tell whether a telemetry line will not be written again."""
+        """Return whether a telemetry line is final."""
         place, begun = (line["norm"], line["seed"]), self.begun
         if begun and (begun["norm"], begun["seed"]) == place:
             return bool(line["step"] <= begun["trainer"]["step"])
@@ -325,7 +325,7 @@ class RunSession:
 
 
 def _checked(config: RunConfig, data: Source | None, *, tensorboard: bool) -> Data:
-    """Load the data, after all checks that need no folder."""
+    """Check all arguments that need no folder, then load the data."""
     least = {"epochs": 1, "batch_size": 2, "seed": 0, "seeds": 1, "every": 1}
     for name, bound in least.items():
         if getattr(config, name) < bound:
@@ -365,7 +365,7 @@ def _model(config: RunConfig, norm: str, data: Data) -> ModelConfig:
 
 
 def _fingerprint(data: Data) -> str:
-    """Return a few signs that differ where the samples, their order or their split differ."""
+    """Return a short hash of the samples, their order and their split."""
     digest = hashlib.sha256()
     for tensor in (data.train_x, data.train_y, data.test_x, data.test_y):
         digest.update(tensor.numpy().tobytes())

@@ -1,4 +1,4 @@
-"""A run's folder: where each part lies, when it may be written, what it takes to continue."""
+"""A run's folder: the paths of its parts, when they may be written, and when a run may continue."""
 
 import shutil
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ class RunFolder:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the folder against other processes that train in it; it is made as needed.
+        """Make the folder if needed, and lock it against other processes that train in it.
 
         Raises:
             FileError: another process writes here, or nobody can.
@@ -61,7 +61,7 @@ class RunFolder:
             yield
 
     def start(self, *, overwrite: bool) -> None:
-        """Make the folder ready for a new run; an earlier run goes only with `overwrite`.
+        """Prepare the folder for a new run; an earlier run is removed only with `overwrite`.
 
         Raises:
             FileError: it holds a run, or files that are not a run's, or cannot be cleared.
@@ -84,7 +84,7 @@ class RunFolder:
             raise FileError(f"{name} cannot be cleared: {problem.strerror}") from problem
 
     def resume(self, config: RunConfig, data: str) -> Run:
-        """Read the run so far, if it is that of `config` and of data with this fingerprint.
+        """Read the unfinished run, if `config` and the fingerprint of the data are the same.
 
         Raises:
             FileError: there is no run here.

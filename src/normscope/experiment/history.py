@@ -1,4 +1,4 @@
-"""One channel through training: what entered it, class by class, and its gamma and beta."""
+"""One channel through training: its input class by class, and its gamma and beta."""
 
 import math
 from collections.abc import Iterable
@@ -40,13 +40,13 @@ class Snapshots:
         return self.folder / f"epoch-{epoch:05d}.safetensors"
 
     def save(self, epoch: int, model: nn.Module) -> None:
-        """Write the weights as they are."""
+        """Write the current weights."""
         write_weights(self.path(epoch), model.state_dict(), {})
 
     def history(
         self, config: ModelConfig, seed: int, data: Data, accuracy: dict[int, float]
     ) -> ChannelHistory:
-        """Follow the channel whose gate tells most about the class at the last epoch.
+        """Record the channel whose gate has most information on the class at the last epoch.
 
         Args:
             config: of the network; its norm is in FOLLOWED.
@@ -149,7 +149,7 @@ def _frame(
 
 
 def _lanes(passing: Tensor) -> list[int]:
-    """Choose the classes that get a lane, in order: all, or those that pass least and most."""
+    """Choose the classes to draw, in order: all, or those that pass least and most."""
     known = [k for k, share in enumerate(passing.tolist()) if math.isfinite(share)]
     ranked = sorted(known, key=lambda k: (float(passing[k]), k))
     if len(ranked) > CLASSES:
@@ -163,7 +163,7 @@ def _some_of_each(labels: Tensor, classes: Iterable[int]) -> list[int]:
 
 
 def _rounded(values: Tensor) -> list[float]:
-    """Keep four digits: the picture needs no more."""
+    """Round to four digits, which are enough for the picture."""
     return [float(f"{value:.4g}") for value in values.tolist()]
 
 

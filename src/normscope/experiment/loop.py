@@ -89,7 +89,7 @@ class Trainer:
         return [b for part in parts for b in part.tensor_split(max(1, len(part) // size))]
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return the logits of training samples, with the condition that this norm is given."""
+        """Return the logits of training samples, with the condition that this norm needs."""
         ids = self.data.given("train", self.norm.given)
         with nullcontext() if ids is None else condition(ids[rows]):
             logits: Tensor = self.parallel(self.data.train_x[rows])
@@ -123,7 +123,7 @@ class Trainer:
         return total / len(self.data.train_x)
 
     def next_epoch(self, after_step: Callable[[float], None]) -> Epoch | None:
-        """Train, score and keep the next epoch; None where a loss is not finite."""
+        """Train, score and record the next epoch; None where a loss is not finite."""
         epoch, start = len(self.curve) + 1, time.perf_counter()
         loss = self.train_epoch(epoch, after_step)
         self.seconds += time.perf_counter() - start
@@ -137,7 +137,7 @@ class Trainer:
 
     @torch.no_grad()
     def score(self, *, with_condition: bool = True) -> Score:
-        """Measure loss and accuracy on the test part, in eval mode; the mode is set back.
+        """Measure loss and accuracy on the test part, in eval mode; the mode is restored.
 
         Args:
             with_condition: hand the network what its norm is given; without it the layers do

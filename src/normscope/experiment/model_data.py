@@ -1,4 +1,4 @@
-"""Data for a model that exists: batches, with labels as they were given."""
+"""Data for an existing model: batches with unchanged labels."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ TEST_SIZE = 256  # samples in a batch of the test part
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ModelData:
-    """Batches of data, in two parts where they were not batches already.
+    """Batches of data, split into two parts unless they came as batches.
 
     Attributes:
         name: in tables and pages.
@@ -81,7 +81,7 @@ def data_for_model(
 def data_for_run(
     folder: Path, spec: str | None, batch_size: int, test_size: int = TEST_SIZE
 ) -> tuple[torch.nn.Module, str, ModelData]:
-    """Load a run's network, its name, and its own data or others in its place.
+    """Load a run's network, its name, and its own data or other data.
 
     Other data are standardised as those of a run are, and classes found by their names.
 

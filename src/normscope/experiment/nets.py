@@ -1,4 +1,4 @@
-"""Small networks that differ in their normalisation only."""
+"""Small networks that differ only in their normalisation."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ class Norm(NamedTuple):
 
     @property
     def leaks(self) -> bool:
-        """Whether the network is handed the answer."""
+        """Whether the network gets the label as input."""
         return self.given == "label"
 
 
@@ -65,7 +65,7 @@ NORMS = {
 
 
 def standing_for(norms: Sequence[str]) -> str:
-    """Choose the norm whose network stands for a run: it has layers and, if possible, no labels."""
+    """Choose the norm whose network represents a run: with layers, if possible without labels."""
     able = [norm for norm in norms if norm != "none"]
     return min(able, key=lambda norm: NORMS[norm].leaks) if able else norms[0]
 

@@ -1,4 +1,4 @@
-"""Several processes, or ranks, that train one network; alone, every verb here does nothing.
+"""Several processes, or ranks, that train one network; in one process these functions do nothing.
 
 `torchrun` starts them. All ranks do the same, step by step, each with its share of a batch; rank 0
 alone touches the run folder.
@@ -72,7 +72,7 @@ def world() -> Iterator[int]:
 
 
 def asked_to_stop() -> bool:
-    """Tell whether Ctrl-C came to this rank."""
+    """Return whether Ctrl-C came to this rank."""
     return _asked_to_stop
 
 
@@ -93,7 +93,7 @@ def average(value: float) -> float:
 
 
 def anywhere(present: Tensor) -> Tensor:
-    """Tell where a bool tensor is True on some rank."""
+    """Return where a bool tensor is True on any rank."""
     if size() == 1:
         return present
     found = present.to(torch.int64)
@@ -137,7 +137,7 @@ def parallel(model: nn.Module, *, partly_used: bool = False) -> nn.Module:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Fail on all ranks with the sentence of the one that fails in this `with`: none waits for it.
+    """Raise the error of a rank that fails in this `with` on all ranks, so that none waits for it.
 
     For what a rank does by itself; a rank that waits for others inside would wait for ever.
     """

@@ -158,7 +158,7 @@ def read_npz(path: Path) -> Samples:
 
 
 def is_factory(spec: str) -> bool:
-    """Tell whether `spec` is written path/file.py:function."""
+    """Return whether `spec` has the form path/file.py:function."""
     return re.search(r"\.py:[A-Za-z_]\w*$", spec) is not None
 
 
@@ -195,7 +195,7 @@ def _checked_x(x: NDArray[Any], where: str) -> NDArray[Any]:
 
 
 def _check_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> None:
-    """Refuse pickles and bombs by what the archive says of an array, before unpacking it."""
+    """Refuse pickles and zip bombs by the headers of an archive, before unpacking it."""
     if info.file_size > max(BOMB_BYTES, BOMB_RATIO * info.compress_size):
         raise InputError(
             f"{where} unpacks from {info.compress_size:,} to {info.file_size:,} bytes, which looks "

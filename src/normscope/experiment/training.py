@@ -1,4 +1,4 @@
-"""Train and compare: one call from data to a record that shows itself."""
+"""Train and compare: one call from data to a record."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -113,7 +113,7 @@ def train(
 
 
 def _inspected(run: Run, folder: Path, data: Source | None) -> Run:
-    """Look into the network that stands for the run, if it was trained and has layers to see."""
+    """Inspect the network that represents the run, if it was trained and has norm layers."""
     place = (standing_for(run.config.norms), run.config.seed)
     trained = any((m.norm, m.seed) == place and m.status == "done" for m in run.members)
     if not trained or place[0] == "none":

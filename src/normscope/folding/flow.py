@@ -6,8 +6,8 @@ from collections import Counter
 from torch import fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from normscope.conversion.kinds import Refusal, read
-from normscope.conversion.tracing import HOOKS, PartialTracer
+from normscope.conversion.kinds import Refusal, is_norm
+from normscope.conversion.tracing import PartialTracer, check_unwatched
 from normscope.errors import ModelError
 from normscope.folding.pair import LINEAR, Folded, Side
 from normscope.probe.load import reason
@@ -65,23 +65,28 @@ class Flow:
         if len(node.args) != 1 or node.kwargs:
             raise Refusal("it is called with more than its input")
 
-    def neighbour(self, norm: str, side: Side) -> str:
+    def neighbour(self, norm: str, side: Side) -> tuple[str, int | None]:
         """Return the name of the linear layer next to a norm, through modules that change nothing.
+
+        With it comes the rank of the norm's input where one step between the two puts the
+        channels in another place, as `flatten(0, 1)` or `transpose(1, 2)` do; else None.
 
         Raises:
             Refusal: something else is there, or sees what lies between.
         """
-        node, path = self.calls[norm], [norm]
+        node, path, rank = self.calls[norm], [norm], None
         while True:
             node = _next(node, side)
+            if rank is None and (rank := moved_channels(node, side)) is not None:
+                continue
             name, module = str(node.target), self.modules.get(str(node.target))
             if node.op != "call_module" or module is None:
                 raise Refusal(f"{node.name!r} is no layer")
             path.append(name)
             if isinstance(module, LINEAR):
                 self.layers.check_own(name)
-                self.layers.check_unwatched(path)
-                return name
+                check_unwatched(path, self.modules)
+                return name, rank
             if type(module) not in PASSING:
                 raise Refusal(f"{name!r} ({type(module).__name__}) is not linear")
 
@@ -116,17 +121,6 @@ class Layers:
         if any(target.startswith(f"{name}.") for target in self.read):
             raise Refusal(f"forward uses a tensor of {name!r} by itself")
 
-    def check_unwatched(self, path: list[str]) -> None:
-        """Refuse a hook between: on the modules, or on what contains one but not the others.
-
-        Raises:
-            Refusal: there is one.
-        """
-        around = [{name[:i] for i, c in enumerate(f"{name}.") if c == "."} for name in path]
-        for name in sorted(set[str].union(*around) - set[str].intersection(*around)):
-            if any(getattr(self.modules[name], hooks) for hooks in HOOKS):
-                raise Refusal(f"{name!r} has a hook")
-
 
 class _Tracer(PartialTracer):
     """Stop at norms and linear layers."""
@@ -144,18 +138,60 @@ class _Tracer(PartialTracer):
 def _next(node: fx.Node, side: Side) -> fx.Node:
     """Return the call before or behind that sees this node, and that alone."""
     if side == "before":
-        other = node.args[0] if len(node.args) == 1 and not node.kwargs else None
+        alone = not node.kwargs and (node.op != "call_module" or len(node.args) == 1)
+        other = node.args[0] if alone and node.args else None
         if not isinstance(other, fx.Node):
             raise Refusal(f"{str(node.target)!r} is called with more than its input")
-        if other.op == "call_module" and len(other.users) > 1:
+        if other.op == "call_module" and len(_users(other)) > 1:
             raise Refusal(f"the output of {str(other.target)!r} is used elsewhere too")
         return other
-    if len(node.users) != 1:
-        raise Refusal(f"its output is used {len(node.users)} times")
-    other = next(iter(node.users))
+    users = _users(node)
+    if len(users) != 1:
+        raise Refusal(f"its output is used {len(users)} times")
+    other = users[0]
     if other.op == "call_module" and (other.args != (node,) or other.kwargs):
         raise Refusal(f"{str(other.target)!r} is called with more than its input")
     return other
+
+
+def _users(node: fx.Node) -> list[fx.Node]:
+    """Return the calls that see the values of a node, and not its shape alone."""
+    return [
+        user
+        for user in node.users
+        if not (
+            (user.op == "call_method" and user.target in ("size", "dim"))
+            or (user.target is getattr and user.args[1] in ("shape", "ndim"))
+            or (user.target in ("reshape_as", "view_as") and user.args[0] is not node)
+        )
+    ]
+
+
+def moved_channels(node: fx.Node, side: Side) -> int | None:
+    """Return for which rank of the norm's input a call has the last axis of a linear layer there.
+
+    Before a norm the last axis becomes axis 1: `flatten(0, 1)` and `reshape(-1, C)` give two axes,
+    `transpose(1, 2)` three, `permute(0, 3, 1, 2)` four. Behind it axis 1 becomes the last.
+    """
+    if node.kwargs or node.op not in ("call_method", "call_function"):
+        return None
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    axes = node.args[1:]
+    if len(axes) == 1 and isinstance(axes[0], (tuple, list)):
+        axes = tuple(axes[0])
+    if side == "before" and len(_users(node)) > 1:
+        return None
+    if name in ("reshape", "view") and side == "before" and len(axes) == 2:
+        return 2  # rows as long as the layer's outputs, or the norm does not fit it
+    if not all(isinstance(axis, int) for axis in axes):
+        return None
+    if name == "flatten" and side == "before" and len(axes) == 2 and axes[0] == 0:
+        return 2
+    if name in ("transpose", "swapaxes") and sorted(axes) == [1, 2]:  # type: ignore[type-var]
+        return 3
+    rank = len(axes)
+    ahead = (0, rank - 1, *range(1, rank - 1)), (0, *range(2, rank), 1)
+    return rank if name == "permute" and rank > 2 and axes == ahead[side == "behind"] else None
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -164,11 +200,3 @@ def copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as problem:
         raise ModelError(f"{type(model).__name__} cannot be copied: {reason(problem)}") from problem
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module belongs to the family, be it as one that cannot be read."""
-    try:
-        return read(module) is not None
-    except Refusal:
-        return True

@@ -8,9 +8,9 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from normscope.arguments import listed
-from normscope.conversion.kinds import Plain, Refusal, read
+from normscope.conversion.kinds import Plain, Refusal, is_norm, read
 from normscope.errors import InputError, ModelError
-from normscope.folding.flow import Flow, copied, is_norm
+from normscope.folding.flow import Flow, copied
 from normscope.folding.observed import ObservedFlow, called
 from normscope.folding.pair import Side, difference, fold_into, make_affine
 from normscope.folding.program import fold_graph
@@ -44,12 +44,8 @@ class Folding:
     affine: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        lines = [
-            (
-                f"Folding of {type(self.original).__name__}: {len(self.folded)} norms folded "
-                "into a neighbour"
-            )
-        ]
+        kind, count = type(self.original).__name__, len(self.folded)
+        lines = [f"Folding of {kind}: {count} norms folded into a neighbour"]
         if self.affine:
             lines.append(f"{len(self.affine)} became a multiplication and an addition")
         lines += [f"still there: {name}: {why}" for name, why in self.left[:6]]
@@ -201,8 +197,8 @@ def _fold(flow: Flow | ObservedFlow, name: str) -> str:
     reasons = []
     for side in SIDES:
         try:
-            neighbour = flow.neighbour(name, side)
-            fold_into(flow.modules[neighbour], norm, plain, side, (name, neighbour))
+            neighbour, rank = flow.neighbour(name, side)
+            fold_into(flow.modules[neighbour], norm, plain, side, (name, neighbour), rank)
             return neighbour
         except Refusal as problem:
             reasons.append(f"{side} it: {problem}")

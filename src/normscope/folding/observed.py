@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from normscope.conversion.kinds import Refusal
-from normscope.conversion.tracing import without_hooks
+from normscope.conversion.kinds import Refusal, is_norm
+from normscope.conversion.tracing import check_unwatched, without_hooks
 from normscope.errors import ModelError
-from normscope.folding.flow import Layers, copied, is_norm
+from normscope.folding.flow import Layers, copied
 from normscope.folding.pair import LINEAR, Side
 from normscope.probe.grammar import arguments, signature_of
 from normscope.probe.load import reason
@@ -78,8 +78,8 @@ class ObservedFlow:
         if name not in self._taken:
             raise Refusal("it is called with more than its input")
 
-    def neighbour(self, norm: str, side: Side) -> str:
-        """Return the name of the linear layer next to a norm.
+    def neighbour(self, norm: str, side: Side) -> tuple[str, None]:
+        """Return the name of the linear layer right next to a norm; see `Flow.neighbour`.
 
         Raises:
             Refusal: something else is there, or sees what lies between.
@@ -97,8 +97,8 @@ class ObservedFlow:
         if self._users[id(between)] != allowed:
             raise Refusal("what lies between is used elsewhere too")
         self._check_own(found[0])
-        self.layers.check_unwatched([norm, found[0]])
-        return found[0]
+        check_unwatched([norm, found[0]], self.modules)
+        return found[0], None
 
     def _check_own(self, name: str) -> None:
         self.layers.check_own(name)

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from normscope.conversion.kinds import Plain, Refusal
 from normscope.conversion.tracing import HOOKS, without_hooks
 from normscope.errors import ModelError
+from normscope.probe.compare import largest, largest_gap
 from normscope.probe.load import reason
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -104,9 +105,16 @@ def make_affine(norm: nn.Module, plain: Plain, name: str) -> None:
 
 
 def fold_into(
-    layer: nn.Module, norm: nn.Module, plain: Plain, side: Side, names: tuple[str, str]
+    layer: nn.Module,
+    norm: nn.Module,
+    plain: Plain,
+    side: Side,
+    names: tuple[str, str],
+    rank: int | None = None,
 ) -> None:
     """Give a layer the weight and bias of both, and make the norm an identity, in place.
+
+    `rank` is that of the norm's input, where a step between the two moves the channels.
 
         scale = weight / sqrt(running_var + eps),  shift = bias - running_mean * scale
         before the norm: (scale W) x + (scale b + shift),  behind it: (W scale) x + (W shift + b)
@@ -117,7 +125,7 @@ def fold_into(
         Refusal: the two do not fit, or it would not be exact.
         ModelError: a number that is not finite, or a running_var below 0, by its channel.
     """
-    new = _identity(norm, plain, _rank(layer, plain, side))
+    new = _with_rest(norm, plain, Folded(_rank(layer, plain, side, rank)))
     if side == "behind" and not isinstance(new, Folded):
         raise Refusal("an activation of its own")
     scale, shift = _affine(plain, names[0])
@@ -132,20 +140,22 @@ def fold_into(
             f"fold of {names[0]!r}: channel {_first(~finite)} of {names[1]!r} would not be finite "
             f"in {str(own.dtype).removeprefix('torch.')}; correct its numbers, or use a wider dtype"
         )
-    _check_pair(layer, norm, new, weight, bias, side)
+    _check_pair(layer, norm, new, weight, bias, side, rank or 0)
     layer.weight, layer.bias = (nn.Parameter(t, own.requires_grad) for t in rounded)
     # the object stays, so that whoever holds the norm holds what became of it
     norm.__class__, norm.__dict__ = type(new), new.__dict__
 
 
-def _rank(layer: nn.Module, plain: Plain, side: Side) -> int:
-    """Return the rank of the neighbour's input, if it fits the norm and can take it in."""
+def _rank(layer: nn.Module, plain: Plain, side: Side, moved: int | None) -> int:
+    """Return the rank of the norm's input, if the neighbour fits it and can take it in."""
     weight = layer._parameters.get("weight")
     if weight is None or "bias" not in layer._parameters:
         raise Refusal(f"the weight of {type(layer).__name__} is computed from others")
     if is_lazy(weight):
         raise Refusal(f"{type(layer).__name__} is lazy; run the model once on a batch before")
-    rank = weight.dim()
+    if moved is not None and not isinstance(layer, nn.Linear):
+        raise Refusal(f"{type(layer).__name__} has its channels on another axis")
+    rank = moved or weight.dim()
     table = _table(layer, weight)
     facing = table.shape[1] if side == "before" else table.shape[2]
     if plain.dims not in (None, max(rank - 2, 1)) or table.shape[0] * facing != plain.features:
@@ -204,11 +214,6 @@ def _table(layer: nn.Module, weight: Tensor) -> Tensor:
     return table.transpose(1, 2) if isinstance(layer, TRANSPOSED) else table
 
 
-def _identity(norm: nn.Module, plain: Plain, rank: int) -> nn.Module:
-    """Return what remains where the norm was."""
-    return _with_rest(norm, plain, Folded(rank))
-
-
 def _with_rest(norm: nn.Module, plain: Plain, new: nn.Module) -> nn.Module:
     """Put the activations that the norm brought along behind a module."""
     rest: dict[str, nn.Module] = {}
@@ -222,7 +227,13 @@ def _with_rest(norm: nn.Module, plain: Plain, new: nn.Module) -> nn.Module:
 
 
 def _check_pair(
-    layer: nn.Module, norm: nn.Module, new: nn.Module, weight: Tensor, bias: Tensor, side: Side
+    layer: nn.Module,
+    norm: nn.Module,
+    new: nn.Module,
+    weight: Tensor,
+    bias: Tensor,
+    side: Side,
+    rank: int,
 ) -> None:
     """Run both, and what they become, on random numbers in float64.
 
@@ -232,10 +243,16 @@ def _check_pair(
     pair = copy.deepcopy([layer, norm, new])
     layer, norm, new = (without_hooks(module.cpu().double()) for module in pair)
     x = torch.randn(_shape(layer), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def run(norm: nn.Module) -> Tensor:
+        y: Tensor = layer(x) if side == "before" else x
+        y = norm(y.reshape(*y.shape, *(1,) * (rank - y.dim())))
+        return y if side == "before" else layer(y.flatten(1) if rank else y)
+
     try:
-        before = norm(layer(x)) if side == "before" else layer(norm(x))
+        before = run(norm)
         layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
-        after = new(layer(x)) if side == "before" else layer(new(x))
+        after = run(new)
         gap = difference([before], [after])
     except Exception as problem:
         raise Refusal(f"the pair cannot be run by itself ({reason(problem)})") from problem
@@ -276,14 +293,9 @@ def _pads(layer: nn.Module) -> tuple[int, ...]:
 
 def difference(before: list[Tensor], after: list[Tensor]) -> float:
     """Return the largest difference over the largest value of before; NaN equals NaN."""
-    gap, size = 0.0, 1e-30
-    for a, b in zip(before, after, strict=True):
-        if a.numel():
-            alike = (a == b) | (a.isnan() & b.isnan())
-            off = torch.where(alike, 0.0, (a.double() - b.double()).abs()).max().item()
-            gap = math.inf if math.isnan(off) else max(gap, off)
-            size = max(size, a.double().nan_to_num(0.0, 0.0, 0.0).abs().max().item())
-    return gap / size
+    size = max((largest(x) for x in before), default=0.0)
+    gaps = (largest_gap(a, b, size) for a, b in zip(before, after, strict=True))
+    return max(gaps, default=0.0)
 
 
 def _first(bad: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""The layers people know by name, thin over `functional`."""
+"""Normalisation layers by their common names, thin over `functional`."""
 
 from normscope.layers.batch import BatchNorm1d as BatchNorm1d
 from normscope.layers.batch import BatchNorm2d as BatchNorm2d

@@ -21,7 +21,7 @@ Ranks = dist.ProcessGroup | Literal["world"] | None
 
 
 class Normalizer(RunningStatistics, _BatchNorm):
-    """What all layers with the five keys and the arguments of torch's batch norm share."""
+    """Base of all layers with the five keys and the arguments of torch's batch norm."""
 
     ranks: ClassVar[tuple[int, ...]]
     # class-level defaults, so that a torch layer becomes ours by changing its __class__
@@ -112,7 +112,7 @@ class Normalizer(RunningStatistics, _BatchNorm):
         )
 
     def extra_repr(self) -> str:
-        """Describe the layer as torch does, with what is more than torch's."""
+        """Describe the layer as torch does, with the arguments that torch does not have."""
         more = {
             "act": self.fused_act,
             "process_group": self.process_group,
@@ -180,7 +180,7 @@ def check_rank(x: Tensor, ranks: tuple[int, ...]) -> None:
 
 
 def resolved(process_group: Ranks) -> dist.ProcessGroup | None:
-    """Return the ranks to synchronise with; None where there is nobody else."""
+    """Return the process group to synchronise with; None for a single process."""
     if process_group is None or not dist.is_available() or not dist.is_initialized():
         return None
     group = dist.group.WORLD if process_group == "world" else process_group

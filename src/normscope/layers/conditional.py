@@ -33,7 +33,7 @@ _searched: WeakSet[nn.Module] = WeakSet()
 
 @contextmanager
 def condition(ids: Tensor) -> Iterator[None]:
-    """Hand the condition to every conditional layer inside a model, whatever its depth.
+    """Set the condition of every conditional layer in a model, at any depth.
 
         with normscope.condition(domain):
             logits = model(x)
@@ -199,7 +199,7 @@ class _ConditionalBatchNorm(RunningStatistics):
         return y
 
     def _warn_of_unseen(self, condition: Tensor) -> None:
-        """Warn once of conditions whose statistics no batch has updated, beside others that were.
+        """Warn once of conditions whose statistics no batch has updated, where others were updated.
 
         A layer that saw no batch at all is a new one, of which torch's layers say nothing either.
         """
@@ -231,7 +231,7 @@ class _ConditionalBatchNorm(RunningStatistics):
         return (self._log_likelihood(own_moments(input, mask)) / self._heat()).softmax(1)
 
     def observe(self, batch: Moments) -> None:
-        """Choose as every layer; count the conditions that were present with too few values."""
+        """Update statistics as every layer; count the conditions that had too few values."""
         if self.training and batch.count.shape == self.filled_up.shape:
             self._count_small(batch.count)
         super().observe(batch)
@@ -241,7 +241,7 @@ class _ConditionalBatchNorm(RunningStatistics):
         self.filled_up.add_(small.to(self.filled_up.dtype))
 
     def pooled(self) -> dict[str, Tensor]:
-        """Return the five keys of a plain batch norm that stands for all conditions at once.
+        """Return the five keys of a plain batch norm with the statistics of all conditions pooled.
 
         Statistics by the law of total variance, each condition weighted by the batches it was
         seen in (equally where none was); weight and bias are plain means over conditions.
@@ -249,7 +249,7 @@ class _ConditionalBatchNorm(RunningStatistics):
         return pooled(self)
 
     def extra_repr(self) -> str:
-        """Name the arguments that differ in meaning between layers."""
+        """Show the arguments that differ between layers."""
         return (
             f"{self.num_features}, {self.num_conditions}, stats={self.stats!r}, "
             f"affine={self.affine!r}, eps={self.eps}, momentum={self.momentum}, "

@@ -64,7 +64,7 @@ class _FrozenBatchNorm(nn.Module):
 
 
 class FrozenBatchNorm1d(_FrozenBatchNorm):
-    """Batch norm over (N, C) or (N, C, L) that never learns and never moves.
+    """Batch norm over (N, C) or (N, C, L) that neither trains nor updates its statistics.
 
         y = (x - running_mean) / sqrt(running_var + eps) * weight + bias
 

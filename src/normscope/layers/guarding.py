@@ -1,4 +1,4 @@
-"""Change who updates the running statistics of a model, and when, for a while."""
+"""Change for a while which batches update the running statistics of a model, and when."""
 
 import sys
 from collections.abc import Iterator
@@ -106,7 +106,7 @@ def commit(model: nn.Module) -> None:
 
 
 def policy_of(layer: nn.Module) -> Policy:
-    """Return the policy that a layer follows now; torch's own where nobody guards it."""
+    """Return the current policy of a layer; that of torch outside `guard`."""
     policy: Policy = getattr(getattr(layer, STATE, layer), "policy", AS_TORCH)
     return policy
 
@@ -128,7 +128,7 @@ STATE = "_guarded"  # the attribute of a guarded layer of torch's
 
 @dataclass
 class _State:
-    """What a guarded layer of torch's follows and has collected.
+    """The policy of a guarded torch layer, and the statistics it has collected.
 
     Attributes:
         policy: that it follows.
@@ -146,7 +146,7 @@ class _State:
 
 @contextmanager
 def _guarded(layer: Any, policy: Policy) -> Iterator[None]:
-    """Let a layer of torch's follow `policy`."""
+    """Apply `policy` to a layer of torch."""
     outer: _State | None = getattr(layer, STATE, None)
     setattr(layer, STATE, _State(policy))
     if outer is not None:
@@ -172,7 +172,7 @@ def _guarded(layer: Any, policy: Policy) -> Iterator[None]:
 
 
 def _enter(layer: Any, args: tuple[Any, ...]) -> None:
-    """Lend the layer copies of its buffers, and the mode that the policy says."""
+    """Replace the buffers by copies and set the mode of the policy, before a forward."""
     state: _State = getattr(layer, STATE)
     own = _buffers(layer)
     state.entered.append((own, layer.training))
@@ -181,7 +181,7 @@ def _enter(layer: Any, args: tuple[Any, ...]) -> None:
 
 
 def _leave(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
-    """Take the copies back, and into the buffers what the policy says."""
+    """Restore the buffers and mode after a forward, and update them as the policy says."""
     state: _State = getattr(layer, STATE)
     if not state.entered:  # a hook before ours raised
         return
@@ -223,7 +223,7 @@ def _commit(layer: Any) -> None:
 
 @torch.no_grad()
 def _take_over(layer: Any, lent: Buffers, count: int) -> None:
-    """Write what torch's kernel made of the copies, channels that are not finite perhaps not."""
+    """Write the copies that torch updated into the buffers, by policy without non-finite ones."""
     moves: Tensor | None = None
     if getattr(layer, STATE).policy.skip_nonfinite and count > 1:
         mean, var = lent["running_mean"], lent["running_var"]

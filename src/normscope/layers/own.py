@@ -1,4 +1,4 @@
-"""Batch norm for inference that gives each sample's own statistics some weight."""
+"""Batch norm that mixes each sample's own statistics into the stored ones at inference."""
 
 from typing import Any
 
@@ -106,7 +106,7 @@ def checked_weight(own_weight: float) -> float:
 
 
 class EvalNorm1d(_EvalNorm):
-    """Batch norm over (N, C) or (N, C, L) that looks at the sample itself in eval() too.
+    """Batch norm over (N, C) or (N, C, L) that uses each sample's own statistics in eval().
 
         mean_n = w m_n + (1 - w) running_mean
         var_n = w v_n + (1 - w) running_var + w (1 - w) (m_n - running_mean)^2
@@ -143,7 +143,7 @@ class EvalNorm1d(_EvalNorm):
 
 
 class EvalNorm2d(_EvalNorm):
-    """Batch norm over (N, C, H, W) that looks at the sample itself; see `EvalNorm1d`.
+    """Batch norm over (N, C, H, W) with each sample's own statistics; see `EvalNorm1d`.
 
     >>> import torch
     >>> import normscope
@@ -156,7 +156,7 @@ class EvalNorm2d(_EvalNorm):
 
 
 class EvalNorm3d(_EvalNorm):
-    """Batch norm over (N, C, D, H, W) that looks at the sample itself; see `EvalNorm1d`.
+    """Batch norm over (N, C, D, H, W) with each sample's own statistics; see `EvalNorm1d`.
 
     >>> import torch
     >>> import normscope

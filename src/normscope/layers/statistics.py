@@ -1,4 +1,4 @@
-"""Who updates the running statistics, when, and how to take it back."""
+"""Running statistics: which batches update them, when, and how to undo an update."""
 
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -50,7 +50,7 @@ AS_TORCH = Policy()
 
 
 class RunningStatistics(nn.Module):
-    """What every layer with running statistics shares: the policy and how it is carried out.
+    """Base of layers with running statistics: the policy of their updates.
 
     Attributes:
         policy: see `Policy`; set it with `set_policy`, or for a while with `guard`.
@@ -81,7 +81,7 @@ class RunningStatistics(nn.Module):
         return self.training if self.policy.use == "mode" else self.policy.use == "batch"
 
     def observe(self, batch: Moments) -> None:
-        """Do with a training batch's statistics what the policy says."""
+        """Update or collect a training batch's statistics as the policy says."""
         if not self.training or self.policy.update == "never" or self.running_mean is None:
             return
         if self.policy.update == "always":
@@ -113,7 +113,7 @@ class RunningStatistics(nn.Module):
 
 @torch.no_grad()
 def merge_ranks(model: nn.Module, process_group: dist.ProcessGroup | None = None) -> None:
-    """Give every rank the running statistics of all ranks together; call it on every rank.
+    """Merge the running statistics of all ranks, on every rank; call it on every rank.
 
         mean = sum_r w_r mean_r,  var = sum_r w_r (var_r + (mean_r - mean)^2),  w_r ~ batches seen
 
@@ -149,7 +149,7 @@ def merge_ranks(model: nn.Module, process_group: dist.ProcessGroup | None = None
 
 
 def pooled(layer: RunningStatistics) -> dict[str, Tensor]:
-    """Return the five keys of a plain batch norm that stands for all groups at once.
+    """Return the five keys of a plain batch norm with the statistics of all groups pooled.
 
     Statistics by the law of total variance, each group weighted by the batches it was seen in
     (equally where none was); weight and bias are plain means over groups.
@@ -175,7 +175,7 @@ def pooled(layer: RunningStatistics) -> dict[str, Tensor]:
 
 
 class Snapshot:
-    """The normalisation buffers of a model at one moment, and the way back to them.
+    """A copy of the normalisation buffers of a model, which can be restored.
 
         before = normscope.snapshot(model)
         ...
@@ -211,7 +211,7 @@ class Snapshot:
 
 
 def snapshot(model: nn.Module) -> Snapshot:
-    """Remember a model's normalisation buffers; see `Snapshot`.
+    """Copy a model's normalisation buffers; see `Snapshot`.
 
     >>> import torch
     >>> import normscope

@@ -15,7 +15,7 @@ from normscope.files import shown, write_whole
 from normscope.lens.channel_map import ChannelMap
 from normscope.lens.images import Sample
 from normscope.lens.statistics import Stage, TrackedLayer, resized
-from normscope.moments import Moments
+from normscope.moments import Moments, check_distributed
 from normscope.records import LabelKind
 
 SCHEMA = 3  # raised when what a saved state holds changes
@@ -163,9 +163,9 @@ class InspectionState:
             raise FileError(
                 f"{where} holds no whole inspection; name what normscope inspect --save wrote"
             ) from problem
-        if schema != SCHEMA:
+        if type(schema) is not int or schema != SCHEMA:
             raise FileError(
-                f"{where} has schema {schema}, this normscope reads {SCHEMA}; "
+                f"{where} has schema {repr(schema)[:40]}, this normscope reads {SCHEMA}; "
                 "inspect again with the same version"
             )
         return cast("InspectionState", state)
@@ -174,7 +174,11 @@ class InspectionState:
         """Merge what all ranks have seen, the same on every rank; itself changes too.
 
         Every rank must call it, one without data too. Works on any backend.
+
+        Raises:
+            InputError: this process is no rank of a distributed run, or the pass is not whole.
         """
+        check_distributed(process_group)
         self.check_whole()
         file = BytesIO()
         torch.save(self, file)

@@ -1,4 +1,4 @@
-"""How much of the class signal a batch leaves, by who is in it."""
+"""How much class signal remains in a batch, by its composition of classes."""
 
 import math
 

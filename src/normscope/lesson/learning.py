@@ -25,7 +25,7 @@ Accuracy = Callable[[list[Tensor]], list[float]]
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """What gradient descent ended with, one column per start."""
+    """The result of gradient descent, one column per start."""
 
     recovery: Recovery
     gamma: Tensor  # (K, S), or (1, S) where one serves all classes
@@ -49,7 +49,7 @@ class Readers(Learned):
 
 
 def towards_distribution(example: Example, seeds: int, steps: int) -> Learned:
-    """Learn gamma and beta by class so that each class comes back to where the input had it.
+    """Learn gamma and beta by class so that each class has the mean and deviation of the input.
 
         loss = mean_k W2(y_k, x_k)^2 = mean_k mean_i (y_k(i) - x_k(i))^2,    values in order
 
@@ -157,7 +157,7 @@ def _starts(num_classes: int, seeds: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class _Descent:
-    """What was recorded of a descent, and the parameters at its end."""
+    """The recorded steps of a descent, and its final parameters."""
 
     steps: tuple[int, ...]
     loss: list[Tensor]  # per recorded step, (S,)
@@ -175,7 +175,7 @@ def _descend(
     momentum: float = 0.0,
     pace: float = 1.0,
 ) -> _Descent:
-    """Walk down from all starts at once: the starts are channels of one batch."""
+    """Run gradient descent from all starts at once, as channels of one batch."""
     recorded = np.unique(np.geomspace(1, steps + 1, SHOWN_STEPS).round().astype(int) - 1).tolist()
     seen = _Descent(tuple(recorded), [], [], [], [])
     velocity = [torch.zeros_like(p) for p in parameters]

@@ -1,4 +1,4 @@
-"""The stages of the lesson, in the order in which they are told."""
+"""The stages of the lesson, in their order."""
 
 from collections.abc import Sequence
 

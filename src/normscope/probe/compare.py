@@ -88,6 +88,30 @@ class Goal(NamedTuple):
         return Answer(_sampled(subject), NONE if features is None else _sampled(features), **fitted)
 
 
+def largest(values: Tensor) -> float:
+    """Return the largest absolute value that is finite; 0 where there is none."""
+    if not values.numel():
+        return 0.0
+    values = values.detach()
+    found = max(-float(values.min()), float(values.max()))
+    return found if math.isfinite(found) else largest(values[values.isfinite()])
+
+
+def largest_gap(a: Tensor, b: Tensor, size: float | None = None) -> float:
+    """Measure the largest absolute difference over `size`, by default the largest value of `a`.
+
+    NaN equals NaN; a value beside a NaN is infinitely far, as is a tensor of another shape.
+    """
+    if a.shape != b.shape:
+        return math.inf
+    if not a.numel():
+        return 0.0
+    a, b = a.detach().double(), b.detach().double()
+    alike = (a == b) | (a.isnan() & b.isnan())
+    off = float(torch.where(alike, 0.0, (a - b).abs()).max())
+    return math.inf if off != off else off / max(largest(a) if size is None else size, 1e-30)
+
+
 def leaves(output: Any) -> Iterator[Tensor]:
     """Return every tensor in tuples, lists, mappings and plain objects, in their order."""
     if isinstance(output, Tensor):

@@ -1,4 +1,4 @@
-"""`claims`: run statements, one file per result, so that a run that was stopped goes on."""
+"""`claims`: run statements, one file per result, so that a stopped run can continue."""
 
 import pkgutil
 import time

@@ -1,4 +1,4 @@
-"""What every statement has: a source, an experiment for one seed, and a rule fixed beforehand."""
+"""A statement: a source, an experiment for one seed, and a rule fixed beforehand."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one seed gave.
+    """The result of one seed.
 
     Attributes:
         numbers: by name.
@@ -25,7 +25,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Summary:
-    """All seeds together: what a rule is asked of."""
+    """The results of all seeds, which a rule judges."""
 
     outcomes: tuple[Outcome, ...]
 

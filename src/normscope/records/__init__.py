@@ -1,4 +1,4 @@
-"""What crosses from measuring to showing: frozen records of plain numbers, no tensors.
+"""Records: frozen results of plain numbers, without tensors.
 
 Every record has `to_json()` (a string; NaN and infinities become null) and `from_json(text)`.
 Axes are written in the field comments: K classes, C channels, B histogram bins, T time points.

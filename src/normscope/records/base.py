@@ -1,4 +1,4 @@
-"""What all records share: JSON out and in, rows of a table, and how they show themselves.
+"""Base of all records: JSON, rows of a table, and how they are displayed.
 
 How a record looks is decided in `normscope.report`, which stands above records: only the methods
 of `Record` that show something import `normscope.report.presentation`, when they are called.
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from normscope.errors import InputError, MissingExtraError
 from normscope.files import json_text, read_text, write_whole
@@ -28,7 +27,8 @@ SCHEMA = 1  # raised when a field changes its meaning; from_json refuses what is
 
 Numbers = tuple[float, ...]
 Table = tuple[Numbers, ...]
-Array = NDArray[Any]  # a table of many numbers: float32, or counts
+# a table of many numbers: float32, or counts; the origin of NDArray[Any] is another in NumPy 2.5
+Array = np.ndarray[Any, np.dtype[Any]]
 LONGEST = 200  # characters of a value, which may be of any length, in a sentence
 LISTED = 4  # entries of a tuple that the repr of a part of a record names
 
@@ -175,7 +175,7 @@ class Record:
             raise InputError(f"this is no {cls.kind} record; its kind must be {cls.kind!r}")
         if value.get("schema") != SCHEMA:
             raise InputError(
-                f"this {cls.kind} record has schema {str(value.get('schema'))[:LONGEST]}, "
+                f"this {cls.kind} record has schema {repr(value.get('schema'))[:LONGEST]}, "
                 f"this normscope reads {SCHEMA}; write it again with the same version"
             )
         try:
@@ -256,7 +256,7 @@ def _build(kind: Any, value: Any) -> Any:
 
 
 def _array(value: Any) -> Array:
-    """Read a table of floats, in which None is NaN, or one of counts, which has three axes."""
+    """Read an array of floats, where None is NaN, or an array of counts with three axes."""
     array = np.array(value, dtype=float)
     if not array.size:
         array = array.reshape(0, 0)

@@ -1,4 +1,4 @@
-"""What was measured side by side: times, memory, and errors of the statistics."""
+"""A benchmark: times, memory, and errors of the statistics, for each peer."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -22,7 +22,7 @@ Layout = Literal["contiguous", "channels_last"]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all peers of one comparison are given."""
+    """The arguments that all peers of one comparison share."""
 
     part: Part
     shape: tuple[int, ...]  # of x: (N, C, *S)
@@ -102,7 +102,7 @@ class Accuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(Record):
-    """Speed, memory and accuracy beside other ways to do the same, in one run."""
+    """Speed, memory and accuracy of normscope and its peers, in one run."""
 
     kind: ClassVar[str] = "bench"
     complete: bool  # False: interrupted; what is here was measured in full

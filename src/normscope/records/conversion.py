@@ -1,4 +1,4 @@
-"""What became of a model's layers, and the proof of it."""
+"""A conversion: the new layers of a model, and the comparison that verifies them."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -62,7 +62,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Converted(Record):
-    """What `normscope convert` did to a model, and the proof of it."""
+    """The result of converting a model, and the comparison that verifies it."""
 
     kind: ClassVar[str] = "conversion"
     model: str

@@ -1,4 +1,4 @@
-"""What the doctor found in a model, why, and what became of its repairs."""
+"""A diagnosis of a model, its causes, and the result of its repair."""
 
 import math
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class Cause:
-    """How much of the gap between train() and eval() goes when this alone is fixed."""
+    """The share of the gap between train() and eval() that fixing this alone closes."""
 
     name: str  # of `doctor.cause.*`
     code: str  # of the check that it belongs to; empty: none
@@ -48,7 +48,7 @@ class Cause:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerGap:
-    """One layer's part: how much of the gap goes when its statistics alone are fixed."""
+    """The share of the gap that fixing the statistics of one layer closes."""
 
     name: str
     distance: float  # of its statistics from those of the data, rms over channels, in std
@@ -118,7 +118,7 @@ class Diagnosis(Record):
 
     @property
     def worst(self) -> Severity | None:
-        """The gravest severity; None where nothing was found."""
+        """The highest severity; None where nothing was found."""
         found = [SEVERITIES.index(finding.severity) for finding in self.findings]
         return SEVERITIES[max(found)] if found else None
 
@@ -128,7 +128,7 @@ class Diagnosis(Record):
         return tuple(dict.fromkeys(finding.code for finding in self.findings))
 
     def fails(self, on: Severity) -> bool:
-        """Return whether there is a finding of this severity or a graver one."""
+        """Return whether there is a finding of this severity or a higher one."""
         return self.worst is not None and SEVERITIES.index(self.worst) >= SEVERITIES.index(on)
 
 

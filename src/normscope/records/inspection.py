@@ -1,4 +1,4 @@
-"""What the lens saw of a model."""
+"""The result of an inspection: every normalisation layer, class by class."""
 
 import math
 import os
@@ -37,7 +37,7 @@ WorkName = Literal["weights", "normalisation", "gamma_beta", "activation"]
 
 @dataclass(frozen=True, kw_only=True)
 class StageMeasures(Part):
-    """How well the classes stand apart at one of a layer's four stages.
+    """How well the classes are separated at one of a layer's four stages.
 
     Of one class alone what is between classes is NaN, and eta2 empty.
     """
@@ -142,7 +142,7 @@ class Layer(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What one step of the network changed: each measure after it, less before it."""
+    """The change of each measure over one step of the network: after minus before."""
 
     layer: str
     by: WorkName  # "weights" is everything between the layer before and this one
@@ -169,7 +169,7 @@ class Collapse:
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    """What the loader's batches would do to the class signal if each normalised itself."""
+    """The loss of class signal if each batch of the loader were normalised by itself."""
 
     count: int
     size: float  # m, mean

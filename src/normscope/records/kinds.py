@@ -2,9 +2,11 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from normscope.errors import InputError
+from normscope.errors import FileError, InputError, NormscopeError
 from normscope.files import read_text, shown
 from normscope.records.base import Record
 from normscope.records.bench import Bench
@@ -85,3 +87,18 @@ def load_all(path: str | os.PathLike[str]) -> tuple[Record, ...]:
             f"{shown(path)} is no record: it has {found}; there are {', '.join(KINDS)}"
         )
     return (KINDS[kind].load(path),)  # an inspection may have large tables beside it
+
+
+@contextmanager
+def fitting(path: Path, what: str) -> Iterator[None]:
+    """Raise FileError in the place of any error that is not of ours or of the system's."""
+    try:
+        yield
+    except (NormscopeError, OSError):
+        raise
+    except Exception as problem:
+        why = f"{type(problem).__name__}: {str(problem)[:200]}".splitlines()[0]
+        raise FileError(
+            f"{shown(path)} holds a {what} whose parts do not fit together ({shown(why)}); "
+            "write it again with the command that made it"
+        ) from problem

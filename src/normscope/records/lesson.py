@@ -70,7 +70,7 @@ class Posterior:
 
 @dataclass(frozen=True, kw_only=True)
 class Composition:
-    """How much class signal a batch leaves: predicted (1-r)(1-1/m) beside measured."""
+    """How much class signal a batch leaves: predicted (1-r)(1-1/m) and measured."""
 
     r: float  # excess probability that a batch-mate shares the class
     m: int  # values per batch

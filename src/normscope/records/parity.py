@@ -22,7 +22,7 @@ class Reason:
 
 @dataclass(frozen=True, kw_only=True)
 class NormPair:
-    """One norm of the first form, and what stands for it in the second."""
+    """One norm of the first form, and its counterpart in the second."""
 
     name: str
     other: str  # its name there; "" where it is fused away or missing

@@ -1,4 +1,4 @@
-"""What a state dict cannot carry: settings of every norm, and which data made its statistics."""
+"""A passport: settings of every norm and the data of its statistics, which no state dict has."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -8,7 +8,7 @@ from normscope.records.base import Numbers, Record
 
 @dataclass(frozen=True, kw_only=True)
 class NormPassport:
-    """One norm: its settings, and its statistics in a form that tells them apart."""
+    """One norm: its settings, and a summary that identifies its statistics."""
 
     name: str
     layer: str  # class name
@@ -57,7 +57,7 @@ class Passport(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Mismatch:
-    """Where a model or checkpoint is not what its passport says."""
+    """A difference between a model or checkpoint and its passport."""
 
     # eps, momentum, reset, overwritten, channels, missing
     code: Literal["eps", "momentum", "reset", "overwritten", "channels", "missing"]
@@ -69,7 +69,7 @@ class Mismatch:
 
 @dataclass(frozen=True, kw_only=True)
 class PassportCheck(Record):
-    """A checkpoint or model held against its passport."""
+    """A checkpoint or model compared with its passport."""
 
     kind: ClassVar[str] = "passport_check"
     parts: ClassVar[str] = "mismatches"
@@ -79,5 +79,5 @@ class PassportCheck(Record):
 
     @property
     def ok(self) -> bool:
-        """Whether it is what its passport says."""
+        """Whether it matches its passport."""
         return not self.mismatches

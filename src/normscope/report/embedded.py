@@ -65,6 +65,8 @@ def _image(found: re.Match[str]) -> str:
 
 @cache
 def _style() -> str:
-    text = files("normscope.report").joinpath("assets", "picture.css").read_text(encoding="utf-8")
+    assets = files("normscope.report").joinpath("assets")
+    names = ("picture.css", "drawing.css")
+    text = "".join(assets.joinpath(name).read_text(encoding="utf-8") for name in names)
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
     return re.sub(r"\s+", " ", text).replace(" { ", "{").replace("; }", "}").replace(": ", ":")

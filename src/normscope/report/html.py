@@ -70,7 +70,7 @@ def render(template: str, lang: Lang, blocks: list[doc.Block], title: Text, **co
     scripts = ['"use strict";\n{\n' + "\n".join([*own, asset(LAST)]) + "}\n"]
     if charts:
         scripts.insert(0, asset("vendor/vega.js"))
-    style = asset("page.css") + "".join(part.style for part in moving)
+    style = asset("drawing.css") + asset("page.css") + "".join(part.style for part in moving)
     return (
         _environment(lang)
         .get_template(template)

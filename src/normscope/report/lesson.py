@@ -49,7 +49,7 @@ def document(lesson: Lesson) -> doc.Document:
             tr("lesson.answer.title"),
             [doc.Listing(tuple(story.answer(lesson)), ordered=True)],
         ),
-        "steps": (tr("lesson.section.steps", count=len(lesson.stages)), _steps(lesson)),
+        "steps": (tr("lesson.section.steps", count=len(story.steps(lesson))), _steps(lesson)),
     }
     sections = tuple(
         doc.Section(title, tuple(blocks), name, tr(f"lesson.nav.{name}"))
@@ -62,11 +62,11 @@ def document(lesson: Lesson) -> doc.Document:
 def _question(lesson: Lesson) -> list[doc.Block]:
     steps = [
         {
-            "name": stage.name,
-            "title": story.title(lesson, stage),
-            "sentence": story.sentence(lesson, stage),
+            "name": stages[0].name,
+            "title": title,
+            "sentences": [story.sentence(lesson, stage) for stage in stages],
         }
-        for stage in lesson.stages
+        for title, stages in story.steps(lesson)
     ]
     moving = doc.Interactive(
         "lesson_playground.html.j2",
@@ -188,7 +188,8 @@ def _steps(lesson: Lesson) -> list[doc.Block]:
         doc.Only("page", (doc.Paragraph(tr("lesson.steps.how")),)),
         doc.Only("terminal", (legend,)),
         doc.Figures(
-            tuple(_step(lesson, *step) for step in enumerate(lesson.stages, 1)), small=True
+            tuple(_step(lesson, k, *step) for k, step in enumerate(story.steps(lesson), 1)),
+            small=True,
         ),
         doc.Details(tr("page.lesson.stages.caption"), (_stages(lesson),)),
     ]
@@ -197,9 +198,22 @@ def _steps(lesson: Lesson) -> list[doc.Block]:
     return blocks
 
 
-def _step(lesson: Lesson, place: int, stage: Stage) -> doc.Section:
-    """Show one step with its number line; in a terminal with its numbers too."""
-    title = joined((f"{place}.", story.title(lesson, stage)), " ", " ")
+def _step(lesson: Lesson, place: int, name: Text, stages: list[Stage]) -> doc.Section:
+    """Show one step with the number line of each of its stages."""
+    title = joined((f"{place}.", name), " ", " ")
+    blocks: tuple[doc.Block, ...] = _told(lesson, stages[0], title)
+    if len(stages) > 1:
+        titles = [story.title(lesson, stage) for stage in stages]
+        blocks = tuple(
+            doc.Section(own, _told(lesson, stage, own))
+            for own, stage in zip(titles, stages, strict=True)
+        )
+    show = doc.Interactive("lesson_show.html.j2", {"name": stages[0].name})
+    return doc.Section(title, (*blocks, show))
+
+
+def _told(lesson: Lesson, stage: Stage, title: Text) -> tuple[doc.Block, ...]:
+    """Show one stage; in a terminal with its numbers too."""
     digits = story.digits(stage)
     line = doc.NumberLine(tuple(c.values for c in stage.classes), stage.thresholds, min(6, digits))
     more = [
@@ -207,15 +221,13 @@ def _step(lesson: Lesson, place: int, stage: Stage) -> doc.Section:
     ]
     if stage.name == "inferred":
         more.append(_picked(lesson))
-    blocks = (
+    return (
         line,
         doc.Only("terminal", tuple(_classes(stage, title))),
         doc.Paragraph(_measures(stage), "quiet"),
         doc.Paragraph(story.sentence(lesson, stage)),
         doc.Only("terminal", tuple(more)),
-        doc.Interactive("lesson_show.html.j2", {"name": stage.name}),
     )
-    return doc.Section(title, blocks)
 
 
 def _classes(stage: Stage, caption: Text) -> list[doc.Block]:

@@ -1,14 +1,26 @@
 """Which sentence the numbers of a lesson call for, in both languages."""
 
 import math
-from itertools import combinations
+from itertools import combinations, groupby
 
 from normscope.records import Lesson, Recovery, Stage
 from normscope.report.bilingual import Text, joined, tr
 from normscope.report.format import number, percent
 
 NAMED_SHARES = 4  # up to so many classes each share is named; beyond, the smallest and largest
+# stages that are told in one step with the stage before: the same map, the same question
+TOGETHER = {"joint_scaled_shifted": "joint", "inferred": "unlabelled"}
 AIMS = {"distribution": "back", "classification": "apart", "joint": "right"}
+
+
+def steps(lesson: Lesson) -> list[tuple[Text, list[Stage]]]:
+    """Return the steps of the tour: the heading and the stages of each."""
+    groups = groupby(lesson.stages, lambda stage: TOGETHER.get(stage.name, stage.name))
+    found = [(name, list(stages)) for name, stages in groups]
+    return [
+        (title(lesson, *stages) if len(stages) == 1 else tr(f"lesson.step.{name}"), stages)
+        for name, stages in found
+    ]
 
 
 def title(lesson: Lesson, stage: Stage) -> Text:

@@ -1,6 +1,8 @@
 """What is stored against what the data say."""
 
+import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,10 @@ from normscope.moments import Moments, drift
 from normscope.probe.compare import SURE, Answer
 from normscope.probe.stream import total_of
 from normscope.records import Finding
+
+LEAST = 1e-8  # a variance that is not rounding
+ENOUGH = 4  # channels, by which one factor can be told from several
+ALIKE, OTHER_SCALE = 0.1, 1.5  # spread of the factors' logarithms; their size
 
 
 @register
@@ -56,11 +62,32 @@ class Stale(Check):
             known = var.isfinite()
             shift = ((state.mean - mean) / var.sqrt())[known.expand_as(mean)]
             ratio = (state.var.clamp(min=1e-12) / var).log()[known.expand_as(mean)]
+            factor = common_factor(case, state)
+            by: dict[str, Any] = {"factor": factor} if factor else {}
             yield self.finding(
                 state.name, severity, size, threshold, channels=over,
                 shift=float(shift.pow(2).mean().sqrt()), ratio=float(ratio.mean().exp()),
-                worst=float(away.max()), kind="kept" if case.keep_stored else "",
+                worst=float(away.max()),
+                kind="kept" if case.keep_stored else "scaled" if factor else "",
+                **by,
             )  # fmt: skip
+
+
+def common_factor(case: CheckContext, state: LayerState) -> float:
+    """Return by how many times all that the first layer takes is larger; 0 where it is not so.
+
+    Preprocessing does that, as 0 to 255 for 0 to 1; another training changes channels one by one.
+    """
+    if state.fresh or state.name != next(iter(case.evidence.by_batch)):
+        return 0.0
+    _, var = case.evidence.population(state.name)
+    # a constant has no factor
+    live = (var > LEAST) & (state.var > LEAST) & var.isfinite()
+    factors = (var / state.var)[live].log() / 2
+    if len(factors) < ENOUGH or float(factors.std()) > ALIKE:
+        return 0.0
+    size = float(factors.mean())
+    return math.exp(size) if abs(size) > math.log(OTHER_SCALE) else 0.0
 
 
 def chance(data: Evidence, state: LayerState) -> Tensor:

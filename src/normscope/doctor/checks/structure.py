@@ -85,7 +85,8 @@ class FoldParity(Check):
         try:
             with probe.preserved(case.model):
                 folding = fold(case.model)
-                allowed = max(self.fail, torch.finfo(x.dtype).eps ** 0.5)
+                epsilon = max(torch.finfo(x.dtype).eps, case.evidence.rounding)
+                allowed = max(self.fail, epsilon**0.5)
                 check = folding.verify(x[:16], tolerance=allowed)
         except (NormscopeError, TypeError, RuntimeError) as problem:
             raise Skip("doctor.skip.fold") from problem

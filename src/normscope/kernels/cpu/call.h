@@ -75,10 +75,11 @@ struct Call {
 
 // The passes over all values that one layout has.
 struct LayoutPasses {
-  void (*forward_sums)(const Call& call);   // moments, and what standardises
-  void (*forward_map)(const Call& call);    // y
-  void (*backward_sums)(const Call& call);  // sums of the gradient and their means
-  void (*backward_map)(const Call& call);   // gradients of x and residual
+  struct Way {
+    void (*sums)(const Call& call);  // moments and what standardises; of gradients and their means
+    void (*map)(const Call& call);   // y; gradients of x and residual
+    void (*sums_and_map)(const Call& call);  // where each chunk is a group
+  } forward, backward;
 };
 extern const LayoutPasses CHANNELS_FIRST, CHANNELS_LAST;
 

@@ -13,6 +13,8 @@
 
 namespace normscope {
 
+constexpr double MANY = 512;  // values of a channel, for which it pays to look at some first
+
 // Channels low to high.
 struct Block {
   int64_t low, high;
@@ -71,8 +73,10 @@ struct Passes {
     });
   }
 
-  // Mean and m2 of a chunk in each channel of a block. All values are centred by the first one: it
-  // is among those that are summed, which bounds what cancels by count * eps.
+  // Mean and m2 of a chunk in each channel of a block. All values are centred by the mean of its
+  // first ones: they are among those that are summed, which bounds what cancels by count * eps, and
+  // near the mean squares are small. Values far from 0 are multiples of a coarse step, and squares
+  // of whole numbers are 0, 1 or 4 modulo 8: where float32 rounds their sums, it rounds them down.
   void moments(const Chunk& chunk, const Block& b, Tables& by, double* mean, double* m2) const {
     const int64_t width = layout.width(b.size());
     const double n = chunk.values;
@@ -86,9 +90,15 @@ struct Passes {
       bool begun = false;
       layout.rows(chunk, b, plan.mask, [&](const int64_t* starts, int rows, int64_t n, int64_t at) {
         if (!begun) {
+          const int64_t most = Layout::PER_VALUE ? rows : n;
+          const int64_t first = chunk.values < MANY ? 1 : std::min<int64_t>(ROWS, most);
           for (int64_t c = 0; c < b.size(); ++c) {
-            const double value = number(data.x + starts[0] + c * layout.inner);
-            by.m[c] = W(std::isfinite(value) ? value : 0.0);
+            double value = 0;
+            for (int64_t i = 0; i < first; ++i) {
+              const int64_t at = Layout::PER_VALUE ? starts[i] : starts[0] + i;
+              value += number(data.x + at + c * layout.inner);
+            }
+            by.m[c] = W(std::isfinite(value) ? value / first : 0.0);
           }
           layout.spread(b, by.m);
           begun = true;
@@ -137,6 +147,24 @@ struct Passes {
     }
   }
 
+  // The map of a chunk in each channel of a block.
+  template <bool Backward>
+  void map(const Chunk& chunk, const Block& b, Tables& by) const {
+    prepare<Backward>(chunk.group, b, by);
+    if (plan.mask != nullptr) {  // zeros where values do not count
+      layout.rows(chunk, b, nullptr, [&](const int64_t* starts, int rows, int64_t n, int64_t) {
+        for (int r = 0; r < rows; ++r) {
+          std::fill_n(data.out + starts[r], n, T{});
+          if (data.dresidual != nullptr) std::fill_n(data.dresidual + starts[r], n, T{});
+        }
+      });
+    }
+    const Loop<T> loop = Backward ? loops.gradient_map : loops.map;
+    layout.rows(chunk, b, plan.mask, [&](const int64_t* starts, int rows, int64_t n, int64_t at) {
+      loop(data, starts, rows, n, by.from(at), nullptr, nullptr);
+    });
+  }
+
   template <bool Backward>
   void map() const {
     const bool summed = Backward || call.from_batch;
@@ -147,61 +175,60 @@ struct Passes {
       }
     }
     const std::vector<Chunk>& chunks = units.empty() ? plan.chunks : units;
-    each(chunks, summed, [&](int64_t i, const Block& b, Tables& by) {
-      const Chunk& chunk = chunks[i];
-      prepare<Backward>(chunk.group, b, by);
-      if (plan.mask != nullptr) {  // zeros where values do not count
-        layout.rows(chunk, b, nullptr, [&](const int64_t* starts, int rows, int64_t n, int64_t) {
-          for (int r = 0; r < rows; ++r) {
-            std::fill_n(data.out + starts[r], n, T{});
-            if (data.dresidual != nullptr) std::fill_n(data.dresidual + starts[r], n, T{});
-          }
-        });
+    each(chunks, summed,
+         [&](int64_t i, const Block& b, Tables& by) { map<Backward>(chunks[i], b, by); });
+  }
+
+  template <bool Backward>
+  void sums() const {
+    std::unique_ptr<double[]> partial(new double[2 * plan.chunks.size() * plan.c]);
+    each(plan.chunks, false, [&](int64_t i, const Block& b, Tables& by) {
+      double* row = partial.get() + 2 * i * plan.c + b.low;
+      if constexpr (Backward) {
+        prepare<false>(plan.chunks[i].group, b, by);
+        gradient_sums(plan.chunks[i], b, by, row, row + plan.c);
+      } else {
+        moments(plan.chunks[i], b, by, row, row + plan.c);
       }
-      const Loop<T> loop = Backward ? loops.gradient_map : loops.map;
-      layout.rows(chunk, b, plan.mask, [&](const int64_t* starts, int rows, int64_t n, int64_t at) {
-        loop(data, starts, rows, n, by.from(at), nullptr, nullptr);
-      });
     });
+    Backward ? merge_gradients(call, partial.get()) : merge_moments(call, partial.get());
   }
 
-  void forward_sums() const {
-    std::unique_ptr<double[]> partial(new double[2 * plan.chunks.size() * plan.c]);
+  // Both of chunks that are groups, while the nearest caches hold them: the same bits.
+  template <bool Backward>
+  void sums_and_map() const {
     each(plan.chunks, false, [&](int64_t i, const Block& b, Tables& by) {
-      double* row = partial.get() + 2 * i * plan.c + b.low;
-      moments(plan.chunks[i], b, by, row, row + plan.c);
+      const Chunk& chunk = plan.chunks[i];
+      const int64_t row = chunk.group * plan.c + b.low;
+      if constexpr (Backward) {
+        prepare<false>(chunk.group, b, by);
+        gradient_sums(chunk, b, by, call.sum_g + row, call.sum_g_xhat + row);
+        finish_gradients(call, chunk.group, b.low, b.high);
+      } else {
+        moments(chunk, b, by, call.batch_mean + row, call.batch_m2 + row);
+        finish(call, chunk.group, b.low, b.high);
+      }
+      by.group = -1;
+      map<Backward>(chunk, b, by);
     });
-    merge_moments(call, partial.get());
-  }
-
-  void backward_sums() const {
-    std::unique_ptr<double[]> partial(new double[2 * plan.chunks.size() * plan.c]);
-    each(plan.chunks, false, [&](int64_t i, const Block& b, Tables& by) {
-      double* row = partial.get() + 2 * i * plan.c + b.low;
-      prepare<false>(plan.chunks[i].group, b, by);
-      gradient_sums(plan.chunks[i], b, by, row, row + plan.c);
-    });
-    merge_gradients(call, partial.get());
   }
 };
 
-template <class Layout>
-constexpr LayoutPasses passes_of{
-    [](const Call& call) {
-      with_type(call.type, [&](auto like) { Passes<decltype(like), Layout>{call}.forward_sums(); });
-    },
-    [](const Call& call) {
-      with_type(call.type, [&](auto like) {
-        Passes<decltype(like), Layout>{call}.template map<false>();
-      });
-    },
-    [](const Call& call) {
-      with_type(call.type, [&](auto like) { Passes<decltype(like), Layout>{call}.backward_sums(); });
-    },
-    [](const Call& call) {
-      with_type(call.type, [&](auto like) {
-        Passes<decltype(like), Layout>{call}.template map<true>();
-      });
+// A pass over values of any dtype.
+template <class Layout, class F>
+void with_passes(const Call& call, F f) {
+  with_type(call.type, [&](auto like) { f(Passes<decltype(like), Layout>{call}); });
+}
+
+template <class Layout, bool Backward>
+constexpr LayoutPasses::Way way_of{
+    [](const Call& c) { with_passes<Layout>(c, [](auto p) { p.template sums<Backward>(); }); },
+    [](const Call& c) { with_passes<Layout>(c, [](auto p) { p.template map<Backward>(); }); },
+    [](const Call& c) {
+      with_passes<Layout>(c, [](auto p) { p.template sums_and_map<Backward>(); });
     }};
+
+template <class Layout>
+constexpr LayoutPasses passes_of{way_of<Layout, false>, way_of<Layout, true>};
 
 }  // namespace normscope

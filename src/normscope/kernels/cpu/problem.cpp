@@ -90,16 +90,28 @@ const LayoutPasses& map_passes(const Call& call) {
   return passes(call.plan, narrow ? 2 * SHORT_MAP : SHORT_MAP);
 }
 
+// whole: the map goes by these sums.
+void compute(const Call& call, LayoutPasses::Way LayoutPasses::*way, bool whole, bool sums) {
+  const LayoutPasses &of_sums = passes(call.plan, SHORT), &of_map = map_passes(call);
+  const Plan& plan = call.plan;
+  bool each_is_a_group = plan.k == plan.r;
+  for (int64_t k = 0; k < plan.k; ++k) each_is_a_group &= plan.end(k) - plan.begin(k) == 1;
+  if (whole && each_is_a_group && call.out != nullptr && &of_sums == &of_map) {
+    return (of_map.*way).sums_and_map(call);
+  }
+  if (sums) (of_sums.*way).sums(call);
+  if (call.out != nullptr) (of_map.*way).map(call);
+}
+
 }  // namespace
 
 void forward(const Call& call) {
-  if (call.batch_m2 != nullptr) passes(call.plan, SHORT).forward_sums(call);
-  if (call.out != nullptr) map_passes(call).forward_map(call);
+  compute(call, &LayoutPasses::forward, call.batch_m2 != nullptr && call.rstd != nullptr,
+          call.batch_m2 != nullptr);
 }
 
 void backward(const Call& call) {
-  if (call.sum_g != nullptr) passes(call.plan, SHORT).backward_sums(call);
-  if (call.out != nullptr) map_passes(call).backward_map(call);
+  compute(call, &LayoutPasses::backward, call.own_mean_g != nullptr, call.sum_g != nullptr);
 }
 
 Tensor table(std::initializer_list<int64_t> sizes) {

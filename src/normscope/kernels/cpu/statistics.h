@@ -80,6 +80,7 @@ void coefficients(const Call& call, int64_t r, int64_t low, int64_t high, W* m, 
                   W* gc) {
   const int64_t table = (call.plan.k > 1 ? r : 0) * call.plan.c;
   const int64_t affine = (call.affine_rows > 1 ? r : 0) * call.plan.c;
+#pragma omp simd
   for (int64_t c = low; c < high; ++c) {
     const double mean = call.mean[table + c], rstd = call.rstd[table + c];
     const double nearest = double(float(mean)), m_ = std::isfinite(nearest) ? nearest : mean;

@@ -24,7 +24,7 @@ class Noisy(nn.BatchNorm1d):
 
 
 class Kept(nn.Module):
-    """Keep what passes."""
+    """Store every input."""
 
     def __init__(self, seen: list[Tensor]) -> None:
         super().__init__()

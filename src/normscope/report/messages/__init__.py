@@ -10,6 +10,7 @@ advice, and is read as `doctor.NS001.title`, `.explain` and `.do`.
 
 import json
 import os
+import re
 from functools import cache
 from importlib.resources import files
 from typing import Literal
@@ -17,6 +18,11 @@ from typing import Literal
 Lang = Literal["en", "zh"]
 LANGUAGES: tuple[Lang, ...] = ("en", "zh")
 PARTS = ("title", "explain", "do")
+COUNTED = (
+    "batches|channels|checks|forwards|gates|images|layers|networks|norms|samples|seeds|steps|values"
+)
+SINGLE = {" are": " is", " have": " has", " were": " was"}
+_ONE = re.compile(rf"(?<![\w.,])1 ({COUNTED})\b( are\b| have\b| were\b)?")
 
 
 @cache
@@ -36,7 +42,16 @@ def catalogue() -> dict[str, dict[str, str]]:
 def say(lang: Lang, key: str, **values: object) -> str:
     """Return the text of `key` in `lang` with its placeholders filled."""
     text = catalogue()[key][lang]
-    return text.format(**values) if values else text
+    if not values:
+        return text
+    said = text.format(**values)
+    return _ONE.sub(_single, said) if lang == "en" else said
+
+
+def _single(found: re.Match[str]) -> str:
+    """Write the noun, and the verb next to it, for one thing."""
+    noun, verb = found[1], found[2] or ""
+    return f"1 {noun[: -2 if noun.endswith('ches') else -1]}{SINGLE.get(verb, verb)}"
 
 
 def locale_language() -> Lang:

@@ -2,8 +2,7 @@
 
 const TOUR = {
   input: { mode: "joint", preset: "plain", focus: "x" },
-  joint: { mode: "joint", preset: "plain", focus: "z" },
-  joint_scaled_shifted: { mode: "joint", preset: "given", focus: "y" },
+  joint: { mode: "joint", preset: "given", focus: "y" },
   activated: { mode: "joint", preset: "plain", focus: "a" },
   learned_joint: { mode: "joint", preset: "joint", focus: "a" },
   standardised_per_class: { mode: "per_class", preset: "plain", focus: "z" },
@@ -12,14 +11,14 @@ const TOUR = {
   identity: { mode: "per_class", preset: "identity", focus: "y" },
   learned_classification: { mode: "per_class", preset: "classification", focus: "y" },
   unlabelled: { mode: "joint", preset: "unlabelled", focus: "y" },
-  inferred: { mode: "per_class", preset: "classification", focus: "y" },
 };
 
-function guidedTour(example, names) {
+function guidedTour(example) {
   const strip = document.getElementById("tour");
   const [back, next] = strip.querySelectorAll("button");
   const title = strip.querySelector("[data-role=title]");
   const notes = [...strip.querySelectorAll("[data-step]")];
+  const names = notes.map((note) => note.dataset.step);
   const asked = Number(remembered().tour);
   let at = Number.isInteger(asked) && asked >= 1 && asked <= names.length ? asked - 1 : -1;
 
@@ -33,7 +32,7 @@ function guidedTour(example, names) {
     // the sentences hold the recorded numbers; for one's own the playground has its own sentence
     notes.forEach((note, i) => {
       note.hidden = i !== at;
-      note.querySelector("[data-role=sentence]").hidden = own;
+      for (const sentence of note.querySelectorAll("[data-role=sentence]")) sentence.hidden = own;
       note.querySelector("[data-role=own]").hidden = !own;
     });
     remember({ tour: at < 0 ? undefined : at + 1 });
