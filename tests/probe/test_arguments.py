@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from normscope.doctor import assert_healthy, diagnose
-from normscope.doctor.evidence import Composition
 from normscope.functional import why
 from normscope.probe.grammar import (
     Signature,
@@ -132,35 +130,6 @@ def test_what_is_finite() -> None:
     assert not finite(torch.tensor([1.0, torch.nan]))
     assert not finite(torch.tensor([torch.inf]))
     assert finite(torch.tensor([[0.0, 1.0]]).to_sparse())
-
-
-def test_labels_in_a_batch_are_compared_with_chance() -> None:
-    spread = Composition()
-    for _ in range(4):
-        spread.add(torch.tensor([0, 1, 0, 1]))
-    # of 12 ordered pairs of a batch 4 agree; of two samples of the data one half
-    assert (spread.pairs, spread.of, spread.chance) == (16, 48, 0.5)
-    assert spread.excess() == pytest.approx((1 / 3 - 1 / 2) / (1 / 2))
-    assert spread.fixed_places() == pytest.approx(1)
-    alone = Composition()
-    for label in (0, 1, 0, 1):
-        alone.add(torch.full((4,), label))
-    assert alone.excess() == 1
-    one = Composition()
-    one.add(torch.tensor([3]))
-    assert (one.pairs, one.of, one.chance) == (0, 0, 1)
-    assert np.isnan(one.excess())
-    assert np.isnan(one.fixed_places())
-
-
-def test_the_answer_of_a_check_is_a_record() -> None:
-    model: Any = nn.Sequential(nn.BatchNorm1d(2))
-    model[0].num_batches_tracked.fill_(1000)
-    model[0].running_mean += 0.5
-    assert assert_healthy(model).codes == diagnose(model).codes
-    model[0].track_running_stats = False
-    (found,) = diagnose(model, select=["NS014"]).findings
-    assert (found.measured, found.threshold, found.facts["kind"]) == (1, 0, "untracked")
 
 
 def test_a_kernel_that_is_not_there_is_refused_by_name() -> None:

@@ -89,11 +89,10 @@ def run(folder: Path, count: int, seed: int, again: bool, budget: float, seconds
         for m in stored["mutants"]
     ]
     known = read(results)
-    left = [
-        m
-        for m in mutants
-        if m.name not in known or (again and known[m.name]["outcome"] not in DEAD)
-    ]
+    if again:
+        left = [m for m in mutants if m.name in known and known[m.name]["outcome"] not in DEAD]
+    else:
+        left = [m for m in mutants if m.name not in known]
     random.Random(seed).shuffle(left)  # so that a part of a run is a fair part
     covering = Covering(folder)
     begun = time.monotonic()

@@ -91,8 +91,12 @@ class Covering:
         return sorted(found, key=lambda name: (self.seconds[name], name))
 
     def _contexts(self, module: str) -> dict[int, list[str]]:
-        key = next((n for p, n in self._files.items() if p.as_posix().endswith(module)), None)
-        return {} if key is None else self._data.contexts_by_lineno(key)
+        found: defaultdict[int, list[str]] = defaultdict(list)
+        for path, name in self._files.items():
+            if path.as_posix().endswith(module):  # of one tree or another
+                for line, contexts in self._data.contexts_by_lineno(name).items():
+                    found[line] += contexts
+        return found
 
 
 def _heads(node: ast.AST, line: int) -> bool:
