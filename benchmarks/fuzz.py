@@ -2,8 +2,9 @@
 
 Half of the inputs are a whole file with some bytes changed, half one that is written anew with
 some fields changed: other shapes, dtypes and kinds of values, names that hold orders for a
-terminal, names that stand twice, nesting without end. A reader may take such a file or refuse it with one of
-normscope's own errors, which is one printable sentence. The process has a limit of address space.
+terminal, names that stand twice, nesting without end. A reader may take such a file or refuse it
+with one of normscope's own errors, which is one printable sentence. The process has a limit of
+address space.
 
     python -m benchmarks.fuzz --inputs 20000 --json fuzz.json
 """
