@@ -135,7 +135,7 @@ def test_passports_say_which_side_changed() -> None:
     assert [len(side) for side in found.passports] == [0, 1]
     assert Parity.from_json(found.to_json()).to_json() == found.to_json()
     text = html.page(document(found), "en")
-    assert "The second is the one that changed: 1 norms are not what its passport says" in text
+    assert "The second is the one that changed: 1 norm is not what its passport says" in text
     assert parity(net, other, x).passports == (None, None)
 
 
