@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import normscope
 from normscope import layers, lens
+from normscope.environment import threads
 from normscope.errors import InputError, ModelError
 from normscope.lens import layer_record, memory, statistics, sweep
 from normscope.records import Inspection, Layer, StageMeasures
@@ -32,10 +33,8 @@ Batches = list[tuple[Tensor, Tensor]]
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # tensors this small lose time to several
-    yield
-    torch.set_num_threads(before)
+    with threads(1):  # tensors this small lose time to several
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import normscope
 from normscope import InputError, lens
 from normscope.cli.app import app
+from normscope.environment import threads
 from normscope.lens.classes import at_positions
 from normscope.records import Inspection, Layer
 from normscope.records.inspection import BETWEEN
@@ -38,10 +39,8 @@ TARGET = torch.randn(N, generator=draw).exp()
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with threads(1):
+        yield
 
 
 @pytest.fixture(scope="module")

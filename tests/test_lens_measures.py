@@ -14,6 +14,7 @@ from sklearn.metrics import mutual_info_score
 from torch import Tensor, nn
 
 from normscope import lens
+from normscope.environment import threads
 from normscope.lens import measures, sweep
 from normscope.records import Inspection, Layer
 from normscope.report import findings
@@ -23,10 +24,8 @@ Array = NDArray[np.float64]
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with threads(1):
+        yield
 
 
 class Seen:

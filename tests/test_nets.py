@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import normscope
+from normscope.environment import threads
 from normscope.errors import InputError
 from normscope.experiment.data import Data, load
 from normscope.experiment.loop import Trainer, steps_per_epoch
@@ -19,10 +20,8 @@ DOMAINS = ("clean", "invert", "noise")
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # small steps that wait for a second core are many times slower
-    yield
-    torch.set_num_threads(before)
+    with threads(1):  # small steps that wait for a second core are many times slower
+        yield
 
 
 @pytest.fixture(scope="module")

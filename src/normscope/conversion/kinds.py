@@ -136,7 +136,7 @@ def read(layer: nn.Module) -> Plain | None:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module belongs to the family, be it as one that cannot be read."""
+    """Return whether a module belongs to the family, even as one that cannot be read."""
     try:
         return read(module) is not None
     except Refusal:
