@@ -24,7 +24,9 @@ from torch.utils._pytree import tree_leaves
 
 import normscope
 from normscope import functional
-from normscope.kernels import dispatch
+from normscope.kernels import autograd, dispatch, reference
+from normscope.kernels.autograd import Stored
+from normscope.kernels.problem import Epilogue, Problem
 from normscope.layers import batch
 
 
@@ -214,12 +216,18 @@ def test_collectives_get_tensors_of_the_device() -> None:
     with torch.no_grad(), FakeTensorMode(), Watched("c10d") as watched:
         x = torch.empty(4, 3, 5, 5, device="cuda")
         groups = torch.zeros(4, dtype=torch.int64, device="cuda")
-        functional.batch_norm(
-            x, training=True, groups=groups, num_groups=2, process_group=dist.group.WORLD
-        )
-    (gathered,) = watched.seen
-    assert gathered[0] == "c10d.allgather_.default"
-    assert gathered[1] == [(torch.Size([14]), "cuda", torch.float64)] * 3
+        ranks = dist.group.WORLD
+        functional.batch_norm(x, training=True, groups=groups, num_groups=2, process_group=ranks)
+        mean, rstd = (torch.empty(2, 3, dtype=torch.float64, device="cuda") for _ in range(2))
+        given = Problem(x, groups, 2), Epilogue(), Stored(mean, rstd, rstd.new_empty(2, 1))
+        autograd._gradients(x, *given, ranks, reference, wants_x=True, wants_sums=True)
+    gathered, reduced = watched.seen
+    assert gathered[:2] == (
+        "c10d.allgather_.default", [(torch.Size([14]), "cuda", torch.float64)] * 3
+    )  # fmt: skip
+    assert reduced[:2] == (
+        "c10d.allreduce_.default", [(torch.Size([2, 2, 3]), "cuda", torch.float64)]
+    )  # fmt: skip
 
 
 @pytest.mark.usefixtures("chosen_on_a_cpu")

@@ -13,19 +13,19 @@ import torch
 from normscope import functional
 from normscope.kernels import dispatch
 
-CASES = Path(__file__).with_name("gpu_cases.py")
+HERE = Path(__file__).parent
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-def run_cases(cache: Path, **environment: str) -> str:
-    """Run gpu_cases.py in a process of its own: how Triton works is fixed when it is imported."""
+def run_cases(name: str, cache: Path, **environment: str) -> str:
+    """Run a file of cases in a process of its own: an import of Triton fixes how it works."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed (700 MB): pip install -e '.[dev]' brings it on Linux")
     clean = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET",)}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / name)],
         env={**clean, "TRITON_CACHE_DIR": str(cache), **environment},
-        cwd=CASES.parents[2],
+        cwd=HERE.parents[1],
         capture_output=True,
         text=True,
         timeout=400,
@@ -37,17 +37,17 @@ def run_cases(cache: Path, **environment: str) -> str:
 
 @pytest.mark.timeout(420)  # where others use the machine
 def test_interpreted(tmp_path: Path) -> None:
-    assert "18 passed" in run_cases(tmp_path, TRITON_INTERPRET="1")
+    assert "27 passed" in run_cases("gpu_cases.py", tmp_path, TRITON_INTERPRET="1")
 
 
 @pytest.mark.timeout(420)  # where others use the machine
 def test_compiled_ahead(tmp_path: Path) -> None:
-    assert "1 passed" in run_cases(tmp_path, NORMSCOPE_AHEAD="1")
+    assert "1 passed" in run_cases("gpu_compiled.py", tmp_path)
 
 
 def test_the_benchmark_goes_through_its_plan(tmp_path: Path) -> None:
     """Without a card, tiny: so that it does not fail at the first contact with one."""
-    out, script = tmp_path / "gpu.json", CASES.parents[2] / "benchmarks/gpu.py"
+    out, script = tmp_path / "gpu.json", HERE.parents[1] / "benchmarks/gpu.py"
     done = subprocess.run(
         [sys.executable, str(script), "--dry", "--out", str(out)],
         capture_output=True,
@@ -71,7 +71,7 @@ def test_the_benchmark_goes_through_its_plan(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @needs_cuda
 def test_on_a_device(tmp_path: Path) -> None:
-    assert " passed" in run_cases(tmp_path)
+    assert " passed" in run_cases("gpu_cases.py", tmp_path)
 
 
 def test_without_triton_the_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
