@@ -35,7 +35,8 @@ def parity(
     How far rounding drives the network is measured, not assumed: where the two are not equal, one
     form runs once more with every linear layer and norm moved by one rounding error up or down.
     Differences of up to 16 times what that makes are rounding. Neither side runs more than three
-    times in a mode. Both come back as they were.
+    times in a mode; compiled code that is wrong runs a fourth time where the other side is folded.
+    Both come back as they were.
 
     >>> import torch, normscope
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).eval()

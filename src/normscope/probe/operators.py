@@ -81,6 +81,7 @@ class Operators(TorchDispatchMode):
         """Take the names of tensors by address, as `addresses` gives them."""
         super().__init__()
         self._names, self._seen, self._noise = names, seen, noise
+        self._series: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self.quantised = False
 
     def __torch_dispatch__(
@@ -148,11 +149,18 @@ class Operators(TorchDispatchMode):
         return torch.addcmul(output, self._signs(output), size)
 
     def _signs(self, output: Tensor) -> Tensor:
-        """Return +1 and -1 at random; a prime number of them in turn, as drawing each is slow."""
-        signs = torch.empty(min(SIGNS, output.numel()), dtype=output.dtype, device=output.device)
-        signs = signs.bernoulli_().mul_(2).sub_(1)
-        times = -(-output.numel() // len(signs))
-        return signs.repeat(times)[: output.numel()].view(output.shape)
+        """Return +1 and -1 in the strides of an output, from a place of the series at random.
+
+        The series is a prime number of signs over and over, as drawing each is slow.
+        """
+        like = torch.empty_like(output)  # what overlaps has other strides here
+        series = self._series.get((like.dtype, like.device), like[:0].flatten())
+        if len(series) < like.numel() + SIGNS:
+            once = like.new_empty(SIGNS).bernoulli_().mul_(2).sub_(1)
+            series = once.repeat(like.numel() // SIGNS + 2)
+            self._series[like.dtype, like.device] = series
+        begin = int(torch.randint(SIGNS, ()))
+        return series.as_strided(like.shape, like.stride(), begin)
 
 
 def addresses(program: nn.Module) -> dict[int, str]:
