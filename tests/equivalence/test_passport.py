@@ -96,7 +96,7 @@ def test_an_exporter_that_resets_statistics_is_found_both_ways() -> None:
     """As yolo11s behind PT2E: from the passport alone, and by running both."""
     net, x = trained("crepe"), batch("crepe")
     own = passport(net)
-    program = torch.export.export(net, (x,)).module()
+    program = torch.export.export(trained("crepe"), (x,)).module()
     assert _codes(dict(program.named_buffers()), own) == set()
     for name, buffer in program.named_buffers():
         if name.endswith(("running_mean", "running_var")):

@@ -134,16 +134,15 @@ def _phrase(reason: Reason) -> str:
 
 
 def _modes(modes: Iterable[str] | None, first: Form, second: Form) -> list[Mode]:
-    trained = all(form.modules for form in (first, second))
+    norms = [set(form.norms or ()) for form in (first, second)]
     if modes is None:
-        norms = set(first.norms)
         # a folded copy is for eval()
-        return [*MODES] if trained and norms and norms == set(second.norms) else ["eval"]
+        return [*MODES] if norms[0] and norms[0] == norms[1] else ["eval"]
     chosen = [modes] if isinstance(modes, str) else list(modes)
     known: list[Mode] = [mode for mode in MODES if mode in chosen]
     if len(known) != len(set(chosen)) or not known:
         raise InputError(f"modes is {chosen}; it can be 'eval', 'train', or both")
-    if "train" in known and not trained:
+    if "train" in known and None in (first.norms, second.norms):
         raise InputError("a program or an ONNX graph has no train(); compare it in eval() only")
     return known
 
