@@ -20,7 +20,7 @@ def document(inspection: Inspection) -> doc.Document:
     layers = (doc.Only("page", pictures(inspection)),)
     return _with(
         opening(inspection),
-        doc.Section(tr("page.nav.evidence"), evidence(inspection), "evidence"),
+        doc.Section(tr("page.section.evidence"), evidence(inspection), "evidence"),
         doc.Section(told(inspection, "page.layers.title"), layers, "layers", tr("page.nav.layers")),
     )
 
@@ -32,7 +32,7 @@ def opening(inspection: Inspection) -> doc.Document:
     facts = tuple((tr(f"page.fact.{name}"), f"{count:,}") for name, count in known.items())
     about = {"model": inspection.model, "data": inspection.data}
     title = told(inspection, "page.inspection.title", **about)
-    found = doc.Section(tr("page.nav.verdict"), verdict(inspection), "verdict")
+    found = doc.Section(tr("page.section.verdict"), verdict(inspection), "verdict")
     return doc.Document(title, (found,), facts)
 
 
