@@ -169,12 +169,11 @@ def _carries_on(inspection: Inspection | None) -> doc.Section:
     """Show how far the classes can be told apart through the layers; the layers are folded."""
     blocks: list[doc.Block] = [doc.Paragraph(tr("page.no_inspection"), "notice")]
     if inspection is not None:
-        pictures = inspections.pictures(inspection)
         folded = [
             doc.Details(b.title, b.blocks) if isinstance(b, doc.Section) else b
-            for b in pictures[1:]
+            for b in inspections.pictures(inspection)
         ]
-        blocks = [*pictures[:1], *inspections.verdict(inspection), *folded]
+        blocks = [*inspections.carried(inspection), *inspections.verdict(inspection), *folded]
     shown = (doc.Only("page", tuple(blocks)),)
     return doc.Section(tr("page.carries.title"), shown, "layers", tr("page.nav.layers"))
 
