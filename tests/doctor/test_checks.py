@@ -251,7 +251,7 @@ def test_codes_are_whole_and_explained_in_both_languages() -> None:
         assert messages[f"doctor.{code}.title"]["en"] == title.rstrip(".")
         assert messages[f"doctor.{code}.explain"]["en"] == " ".join(body.split())
         assert len(messages[f"doctor.{code}.explain"]["zh"]) > 40
-        assert check.source
+        assert messages[f"doctor.{code}.source"]["en"] == check.source
         assert len(inspect.getsource(check).splitlines()) < 80
     for key, text in messages.items():
         if key.startswith("doctor."):
