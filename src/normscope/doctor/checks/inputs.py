@@ -62,8 +62,9 @@ def other_scale(case: CheckContext, state: LayerState) -> float:
     if int(live.sum()) < ENOUGH or float(drift(again, spread, mean, var)[live].max()) > SAME:
         return 0.0
     factors = (var / state.var)[live].log() / 2
-    size = float(factors.mean())
-    if float(factors.std()) > ALIKE or abs(size) < math.log(OTHER_SCALE):
+    size, pattern = float(factors.mean()), float(state.var[live].log().std()) / 2
+    # variances that are all alike, as at the start, say nothing of what they were measured on
+    if float(factors.std()) > min(ALIKE, pattern) or abs(size) < math.log(OTHER_SCALE):
         return 0.0
     factor = math.exp(size)
     biases = {name: linear.bias for _, linear, name, _ in biased_before(case.model)}
