@@ -284,7 +284,7 @@ def collected(
             found.kept.append(batch)
             found.train.append(trained)
             found.eval.append(evaluated)
-        if (groups := _groups(batch)) is not None:
+        if (groups := batch.classes) is not None:
             found.labels.add(groups)
         if batch.condition is not None and domains:
             found.places.add(batch.condition)
@@ -337,15 +337,6 @@ class _Watcher:
     def activated(self, call: Call, activation: str, after: Tensor) -> None:
         if call.name in self._found.layers:
             self._found.layers[call.name].activation = activation
-
-
-def _groups(batch: Batch) -> Tensor | None:
-    """Return the classes of samples, yes or no in floating point among them."""
-    labels = batch.labels
-    if batch.classes is None and labels is not None and labels.numel() == batch.size:
-        labels = labels.flatten()
-        return labels.long() if bool(((labels == 0) | (labels == 1)).all()) else None
-    return batch.classes
 
 
 def _moments_of(values: Tensor) -> Moments:

@@ -84,13 +84,11 @@ class Form(Protocol):
 
     Attributes:
         kind: what it is.
-        norms: names of its normalising modules, those that are modules.
-        modules: all modules by name; a form without any has no train().
+        norms: names of its normalising modules; None for a program, which has no train().
     """
 
     kind: FormKind
-    norms: Sequence[str]
-    modules: Mapping[str, nn.Module]
+    norms: Sequence[str] | None
 
     def run(self, inputs: Inputs, mode: Mode, *, noise: bool = False) -> Run:
         """Run it once and hand it back as it was.
@@ -147,8 +145,7 @@ def _program(path: Path) -> Any:
 class ProgramForm:
     """A program of torch.export or TorchScript, or a function: its operators are seen."""
 
-    norms: Sequence[str] = ()
-    modules: Mapping[str, nn.Module] = {}
+    norms: Sequence[str] | None = None
 
     def __init__(self, program: Callable[..., Any], kind: FormKind) -> None:
         self._program, self.kind = program, kind
@@ -176,8 +173,7 @@ class ModuleForm:
             for norm in find_norms(model)
             if norm.skipped is None or isinstance(norm.module, _BatchNorm)
         ]
-        self.norms: Sequence[str] = [norm.name for norm in self._norms]
-        self.modules: Mapping[str, nn.Module] = dict(named_layers(model))
+        self.norms: Sequence[str] | None = [norm.name for norm in self._norms]
 
     def run(self, inputs: Inputs, mode: Mode, *, noise: bool = False) -> Run:
         """See `Form`; in eval() layers that were left in train() alone stay so."""
@@ -218,7 +214,8 @@ class ModuleForm:
         def whole(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
             return self._model(*args, **kwargs), dict(kept)
 
-        asked = {name: self.modules[name] for name in self.modules.keys() & set(names)}
+        wanted = set(names)
+        asked = {name: layer for name, layer in named_layers(self._model) if name in wanted}
         with self._in_mode(mode), attach(asked, None, kept.setdefault):
             try:
                 _, found = again(whole)(*given.args, **given.kwargs) if again else (None, {})

@@ -11,7 +11,7 @@ from torch import Tensor
 from normscope.errors import InputError
 from normscope.lens.state import InspectionState
 from normscope.probe.batches import Loader
-from normscope.probe.grammar import Batch, one_class, tensors
+from normscope.probe.grammar import Batch, tensors
 from normscope.records import LabelKind
 
 TERCILES: Literal["terciles"] = "terciles"  # labels= that makes three classes of one number
@@ -53,7 +53,7 @@ class Classes:
                 f"batch {batch.index} has label {int(ids.max())}; with {known} class names labels "
                 f"must lie in 0..{known - 1}"
             )
-        return ids
+        return ids.cpu()
 
     def _kind(self, batch: Batch) -> LabelKind:
         """Decide by the first batch."""
@@ -107,17 +107,6 @@ def _shape(batch: Batch) -> str:
     return "" if given is None else f"{str(given.dtype)[6:]} {tuple(given.shape)}"
 
 
-def _of_samples(batch: Batch) -> Tensor | None:
-    """Return one class for each sample; also of floats that are all 0 or 1, as BCE takes them."""
-    labels = batch.labels
-    if labels is not None and labels.is_floating_point() and labels.numel() == batch.size:
-        if not bool(((labels == 0) | (labels == 1)).all()):
-            return None
-        labels = labels.reshape(batch.size).long()
-    found = one_class(labels, batch.size)
-    return None if found is None else found.cpu()
-
-
 def _of_positions(batch: Batch) -> Tensor | None:
     """Return masks (N, *S) that fit the inputs, from (N, *S), (N, 1, *S) or one-hot (N, K, *S)."""
     labels = batch.labels
@@ -159,7 +148,7 @@ def _fits(x: Tensor, shape: torch.Size) -> bool:
 
 
 READ: dict[LabelKind, Callable[[Batch], Tensor | None]] = {
-    "classes": _of_samples,
+    "classes": lambda batch: batch.classes,
     "positions": _of_positions,
 }
 

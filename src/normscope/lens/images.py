@@ -19,13 +19,16 @@ class Images:
         condition: (N,) int64, or None.
         at: (images, P), the class of every position, below 0 where it has none; None: each image
             has one class.
+        owner: (N,), of which image each region is; None: they are images.
+        places: the positions of each region.
     """
 
     labels: Tensor
     priority: Tensor
     condition: Tensor | None
     at: Tensor | None = None
-    regions: Sequence[tuple[int, Tensor]] = ()  # of which image, at which positions
+    owner: Tensor | None = None
+    places: Sequence[Tensor] = ()
 
     def of_regions(self, at: Tensor) -> "Images":
         """Divide images into the regions of their classes."""
@@ -36,24 +39,38 @@ class Images:
         ]
         owner = torch.tensor([image for image, *_ in found], dtype=torch.int64)
         labels = torch.tensor([k for _, k, _ in found], dtype=torch.int64)
-        regions = [(image, where) for image, _, where in found]
         condition = None if self.condition is None else self.condition[owner]
-        return Images(labels, self.priority[owner] ^ (labels * ODD), condition, at, regions)
+        places = [where for *_, where in found]
+        return Images(labels, self.priority[owner] ^ (labels * ODD), condition, at, owner, places)
 
-    def counted(self, taken: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Return values (N, C, P) for a histogram, and the class of each of the N rows."""
+    def each(self, table: Tensor) -> Tensor:
+        """Give every region the row that a table (images, ...) has for its image."""
+        return table if self.owner is None else table[self.owner]
+
+    def counted(self, taken: Tensor, places: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
+        """Return values (N, C, P) for a histogram, the class of each of the N rows, and its maps.
+
+        Args:
+            taken: (images, C, P).
+            places: (P,), the positions that were taken.
+            maps: (C,) for all images, or (images, C).
+        """
         if self.at is None:
-            return taken, self.labels
+            return taken, self.labels, *maps
         labels = self.at[:, places].flatten()
         rows = taken.movedim(2, 1).reshape(len(labels), -1, 1)
-        return rows[labels >= 0], labels[labels >= 0]
+        used = labels >= 0
+        of_rows = (m if m.dim() == 1 else m.repeat_interleave(len(places), 0)[used] for m in maps)
+        return rows[used], labels[used], *of_rows
 
     def select(self, rows: Tensor | None) -> "Images":
-        """Take some of the images; None: all."""
+        """Take some of the images, (images,) bool; None: all."""
         if rows is None:
             return self
-        condition = None if self.condition is None else self.condition[rows]
-        return Images(self.labels[rows], self.priority[rows], condition)
+        counted = self.each(rows)
+        condition = None if self.condition is None else self.condition[counted]
+        at = None if self.at is None else self.at[rows]
+        return Images(self.labels[counted], self.priority[counted], condition, at)
 
 
 @dataclass(frozen=True, eq=False)

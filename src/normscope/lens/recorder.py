@@ -90,32 +90,33 @@ class Recorder:
         self._check_finite(call, x, "its input")
         running = []
         for part in found:
-            images_ = images.select(part.rows)
+            own = images.select(part.rows)
+            if not len(own.labels):
+                continue
             layer = self._tracked(part, call, before)
-            part_x = x.of_rows(part.rows)
-            layer.stage("input").add(part_x, images_, self._weights[part.name])
+            part_x = x.of_rows(part.rows, images)
+            layer.stage("input").add(part_x, own, self._weights[part.name])
             if part.maps != "per_sample":
                 mean, rstd = part.used.mean.cpu(), part.used.rstd.cpu()
-                z = part_x.normalised(mean, rstd)
+                z = part_x.normalised(*(own.each(t) if t.dim() > 1 else t for t in (mean, rstd)))
                 self._check_finite(call, z, "its output")
                 if part.maps == "per_condition":
-                    layer.stage("normalised").add(z, images_, self._weights[part.name])
-                layer.count_bins(part_x, mean, rstd, images_)
+                    layer.stage("normalised").add(z, own, self._weights[part.name])
+                layer.count_bins(part_x, mean, rstd, own)
             if part.rows is None and part.maps == "one" and self._state.kind == "classes":
-                layer.add_centred(part_x, images_.labels)
-            running.append((layer, part, images_))
+                layer.add_centred(part_x, own.labels)
+            running.append((layer, part, own))
         self._running[call.name] = running
         self._add_pre_activation(call, before)
         # last, so that the activation finds it in the cache
         y = Sweep.of(after, images, take=found[0].maps == "per_sample", axis=axis)
-        for layer, part, images_ in running:
-            part_y = y.of_rows(part.rows)
+        for layer, part, own in running:
+            part_y = y.of_rows(part.rows, images)
             self._check_finite(call, part_y, "its output")
-            layer.stage("scaled_shifted").add(part_y, images_, self._weights[part.name])
-            layer.count_active(part_y, images_.labels)
+            layer.stage("scaled_shifted").add(part_y, own, self._weights[part.name])
+            layer.count_active(part_y, own.labels)
             if part_y.taken is not None:
-                own = layer.map
-                layer.count_bins(part_y, own.beta, own.inverse_gamma, images_)
+                layer.count_bins(part_y, layer.map.beta, layer.map.inverse_gamma, own)
 
     def activated(self, call: Call, activation: str, after: Tensor) -> None:
         """Add what the activation of its output put out."""
@@ -148,7 +149,7 @@ class Recorder:
         seen = Sweep.of(values, images, axis=axis)
         self._check_finite(call, seen, where)
         for layer, part, own in self._running[call.name]:
-            layer.stage(stage).add(seen.of_rows(part.rows), own, self._weights[part.name])
+            layer.stage(stage).add(seen.of_rows(part.rows, images), own, self._weights[part.name])
 
     def _images_at(self, values: Tensor, axis: int) -> Images | None:
         """Return the images, or their regions at a layer's positions; None: they do not fit."""
@@ -179,11 +180,7 @@ class Recorder:
             return []
         if not self._is_per_sample(call):
             if before.shape == after.shape and before.shape[1] == self._channels[call.layer]:
-                found = list(slices(call))
-                if len(found) == 1 or self._state.kind != "positions":
-                    return found
-                self._state.skip(call.name, "lens.skip.conditions_and_positions")
-                return []
+                return list(slices(call))
             self._state.skip(call.name, "lens.skip.not_per_channel")
             return []
         if call.name not in self._per_sample:

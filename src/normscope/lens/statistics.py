@@ -231,8 +231,8 @@ class TrackedLayer:
         if len(self.channels) < taken.shape[1]:
             taken = taken[:, self.channels]
             mean, rstd = mean[..., self.channels], rstd[..., self.channels]
-        taken, labels = images.counted(taken, places_of(self.positions))
-        count_bins(self.histogram, taken, mean, rstd, labels)
+        taken, labels, *maps = images.counted(taken, places_of(self.positions), mean, rstd)
+        count_bins(self.histogram, taken, *maps, labels)
 
     def count_active(self, seen: Sweep, labels: Tensor) -> None:
         """Count the values y > 0 of a batch."""

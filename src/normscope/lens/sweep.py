@@ -58,9 +58,10 @@ class Sweep:
         """
         rows = _rows(values.movedim(axis, 1))
         places = places_of(rows.shape[2] if take else 0)
-        if images is None or images.at is None:
+        if images is None or images.owner is None:
             return _summary(rows, places, take=take)
-        parts = [_summary(rows[i : i + 1, :, where], places_of(0)) for i, where in images.regions]
+        regions = zip(images.owner.tolist(), images.places, strict=True)
+        parts = [_summary(rows[i : i + 1, :, where], places_of(0)) for i, where in regions]
         return cls(
             torch.cat([part.mean for part in parts]),
             torch.cat([part.m2 for part in parts]),
@@ -73,12 +74,12 @@ class Sweep:
         """Map it to z = (x - mean) * rstd; mean and rstd (C,) or (N, C). `fired` stays x's."""
         return Sweep((self.mean - mean) * rstd, self.m2 * rstd**2, self.fired, self.positions)
 
-    def of_rows(self, rows: Tensor | None) -> "Sweep":
-        """Take some of the images; None: all."""
+    def of_rows(self, rows: Tensor | None, images: Images) -> "Sweep":
+        """Take what some of the images hold, (images,) bool; None: all."""
         if rows is None:
             return self
-        taken = None if self.taken is None else self.taken[rows]
-        return Sweep(self.mean[rows], self.m2[rows], self.fired[rows], self.positions[rows], taken)
+        taken, own = None if self.taken is None else self.taken[rows], images.each(rows)
+        return Sweep(self.mean[own], self.m2[own], self.fired[own], self.positions[own], taken)
 
 
 @torch.no_grad()

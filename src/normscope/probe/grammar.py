@@ -67,8 +67,9 @@ class Batch:
 
     @property
     def classes(self) -> Tensor | None:
-        """Labels as (N,) int64 where they are one whole number per sample, or one-hot rows."""
-        return one_class(self.labels, self.size)
+        """Labels as (N,) int64 where they are one class per sample, as `one_class` or yes or no."""
+        found = one_class(self.labels, self.size)
+        return yes_or_no(self.labels, self.size) if found is None else found
 
     @property
     def shapes(self) -> str:
@@ -216,6 +217,13 @@ def one_class(values: Tensor | None, size: int) -> Tensor | None:
         if values.shape[1] > 1 and bool(ones.all()) and bool(((rows == 0) | (rows == 1)).all()):
             return rows.argmax(1)
     return whole_numbers(values, size)
+
+
+def yes_or_no(values: Tensor | None, size: int) -> Tensor | None:
+    """Return (N,) int64 of one float per sample, all of them 0 or 1, as a BCE loss takes them."""
+    if values is None or not values.is_floating_point() or values.numel() != size:
+        return None
+    return values.reshape(size).long() if bool(((values == 0) | (values == 1)).all()) else None
 
 
 def parts(index: int, batch: Any) -> tuple[Any, Any, Any]:

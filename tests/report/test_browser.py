@@ -19,8 +19,8 @@ import normscope.report
 from normscope.lesson import best_thresholds, lesson
 from normscope.records import Lesson, Recovery
 from normscope.report import channels, html, measures, playground, presentation, story
-from tests.chromium import chromium
-from tests.pages import (
+from tests.report.chromium import chromium
+from tests.report.pages import (
     HOSTILE,
     NORMS,
     digits_inspection,
@@ -29,7 +29,7 @@ from tests.pages import (
     run_page,
     worked_lesson,
 )
-from tests.test_page import renamed
+from tests.report.test_page import renamed
 
 SCRIPTS = Path(normscope.report.__file__).parent / "assets/scripts"
 # words that are the same in both languages

@@ -14,7 +14,7 @@ from normscope.report import run as run_report
 from normscope.report.charts import cards
 from normscope.report.document import Details, Document, Terms, parts
 from normscope.report.messages import LANGUAGES, Lang
-from tests.pages import digits_inspection, made_up_run
+from tests.report.pages import digits_inspection, made_up_run
 
 WIDTHS = (40, 60, 80, 140)
 

@@ -24,7 +24,7 @@ from normscope.records import Inspection, Layer
 from normscope.records.inspection import BETWEEN
 from normscope.report import html, terminal
 from normscope.report.inspection import brief, document
-from tests.chromium import chromium
+from tests.report.chromium import chromium
 
 Array = NDArray[np.float64]
 N = 24
@@ -351,11 +351,40 @@ def test_a_batch_without_a_labelled_position_is_passed_over(net: nn.Module) -> N
     assert seen.layers[0].images < 45
 
 
-def test_domains_with_masks_are_left_out_in_a_sentence() -> None:
-    model = nn.Sequential(normscope.ConditionalBatchNorm2d(2, 2), nn.ReLU(), nn.BatchNorm2d(2))
-    seen = lens.inspect(model, batches(IMAGES, MASKS, Y % 2))
-    assert seen.skipped == {"0": "lens.skip.conditions_and_positions"}
-    assert seen.layers[0].name == "2"
+def test_domains_and_masks_go_together() -> None:
+    torch.manual_seed(0)
+    ids = Y % 2
+    norm = normscope.ConditionalBatchNorm2d(2, 2)
+    nn.init.normal_(norm.weight)
+    images = torch.where(ids.view(-1, 1, 1, 1) == 1, 3 * IMAGES + 2, IMAGES)
+    with torch.no_grad(), normscope.condition(ids):
+        for _ in range(50):
+            norm(images)
+        after = norm.eval()(images)
+    model = nn.Sequential(norm, nn.ReLU())
+    masks = MASKS.clone()
+    masks[:2] = 255  # no position of condition 1 has a class in the first batch of two
+    seen = lens.inspect(model, batches(images, masks, ids, size=2))
+    mixed, *each = seen.layers
+    assert [layer.name for layer in seen.layers] == ["0", "0[condition 0]", "0[condition 1]"]
+    centre, spread = (t[ids].view(N, 2, 1, 1) for t in (norm.running_mean, norm.running_var))
+    z = (images - centre) / (spread + norm.eps).sqrt()
+    places = {0: images, 1: z, 2: after, 3: after.relu()}
+    for place, values in places.items():
+        wanted = truth(values, nearest(masks, 8))
+        np.testing.assert_allclose(mixed.stages[place].eta2, wanted["eta2"], atol=1e-6)
+        assert mixed.stages[place].lda_fraction == pytest.approx(wanted["lda"], abs=1e-6)
+    np.testing.assert_array_equal(mixed.histogram, sum(layer.histogram for layer in each))
+    for k, layer in enumerate(each):
+        plain = nn.BatchNorm2d(2)
+        plain.load_state_dict({n: t[k] for n, t in norm.state_dict().items()})
+        one = nn.Sequential(plain, nn.ReLU())
+        (expected,) = lens.inspect(one, [(images[ids == k], masks[ids == k])]).layers
+        np.testing.assert_array_equal(layer.histogram, expected.histogram)
+        np.testing.assert_allclose(layer.class_var, expected.class_var, rtol=1e-6)
+        for a, b in zip(layer.stages, expected.stages, strict=True):
+            np.testing.assert_allclose(a.eta2, b.eta2, atol=1e-6)
+            assert a.lda_fraction == pytest.approx(b.lda_fraction, abs=1e-6)
 
 
 @pytest.mark.parametrize(

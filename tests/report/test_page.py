@@ -22,7 +22,7 @@ from normscope.report import channels, format, html, measures, verdict
 from normscope.report.inspection import document as inspection_document
 from normscope.report.lesson import document as lesson_document
 from normscope.report.messages import LANGUAGES, Lang, catalogue
-from tests.pages import HOSTILE, digits_inspection, made_up_run, run_page, worked_lesson
+from tests.report.pages import HOSTILE, digits_inspection, made_up_run, run_page, worked_lesson
 
 FOLDER = Path(normscope.report.__file__).parent
 CHINESE = re.compile("[\u4e00-\u9fff]")

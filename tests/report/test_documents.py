@@ -27,7 +27,7 @@ from normscope.report.document import (
     table,
 )
 from normscope.report.messages import LANGUAGES, Lang, catalogue
-from tests.pages import (
+from tests.report.pages import (
     compared,
     converted,
     digits_inspection,
