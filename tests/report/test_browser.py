@@ -250,7 +250,7 @@ def test_light_dark_and_paper(open_page: Open) -> None:
     assert dark.evaluate(chart) == ink
     assert not dark.locator(".bar").is_visible()
     assert not dark.locator("[data-journey] input").first.is_visible()
-    assert dark.locator("[data-journey] button:visible").count() == 1  # what the picture is of
+    assert dark.locator("[data-journey] button[aria-pressed]:visible").count() == 1  # what the picture is of
     assert not dark.locator("#numbers").is_visible()  # all of it is folded
     light.get_by_role("button", name="Dark").click()
     assert light.evaluate(chart) != ink

@@ -61,7 +61,7 @@ class Parsed(HTMLParser):
 
     @property
     def data(self) -> Any:
-        (text,) = [t for a, t in self.inside["script"] if a.get("id") == "data"]
+        (text,) = [t for a, t in self.inside["script"] if a.get("type") == "application/json"]
 
         def refuse(constant: str) -> None:
             raise AssertionError(f"{constant} is no JSON")
@@ -223,7 +223,7 @@ def test_hostile_names_stay_text() -> None:
         assert any("{{7*7}}" in name for name in page.data["channels"][0]["classes"])
     raw = run_page(run, "en")
     assert raw.count("</script>") == len(expected.inside["script"])
-    assert "\u2028" not in raw.split('id="data">')[1].split("</script>")[0]
+    assert "\u2028" not in raw.split('type="application/json">')[1].split("</script>")[0]
 
 
 def nan_everywhere(value: Any) -> Any:
