@@ -22,7 +22,14 @@ from normscope.report import channels, format, html, measures, verdict
 from normscope.report.inspection import document as inspection_document
 from normscope.report.lesson import document as lesson_document
 from normscope.report.messages import LANGUAGES, Lang, catalogue
-from tests.report.pages import HOSTILE, digits_inspection, made_up_run, run_page, worked_lesson
+from tests.report.pages import (
+    HOSTILE,
+    digits_inspection,
+    documents,
+    made_up_run,
+    run_page,
+    worked_lesson,
+)
 
 FOLDER = Path(normscope.report.__file__).parent
 CHINESE = re.compile("[\u4e00-\u9fff]")
@@ -140,7 +147,8 @@ def test_sizes() -> None:
 
 
 def test_ids_are_unique_and_what_is_referred_to_exists(parsed: dict[str, Parsed]) -> None:
-    for page in parsed.values():
+    others = (Parsed(html.page(d, "en")) for name, d in documents().items() if name not in parsed)
+    for page in (*parsed.values(), *others):
         ids = [a["id"] for _, a in page.elements if a.get("id")]
         assert len(ids) == len(set(ids))
         for _, attributes in page.elements:
