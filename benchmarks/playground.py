@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 
 from playwright.sync_api import Page
-from tests.chromium import chromium
-from tests.network import script
+from tests.report.chromium import chromium
+from tests.report.network import script
 
 from normscope.report import playground
 

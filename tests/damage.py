@@ -29,7 +29,7 @@ from normscope.probe.load import read_weights, write_weights
 from normscope.records import Inspection, Record, load
 from normscope.records.kinds import fitting
 from normscope.report import document_of, terminal
-from tests import pages
+from tests.report import pages
 
 Draw = Random
 EVIL = "a\x1b]0;t\x07\x1b[31m\x00\u202eb\x9b2J\u2028\u200fc"

@@ -22,8 +22,8 @@ from torch import nn
 import normscope
 from normscope.doctor.checks import CheckContext
 from normscope.doctor.state import of_checkpoint
-from tests.chromium import chromium
 from tests.readme import blocks
+from tests.report.chromium import chromium
 
 ROOT = Path(__file__).parents[1]
 GITHUB = ROOT / ".github"

@@ -443,6 +443,12 @@ def test_compiled_code_that_is_wrong(changed: str) -> None:
         assert (found.reasons[2].code, found.reasons[2].second) == ("eps", "0.5")
     assert len(found.reasons) == (3 if changed == "eps" else 2)
     assert _state(b) == before
+    assert found.forwards == (2, 3)
+    # a folded form has no norms to make the noise in
+    folded = parity(fold(a).model, compiled, x)
+    assert [r.code for r in folded.reasons] == [r.code for r in found.reasons]
+    assert folded.reasons[1].detail == where
+    assert folded.forwards == (1, 4)
     count = len(runs)
     with torch.no_grad():
         compiled(x)

@@ -92,8 +92,24 @@ def test_a_rebuild_that_lost_eps_is_found_and_mended() -> None:
         apply_passport(trained("mlp"), own)
 
 
+def test_an_exporter_that_resets_statistics_is_found_both_ways() -> None:
+    """As yolo11s behind PT2E: from the passport alone, and by running both."""
+    net, x = trained("crepe"), batch("crepe")
+    own = passport(net)
+    program = torch.export.export(trained("crepe"), (x,)).module()
+    assert _codes(dict(program.named_buffers()), own) == set()
+    for name, buffer in program.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            buffer.fill_(name.endswith("var"))
+    every = {(name, "reset") for name in names_of(net)}
+    assert _codes(dict(program.named_buffers()), own) == _codes(program.state_dict(), own) == every
+    found = parity(net, program, x)
+    assert (found.first.name, found.why) == ("conv1_BN", "reset")
+    assert [norm.status for norm in found.norms] == ["differs"] * len(every)
+
+
 def test_statistics_that_were_overwritten_since() -> None:
-    """As after an exporter that starts them anew, an init, or a dummy forward."""
+    """As after an init, or a dummy forward."""
     net = trained("resnet")
     own = passport(net)
     state = {key: t.clone() for key, t in net.state_dict().items()}

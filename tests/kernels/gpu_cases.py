@@ -1,128 +1,53 @@
 """Cases of the Triton programs, which test_gpu.py runs in a process of their own.
 
-With TRITON_INTERPRET=1 they run on CPU tensors. With NORMSCOPE_AHEAD=1 they only compile, for
-devices that need not be there. Otherwise they need a CUDA device.
+With TRITON_INTERPRET=1 they run on CPU tensors. Otherwise they need a CUDA device.
 """
 
 import copy
-import os
-import re
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import triton
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
-from torch.profiler import ProfilerActivity, profile
-from triton.backends.compiler import GPUTarget
-from triton.runtime import JITFunction, driver
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from triton.runtime.interpreter import InterpretedFunction
 
 import normscope
 from normscope import functional
 from normscope.kernels import dispatch, gpu, reference
-from normscope.kernels.gpu import cutting, loops, merging, tuning
+from normscope.kernels.gpu import cutting, layer, tuning
 from normscope.kernels.problem import Epilogue, Problem, Statistics
+from tests.kernels.gpu_case import DEVICE, DTYPES, Case, close
 
-AHEAD = "NORMSCOPE_AHEAD" in os.environ
-DEVICE = "cpu" if AHEAD or "TRITON_INTERPRET" in os.environ else "cuda"
+interpreted = pytest.mark.skipif(DEVICE != "cpu", reason="only in the interpreter")
 # the interpreter calculates in NumPy, which warns where a GPU gives inf or NaN
 pytestmark = [pytest.mark.filterwarnings("ignore::RuntimeWarning")]
-runs = pytest.mark.skipif(AHEAD, reason="only compiled")
-DTYPES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Small tiles and few programs, so that few values make many; new memory is full of NaN."""
-    if not AHEAD:
-        monkeypatch.setattr(cutting, "SIZES", dict.fromkeys(cutting.SIZES, (256, 128, 4)))
-        monkeypatch.setattr(cutting, "WIDEST", 16)
-        monkeypatch.setattr(cutting, "PROGRAMS", 4)
-        monkeypatch.setattr(cutting, "MERGED", {"BLOCK_Q": 4, "BLOCK_C": 2})
+    monkeypatch.setattr(cutting, "SIZES", dict.fromkeys(cutting.SIZES, (256, 128, 4)))
+    monkeypatch.setattr(cutting, "WIDEST", 16)
+    monkeypatch.setattr(cutting, "PROGRAMS", 4)
+    monkeypatch.setattr(cutting, "MERGED", {"BLOCK_Q": 4, "BLOCK_C": 2})
     if DEVICE == "cpu":
         monkeypatch.setattr(gpu, "unsupported", lambda x: None)
     monkeypatch.setattr(functional, "_compiled", lambda *arguments: None)
     monkeypatch.setattr(dispatch, "FAST", {DEVICE: "gpu"})
     monkeypatch.setattr(dispatch, "MEASURED", ("gpu",))
     torch.manual_seed(0)
-    torch.use_deterministic_algorithms(not AHEAD)
+    torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
-
-
-class Case:
-    """Inputs of a layer: odd shapes, ragged groups of which the second is always empty.
-
-    `form` holds: act, a residual, a mask, K, rows of weight and of bias.
-    """
-
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        by_rows: bool,
-        dtype: torch.dtype,
-        form: tuple[Any, ...],
-        running: str = "pooled",
-    ) -> None:
-        self.act, added, masked, self.k, *rows = form
-        n, c = shape[:2]
-        self.rows = max(self.k, *rows)
-
-        def values() -> Tensor:
-            x = (torch.randn(shape, dtype=torch.double) * 2 + 3).to(dtype).to(DEVICE)
-            return x.movedim(1, -1).contiguous().movedim(-1, 1) if by_rows else x
-
-        self.x, self.dy = values(), values()
-        self.residual = values().requires_grad_() if added else None
-        groups = torch.randint(0, self.rows, (n,))
-        groups[groups == 1] = 0
-        self.groups = groups.to(DEVICE) if self.rows > 1 else None
-        self.mask = (torch.rand(n, 1, *shape[2:]) < 0.7).to(DEVICE) if masked else None
-        if self.mask is not None:
-            self.x = torch.where(self.mask, self.x, torch.nan)
-        self.x.requires_grad_()
-        table = torch.float32 if dtype.itemsize == 2 else dtype
-        self.weight, self.bias = (
-            torch.randn(r, c).squeeze(0).to(DEVICE, table).requires_grad_() for r in rows
-        )
-        each = running == "each"
-        size = (self.k, c) if each else (c,)
-        self.running = [torch.rand(size).to(DEVICE, table) for _ in range(2)]
-        self.tracked = torch.full((self.k,) if each else (), 3, device=DEVICE)
-
-    @property
-    def leaves(self) -> list[Tensor]:
-        """What gets a gradient."""
-        given = (self.x, self.weight, self.bias, self.residual)
-        return [t for t in given if t is not None]
-
-    def call(
-        self, impl: str, training: bool = True, state: list[Tensor] | None = None, **more: Any
-    ) -> list[Tensor]:
-        """The output, and the running statistics after it."""
-        state = state or [t.clone() for t in (*self.running, self.tracked)]
-        y = functional.batch_norm(
-            self.x, *state[:2], self.weight, self.bias, training, eps=1e-3, groups=self.groups,
-            num_groups=self.k, mask=self.mask, act=self.act, residual=self.residual, min_count=40,
-            num_batches_tracked=state[2], impl=impl, **more,
-        )  # fmt: skip
-        return [y, *state]
-
-
-def close(ours: Any, theirs: Any, tolerance: float) -> None:
-    """Compare, by the largest expected value."""
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine.dtype == other.dtype
-        assert mine.shape == other.shape
-        assert mine.isfinite().all()
-        scale = max(1.0, float(other.abs().max()))
-        assert float((mine.double() - other.double()).abs().max()) < tolerance * scale
 
 
 FORMS: list[tuple[Any, ...]] = [  # shape, channels last, dtype, form, running; training, momentum
@@ -136,7 +61,6 @@ FORMS: list[tuple[Any, ...]] = [  # shape, channels last, dtype, form, running; 
 ]
 
 
-@runs
 @pytest.mark.parametrize(
     ("shape", "by_rows", "dtype", "form", "running", "training", "momentum"), FORMS, ids=str
 )
@@ -153,7 +77,6 @@ def test_a_layer_equals_the_reference(
     close(*found, DTYPES[dtype])
 
 
-@runs
 def test_tiles_and_warps_by_measurement() -> None:
     """The fastest of each program stays, and the results with it are right."""
     times = iter([3.0, 1.0, 2.0, *[1.0, 2.0, 3.0] * 3])
@@ -166,7 +89,6 @@ def test_tiles_and_warps_by_measurement() -> None:
     close([case.call("gpu")[0].detach()], [case.call("reference")[0].detach()], 1e-6)
 
 
-@runs
 def test_statistics_of_several_processes(tmp_path: Path) -> None:
     """By the verbs, with a collective between them; and the batch's moments, where asked for."""
     dist.init_process_group(
@@ -182,8 +104,8 @@ def test_statistics_of_several_processes(tmp_path: Path) -> None:
             y, *state = case.call(impl, process_group=group)
             found.append([y.detach(), *state, *torch.autograd.grad(y, case.leaves, case.dy)])
         close(*found, 1e-6)
-        x, layer = torch.randn(3, 2, 2, 2, device=DEVICE), normscope.BatchNorm2d(2).to(DEVICE)
-        for module in (layer, DistributedDataParallel(copy.deepcopy(layer))):
+        x, norm = torch.randn(3, 2, 2, 2, device=DEVICE), normscope.BatchNorm2d(2).to(DEVICE)
+        for module in (norm, DistributedDataParallel(copy.deepcopy(norm))):
             module(x).square().sum().backward()
             module(x)  # the buffers are sent around before
             found.append([p.grad for p in module.parameters()] + list(module.buffers()))
@@ -192,7 +114,6 @@ def test_statistics_of_several_processes(tmp_path: Path) -> None:
         dist.destroy_process_group()
 
 
-@runs
 @pytest.mark.parametrize("by_rows", [False, True])
 def test_a_large_mean_loses_nothing(by_rows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cutting, "WIDEST", 32)
@@ -211,7 +132,6 @@ def test_a_large_mean_loses_nothing(by_rows: bool, monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(y.double(), expected, rtol=1e-6, atol=1e-6)
 
 
-@runs
 def test_what_is_not_finite_or_of_no_group_stays_where_it_is() -> None:
     x, groups = torch.randn(6, 2, 3, 2).to(DEVICE), torch.tensor([0, 1, 0, 1, 7, -1]).to(DEVICE)
     for poison in (torch.nan, torch.inf):
@@ -226,7 +146,6 @@ def test_what_is_not_finite_or_of_no_group_stays_where_it_is() -> None:
     torch.testing.assert_close(y[:4], exact, equal_nan=True)
 
 
-@runs
 def test_activations_beyond_what_exp_can_hold() -> None:
     u = torch.tensor([-1e30, -200.0, -88.0, -20.0, -1.0, 0.0, 1.0, 20.0, 88.0, 200.0, 1e30])
     u = torch.cat([u, torch.tensor([torch.nan, torch.inf])]).reshape(-1, 1).to(DEVICE)
@@ -236,7 +155,6 @@ def test_activations_beyond_what_exp_can_hold() -> None:
         torch.testing.assert_close(y, function(u), rtol=1e-6, atol=1e-37, equal_nan=True)
 
 
-@runs
 def test_second_derivatives_and_many_cotangents() -> None:
     case = Case((4, 3, 3, 3), True, torch.float64, ("relu", True, True, 3, 3, 1))
     many = torch.randn(2, *case.x.shape).double().to(DEVICE)
@@ -254,7 +172,6 @@ def test_second_derivatives_and_many_cotangents() -> None:
     close(*[[t.detach() for t in found_] for found_ in found], 1e-11)
 
 
-@runs
 def test_an_output_is_computed_again_to_the_bit() -> None:
     case = Case((4, 2, 3, 3), True, torch.float32, ("relu", False, True, 3, 1, 1))
     found = []
@@ -272,7 +189,6 @@ FAMILY: dict[str, Callable[[], Any]] = {
 }
 
 
-@runs
 @pytest.mark.parametrize("name", FAMILY)
 def test_the_family(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers against the reference, in mixed precision too: what autocast leaves alone."""
@@ -296,115 +212,111 @@ def test_the_family(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(mine.double(), exact.double(), rtol=1e-5, atol=1e-5)
 
 
-class Absent:
-    """A driver for a device that is not there: enough to compile for it."""
+class Captured:
+    """Programs in the order in which they were started, as a CUDA graph keeps them."""
 
-    def __init__(self, arch: int) -> None:
-        self.arch = arch
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.started: list[Callable[[], Any]] = []
+        run = InterpretedFunction.run
 
-    def get_current_target(self) -> Any:
-        return GPUTarget("cuda", self.arch, 32)
+        def kept(jit: Any, *args: Any, **kwargs: Any) -> Any:
+            self.started.append(lambda: run(jit, *args, **kwargs))
+            return self.started[-1]()
 
-    def get_current_device(self) -> int:
-        return self.arch  # programs are kept by device
+        monkeypatch.setattr(InterpretedFunction, "run", kept)
 
-    def get_current_stream(self, device: int) -> int:
-        return device
+    def replay(self) -> None:
+        """Start them again in the same memory; nothing else is done."""
+        for start in self.started:
+            start()
 
 
-READS = {"moments": 1, "normalize": 1, "gradient_sums": 2, "gradient": 2}  # tensors as large as x
-WRITES = {"normalize": 1, "gradient": 1}
-TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+@interpreted
+@pytest.mark.parametrize("form", [FORMS[1], FORMS[3]], ids=str)
+def test_a_captured_step_is_right_for_other_values(
+    form: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other groups, masks and values than those of the capture, as in a CUDA graph's replay."""
+
+    def step(case: Case) -> list[Tensor]:
+        y, *_ = case.call("gpu", momentum=form[-1], state=[*case.running, case.tracked])
+        return [y.detach(), *torch.autograd.grad(y, case.leaves, case.dy)]
+
+    captured, case, other = Captured(monkeypatch), Case(*form[:5]), Case(*form[:5])
+    begun = [t.clone() for t in (*case.running, case.tracked)]
+    found = step(case)
+    before = [t.clone() for t in found]
+    with torch.no_grad():
+        for name in ("x", "dy", "residual", "groups", "mask", "weight", "bias", "tracked"):
+            if getattr(case, name) is not None:
+                getattr(case, name).copy_(getattr(other, name))
+        for mine, theirs in zip(case.running, other.running, strict=True):
+            mine.copy_(theirs)
+    captured.replay()
+    for mine, theirs, old in zip(found, step(other), before, strict=True):
+        assert torch.equal(mine, theirs)
+        assert not torch.equal(mine, old)
+    for mine, theirs, old in zip(case.running, other.running, begun, strict=False):
+        assert torch.equal(mine, theirs)
+        assert not torch.equal(mine, old)
+    assert torch.equal(case.tracked, other.tracked)
+
+
 # what moves no values and starts nothing on a device
 FREE = {
-    "empty", "empty_like", "empty_strided", "new_empty", "view", "reshape", "as_strided", "detach",
-    "select", "slice", "unbind", "expand", "unsqueeze", "permute", "movedim", "contiguous", "to",
-    "result_type", "alias", "_reshape_alias", "ones_like", "resolve_neg", "lift_fresh",
+    "empty", "empty_like", "empty_strided", "new_empty", "view", "as_strided", "detach", "select",
+    "slice", "unbind", "expand", "unsqueeze", "permute", "alias", "_reshape_alias",
 }  # fmt: skip
 
 
-class Compiled:
-    """Compiles what would be started, looks at its machine code, and counts it."""
+class OnDevice(TorchDispatchMode):
+    """Lets pass what only makes memory on a CUDA device, or looks at it otherwise."""
 
-    def __init__(self) -> None:
-        self.started: list[str] = []
-        self.seen: set[Any] = set()
-        self.names: set[tuple[int, str]] = set()
-        self.run = JITFunction.run
-
-    def __call__(self, jit: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        kernel = self.run(jit, *args, grid=grid, warmup=True, **kwargs)
-        self.started.append(jit.__name__)
-        if kernel.hash not in self.seen:
-            self.seen.add(kernel.hash)
-            self.names.add((driver.active.arch, jit.__name__))
-            self.look(jit.__name__, kernel.asm, args, kwargs)
-        return kernel
-
-    def look(self, name: str, made: dict[str, Any], args: Any, given: dict[str, Any]) -> None:
-        """No spills, few registers, whole vectors."""
-        path = Path(os.environ["TRITON_CACHE_DIR"]) / "code.cubin"
-        path.write_bytes(made["cubin"])
-
-        def read(flag: str) -> str:
-            tool = [TOOL, flag, path]
-            done = subprocess.run(tool, capture_output=True, text=True, check=True)
-            return str(done.stdout)
-
-        sizes = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", read("-res-usage")))
-        assert 0 < int(sizes["REG"]) <= 128, (name, sizes)
-        assert sizes["STACK"] == sizes["LOCAL"] == "0", (name, sizes)  # nothing is spilled
-        if name not in READS:
-            return
-        bytes_ = given["BLOCK_R"] * given["BLOCK_E"] * args[0].element_size()
-        vectors = bytes_ // (16 * 32 * given["num_warps"])
-        assert vectors > 0
-        for start, tensors in (("ld", READS[name]), ("st", WRITES.get(name, 0))):
-            whole = re.findall(rf"\b{start}\.global[\w.:]*\.(?:v4\.b32|v2\.b64)", made["ptx"])
-            assert len(whole) >= tensors * vectors, (name, start, vectors)
-        if name == "normalize":  # what the assembler makes of it, which takes it a second to say
-            code = read("-sass")
-            for operation in ("LDG", "STG"):
-                assert len(re.findall(rf"\b{operation}[\w.]*\.128", code)) >= vectors
-            assert not re.findall(r"\b(?:LDL|STL)\b", code)
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func.namespace == "prim":  # a question that fake tensors are asked
+            return found
+        assert func.name().removeprefix("aten::").split(".")[0] in FREE, func
+        tensors = [t for t in tree_leaves((args, kwargs, found)) if isinstance(t, Tensor)]
+        assert {t.device.type for t in tensors} == {"cuda"}, func
+        assert not (kwargs or {}).get("pin_memory"), func
+        return found
 
 
-@pytest.mark.skipif(not AHEAD, reason="run, not only compiled")
-def test_compiles_for_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter takes programs that the compiler refuses; all are taken to machine code."""
-    look = Compiled()
-    monkeypatch.setattr(JITFunction, "run", lambda jit, *args, **kwargs: look(jit, *args, **kwargs))
-    for arch, *rest in [
-        (90, (8, 64, 56, 56), True, torch.bfloat16, ("relu", False, False, 1, 1, 1)),
-        (80, (16, 512, 7, 7), False, torch.bfloat16, ("silu", True, True, 8, 8, 8), "each"),
-        (90, (32, 96, 14, 14), True, torch.float32, ("relu", True, True, 8, 1, 1)),
-        (80, (16, 64, 14, 14), False, torch.float64, ("relu", True, False, 1, 4, 4)),
-    ]:
-        driver.set_active(Absent(arch))
-        case = Case(*rest)
-        look.started.clear()
-        state = [*case.running, case.tracked]
-        with profile(activities=[ProfilerActivity.CPU]) as watched:
-            y, *_ = case.call("gpu", state=state, momentum=None if case.k > 1 else 0.1)
-            forward = len(look.started)
-            torch.autograd.grad(y, case.leaves, case.dy)
-        several = case.rows > 1
-        assert look.started[:forward] == [
-            *["arrange"] * several,
-            "moments",
-            "merge_moments",
-            "normalize",
-        ]
-        assert look.started[forward:] == ["gradient_sums", "merge_gradients", "gradient"]
-        names = {e.name.removeprefix("aten::") for e in watched.events() if "aten::" in e.name}
-        assert "empty_like" in names
-        assert not names - FREE  # nothing else is started, and nothing waits
-    case.call("gpu", training=False)
-    programs = {
-        (arch, name)
-        for arch in (80, 90)
-        for module in (loops, merging)
-        for name, value in vars(module).items()
-        if isinstance(value, JITFunction) and not name.startswith("_")
-    }
-    assert look.names == programs
+def there(like: Tensor) -> Tensor:
+    """Make a tensor on a CUDA device, which need not be there."""
+    return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="cuda")
+
+
+@interpreted
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_nothing_leaves_the_device(form: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a fake CUDA device: the host reads no value, copies nothing and computes nothing.
+
+    Without CUDA in torch nothing on such a device can be differentiated, so both halves of the
+    gradient are called as autograd would.
+    """
+    started: list[str] = []
+    monkeypatch.setattr(
+        InterpretedFunction, "run", lambda jit, *args, **kwargs: started.append(jit.__name__)
+    )
+    monkeypatch.setattr(functional, "is_transformed", lambda: False)
+    monkeypatch.setattr(layer, "on", lambda x: nullcontext())
+    context = SimpleNamespace(needs_input_grad=(True,) * 10)
+    context.save_for_backward = lambda *tensors: setattr(context, "saved_tensors", tensors)
+    forward = layer._Layer.forward
+    monkeypatch.setattr(layer._Layer, "apply", lambda *args: forward(context, *args))
+    *of, training, momentum = form
+    case = Case(*of)
+    with torch.no_grad(), FakeTensorMode():
+        vars(case).update(tree_map_only(Tensor, there, vars(case)))
+        with OnDevice():
+            y, *_ = case.call("gpu", training, [*case.running, case.tracked], momentum=momentum)
+            wanted = (True, True, True, case.residual is not None)
+            gradients = layer._by_programs(context, case.dy, wanted)
+    assert started == [
+        *["arrange"] * (case.rows > 1), *["moments"] * training, "merge_moments", "normalize",
+        "gradient_sums", "merge_gradients", "gradient",
+    ]  # fmt: skip
+    assert y.device.type == "cuda"
+    assert [g is not None for g in gradients] == list(wanted)

@@ -50,7 +50,7 @@ class Comparison:
         self._a, self._b = (runs[side] for side in order)
         self._batches = inputs[order[0]].sketch(), inputs[order[1]].sketch()
         self._sides = tuple(zip(runs, forms, inputs, strict=True))
-        self._both_train = all(form.modules for form in forms)
+        self._both_train = all(form.norms is not None for form in forms)
         self._coarse = max(run.rounding for run in runs)
         self._aligned = Alignment(self._a, self._b)
         self.extra = self._aligned.extra

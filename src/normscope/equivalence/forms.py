@@ -1,6 +1,5 @@
 """Every form of a network that can be run beside another: modules, programs, files, functions."""
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from normscope.errors import FileError, InputError, ModelError
 from normscope.files import shown
 from normscope.probe.compare import leaves
 from normscope.probe.frozen import program_kind, refuse_unready
-from normscope.probe.hooks import attach
+from normscope.probe.hooks import attach, uncompiled
 from normscope.probe.layers import bare, find_norms, named_layers
 from normscope.probe.load import reason
 from normscope.probe.observe import observe
@@ -84,13 +83,11 @@ class Form(Protocol):
 
     Attributes:
         kind: what it is.
-        norms: names of its normalising modules, those that are modules.
-        modules: all modules by name; a form without any has no train().
+        norms: names of its normalising modules; None for a program, which has no train().
     """
 
     kind: FormKind
-    norms: Sequence[str]
-    modules: Mapping[str, nn.Module]
+    norms: Sequence[str] | None
 
     def run(self, inputs: Inputs, mode: Mode, *, noise: bool = False) -> Run:
         """Run it once and hand it back as it was.
@@ -147,8 +144,7 @@ def _program(path: Path) -> Any:
 class ProgramForm:
     """A program of torch.export or TorchScript, or a function: its operators are seen."""
 
-    norms: Sequence[str] = ()
-    modules: Mapping[str, nn.Module] = {}
+    norms: Sequence[str] | None = None
 
     def __init__(self, program: Callable[..., Any], kind: FormKind) -> None:
         self._program, self.kind = program, kind
@@ -159,7 +155,7 @@ class ProgramForm:
         collector = Collector(values_only=noise)
         operators = Operators(addresses(self._own), collector.operator, noise=noise)
         outputs = _outputs(self._program, inputs.like(_tensors(self._own)), mode,
-                           _kept_program(self._own), _uncompiled(), operators)  # fmt: skip
+                           _kept_program(self._own), uncompiled(), operators)  # fmt: skip
         return Run(outputs, collector.sites, quantised=operators.quantised)
 
 
@@ -176,8 +172,7 @@ class ModuleForm:
             for norm in find_norms(model)
             if norm.skipped is None or isinstance(norm.module, _BatchNorm)
         ]
-        self.norms: Sequence[str] = [norm.name for norm in self._norms]
-        self.modules: Mapping[str, nn.Module] = dict(named_layers(model))
+        self.norms: Sequence[str] | None = [norm.name for norm in self._norms]
 
     def run(self, inputs: Inputs, mode: Mode, *, noise: bool = False) -> Run:
         """See `Form`; in eval() layers that were left in train() alone stay so."""
@@ -218,7 +213,8 @@ class ModuleForm:
         def whole(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
             return self._model(*args, **kwargs), dict(kept)
 
-        asked = {name: self.modules[name] for name in self.modules.keys() & set(names)}
+        wanted = set(names)
+        asked = {name: layer for name, layer in named_layers(self._model) if name in wanted}
         with self._in_mode(mode), attach(asked, None, kept.setdefault):
             try:
                 _, found = again(whole)(*given.args, **given.kwargs) if again else (None, {})
@@ -270,16 +266,6 @@ def _outputs(call: Any, given: Inputs, mode: Mode, *around: Any) -> list[Tensor]
     if not found:
         raise ModelError(f"{type(call).__name__} gives no floating point numbers to compare")
     return found
-
-
-@contextmanager
-def _uncompiled() -> Iterator[None]:
-    """Run compiled code as it was written, which needs no import where nothing was compiled."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
 
 
 @contextmanager

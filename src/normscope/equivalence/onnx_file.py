@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from normscope.equivalence.forms import FormKind, Inputs, Mode
 from normscope.equivalence.sites import Collector, Kind, Run
@@ -26,8 +26,7 @@ class OnnxForm:
     """An ONNX graph run by onnxruntime, without its optimisations."""
 
     kind: FormKind = "onnx"
-    norms: Sequence[str] = ()
-    modules: Mapping[str, nn.Module] = {}
+    norms: Sequence[str] | None = None
 
     def __init__(self, subject: Any) -> None:
         """Take a path or a ModelProto; the graph is copied.

@@ -54,7 +54,7 @@ class Sketch:
         return cls(shape, kind, values, largest(values))
 
 
-@lru_cache(32)
+@lru_cache(512)  # a network has fewer shapes
 def _places(shape: tuple[int, ...], step: int) -> tuple[Any, ...]:
     """Return the indices of every `step`-th place in every channel."""
     places = torch.unravel_index(torch.arange(0, math.prod(shape), step), shape)

@@ -8,30 +8,31 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# where each operator keeps its input, weight and bias; the axis of its channels
-_LINEAR: dict[str, tuple[int, int, int, int]] = {
-    "aten::convolution": (0, 1, 2, 1),
-    "aten::_convolution": (0, 1, 2, 1),
-    "aten::addmm": (1, 2, 0, -1),
-    "aten::mm": (0, 1, -1, -1),
-    "aten::linear": (0, 1, 2, -1),
+# the axis of the channels that a linear operator puts out
+_LINEAR = {
+    "aten::convolution": 1,
+    "aten::_convolution": 1,
+    "aten::addmm": -1,
+    "aten::mm": -1,
+    "aten::linear": -1,
+}
+# where arguments have other names; these hold the weight transposed
+_TURNED = {
+    "aten::addmm": {"input": "mat1", "weight": "mat2", "bias": "self"},
+    "aten::mm": {"input": "self", "weight": "mat2"},
 }
 # a norm that became two operators: a product and a sum with a tensor per channel
 _AFFINE = {"aten::mul": "scale", "aten::add": "shift"}
-_TURNED = ("aten::addmm", "aten::mm")
-# the norms' arguments behind input, weight, bias, running_mean, running_var
-_NORMS: dict[str, tuple[str, ...]] = {
-    "aten::batch_norm": ("training", "momentum", "eps"),
-    "aten::native_batch_norm": ("training", "momentum", "eps"),
-    "aten::cudnn_batch_norm": ("training", "momentum", "eps"),
-    "aten::miopen_batch_norm": ("training", "momentum", "eps"),
-    "aten::_native_batch_norm_legit": ("training", "momentum", "eps"),
-    "aten::_native_batch_norm_legit_functional": ("training", "momentum", "eps"),
-    "aten::_native_batch_norm_legit_no_training": ("momentum", "eps"),
-    "aten::_batch_norm_with_update": ("momentum", "eps"),
-    "aten::_batch_norm_no_update": ("momentum", "eps"),
-}
-_TRAINS = {"aten::_batch_norm_with_update": True}
+_TRAINS = "aten::_batch_norm_with_update"
+_NORMS = frozenset({
+    "aten::batch_norm", "aten::native_batch_norm", "aten::cudnn_batch_norm",
+    "aten::miopen_batch_norm", "aten::_native_batch_norm_legit",
+    "aten::_native_batch_norm_legit_functional", "aten::_native_batch_norm_legit_no_training",
+    _TRAINS, "aten::_batch_norm_no_update",
+})  # fmt: skip
+_HELD = ("running_mean", "running_var", "weight", "bias")
+_SETTINGS = {"training": "training", "momentum": "momentum", "eps": "eps",
+             "epsilon": "eps", "exponential_average_factor": "momentum"}  # fmt: skip
 SIGNS = 8_209  # random ones
 QUANTISING = ("quantized_decomposed", "quantized", "torchao")  # namespaces of such operators
 
@@ -81,6 +82,7 @@ class Operators(TorchDispatchMode):
         """Take the names of tensors by address, as `addresses` gives them."""
         super().__init__()
         self._names, self._seen, self._noise = names, seen, noise
+        self._series: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self.quantised = False
 
     def __torch_dispatch__(
@@ -88,36 +90,32 @@ class Operators(TorchDispatchMode):
     ) -> Any:
         name = func._schema.name
         self.quantised |= name.startswith(QUANTISING)
-        linear, norm = _LINEAR.get(name), _NORMS.get(name)
         if name in _AFFINE:
             return self._affine(_AFFINE[name], func, args, kwargs or {})
-        if linear is None and norm is None:
+        norm = name in _NORMS
+        if not norm and name not in _LINEAR:
             return func(*args, **(kwargs or {}))
-        given = _positional(func, args, kwargs or {})
-        # what batch norm updates in place is told as it was
-        call = None
-        if norm is not None:
-            tensors, settings = _norm_arguments(name, given, norm, func)
-            kept = {n: t.clone() if n.startswith("running") else t for n, t in tensors.items()}
-            owner = self._owner(tensors)
-            output = func(*args, **(kwargs or {}))
-            after = output[0] if isinstance(output, (tuple, list)) else output
-            after = self._moved(after, 1)
-            call = OperatorCall("norm", owner, name, 1, given[0], after, kept, settings)
-            output = (after, *output[1:]) if isinstance(output, (tuple, list)) else after
-        else:
-            assert linear is not None, "one of the two"
-            x, weight, bias, axis = linear
-            after = output = self._moved(func(*args, **(kwargs or {})), axis)
-            tensors = {"weight": given[weight]}
-            if bias >= 0 and isinstance(given[bias], Tensor):
-                tensors["bias"] = given[bias]
-            owner = self._owner(tensors)
-            if name in _TURNED:  # as the layer holds it: (outputs, inputs)
-                tensors["weight"] = tensors["weight"].t()
-            call = OperatorCall("linear", owner, name, axis, given[x], after, tensors, {})
-        self._seen(call)
-        return output
+        given = {a.name: a.default_value for a in func._schema.arguments}
+        given |= dict(zip(given, args, strict=False)) | (kwargs or {})
+        names = _TURNED.get(name, {})
+        settings: dict[str, Any] = {}
+        before = given[names.get("input", "input")]
+        held = {k: t for k in _HELD if isinstance(t := given.get(names.get(k, k)), Tensor)}
+        owner = self._owner(held)
+        if norm:
+            settings = {_SETTINGS[k]: value for k, value in given.items() if k in _SETTINGS}
+            settings.setdefault("training", name == _TRAINS)
+            # what it updates in place is told as it was
+            held = {k: t.clone() if k.startswith("running") else t for k, t in held.items()}
+        if name in _TURNED:  # as the layer holds it: (outputs, inputs)
+            held["weight"] = held["weight"].t()
+        output = func(*args, **(kwargs or {}))
+        several = isinstance(output, (tuple, list))
+        axis = _LINEAR.get(name, 1)
+        after = self._moved(output[0] if several else output, axis)
+        kind = "norm" if norm else "linear"
+        self._seen(OperatorCall(kind, owner, name, axis, before, after, held, settings))
+        return (after, *output[1:]) if several else after
 
     def _affine(self, kind: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         output = func(*args, **kwargs)
@@ -148,11 +146,18 @@ class Operators(TorchDispatchMode):
         return torch.addcmul(output, self._signs(output), size)
 
     def _signs(self, output: Tensor) -> Tensor:
-        """Return +1 and -1 at random; a prime number of them in turn, as drawing each is slow."""
-        signs = torch.empty(min(SIGNS, output.numel()), dtype=output.dtype, device=output.device)
-        signs = signs.bernoulli_().mul_(2).sub_(1)
-        times = -(-output.numel() // len(signs))
-        return signs.repeat(times)[: output.numel()].view(output.shape)
+        """Return +1 and -1 in the strides of an output, from a place of the series at random.
+
+        The series is a prime number of signs over and over, as drawing each is slow.
+        """
+        like = torch.empty_like(output)  # what overlaps has other strides here
+        series = self._series.get((like.dtype, like.device), like[:0].flatten())
+        if len(series) < like.numel() + SIGNS:
+            once = like.new_empty(SIGNS).bernoulli_().mul_(2).sub_(1)
+            series = once.repeat(like.numel() // SIGNS + 2)
+            self._series[like.dtype, like.device] = series
+        begin = int(torch.randint(SIGNS, ()))
+        return series.as_strided(like.shape, like.stride(), begin)
 
 
 def addresses(program: nn.Module) -> dict[int, str]:
@@ -163,27 +168,3 @@ def addresses(program: nn.Module) -> dict[int, str]:
             owner = ".".join(part for part in name.split(".")[:-1] if part != "_orig_mod")
             found.setdefault(tensor.data_ptr(), owner)
     return found
-
-
-def _positional(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """Put all arguments in the order of the schema."""
-    arguments = func._schema.arguments
-    rest = arguments[len(args) :]
-    return [*args, *(kwargs.get(a.name, a.default_value) for a in rest)]
-
-
-def _norm_arguments(
-    name: str, given: list[Any], behind: tuple[str, ...], func: Any
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    names = [argument.name for argument in func._schema.arguments]
-    by_name = dict(zip(names, given, strict=False))
-    tensors = {
-        key: by_name[key]
-        for key in ("running_mean", "running_var", "weight", "bias")
-        if isinstance(by_name.get(key), Tensor)
-    }
-    other = {"epsilon": "eps", "exponential_average_factor": "momentum"}
-    settings = {other.get(key, key): value for key, value in by_name.items()}
-    found = {key: settings[key] for key in behind if key in settings}
-    found.setdefault("training", _TRAINS.get(name, False))
-    return tensors, found

@@ -6,10 +6,9 @@ from statistics import median
 
 from normscope.records import Bench, Race, Setting, Spread
 from normscope.report import document as doc
-from normscope.report.bilingual import Text, Words, sentences, tr
+from normscope.report.bilingual import Text, Words, known, sentences, tr
 from normscope.report.charts import spec
-from normscope.report.format import number
-from normscope.report.messages import catalogue
+from normscope.report.format import number, three
 
 MINE, PLAIN = "normscope", "torch"
 LEAN = "normscope_recompute"
@@ -21,18 +20,15 @@ def document(bench: Bench) -> doc.Document:
     """Show the verdict, every time, every error, and how it was measured."""
     facts = ", ".join(f"{name} {value}" for name, value in bench.environment.items())
     how = tr("bench.how", checked=bench.checked, repeats=bench.repeats)
-    texts: tuple[doc.Block, ...] = (*verdict(bench), doc.Paragraph(how, "quiet"))
     numbers = [*_by_part(bench), *([_errors(bench)] if bench.accuracies else [])]
     missing = tuple(doc.Paragraph(text, "quiet") for text in _absent(bench))
     figures = doc.Only("page", (doc.Figures(tuple(_pictures(bench))),))
-    evidence = (figures, doc.Only("terminal", (*numbers, *missing)))
-    every = (doc.Only("page", (*missing, _timings(bench))),)
-    sections = (
-        doc.Section(tr("page.nav.verdict"), texts, "verdict"),
-        doc.Section(tr("page.nav.evidence"), evidence, "evidence"),
-        doc.Section(tr("bench.nav.figures"), every, "figures"),
-    )
-    return doc.Document(tr("bench.title"), sections, footer=(facts,))
+    sections: dict[str, tuple[doc.Block, ...]] = {
+        "verdict": (*verdict(bench), doc.Paragraph(how, "quiet")),
+        "evidence": (figures, doc.Only("terminal", (*numbers, *missing))),
+        "figures": (doc.Only("page", (*missing, _timings(bench))),),
+    }
+    return doc.assembled("bench", tr("bench.title"), sections, footer=(facts,))
 
 
 def races(bench: Bench, *parts: str) -> list[Race]:
@@ -52,8 +48,8 @@ def setting_name(setting: Setting) -> str:
 
 def peer_name(peer: str) -> Text:
     """Name a peer."""
-    key = f"bench.peer.{peer}"
-    return tr(key) if key in catalogue() else Text(peer, peer)
+    key = known(f"bench.peer.{peer}", "")
+    return tr(key) if key else Text(peer, peer)
 
 
 # --- the verdict ------------------------------------------------------------------------------
@@ -78,11 +74,11 @@ def _speed(bench: Bench) -> doc.Finding | None:
     slowest, fastest = (f(found, key=lambda pair: pair[0]) for f in (min, max))
     texts = tr(
         "bench.verdict.speed",
-        middle=_three(median(ratio for ratio, _ in found)),
+        middle=three(median(ratio for ratio, _ in found)),
         count=len(found),
-        least=_three(slowest[0]),
+        least=three(slowest[0]),
         least_at=slowest[1],
-        most=_three(fastest[0]),
+        most=three(fastest[0]),
         most_at=fastest[1],
     )
     slower = "; ".join(name for ratio, name in found if ratio < LEAST)
@@ -102,7 +98,7 @@ def _models(bench: Bench) -> doc.Finding | None:
     if not all(ratios.values()):
         return None
     values = {
-        f"{name}_{end}": _three(f(known))
+        f"{name}_{end}": three(f(known))
         for name, known in ratios.items()
         for end, f in (("least", min), ("most", max))
     }
@@ -115,8 +111,8 @@ def _groups(bench: Bench) -> doc.Finding | None:
     for race in races(bench, "groups"):
         mine, one, loop = (race.of(name) for name in (MINE, "normscope_one", "mask_loop"))
         if mine and one and loop:
-            price = _three(mine.total.median / one.total.median)
-            ratio = _three(loop.total.median / mine.total.median)
+            price = three(mine.total.median / one.total.median)
+            ratio = three(loop.total.median / mine.total.median)
             groups = race.setting.groups
             texts.append(tr("bench.verdict.groups", groups=groups, price=price, loop=ratio))
     return doc.Finding("note", None, (sentences(*texts),)) if texts else None
@@ -130,8 +126,8 @@ def _memory(bench: Bench) -> doc.Finding | None:
             text = tr(
                 "bench.verdict.memory.not_less" if less < 0.5 else "bench.verdict.memory",
                 share=f"{less:.0f}%",
-                mine=_three(mine.memory),
-                theirs=_three(theirs.memory),
+                mine=three(mine.memory),
+                theirs=three(theirs.memory),
             )
             return doc.Finding("note", None, (text,))
     return None
@@ -146,8 +142,8 @@ def _accuracy(bench: Bench) -> doc.Finding | None:
     if MINE not in worst or PLAIN not in worst:
         return None
     style: doc.FindingStyle = "good" if worst[MINE] < 1e-5 else "warn"
-    values = {"mine": f"{worst[MINE]:.0e}", "theirs": f"{worst[PLAIN]:.0e}"}
-    return doc.Finding(style, None, (tr("bench.verdict.accuracy", **values),))
+    mine, theirs = (number(worst[peer], digits=1) for peer in (MINE, PLAIN))
+    return doc.Finding(style, None, (tr("bench.verdict.accuracy", mine=mine, theirs=theirs),))
 
 
 def _absent(bench: Bench) -> Iterator[Text]:
@@ -176,10 +172,10 @@ def _timings(bench: Bench) -> doc.Table:
         where: list[Words] = [tr(f"bench.part.{race.setting.part}"), setting_name(race.setting)]
         for t in race.timings:
             shares = [f"{100 * s:.0f}%" for s in (t.share_forward, t.share_backward)]
-            bandwidth = ["-"] * 3 if network else [_three(t.gb_per_s), *shares]
-            times = [_three(t.forward.median), _three(t.backward.median), _with_spread(t.total)]
-            memory = "-" if t.memory is None else _three(t.memory)
-            measured = [*times, _three(t.speed), *bandwidth, memory]
+            bandwidth = ["-"] * 3 if network else [three(t.gb_per_s), *shares]
+            times = [three(t.forward.median), three(t.backward.median), _with_spread(t.total)]
+            memory = "-" if t.memory is None else three(t.memory)
+            measured = [*times, three(t.speed), *bandwidth, memory]
             rows.append([*where, str(race.setting.threads), peer_name(t.peer), *measured])
         absent = map(peer_name, race.absent)
         rows += [[*where, str(race.setting.threads), peer, *["-"] * 8] for peer in absent]
@@ -204,7 +200,7 @@ def _pairs(found: list[Race], caption: Text) -> doc.Table:
     for race in found:
         by_peer = {t.peer: t for t in race.timings}
         times = [_with_spread(by_peer[peer].total) for peer in (MINE, PLAIN)]
-        rows.append([setting_name(race.setting), *times, _three(by_peer[MINE].speed)])
+        rows.append([setting_name(race.setting), *times, three(by_peer[MINE].speed)])
     return _table(caption, "setting mine plain speed_short", rows)
 
 
@@ -213,9 +209,9 @@ def _race(race: Race) -> doc.Table:
     rows: list[list[Words]] = [
         [
             peer_name(t.peer),
-            f"{_three(t.forward.median)} + {_three(t.backward.median)}",
+            f"{three(t.forward.median)} + {three(t.backward.median)}",
             _with_spread(t.total),
-            _three(t.speed),
+            three(t.speed),
             f"{100 * t.share_forward:.0f} / {100 * t.share_backward:.0f}%",
         ]
         for t in race.timings
@@ -248,18 +244,14 @@ def _totals(found: list[Race]) -> doc.Table:
     names = {t.peer: peer_name(t.peer) for race in found for t in race.timings}
     rows: list[list[Words]] = []
     for race in found:
-        times = {t.peer: _three(t.total.median) for t in race.timings}
+        times = {t.peer: three(t.total.median) for t in race.timings}
         rows.append([setting_name(race.setting), *(times.get(peer, "-") for peer in names)])
     head = [tr("bench.head.setting"), *names.values()]
     return doc.table(tr("bench.total.caption"), head, rows)
 
 
-def _three(value: float) -> str:
-    return number(value, digits=3)
-
-
 def _with_spread(spread: Spread) -> str:
-    return f"{_three(spread.median)} ({_three(spread.low)}–{_three(spread.high)})"
+    return f"{three(spread.median)} ({three(spread.low)}–{three(spread.high)})"
 
 
 # --- pictures ---------------------------------------------------------------------------------

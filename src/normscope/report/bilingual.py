@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from normscope.report.messages import Lang, say
+from normscope.report.messages import Lang, catalogue, say
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ def tr(key: str, **values: object) -> Text:
         return say(lang, key, **own)
 
     return Text(filled("en"), filled("zh"))
+
+
+def known(*keys: str) -> str:
+    """Return the first key that has a message, else the last."""
+    return next((key for key in keys if key in catalogue()), keys[-1])
 
 
 def joined(words: Iterable[Words], en: str = ", ", zh: str = "，") -> Text:

@@ -47,6 +47,12 @@ def advice(code: str, kind: str = "") -> Text:
     return tr(key if kind and key in catalogue() else f"doctor.{code}.do")
 
 
+def source(finding: Finding) -> Words:
+    """Say where the threshold of a check comes from; that of another version stays as it is."""
+    known = catalogue().get(f"doctor.{finding.code}.source", {})
+    return Text(**known) if known.get("en") == finding.source else finding.source
+
+
 def place(group: list[Finding]) -> Words:
     """Name the layers of a group, the first few."""
     names = tuple(f.layer for f in group if f.layer)

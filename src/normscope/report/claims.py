@@ -77,7 +77,7 @@ def _statement(result: ClaimResult) -> doc.Section:
     )
     # the first author and the year, for the list of contents
     year = re.search(r"\b(19|20)\d\d\b", result.source)
-    author = re.split(r",| &| et al", result.source)[0]
+    author = re.split(r",| &| et al| (?:19|20)\d\d", result.source)[0]
     nav = f"{author} {year[0] if year else ''}".strip()
     return doc.Section(tr(f"{own}.name"), blocks, result.name, nav=Text(nav, nav))
 

@@ -9,9 +9,9 @@ from normscope.report import document as doc
 from normscope.report import repair
 from normscope.report.bilingual import Text, Words, joined, labelled, read, tr
 from normscope.report.charts.bells import bells
-from normscope.report.checks import advice, evidence, few, grouped, listed, place, title
-from normscope.report.document import Bar, Bars, Document, Drawing, Section, Table
-from normscope.report.format import number, percent
+from normscope.report.checks import advice, evidence, few, grouped, listed, place, source, title
+from normscope.report.document import Bar, Bars, Document, Drawing, Section
+from normscope.report.format import number, or_dash, percent, three
 
 DRAWN = 6  # channels that are not folded
 STATISTICS = ("stored_mean", "stored_std", "mean", "std", "distance")
@@ -21,26 +21,23 @@ STYLES: dict[Severity, doc.FindingStyle] = {"error": "error", "warning": "warn",
 def document(record: Diagnosis, repaired: Repaired | None = None) -> Document:
     """Show what ails a model, why and what to do; and what became of it, where it was repaired."""
     name = "doctor.title" if repaired is None else "doctor.repair.title"
-    facts = [
-        (tr("doctor.fact.layers"), str(record.layers)),
-        (tr("doctor.fact.checks"), str(len(record.passed) + len(record.codes))),
-    ]
-    if record.gap is not None:
-        facts.append((tr("doctor.fact.samples"), f"{record.gap.samples:,}"))
+    facts = {
+        "layers": str(record.layers),
+        "checks": str(len(record.passed) + len(record.codes)),
+        **({} if record.gap is None else {"samples": f"{record.gap.samples:,}"}),
+    }
     healthy = record.worst in (None, "info")
     answer = doc.Finding("good" if healthy else "warn", None, tuple(verdict(record)))
-    found = (_conclusion(group) for group in grouped(record.findings))
-    sections = [Section(tr("doctor.section.verdict"), (answer, *found), "verdict")]
-    if record.channels:
-        sections.append(_channels(record.channels))
-    if record.causes:
-        causes = _causes(record)
-        shown = (doc.Only("page", causes),) if healthy else causes
-        sections.append(Section(tr("doctor.section.causes"), shown, "causes"))
-    sections += _checks(record)
-    if repaired is not None:
-        sections.insert(1, repair.section(repaired))
-    return Document(tr(name, model=record.model), tuple(sections), tuple(facts))
+    causes = _causes(record) if record.causes else ()
+    sections: dict[str, Sequence[doc.Block]] = {
+        "verdict": (answer, *map(_conclusion, grouped(record.findings))),
+        "repair": () if repaired is None else repair.blocks(repaired),
+        "channels": _channels(record.channels) if record.channels else (),
+        "causes": (doc.Only("page", causes),) if healthy and causes else causes,
+        "findings": _findings(record) if record.findings else (),
+        "skipped": _skipped(record) if record.skipped else (),
+    }
+    return doc.assembled("doctor", tr(name, model=record.model), sections, facts)
 
 
 def explanation(code: str) -> Document:
@@ -98,7 +95,7 @@ def _conclusion(group: list[Finding]) -> doc.Finding:
     return doc.Finding(STYLES[first.severity], headline, details)
 
 
-def _channels(gaps: Sequence[ChannelGap]) -> Section:
+def _channels(gaps: Sequence[ChannelGap]) -> tuple[doc.Block, ...]:
     """Draw stored beside measured statistics; the numbers are folded."""
     pictures = tuple(_bells(gap) for gap in gaps)
     numbers = listed(
@@ -113,13 +110,12 @@ def _channels(gaps: Sequence[ChannelGap]) -> Section:
     )
     folded, others = pictures[DRAWN:], tr("doctor.channels.more", count=len(pictures) - DRAWN)
     more = (doc.Details(others, (doc.Figures(folded, small=True),)),) if folded else ()
-    blocks = (
+    return (
         doc.Only("page", (doc.Paragraph(tr("doctor.channels.how")),)),
         doc.Figures(pictures[:DRAWN], small=True),
         *more,
         doc.Details(tr("page.as_table"), (numbers,)),
     )
-    return Section(tr("doctor.section.channels"), blocks, "channels", tr("doctor.nav.channels"))
 
 
 def _bells(gap: ChannelGap) -> Drawing:
@@ -138,8 +134,8 @@ def _bells(gap: ChannelGap) -> Drawing:
 def _statistic(gap: ChannelGap, name: str) -> str:
     """Write a number of a channel; a deviation is the root of a variance."""
     if name.endswith("std"):
-        return number(_root(getattr(gap, name.replace("std", "var"))), digits=3)
-    return number(getattr(gap, name), digits=3)
+        return three(_root(getattr(gap, name.replace("std", "var"))))
+    return three(getattr(gap, name))
 
 
 def _channel(gap: ChannelGap) -> Words:
@@ -165,7 +161,7 @@ def _causes(record: Diagnosis) -> tuple[doc.Block, ...]:
                 "cause": lambda c: tr(f"doctor.cause.{c.name}"),
                 "code": lambda c: c.code or "-",
                 "closes": lambda c: _closes(c.closes),
-                "sure": lambda c: "-" if math.isnan(c.advantage) else f"{c.advantage:+.1f}",
+                "sure": lambda c: or_dash(c.advantage, "{:+.1f}".format),
                 "layers": lambda c: few(c.layers),
             },
         )
@@ -178,7 +174,7 @@ def _causes(record: Diagnosis) -> tuple[doc.Block, ...]:
                 record.by_layer,
                 {
                     "layer": lambda layer: layer.name,
-                    "distance": lambda layer: number(layer.distance, digits=3),
+                    "distance": lambda layer: three(layer.distance),
                     "both": lambda layer: _closes(layer.both),
                     "mean": lambda layer: _closes(layer.mean),
                     "var": lambda layer: _closes(layer.var),
@@ -201,37 +197,9 @@ def _closes(share: float) -> str:
     return percent(share) if share > -1 else "< -100%"
 
 
-def _checks(record: Diagnosis) -> list[Section]:
-    """List every finding with its evidence, what the codes mean, and what was not checked."""
-    sections = []
-    if record.findings:
-        meaning = tuple(
-            doc.Finding(
-                "note",
-                joined((code, title(code)), " ", " "),
-                (tr(f"doctor.{code}.explain"),),
-            )
-            for code in record.codes
-        )
-        shown = (_findings(record), doc.Details(tr("doctor.section.explain"), meaning))
-        name = tr("doctor.section.findings")
-        sections.append(Section(name, (doc.Only("page", shown),), "findings"))
-    if record.skipped:
-        codes: dict[str, list[str]] = {}
-        for check in record.skipped:
-            codes.setdefault(check.reason, []).append(check.code)
-        of: dict[str, Callable[[tuple[str, list[str]]], Words]] = {
-            "reason": lambda item: tr(item[0]),
-            "code": lambda item: ", ".join(item[1]),
-        }
-        skipped = listed("doctor.section.skipped", codes.items(), of)
-        sections.append(Section(tr("doctor.section.skipped"), (skipped,), "skipped"))
-    return sections
-
-
-def _findings(record: Diagnosis) -> Table:
-    """List every finding: layer, evidence, threshold and its source, confidence."""
-    return listed(
+def _findings(record: Diagnosis) -> tuple[doc.Block, ...]:
+    """List every finding with its evidence, threshold and confidence, and what the codes mean."""
+    evidences = listed(
         "doctor.section.findings",
         record.findings,
         {
@@ -239,10 +207,26 @@ def _findings(record: Diagnosis) -> Table:
             "severity": lambda f: tr(f"doctor.severity.{f.severity}"),
             "layer": lambda f: f.layer or tr("doctor.whole"),
             "found": evidence,
-            "threshold": lambda f: (
-                number(f.threshold, digits=3) if math.isfinite(f.threshold) else "-"
-            ),
-            "source": lambda f: f.source,
+            "threshold": lambda f: three(f.threshold) if math.isfinite(f.threshold) else "-",
+            "source": source,
             "confidence": lambda f: tr(f"doctor.confidence.{f.confidence}"),
         },
     )
+    meaning = tuple(
+        doc.Finding("note", joined((code, title(code)), " ", " "), (tr(f"doctor.{code}.explain"),))
+        for code in record.codes
+    )
+    explained = doc.Details(tr("doctor.section.explain"), meaning)
+    return (doc.Only("page", (evidences, explained)),)
+
+
+def _skipped(record: Diagnosis) -> tuple[doc.Block, ...]:
+    """List why which checks were not made."""
+    codes: dict[str, list[str]] = {}
+    for check in record.skipped:
+        codes.setdefault(check.reason, []).append(check.code)
+    of: dict[str, Callable[[tuple[str, list[str]]], Words]] = {
+        "reason": lambda item: tr(item[0]),
+        "code": lambda item: ", ".join(item[1]),
+    }
+    return (listed("doctor.section.skipped", codes.items(), of),)

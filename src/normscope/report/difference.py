@@ -4,8 +4,8 @@ import math
 
 from normscope.records import Difference, LayerDifference
 from normscope.report.bilingual import tr
-from normscope.report.document import Block, Document, Only, Paragraph, Section, Table, columns
-from normscope.report.format import signed
+from normscope.report.document import Block, Document, Only, Paragraph, Table, assembled, columns
+from normscope.report.format import or_dash, signed
 
 SHOWN = 20  # layers, those that moved most
 
@@ -13,7 +13,7 @@ SHOWN = 20  # layers, those that moved most
 def document(difference: Difference) -> Document:
     """Show the layers whose input moved most, and what that did to the classes."""
     first, second = (f"{m}, {d}" for m, d in zip(difference.models, difference.data, strict=True))
-    ranked = sorted(difference.layers, key=lambda layer: -_known(layer.moved))
+    ranked = sorted(difference.layers, key=lambda layer: (math.isnan(layer.moved), -layer.moved))
     both = Paragraph(tr("lens.difference.both", first=first, second=second))
     short: list[Block] = [_table(ranked[:SHOWN])]
     if len(ranked) > SHOWN:
@@ -25,16 +25,11 @@ def document(difference: Difference) -> Document:
         for key, names in only.items()
         if names
     ]
-    blocks: tuple[Block, ...] = (
-        Only("terminal", tuple(short)),
-        Only("page", (_table(ranked),)),
-        *below,
-    )
-    sections = (
-        Section(tr("lens.difference.compared"), (both,), "compared"),
-        Section(tr("lens.difference.title"), blocks, "layers"),
-    )
-    return Document(tr("lens.difference.page"), sections)
+    sections: dict[str, tuple[Block, ...]] = {
+        "compared": (both,),
+        "layers": (Only("terminal", tuple(short)), Only("page", (_table(ranked),)), *below),
+    }
+    return assembled("lens.difference", tr("lens.difference.page"), sections)
 
 
 def _table(layers: list[LayerDifference]) -> Table:
@@ -43,28 +38,21 @@ def _table(layers: list[LayerDifference]) -> Table:
         "separation": lambda layer: signed(_decades(*layer.stages[-1].separation)),
     }
     compared = any(math.isfinite(value) for layer in layers for value in layer.stages[-1].lda)
+    plain = "{:.3f}".format
     return columns(
         "lens.difference.caption",
         "lens.difference",
         layers,
         {
             "lens.column.layer": lambda layer: layer.name,
-            "moved": lambda layer: _plain(layer.moved),
-            "statistics": lambda layer: _plain(layer.statistics),
-            "gamma": lambda layer: _plain(layer.gamma),
-            "beta": lambda layer: _plain(layer.beta),
+            "moved": lambda layer: or_dash(layer.moved, plain),
+            "statistics": lambda layer: or_dash(layer.statistics, plain),
+            "gamma": lambda layer: or_dash(layer.gamma, plain),
+            "beta": lambda layer: or_dash(layer.beta, plain),
             **(between if compared else {}),
             "firing": lambda layer: f"{100 * layer.firing:.1f}% #{layer.channel}",
         },
     )
-
-
-def _plain(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def _known(value: float) -> float:
-    return -1.0 if math.isnan(value) else value
 
 
 def _decades(before: float, after: float) -> float:

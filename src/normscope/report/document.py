@@ -6,7 +6,7 @@ and made harmless by what shows them.
 
     document = Document(
         title=tr("page.run.title", data="digits", net="mlp"),
-        sections=(Section(tr("page.nav.verdict"), (Finding("good", headline, details),)),),
+        sections=(Section(tr("page.section.verdict"), (Finding("good", headline, details),)),),
     )
     terminal.show(document, "en", Console())  # without what is folded, and without pictures
     text = html.page(document, "en")  # one offline file
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from normscope.report.bilingual import Text, Words, tr
+from normscope.report.bilingual import Text, Words, known, tr
 
 Item = TypeVar("Item")
 Spec = dict[str, Any]
@@ -301,6 +301,28 @@ def columns(
     rows = [[cell(item) for cell in of.values()] for item in items]
     head = [tr(name if "." in name else f"{heads}.{name}") for name in of]
     return table(title, head, rows, keys, **more)
+
+
+def assembled(
+    prefix: str,
+    title: Text,
+    sections: Mapping[str, Iterable[Block]],
+    facts: Mapping[str, Words] | None = None,
+    **more: Any,
+) -> Document:
+    """Make a document of sections and facts that are called by their messages.
+
+    Those are PREFIX.fact.NAME, PREFIX.nav.NAME if there is one, and PREFIX.section.NAME, else
+    page.section.NAME. A section without blocks is left out.
+    """
+    made = []
+    for name, blocks in sections.items():
+        heading = tr(known(f"{prefix}.section.{name}", f"page.section.{name}"))
+        nav = known(f"{prefix}.nav.{name}", "")
+        if inside := tuple(blocks):
+            made.append(Section(heading, inside, name, tr(nav) if nav else None))
+    named = tuple((tr(f"{prefix}.fact.{name}"), value) for name, value in (facts or {}).items())
+    return Document(title, tuple(made), named, **more)
 
 
 def parts(document: Document) -> Iterator[Block]:

@@ -1,7 +1,7 @@
 """Numbers as a reader sees them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import stdev
 
 from normscope.report.bilingual import Words, tr
@@ -16,6 +16,16 @@ def number(value: float, zero: float = 0.0, digits: int = 4) -> str:
     text = f"{value:.{digits}g}"
     # 1e+04 reads worse than 10000
     return f"{value:.0f}" if "e+0" in text and abs(value) < 1e7 else text
+
+
+def three(value: float) -> str:
+    """Write a number in three significant digits."""
+    return number(value, digits=3)
+
+
+def or_dash(value: float, show: Callable[[float], Words]) -> Words:
+    """Write a number in some way; "-" where it is not known."""
+    return "-" if math.isnan(value) else show(value)
 
 
 def percent(share: float) -> str:
@@ -47,6 +57,13 @@ def magnitude(value: float) -> Words:
         return figure(value, digits=3)
     digits, power = f"{value:.1e}".split("e+")
     return f"{digits} × 10{str(int(power)).translate(POWERS)}"
+
+
+def power(value: float, digits: int = 1) -> str:
+    """Write a difference of which the power of ten matters: 7.7e-06, 0 where there is none."""
+    if value == 0 or not math.isfinite(value):
+        return "-" if math.isnan(value) else f"{value:.0f}"
+    return f"{value:.{digits}e}"
 
 
 def order(value: float) -> str:

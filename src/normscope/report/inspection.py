@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
 from normscope.records import Inspection, Layer
 from normscope.report import channels, findings, measures, unlabelled
@@ -18,22 +17,29 @@ LAYERS = 24  # with pictures of their own; all others have their numbers
 def document(inspection: Inspection) -> doc.Document:
     """Show the answer, the measures layer by layer, and single channels with their gate."""
     layers = (doc.Only("page", pictures(inspection)),)
-    return _with(
-        opening(inspection),
-        doc.Section(tr("page.nav.evidence"), evidence(inspection), "evidence"),
+    return _opened(
+        inspection,
+        (*verdict(inspection), doc.Only("page", carried(inspection))),
+        doc.Section(tr("page.section.evidence"), evidence(inspection), "evidence"),
         doc.Section(told(inspection, "page.layers.title"), layers, "layers", tr("page.nav.layers")),
     )
 
 
 def opening(inspection: Inspection) -> doc.Document:
     """Show the answer alone."""
+    return _opened(inspection, verdict(inspection))
+
+
+def _opened(
+    inspection: Inspection, answer: tuple[doc.Block, ...], *sections: doc.Section
+) -> doc.Document:
     known = {"classes": len(inspection.classes)} if inspection.labels != "none" else {}
     known |= {"images": inspection.images, "layers": len(inspection.layers)}
     facts = tuple((tr(f"page.fact.{name}"), f"{count:,}") for name, count in known.items())
     about = {"model": inspection.model, "data": inspection.data}
     title = told(inspection, "page.inspection.title", **about)
-    found = doc.Section(tr("page.nav.verdict"), verdict(inspection), "verdict")
-    return doc.Document(title, (found,), facts)
+    first = doc.Section(tr("page.section.verdict"), answer, "verdict")
+    return doc.Document(title, (first, *sections), facts)
 
 
 def brief(inspection: Inspection) -> doc.Document:
@@ -50,11 +56,7 @@ def brief(inspection: Inspection) -> doc.Document:
         best_and_worst = doc.Figures((plots[0], plots[-1]))
         blocks.append(doc.Section(labelled(layer.name, layer.norm), (best_and_worst,)))
     shown = doc.Section(told(inspection, "page.layers.title"), tuple(blocks), "layers")
-    return _with(opening(inspection), shown)
-
-
-def _with(short: doc.Document, *sections: doc.Section) -> doc.Document:
-    return replace(short, sections=(*short.sections, *sections))
+    return _opened(inspection, verdict(inspection), shown)
 
 
 def verdict(inspection: Inspection) -> tuple[doc.Finding, ...]:
@@ -121,8 +123,14 @@ def _remarks(inspection: Inspection) -> tuple[doc.Block, ...]:
     return (*tested, *((doc.Listing(items),) if items else ()))
 
 
+def carried(inspection: Inspection) -> tuple[doc.Block, ...]:
+    """Draw what can be told apart through the layers, where there are classes."""
+    drawn = inspection.compared and inspection.layers
+    return (doc.Figures((charts.separability(inspection),)),) if drawn else ()
+
+
 def pictures(inspection: Inspection) -> tuple[doc.Block, ...]:
-    """Draw what can be told apart through the layers, then single channels with their gates."""
+    """Draw single channels with their gates."""
     if not inspection.layers:
         return ()
     classes = channels.shown_classes(inspection)
@@ -135,8 +143,6 @@ def pictures(inspection: Inspection) -> tuple[doc.Block, ...]:
     each = (_layer(inspection, place, drawn, classes) for place in places)
     how = (doc.Paragraph(tr("page.channels.how")), doc.Paragraph(sentences(*rule), "quiet"))
     blocks: list[doc.Block] = [doc.Section(tr("page.channels.title"), (*how, *each))]
-    if inspection.compared:
-        blocks.insert(0, doc.Figures((charts.separability(inspection),)))
     if len(places) > LAYERS:
         text = told(inspection, "page.layers_left_out", count=len(places) - LAYERS)
         blocks.append(doc.Paragraph(text, "notice"))

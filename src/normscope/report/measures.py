@@ -17,7 +17,7 @@ from normscope.records import Inspection, Layer, StageMeasures, StageName
 from normscope.report.bilingual import Words, tr
 from normscope.report.document import Cell, Table, columns, table
 from normscope.report.findings import RAISED, follows, mean_known
-from normscope.report.format import figure, magnitude, share, signed
+from normscope.report.format import figure, magnitude, or_dash, share, signed
 
 Of = TypeVar("Of")
 
@@ -40,14 +40,8 @@ class Measure(NamedTuple, Generic[Of]):
     locked: bool = False
 
 
-def _three(value: float) -> Words:
-    return figure(value, 3)
-
-
-def _known(value: float) -> Words:
-    return "-" if math.isnan(value) else figure(value, 3)
-
-
+THREE = partial(figure, digits=3)
+SHOWN = partial(or_dash, show=THREE)
 STAGES: dict[str, Measure[StageMeasures]] = {
     "eta2": Measure(lambda s: s.eta2_mean, figure, locked=True),
     "lda": Measure(lambda s: s.lda_fraction, figure, locked=True),
@@ -58,26 +52,24 @@ STAGES: dict[str, Measure[StageMeasures]] = {
 }
 RANKED: dict[str, Measure[Layer]] = {
     "gained": Measure(lambda layer: gained(layer), signed),
-    "fraction": Measure(lambda layer: layer.stages[-1].lda_fraction, _three),
-    "eta2": Measure(lambda layer: layer.stages[0].eta2_mean, _three),
+    "fraction": Measure(lambda layer: layer.stages[-1].lda_fraction, THREE),
+    "eta2": Measure(lambda layer: layer.stages[0].eta2_mean, THREE),
     "nearest_mean": Measure(lambda layer: layer.stages[-1].nearest_mean_accuracy, share),
     "separation": Measure(lambda layer: layer.stages[-1].separation, magnitude),
     "condition": Measure(lambda layer: layer.stages[-1].condition, magnitude),
-    "invariance": Measure(
-        lambda layer: layer.invariance, lambda v: "-" if math.isnan(v) else f"{v:.0e}"
-    ),
+    "invariance": Measure(lambda layer: layer.invariance, partial(or_dash, show="{:.0e}".format)),
 }
 # where there are no two classes
 ALONE: dict[str, Measure[Layer]] = {
-    "drift": Measure(lambda layer: mean_known(layer.drift), _known),
+    "drift": Measure(lambda layer: mean_known(layer.drift), SHOWN),
     "passing": Measure(lambda layer: mean_known(layer.firing.mean(1).tolist()), share),
     "idle": Measure(lambda layer: idle(layer), share),
     "condition": RANKED["condition"],
 }
 GATES: dict[str, Measure[Layer]] = {
-    "information": Measure(lambda layer: mean_known(layer.information), _known),
-    "gate": Measure(lambda layer: mean_known(layer.gate_information), _known),
-    "best": Measure(lambda layer: mean_known(layer.best_information), _known),
+    "information": Measure(lambda layer: mean_known(layer.information), SHOWN),
+    "gate": Measure(lambda layer: mean_known(layer.gate_information), SHOWN),
+    "best": Measure(lambda layer: mean_known(layer.best_information), SHOWN),
     "efficiency": Measure(
         lambda layer: mean_known(map(layer.efficiency, range(layer.channels))), share
     ),

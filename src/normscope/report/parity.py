@@ -9,6 +9,7 @@ from normscope.records import NormPair, Parity, Reason
 from normscope.report import document as doc
 from normscope.report.bilingual import Text, Words, joined, sentences, tr
 from normscope.report.charts import spec
+from normscope.report.format import power
 
 NAMES = 5  # of further norms in one sentence
 LOOK = {"differs": "wrong", "missing": "wrong"}
@@ -16,27 +17,18 @@ LOOK = {"differs": "wrong", "missing": "wrong"}
 
 def document(record: Parity) -> doc.Document:
     """Show the verdict, the outputs and every norm of two forms of a network."""
-    sections = [
-        doc.Section(
-            tr("parity.section.verdict"), (*_answer(record), *_passports(record)), "verdict"
-        ),
-        doc.Section(tr("parity.section.outputs"), (_outputs(record),), "outputs"),
-    ]
-    if record.norms:
-        picture: tuple[doc.Block, ...] = (_picture(record),) if len(record.norms) > 1 else ()
-        blocks = (_norms(record), *picture)
-        sections.append(doc.Section(tr("parity.section.norms"), blocks, "norms"))
-    first, second = record.names
+    sections: dict[str, tuple[doc.Block, ...]] = {
+        "verdict": (*_answer(record), *_passports(record)),
+        "outputs": (_outputs(record),),
+        "norms": (_norms(record), _picture(record))[: len(record.norms)],  # two make a picture
+    }
     facts: dict[str, Words] = {
         "forms": joined((tr(f"parity.form.{form}") for form in record.forms), zh="、"),
         "norms": str(len(record.norms)),
         "forwards": "{} + {}".format(*record.forwards),
     }
-    return doc.Document(
-        tr("parity.title", first=first, second=second),
-        tuple(sections),
-        facts=tuple((tr(f"parity.fact.{name}"), value) for name, value in facts.items()),
-    )
+    first, second = record.names
+    return doc.assembled("parity", tr("parity.title", first=first, second=second), sections, facts)
 
 
 def reason_text(reason: Reason) -> Text:
@@ -105,11 +97,11 @@ def _answer(record: Parity) -> Iterator[doc.Block]:
 def _outputs(record: Parity) -> doc.Table:
     of: dict[str, Any] = {
         "mode": lambda mode: doc.Cell(f"{mode.mode}()", "name"),
-        "outputs": lambda mode: doc.Cell(_size(mode.outputs), "" if mode.ok else "wrong"),
-        "allowed": lambda mode: _size(mode.allowed),
+        "outputs": lambda mode: doc.Cell(power(mode.outputs), "" if mode.ok else "wrong"),
+        "allowed": lambda mode: power(mode.allowed),
     }
     if any(math.isfinite(mode.statistics) for mode in record.modes):
-        of["statistics"] = lambda mode: _size(mode.statistics)
+        of["statistics"] = lambda mode: power(mode.statistics)
     return doc.columns("parity.caption.outputs", "parity.column", record.modes, of)
 
 
@@ -129,9 +121,9 @@ def _norms(record: Parity) -> doc.Table:
             "status": lambda pair: doc.Cell(
                 tr(f"parity.status.{pair.status}"), LOOK.get(pair.status, "")
             ),
-            "inputs": lambda pair: _size(pair.inputs),
-            "outputs": lambda pair: doc.Cell(_size(pair.outputs), LOOK.get(pair.status, "")),
-            "allowed": lambda pair: _size(pair.allowed),
+            "inputs": lambda pair: power(pair.inputs),
+            "outputs": lambda pair: doc.Cell(power(pair.outputs), LOOK.get(pair.status, "")),
+            "allowed": lambda pair: power(pair.allowed),
             "why": why,
         },
     )
@@ -152,15 +144,9 @@ def _picture(record: Parity) -> doc.Chart:
         record.norms,
         {
             "norm": lambda n: doc.Cell(n.name, "name"),
-            "outputs": lambda n: _size(n.outputs),
-            "allowed": lambda n: _size(n.allowed),
+            "outputs": lambda n: power(n.outputs),
+            "allowed": lambda n: power(n.allowed),
         },
     )
     title, note = tr("parity.chart.title"), tr("parity.chart.note")
     return doc.Chart(title, note, spec("parity", rows, names), numbers, across=True)
-
-
-def _size(value: float) -> str:
-    if math.isnan(value):
-        return "-"
-    return "0" if value == 0 else "inf" if math.isinf(value) else f"{value:.1e}"

@@ -7,26 +7,27 @@ from normscope.records import Repaired, Score, Trial
 from normscope.report import document as doc
 from normscope.report.bilingual import Text, joined, labelled, tr
 from normscope.report.checks import advice, few, listed, title
-from normscope.report.document import Bar, Bars, Document, Section, Table
-from normscope.report.format import number, percent
+from normscope.report.document import Bar, Bars, Document, Table, assembled
+from normscope.report.format import percent, three
 
 
 def document(record: Repaired) -> Document:
     """Show what a repair came to, without the diagnosis before it."""
-    return Document(tr("doctor.repair.title", model=record.model), (section(record),))
+    title = tr("doctor.repair.title", model=record.model)
+    return assembled("doctor", title, {"repair": blocks(record)})
 
 
-def section(record: Repaired) -> Section:
+def blocks(record: Repaired) -> list[doc.Block]:
     """Tell what was tried, what held-out samples said, and what was kept."""
     kept: doc.FindingStyle = "good" if record.kept else "note"
-    blocks: list[doc.Block] = [doc.Finding(kept, None, tuple(outcome(record)))]
+    made: list[doc.Block] = [doc.Finding(kept, None, tuple(outcome(record)))]
     if record.trials:
         bars = _before_after(record)
-        blocks += [bars, _trials(record)] if bars.bars else [_trials(record)]
+        made += [bars, _trials(record)] if bars.bars else [_trials(record)]
     for code in record.advice:
         lines = (tr("doctor.repair.advice"), advice(code))
-        blocks.append(doc.Finding("warn", labelled(code, title(code)), lines))
-    return Section(tr("doctor.section.trials"), tuple(blocks), "repair")
+        made.append(doc.Finding("warn", labelled(code, title(code)), lines))
+    return made
 
 
 def _before_after(record: Repaired) -> Bars:
@@ -51,7 +52,7 @@ def _trials(record: Repaired) -> Table:
     if not math.isnan(record.before.metric):
         measures.insert(0, "metric")
     return listed(
-        "doctor.section.trials",
+        "doctor.section.repair",
         record.trials,
         {
             "remedy": lambda t: tr(f"doctor.remedy.{t.remedy}"),
@@ -89,14 +90,14 @@ def _outcome(before: Score, after: Score, remedies: Text) -> Text:
     key = (
         {"accuracy": "kept", "gap": "unlabelled"}.get(name, name) if before.samples else "unjudged"
     )
-    show = percent if name == "accuracy" else _three
+    show = percent if name == "accuracy" else three
     return tr(
         f"doctor.repair.verdict.{key}",
         remedies=remedies,
         before=show(getattr(before, name)),
         after=show(getattr(after, name)),
-        loss_before=_three(before.loss),
-        loss_after=_three(after.loss),
+        loss_before=three(before.loss),
+        loss_after=three(after.loss),
     )
 
 
@@ -104,9 +105,5 @@ def _change(record: Repaired | Trial, name: str) -> str:
     before, after = getattr(record.before, name), getattr(record.after, name)
     if math.isnan(before) or math.isnan(after):
         return "-"
-    show = percent if name == "accuracy" else _three
+    show = percent if name == "accuracy" else three
     return f"{show(before)} → {show(after)}"
-
-
-def _three(value: float) -> str:
-    return number(value, digits=3)

@@ -8,11 +8,10 @@ from normscope.records import ChannelHistory, Inspection, Row, Run
 from normscope.report import document as doc
 from normscope.report import findings, glossary, verdict
 from normscope.report import inspection as inspections
-from normscope.report.bilingual import Text, labelled, sentences, tr
+from normscope.report.bilingual import Text, known, labelled, sentences, tr
 from normscope.report.charts import cards, training
 from normscope.report.format import number, percent, share
 from normscope.report.html import asset
-from normscope.report.messages import catalogue
 
 LAYERS = 24  # with pictures of their own; all others have their numbers
 NO_BATCH_NORM = ("none", "layer")
@@ -161,19 +160,20 @@ def _cards(run: Run) -> doc.Section:
         blocks = [doc.Only("terminal", tuple(conclusions)), doc.Figures(tuple(found), small=True)]
     if trap is None:
         blocks += verdict.trap(run)
-    return doc.Section(tr("page.cards.title"), tuple(blocks), "evidence", tr("page.nav.evidence"))
+    return doc.Section(
+        tr("page.cards.title"), tuple(blocks), "evidence", tr("page.section.evidence")
+    )
 
 
 def _carries_on(inspection: Inspection | None) -> doc.Section:
     """Show how far the classes can be told apart through the layers; the layers are folded."""
     blocks: list[doc.Block] = [doc.Paragraph(tr("page.no_inspection"), "notice")]
     if inspection is not None:
-        pictures = inspections.pictures(inspection)
         folded = [
             doc.Details(b.title, b.blocks) if isinstance(b, doc.Section) else b
-            for b in pictures[1:]
+            for b in inspections.pictures(inspection)
         ]
-        blocks = [*pictures[:1], *inspections.verdict(inspection), *folded]
+        blocks = [*inspections.carried(inspection), *inspections.verdict(inspection), *folded]
     shown = (doc.Only("page", tuple(blocks)),)
     return doc.Section(tr("page.carries.title"), shown, "layers", tr("page.nav.layers"))
 
@@ -243,8 +243,8 @@ def _numbers(run: Run) -> doc.Section:
 
 def norm_name(norm: str) -> Text:
     """Name a normalisation as on the command line and in words."""
-    key = f"page.norm.{norm}"
-    return labelled(norm, tr(key) if key in catalogue() else norm)
+    key = known(f"page.norm.{norm}", "")
+    return labelled(norm, tr(key) if key else norm)
 
 
 # --- tables -----------------------------------------------------------------------------------

@@ -50,8 +50,7 @@ class _Printer:
         return shown(read(words, self.lang))
 
     def document(self, document: doc.Document) -> None:
-        opening = doc.Section(document.title, document.opening)
-        self.section(opening, heading=False)
+        self.section(doc.Section(document.title, document.opening))  # the question, the answer
         for place, section in enumerate(document.sections):
             self.section(section, heading=place > 0 or bool(document.opening))
         if document.footer:

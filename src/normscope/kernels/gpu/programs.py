@@ -48,7 +48,7 @@ class Map(NamedTuple):
 
     def given(self) -> tuple[Any, ...]:
         """Return what programs over values take of the tables."""
-        return self.tables, self.tables[0].numel(), self.tables.shape[1]
+        return self.tables, self.tables.stride(0), self.tables.shape[1]
 
 
 def by_chunk(of: Rows, order: Order | None, groups: int) -> tuple[Cut, Tensor]:
@@ -56,7 +56,7 @@ def by_chunk(of: Rows, order: Order | None, groups: int) -> tuple[Cut, Tensor]:
     cut = of.cut("moments", order, groups)
     parts = cut.parts(3)
     loops.moments[(cut.programs,)](
-        of.x, parts=parts, plane=parts[0].numel(), groups=groups, SLOTS=cut.slots, **cut.over()
+        of.x, parts=parts, plane=parts.stride(0), groups=groups, SLOTS=cut.slots, **cut.over()
     )
     return cut, parts
 
@@ -104,7 +104,7 @@ def merged(
     mean, var, tracked, momentum = running or (None, None, None, 0.0)
     of_all = mean is not None and mean.numel() == of.c
     merging.merge_moments[cut.merges(known + (update and of_all and known > 1))](
-        parts, 0 if parts is None else parts[0].numel(),
+        parts, 0 if parts is None else parts.stride(0),
         count=count, found=found, used=used, tables=tables, tables_size=rows * of.c,
         weight=affine[0], bias=affine[1], running_mean=mean, running_var=var,
         kept=None if fill is None or cut.order is None else cut.order.kept, tracked=tracked,
@@ -158,14 +158,14 @@ def gradient_sums(
     parts = cut.parts(2)
     owners = torch.empty(cut.chunks, dtype=torch.int32, device=dy.device)
     loops.gradient_sums[(cut.programs,)](
-        dy, of.x, how.residual, how.bits, *how.given(), parts=parts, plane=parts[0].numel(),
+        dy, of.x, how.residual, how.bits, *how.given(), parts=parts, plane=parts.stride(0),
         owners=owners, groups=known, ACT=how.act, SLOTS=cut.slots, **cut.over(),
     )  # fmt: skip
     weights = _num_rows(into[0] if weight is None else weight)
     one_row = [t for t in into if t is not None and _num_rows(t) == 1]
     pooled = known > 1 and bool(one_row or (change is not None and groups == 1))
     merging.merge_gradients[cut.merges(known + pooled)](
-        parts, parts[0].numel(), owners, used=used, groups=groups, weight=weight, dweight=into[0],
+        parts, parts.stride(0), owners, used=used, groups=groups, weight=weight, dweight=into[0],
         dbias=into[1], change=change, ONE=groups == 1, SEVERAL=known > 1, WEIGHTS=weights,
         BIASES=_num_rows(into[1]), **cut.merge(),
     )  # fmt: skip
@@ -179,7 +179,7 @@ def gradient(
     dx, dresidual = (torch.empty_like(of.x) if want else None for want in wanted)
     loops.gradient[(cut.programs,)](
         dy, of.x, how.residual, how.bits, dx, dresidual, *how.given(), change=change,
-        change_size=0 if change is None else change[0].numel(), groups=cut.groups + 1,
+        change_size=0 if change is None else change.stride(0), groups=cut.groups + 1,
         items=cut.programs, ACT=how.act, ONE=change is None or change.shape[1] == 1, **cut.over(),
     )  # fmt: skip
     return dx, dresidual

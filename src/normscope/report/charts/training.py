@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from statistics import fmean
 from typing import Literal
 
@@ -15,6 +16,7 @@ from normscope.report.format import deviation, figure, share
 
 POINTS = 300  # of one line over training
 QUANTILES = (5, 25, 50, 75, 95)
+THREE = partial(figure, digits=3)
 
 
 def comparison(run: Run) -> Chart:
@@ -86,7 +88,7 @@ def learning_curves(run: Run) -> list[Chart]:
             tr("page.loss.title"),
             tr("page.loss.note"),
             spec("loss", [row for row in rows if row["loss"] > 0], norms),
-            by_series(tr("page.loss.table"), epoch, rows, "epoch", "loss", _three, norms),
+            by_series(tr("page.loss.table"), epoch, rows, "epoch", "loss", THREE, norms),
         ),
     ]
 
@@ -137,7 +139,7 @@ def drift(traces: list[Trace], layer: str) -> Chart:
     ]
     known = [row for row in rows if math.isfinite(row["drift"])]
     caption, step = tr("page.drift.table"), tr("page.head.step")
-    numbers = by_series(caption, step, rows, "step", "drift", _three, norms)
+    numbers = by_series(caption, step, rows, "step", "drift", THREE, norms)
     return Chart(layer, tr("page.drift.note"), spec("drift", known, norms), numbers)
 
 
@@ -163,7 +165,3 @@ def domains(run: Run) -> Chart:
         table(tr("page.domains.table"), head, body),
         across=True,
     )
-
-
-def _three(value: float | None) -> Words:
-    return figure(value, 3)

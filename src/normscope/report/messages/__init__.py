@@ -19,7 +19,8 @@ Lang = Literal["en", "zh"]
 LANGUAGES: tuple[Lang, ...] = ("en", "zh")
 PARTS = ("title", "explain", "do")
 COUNTED = (
-    "batches|channels|checks|forwards|gates|images|layers|networks|norms|samples|seeds|steps|values"
+    "batches|channels|checks|forms|forwards|gates|groups|images|layers|networks|norms|numbers|"
+    "readers|samples|seeds|settings|starts|steps|thresholds|values"
 )
 SINGLE = {" are": " is", " have": " has", " were": " was"}
 _ONE = re.compile(rf"(?<![\w.,])1 ({COUNTED})\b( are\b| have\b| were\b)?")

@@ -211,7 +211,7 @@ function network(config) {
   }
 
   const affineText = (/** @type {{ gamma: number, beta: number }} */ { gamma, beta }) =>
-    `γ ${fixed(gamma, 2)}  β ${fixed(beta, 2)}`;
+    `γ\u00a0${fixed(gamma, 2)} β\u00a0${fixed(beta, 2)}`;
 
   function drawCharts() {
     const { moments } = history;

@@ -14,9 +14,9 @@ from playwright.sync_api import Browser, Locator, Page
 from normscope.cli import main
 from normscope.report.messages import catalogue
 from normscope.report.playground import SCRIPTS, digits, lessons, page
-from tests.chromium import chromium
-from tests.network import script
-from tests.test_browser import VISIBLE, move
+from tests.report.chromium import chromium
+from tests.report.network import script
+from tests.report.test_browser import VISIBLE, move
 
 Open = Callable[..., Page]
 # what stands in Chinese sentences as it is, or alone
@@ -346,7 +346,7 @@ def test_the_command_writes_the_page(
 
 
 def test_every_sentence_that_the_scripts_say_is_there() -> None:
-    folder = Path(__file__).parents[1] / "src/normscope/report/assets/scripts/network"
+    folder = Path(__file__).parents[2] / "src/normscope/report/assets/scripts/network"
     text = "\n".join((folder / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     asked = set(re.findall(r'say\(\s*"(network\.[\w.]+)"', text))
     assert len(asked) > 15
@@ -365,7 +365,7 @@ def test_scripts_are_typed() -> None:
     compiler = shutil.which("tsc")
     if compiler is None:
         pytest.skip("no tsc: npm install -g typescript, or run `make scripts`")
-    project = Path(__file__).parents[1] / "tools/tsconfig.json"
+    project = Path(__file__).parents[2] / "tools/tsconfig.json"
     done = subprocess.run(
         [compiler, "-p", str(project)], capture_output=True, text=True, check=False
     )
@@ -373,7 +373,7 @@ def test_scripts_are_typed() -> None:
 
 
 def test_the_documentation_has_the_measured_numbers() -> None:
-    text = (Path(__file__).parents[1] / "docs/playground.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs/playground.md").read_text(encoding="utf-8")
     rows = [row for row in text.splitlines() if row.startswith("| ") and "---" not in row][1:]
     assert len(rows) == len(lessons())
     for row, lesson in zip(rows, lessons(), strict=True):

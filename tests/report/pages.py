@@ -46,7 +46,15 @@ from normscope.records import (
 from normscope.records.claims import ClaimResult, Claims, Curve, Measured
 from normscope.records.parity import Parity
 from normscope.records.passport import Passport, PassportCheck
-from normscope.report import bench, conversion, diagnosis, difference, html, inspection
+from normscope.report import (
+    bench,
+    conversion,
+    diagnosis,
+    difference,
+    document_of,
+    html,
+    inspection,
+)
 from normscope.report import lesson as lesson_report
 from normscope.report import run as run_report
 from normscope.report.document import Document
@@ -193,6 +201,7 @@ def _timing(peer: str, milliseconds: float) -> Timing:
 def documents() -> dict[str, Document]:
     """One document of every kind of record that makes one."""
     found, repaired = faulty()
+    different, _, mismatched = equivalences()
     return {
         "conversion": conversion.document(converted()),
         "diagnosis": diagnosis.document(found, repaired),
@@ -202,6 +211,9 @@ def documents() -> dict[str, Document]:
         "bench": bench.document(made_up_bench()),
         "lesson": lesson_report.document(worked_lesson()),
         "run": run_report.document(made_up_run(digits_inspection())),
+        "parity": document_of(different),
+        "passport": document_of(mismatched),
+        "claims": document_of(made_up_claims()),
     }
 
 

@@ -25,7 +25,7 @@ from normscope.report.charts.lanes import lanes
 from normscope.report.charts.still import drawing
 from normscope.report.document import ChannelPlot, Chart, parts
 from normscope.report.messages import catalogue
-from tests import pages
+from tests.report import pages
 
 HOSTILE = ("</svg><script>alert(1)</script>", '" onload=x', "<b>&amp;")
 BYTES = 300_000

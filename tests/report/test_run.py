@@ -14,7 +14,7 @@ from normscope.report import run as run_report
 from normscope.report.charts import cards
 from normscope.report.document import Details, Document, Terms, parts
 from normscope.report.messages import LANGUAGES, Lang
-from tests.pages import digits_inspection, made_up_run
+from tests.report.pages import digits_inspection, made_up_run
 
 WIDTHS = (40, 60, 80, 140)
 
@@ -63,7 +63,7 @@ def test_the_answer_is_one_sentence_with_the_numbers_of_the_run(run: Run) -> Non
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_terminal_leads_with_the_answer_and_splits_nothing(
+def test_a_terminal_leads_with_question_and_answer_and_splits_nothing(
     run: Run, lang: Lang, width: int
 ) -> None:
     document = run_report.document(run)
@@ -71,7 +71,8 @@ def test_a_terminal_leads_with_the_answer_and_splits_nothing(
     answer = run_report.answer(run)
     assert answer is not None
     squeezed = re.sub(r"\s", "", text)
-    assert squeezed.startswith(re.sub(r"\s", "", answer.read(lang)))
+    first = document.title.read(lang) + answer.read(lang)
+    assert squeezed.startswith(re.sub(r"\s", "", first))
     assert all(cell_len(line) <= width for line in text.splitlines())
     whole = set(re.split(r"\s+", text))
     for row in run.rows:

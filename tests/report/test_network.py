@@ -11,8 +11,8 @@ from torch import Tensor
 
 from normscope.layers import ConditionalBatchNorm1d
 from normscope.report.playground import lessons
-from tests.chromium import chromium
-from tests.network import Batch, Reference, script
+from tests.report.chromium import chromium
+from tests.report.network import Batch, Reference, script
 
 SHAPE = {"inputs": 2, "hidden": [8, 5, 6], "classes": 3, "domains": 2, "ghost": 7, "eps": 1e-5}
 RATE = {"lr": 0.1, "momentum": 0.9, "learns": "all"}

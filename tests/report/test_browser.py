@@ -18,9 +18,9 @@ from playwright.sync_api import Browser, Locator, Page, expect
 import normscope.report
 from normscope.lesson import best_thresholds, lesson
 from normscope.records import Lesson, Recovery
-from normscope.report import channels, html, measures, presentation, story
-from tests.chromium import chromium
-from tests.pages import (
+from normscope.report import channels, html, measures, playground, presentation, story
+from tests.report.chromium import chromium
+from tests.report.pages import (
     HOSTILE,
     NORMS,
     digits_inspection,
@@ -29,7 +29,7 @@ from tests.pages import (
     run_page,
     worked_lesson,
 )
-from tests.test_page import renamed
+from tests.report.test_page import renamed
 
 SCRIPTS = Path(normscope.report.__file__).parent / "assets/scripts"
 # words that are the same in both languages
@@ -47,6 +47,9 @@ PAGES = (
     "conversion",
     "difference",
     "bench",
+    "parity",
+    "passport",
+    "claims",
 )
 
 
@@ -65,6 +68,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "domains": run_page(made_up_run(None, ("batch", "conditional"), 2, ("clean", "invert"))),
         "hostile": run_page(made_up_run(hostile, ("batch", *HOSTILE[:2]))),
     }
+    shown["playground"] = playground.page("en")
     sounds = dict.fromkeys(digits_inspection().classes[:2], (np.sin(np.arange(4000) / 5), 16000))
     shown["sound"] = presentation.page(digits_inspection(), "en", sounds)
     for name, text in shown.items():
@@ -217,7 +221,7 @@ def test_no_number_is_cut_on_any_screen(open_page: Open, name: str) -> None:
 AXE = "(rules) => axe.run(document, { resultTypes: ['violations'], ...rules })"
 
 
-@pytest.mark.parametrize("name", [name for name in PAGES if name != "hostile"])
+@pytest.mark.parametrize("name", [*(n for n in PAGES if n != "hostile"), "playground"])
 def test_the_accessibility_engine_finds_nothing(open_page: Open, axe: str, name: str) -> None:
     """Every rule of axe-core in the light, contrast in the dark too."""
     page = open_page(name)
@@ -246,6 +250,9 @@ def test_light_dark_and_paper(open_page: Open) -> None:
     assert dark.evaluate(chart) == ink
     assert not dark.locator(".bar").is_visible()
     assert not dark.locator("[data-journey] input").first.is_visible()
+    # of the buttons that alone which says what the picture is of; nothing of what is folded
+    assert dark.locator("[data-journey] button[aria-pressed]:visible").count() == 1
+    assert not dark.locator("#numbers").is_visible()
     light.get_by_role("button", name="Dark").click()
     assert light.evaluate(chart) != ink
 

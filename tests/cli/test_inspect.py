@@ -17,7 +17,7 @@ from normscope.errors import NormscopeError
 from normscope.lens import InspectionState
 from normscope.records import Inspection
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 FILE = """
 import os, signal

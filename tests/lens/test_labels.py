@@ -24,7 +24,7 @@ from normscope.records import Inspection, Layer
 from normscope.records.inspection import BETWEEN
 from normscope.report import html, terminal
 from normscope.report.inspection import brief, document
-from tests.chromium import chromium
+from tests.report.chromium import chromium
 
 Array = NDArray[np.float64]
 N = 24

@@ -18,7 +18,7 @@ from torch import nn
 
 from normscope.experiment import ranks
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # iris has 112 rows for training: batches of 37, 37, 37 and, in one of them, ranks of 19 and 18
 TRAIN = ("train", "--data", "iris", "--batch-size", "37", "--every", "3", "--no-sweep")
 ALONE = (sys.executable, "-m", "normscope")

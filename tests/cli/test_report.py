@@ -10,8 +10,8 @@ import pytest
 from normscope.cli import main
 from normscope.records import KINDS
 from normscope.report import document_of, html
-from tests import pages
-from tests.test_records_shown import records
+from tests.report import pages
+from tests.report.test_records import records
 
 
 def report(

@@ -19,8 +19,8 @@ from normscope.errors import InputError
 from normscope.records import Inspection
 from normscope.report import document_of, terminal
 from normscope.report.sounds import sound, with_sounds
-from tests.pages import HOSTILE, digits_inspection
-from tests.test_page import renamed
+from tests.report.pages import HOSTILE, digits_inspection
+from tests.report.test_page import renamed
 
 TONE = np.sin(np.arange(800) / 5).astype(np.float32) * 0.5
 WHOLE = np.array([0, 1, -1, 32767, -32768], dtype=np.int16)
@@ -115,7 +115,7 @@ def test_a_terminal_shows_one_line(lang: Any, line: str) -> None:
 @pytest.fixture(scope="module")
 def example() -> Any:
     """The example's module."""
-    path = Path(__file__).parents[1] / "examples/hear_it.py"
+    path = Path(__file__).parents[2] / "examples/hear_it.py"
     spec = importlib.util.spec_from_file_location("hear_it", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

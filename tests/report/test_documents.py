@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 
 import pytest
 from rich.cells import cell_len
@@ -16,6 +17,7 @@ from normscope.report.document import (
     Cell,
     Document,
     Finding,
+    Interactive,
     Listing,
     Only,
     Paragraph,
@@ -25,7 +27,7 @@ from normscope.report.document import (
     table,
 )
 from normscope.report.messages import LANGUAGES, Lang, catalogue
-from tests.pages import (
+from tests.report.pages import (
     compared,
     converted,
     digits_inspection,
@@ -89,6 +91,29 @@ def test_a_terminal_never_splits_a_word_or_a_number(
                 longest = max(longest, cell_len(word))
         for line in lines:
             assert cell_len(line.rstrip()) <= max(width, longest + 2), (name, line)
+
+
+def words(part: object) -> Iterator[str | Text]:
+    """Everything that a reader sees of a part of a document, on a page too."""
+    if isinstance(part, (str, Text)):
+        yield part
+    elif isinstance(part, tuple):
+        for item in part:
+            yield from words(item)
+    elif is_dataclass(part) and not isinstance(part, Interactive):
+        for field in fields(part):
+            if field.name not in ("style", "styles", "nav", "id", "link", "spec", "data"):
+                yield from words(getattr(part, field.name))
+
+
+def test_no_sentence_is_left_in_english(shown: dict[str, Document]) -> None:
+    texts_of_records = {"it normalises within each sample in training"}
+    for name, document in shown.items():
+        said = {read(word, "zh") for word in words(document)}
+        assert len(said) > 1
+        english = {text for text in said if re.search("[a-z]{3,} [a-z]{2,}", text)}
+        left = {text for text in english if not re.search("[\u4e00-\u9fff]", text)}
+        assert left <= texts_of_records, name
 
 
 def a_table() -> Table:
