@@ -18,6 +18,7 @@ from normscope.doctor import diagnose
 from normscope.doctor.held_out import HeldOut
 from normscope.probe.batches import LIMIT, Loader, held_out
 from normscope.probe.compare import Goal
+from normscope.probe.grammar import Batch
 from normscope.probe.random import kept_generators
 
 MODEL = nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2)).eval()
@@ -331,3 +332,25 @@ def test_images_of_unlike_shapes_are_divided_and_mixed_by_sample() -> None:
     assert mixed is not None
     assert [float(image.max()) for image in mixed.given[0]] == [14, 1]
     assert [target["id"] for target in mixed.given[1]] == [10, 0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (torch.tensor([1, 0, 2]), [1, 0, 2]),
+        (torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]), [1, 0, 1]),
+        (torch.tensor([1.0, 0.0, 1.0]), [1, 0, 1]),
+        (torch.tensor([[[1.0]], [[0.0]], [[1.0]]]), [1, 0, 1]),
+        (torch.tensor([1.0, 0.5, 0.0]), None),
+        (torch.tensor([1.0, torch.nan, 0.0]), None),
+        (torch.tensor([1.0, 0.0]), None),
+        (torch.tensor([1j, 0, 1]), None),
+        (torch.tensor([1, -100, 0]), None),
+        (None, None),
+    ],
+)
+def test_one_class_per_sample_may_be_a_float_that_says_yes_or_no(
+    labels: Tensor | None, classes: list[int] | None
+) -> None:
+    found = Batch(0, None, 3, labels=labels).classes
+    assert (None if found is None else found.tolist()) == classes
