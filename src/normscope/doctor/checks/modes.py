@@ -15,7 +15,7 @@ from normscope.doctor.state import of_model
 from normscope.layers.statistics import RunningStatistics
 from normscope.moments import drift
 from normscope.probe.compare import Answer
-from normscope.probe.layers import in_training
+from normscope.probe.layers import bare, in_training
 from normscope.records import Finding
 
 CLOSE = 0.5  # cosine of the weights of a copy and of what it follows
@@ -103,7 +103,7 @@ class FakeFreeze(Check):
                 yield self.finding(state.name, "error", 1.0, 0.0, kind="untracked")
             elif affine and not any(p.requires_grad for p in affine):
                 # a model that learns nowhere is for inference: nothing there is half frozen
-                if _follows_another(case.model, state.name):
+                if _follows_another(bare(case.model), state.name):
                     continue
                 if layer.training:
                     yield self.finding(state.name, "error", 1.0, 0.0, kind="params")
