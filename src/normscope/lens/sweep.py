@@ -104,13 +104,15 @@ def _summary(rows: Tensor, *, take: bool = False) -> Sweep:
             squares.append((wide - means[-1].unsqueeze(2)).square().sum(2))
         mean, m2, fired = torch.cat(means).cpu(), torch.cat(squares).cpu(), (rows > 0).sum(2).cpu()
         taken, finite = rows[:, :, places].cpu(), bool(m2.isfinite().all())
-    kept = taken if len(places) else rows.cpu()
-    return Sweep(mean, m2, fired, _repeated(count, positions), kept if take else None, finite)
+    kept = None
+    if take:
+        kept = taken if len(places) else rows.cpu()
+    return Sweep(mean, m2, fired, _repeated(count, positions), kept, finite)
 
 
 @cache
 def _repeated(count: int, positions: int) -> Tensor:
-    return torch.full((count,), float(positions), dtype=torch.float64)
+    return torch.full((count,), float(positions), dtype=torch.float64, device="cpu")
 
 
 def count_bins(
@@ -212,4 +214,4 @@ def places_of(positions: int) -> Tensor:
 
 @cache
 def _places(positions: int, counted: int) -> Tensor:
-    return torch.arange(counted) * positions // max(counted, 1)
+    return torch.arange(counted, device="cpu") * positions // max(counted, 1)
