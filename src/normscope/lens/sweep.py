@@ -60,10 +60,13 @@ class Sweep:
             return _summary(rows, take=take)
         regions = zip(images.owner.tolist(), images.places, strict=True)
         parts = [_summary(rows[i : i + 1, :, where].contiguous()) for i, where in regions]
-        names = ("mean", "m2", "fired", "positions")
-        joined = (torch.cat([getattr(part, name) for part in parts]) for name in names)
+        mean, m2, fired, positions = (
+            torch.cat([getattr(part, name) for part in parts])
+            for name in ("mean", "m2", "fired", "positions")
+        )
         taken = rows[:, :, places_of(rows.shape[2])].cpu() if take else None
-        return cls(*joined, taken, all(part.finite for part in parts))
+        finite = all(part.finite for part in parts)
+        return cls(mean, m2, fired, positions, taken, finite)
 
     def normalised(self, mean: Tensor, rstd: Tensor) -> "Sweep":
         """Map it to z = (x - mean) * rstd; mean and rstd (C,) or (N, C). `fired` stays x's."""
