@@ -120,16 +120,12 @@ class HeldOut:
         return found[0] if len(found) == 1 else joined(found)
 
 
-def known(before: Evaluation, after: Evaluation) -> bool:
-    """Return whether labels, a loss or a metric say what is good."""
-    return any(e.compared is not None and e.compared.known for e in (before, after))
-
-
 def gain(before: Evaluation, after: Evaluation) -> float:
     """Compute by how many standard errors the second is better, pair by pair; NaN if not known."""
-    if before.compared is None or after.compared is None or not known(before, after):
+    old, new = before.compared, after.compared
+    if old is None or new is None or not (old.known or new.known):
         return math.nan
-    return advantage(before.compared.other, after.compared.other)
+    return advantage(old.other, new.other)
 
 
 def helps(before: Evaluation, after: Evaluation) -> bool:

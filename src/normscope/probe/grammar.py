@@ -232,7 +232,7 @@ def parts(index: int, batch: Any) -> tuple[Any, Any, Any]:
     if isinstance(batch, (tuple, list)) and not of_samples(batch):
         if not len(batch):
             raise InputError(f"batch {index} is empty; {GRAMMAR}")
-        return (*batch[:3], None, None)[:3]
+        return (*batch, None, None)[:3]
     return batch, None, None
 
 

@@ -103,7 +103,7 @@ class FakeFreeze(Check):
                 yield self.finding(state.name, "error", 1.0, 0.0, kind="untracked")
             elif affine and not any(p.requires_grad for p in affine):
                 # a model that learns nowhere is for inference: nothing there is half frozen
-                if self._follows(case, state.name):
+                if _follows_another(case.model, state.name):
                     continue
                 if layer.training:
                     yield self.finding(state.name, "error", 1.0, 0.0, kind="params")
@@ -116,29 +116,27 @@ class FakeFreeze(Check):
                         confidence="medium" if moved else "low", repair=None if moved else "",
                     )  # fmt: skip
 
-    def _follows(self, case: CheckContext, name: str) -> bool:
-        """Return whether the layer is in a copy of a part that learns, whose weights follow it.
 
-        The target network of BYOL and the key encoder of MoCo have no gradients and train on.
-        """
-        parts = dict(case.model.named_modules())
-        path = name.split(".")
-        holders = (parts[".".join(path[:end])] for end in range(1, len(path)))
-        frozen = (part for part in holders if not any(p.requires_grad for p in part.parameters()))
-        own = next(frozen, None)
-        return own is not None and any(_follows(own, other) for other in parts.values())
+def _follows_another(model: nn.Module, name: str) -> bool:
+    """Return whether a layer is in a copy of a part that learns, whose weights lie close to it.
 
-
-def _follows(part: nn.Module, other: nn.Module) -> bool:
-    """Return whether `other` learns and has the same tensors, with weights that lie close."""
-    copies, learned = list(part.parameters()), list(other.parameters())
-    if [p.shape for p in copies] != [p.shape for p in learned]:
-        return False
-    weights = [p.detach().flatten().double() for p in copies if p.dim() > 1]
-    others = [p.detach().flatten().double() for p in learned if p.dim() > 1]
-    if not weights or not any(p.requires_grad for p in learned):
-        return False
-    return float(F.cosine_similarity(torch.cat(weights), torch.cat(others), 0)) > CLOSE
+    The target network of BYOL and the key encoder of MoCo have no gradients and train on.
+    """
+    path = name.split(".")
+    holders = (model.get_submodule(".".join(path[:end])) for end in range(1, len(path)))
+    frozen = (part for part in holders if not any(p.requires_grad for p in part.parameters()))
+    own = list(next(frozen, nn.Identity()).parameters())
+    for other in model.modules():
+        learned = list(other.parameters())
+        pairs = [(a, b) for a, b in zip(own, learned, strict=False) if a.dim() > 1]
+        alike = [p.shape for p in own] == [p.shape for p in learned]
+        if alike and pairs and any(p.requires_grad for p in learned):
+            a, b = (
+                torch.cat([p.detach().flatten() for p in some]) for some in zip(*pairs, strict=True)
+            )
+            if float(F.cosine_similarity(a.double(), b.double(), 0)) > CLOSE:
+                return True
+    return False
 
 
 @register
