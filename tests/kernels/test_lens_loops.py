@@ -122,9 +122,9 @@ def test_what_would_be_read_or_written_elsewhere_is_refused() -> None:
         with pytest.raises(RuntimeError):
             loop(*(given | wrong).values())
     with pytest.raises(RuntimeError):
-        cpu.operator("sweep")(taken, torch.tensor([4]))  # type: ignore[misc]
+        cpu.operator("sweep")(taken, torch.tensor([4]))
     with pytest.raises(RuntimeError):
-        cpu.operator("count_active")(  # type: ignore[misc]
+        cpu.operator("count_active")(
             torch.ones(2, 3).long(), numbers[:, 0].clone(), torch.tensor([0, 2]),
             torch.zeros(2, 3).long(), numbers[0].clone(),
         )  # fmt: skip

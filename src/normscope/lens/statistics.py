@@ -308,8 +308,8 @@ def joint_channels(channels: int) -> Tensor:
 @cache
 def _spaced(channels: int, kept: int) -> Tensor:
     if kept == channels:
-        return torch.arange(channels)
-    return torch.linspace(0, channels - 1, kept, dtype=torch.float64).round().long()
+        return torch.arange(channels, device="cpu")
+    return torch.linspace(0, channels - 1, kept, dtype=torch.float64, device="cpu").round().long()
 
 
 def nested_channels(channels: int, most: int) -> Tensor:

@@ -60,10 +60,13 @@ class Sweep:
             return _summary(rows, take=take)
         regions = zip(images.owner.tolist(), images.places, strict=True)
         parts = [_summary(rows[i : i + 1, :, where].contiguous()) for i, where in regions]
-        names = ("mean", "m2", "fired", "positions")
-        joined = (torch.cat([getattr(part, name) for part in parts]) for name in names)
+        mean, m2, fired, positions = (
+            torch.cat([getattr(part, name) for part in parts])
+            for name in ("mean", "m2", "fired", "positions")
+        )
         taken = rows[:, :, places_of(rows.shape[2])].cpu() if take else None
-        return cls(*joined, taken, all(part.finite for part in parts))
+        finite = all(part.finite for part in parts)
+        return cls(mean, m2, fired, positions, taken, finite)
 
     def normalised(self, mean: Tensor, rstd: Tensor) -> "Sweep":
         """Map it to z = (x - mean) * rstd; mean and rstd (C,) or (N, C). `fired` stays x's."""
@@ -104,13 +107,15 @@ def _summary(rows: Tensor, *, take: bool = False) -> Sweep:
             squares.append((wide - means[-1].unsqueeze(2)).square().sum(2))
         mean, m2, fired = torch.cat(means).cpu(), torch.cat(squares).cpu(), (rows > 0).sum(2).cpu()
         taken, finite = rows[:, :, places].cpu(), bool(m2.isfinite().all())
-    kept = taken if len(places) else rows.cpu()
-    return Sweep(mean, m2, fired, _repeated(count, positions), kept if take else None, finite)
+    kept = None
+    if take:
+        kept = taken if len(places) else rows.cpu()
+    return Sweep(mean, m2, fired, _repeated(count, positions), kept, finite)
 
 
 @cache
 def _repeated(count: int, positions: int) -> Tensor:
-    return torch.full((count,), float(positions), dtype=torch.float64)
+    return torch.full((count,), float(positions), dtype=torch.float64, device="cpu")
 
 
 def count_bins(
@@ -212,4 +217,4 @@ def places_of(positions: int) -> Tensor:
 
 @cache
 def _places(positions: int, counted: int) -> Tensor:
-    return torch.arange(counted) * positions // max(counted, 1)
+    return torch.arange(counted, device="cpu") * positions // max(counted, 1)
