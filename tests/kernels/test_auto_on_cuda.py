@@ -78,7 +78,8 @@ Graph = list[Any]  # the operations of a call
 
 def operations(forward: Forward, x: Tensor) -> Graph:
     """List what runs, with the devices of its tensors."""
-    with Watched() as watched:
+    watched = Watched()
+    with watched:
         forward(x)
     return watched.seen
 

@@ -192,8 +192,8 @@ class Loader:
             return _walk_together([getattr(batch, name) for batch in batches], joined, sizes)
 
         try:
-            names = ("labels", "condition")
-            names += ("given",) if self.forward is not None else ("args", "kwargs")
+            inputs = ("args", "kwargs") if self.forward is None else ("given",)
+            names = ("labels", "condition", *inputs)
             return replace(batches[0], size=len(order), **{name: merged(name) for name in names})
         except (_Whole, ValueError, RuntimeError, TypeError):
             return None
