@@ -9,6 +9,7 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
+from normscope.errors import InputError
 from normscope.functional import moments
 from normscope.moments import Moments
 
@@ -90,3 +91,18 @@ def test_all_reduce_equals_one_process_with_an_empty_rank(tmp_path: Path) -> Non
         assert rank.exitcode == 0
     for r in range(3):
         assert_same(Moments(*torch.load(tmp_path / f"{r}.pt", weights_only=True)), moments(x))
+
+
+def test_all_reduce_without_other_processes_says_what_to_do() -> None:
+    with pytest.raises(InputError, match="this process is none; call .*init_process_group first"):
+        of(torch.randn(5, 2)).all_reduce()
+
+
+def test_moments_carry_gradients_and_go_through_vmap() -> None:
+    x = torch.randn(3, 6, 2, dtype=torch.double)
+    leaf = x[0].clone().requires_grad_()
+    found = moments(leaf)
+    (slope,) = torch.autograd.grad(found.m2.sum(), leaf)
+    torch.testing.assert_close(slope, 2 * (x[0] - x[0].mean(0)))
+    many = torch.vmap(lambda part: moments(part).mean)(x)
+    torch.testing.assert_close(many, x.mean(1, keepdim=True))

@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from normscope import BatchNorm1d, BatchNorm2d, ConditionalBatchNorm1d, InputError, guard
+from normscope import (
+    BatchNorm1d,
+    BatchNorm2d,
+    ConditionalBatchNorm1d,
+    FrozenBatchNorm1d,
+    InputError,
+    diagnose,
+    guard,
+)
+from normscope.functional import batch_norm
 
 ROOT = Path(__file__).parents[1]
 ROW = re.compile(r"^\| (F\d\d) \| (.+?) \| (.+?) \|$", re.MULTILINE)
@@ -65,10 +74,27 @@ def test_statistics_beside_bfloat16_inputs_do_not_stall() -> None:  # F09
     torch.testing.assert_close(layer.running_mean, torch.full((2,), 10.0), rtol=5e-3, atol=0)
 
 
-@pytest.mark.parametrize("eps", [math.nan, math.inf])
+@pytest.mark.parametrize("eps", [math.nan, math.inf, -1e-5])
 def test_an_eps_that_is_none_is_refused(eps: float) -> None:  # F10
-    with pytest.raises(InputError, match="eps is"):
-        BatchNorm1d(3, eps=eps)
+    for kind in (BatchNorm1d, FrozenBatchNorm1d, ConditionalBatchNorm1d):
+        more = (2,) if kind is ConditionalBatchNorm1d else ()
+        with pytest.raises(InputError, match="^eps is .*; it must be a finite number above 0"):
+            kind(3, *more, eps=eps)
+    layer = BatchNorm1d(3)
+    layer.eps = eps  # later
+    if eps != math.inf:
+        with pytest.raises(ValueError, match="eps must be positive"):
+            layer(random(8, 3).float())
+        assert (layer.running_mean == 0).all(), "refused before anything changes"
+
+
+def test_an_eps_of_zero_is_refused_where_the_batch_normalises() -> None:  # F10
+    layer, torchs = BatchNorm1d(3, eps=0), nn.BatchNorm1d(3, eps=0)
+    x = random(8, 3).float()
+    for one in (layer, torchs):
+        with pytest.raises(ValueError, match="batch_norm eps must be positive during training"):
+            one(x)
+    torch.testing.assert_close(layer.eval()(x), torchs.eval()(x))
 
 
 def test_a_million_values_per_channel_lose_no_digits() -> None:  # F12
@@ -88,12 +114,20 @@ def test_no_positions_and_no_channels_are_empty_outputs() -> None:  # F18
     assert BatchNorm2d(0).eval()(torch.zeros(2, 0, 4, 4)).shape == (2, 0, 4, 4)
 
 
-def test_an_average_over_all_batches_survives_any_counter() -> None:  # F21
+@pytest.mark.parametrize("counter", [2**63 - 1, -(2**63), -1, -7])
+@pytest.mark.parametrize("rows", [8, 4096])  # by the loops, and by torch's functions
+def test_an_average_over_all_batches_survives_any_counter(counter: int, rows: int) -> None:  # F21
     layer = BatchNorm1d(2, momentum=None)
-    layer.num_batches_tracked.fill_(2**63 - 1)
-    layer(random(8, 2).float())
-    assert bool(layer.running_mean.isfinite().all())
-    assert bool(layer.running_var.isfinite().all())
+    layer.num_batches_tracked.fill_(counter)
+    x = random(rows, 2).float()
+    layer(x)
+    if counter > 0:  # it has overflowed: what is stored stays as good as it was
+        assert layer.running_mean.abs().max() < 1
+    else:  # none of its batches is known
+        torch.testing.assert_close(layer.running_mean, x.mean(0))
+    assert (layer.running_var > 0).all()
+    layer.momentum, layer.running_mean[0] = 0.1, 1.0
+    assert "NS002" not in diagnose(layer).codes, "nothing is known of a counter below 0"
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
@@ -124,3 +158,46 @@ def test_nan_under_guard_counts_nothing_and_stays_in_its_batch() -> None:  # F19
         layer(torch.full((8, 3), math.nan))
     for key in ("running_mean", "running_var"):
         assert torch.equal(layer.state_dict()[key], before[key])
+
+
+def test_two_values_per_channel_leave_the_sign_and_are_named() -> None:  # F16
+    model = nn.Sequential(BatchNorm1d(3, eps=1e-12))
+    batches = list(random(40, 3).float().split(2))
+    for x in batches:
+        assert torch.allclose(model.train()(x).detach().abs(), torch.ones(()), atol=1e-2)
+    (found,) = diagnose(model.eval(), batches, select=["NS007"]).findings
+    assert (found.measured, found.layer) == (2, "0")
+
+
+def test_the_operator_that_autograd_asks_for_keeps_the_rules_of_operators() -> None:  # F59
+    x = random(6, 3)
+    table = torch.stack([x.mean(0), (x.var(0, correction=0) + 1e-5).rsqrt()]).unsqueeze(1)
+    inverse = torch.full((1, 1), 1 / 6, dtype=torch.float64)
+    found = torch.library.opcheck(
+        torch.ops.normscope.backward_by_reference.default,
+        (random(6, 3, seed=1), x, None, 1, None, None, None, None, 0, table, inverse, True),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+    assert set(found.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("rows", [6, 600])
+def test_an_update_of_the_statistics_takes_no_part_in_the_gradient(rows: int) -> None:  # F61
+    """Two derivatives of a call that changes buffers; they change once, and torch is told so."""
+    mean, var = torch.zeros(2).double(), torch.ones(2).double()
+    x, weight = random(rows, 2).requires_grad_(), random(2, seed=1).requires_grad_()
+    versions = mean._version, var._version
+    y = batch_norm(x, mean, var, weight, training=True, momentum=1.0)
+    assert not mean.requires_grad
+    assert (mean._version > versions[0], var._version > versions[1]) == (True, True)
+    torch.testing.assert_close(mean, x.detach().mean(0))
+    held = mean.clone(), var.clone()
+    plain = batch_norm(x, weight=weight, training=True)
+    found = []
+    for output in (y, plain):
+        first = torch.autograd.grad((output**3).sum(), (x, weight), create_graph=True)
+        second = torch.autograd.grad(first[0].square().sum(), (x, weight))
+        found.append([*first, *second])
+    torch.testing.assert_close(found[0], found[1])
+    assert torch.equal(mean, held[0]), "no derivative updates once more"
+    assert torch.equal(var, held[1])

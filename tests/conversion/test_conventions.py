@@ -210,3 +210,12 @@ def test_inplace_abn_only() -> None:
         from_inplace_abn(state, only=["x"])
     with pytest.raises(InputError, match="no batch norm with a weight"):
         from_inplace_abn(nn.Linear(2, 2).state_dict())
+
+
+def test_what_was_never_counted_begins_at_none_and_goes_on_in_torch() -> None:
+    found = from_keras(keras(Peer(1e-3, 0.99)))
+    counter = found.state["block.bn.num_batches_tracked"]
+    assert (counter.item(), counter.dtype, counter.dim()) == (0, torch.long, 0)
+    layer = loaded(found)
+    layer.train()(torch.randn(4, C, 2, 2).double())
+    assert layer.num_batches_tracked == 1

@@ -137,6 +137,18 @@ def test_an_optimizer_hooks_and_shared_layers_go_on() -> None:
     assert shared.qconfig == "mine"
 
 
+@pytest.mark.parametrize("kind", ["batch", "ghost"])
+def test_buffers_that_were_replaced_since_stay_on_revert(kind: str) -> None:
+    model = network()
+    conversion = convert(model, kind, **OPTIONS.get(kind, {}))
+    model.double().train()(torch.randn(8, 3, 8, 8).double())
+    now = {name: value.clone() for name, value in model.state_dict().items()}
+    assert type(conversion.revert()[1]) is nn.BatchNorm2d
+    for name, value in model.state_dict().items():
+        assert value.dtype in (torch.float64, torch.int64), name
+        assert torch.equal(value, now[name]), name
+
+
 def test_revert_gives_gradients_back_where_parameters_changed_their_shape() -> None:
     model = network()
     model[1].weight.requires_grad_(True)

@@ -366,3 +366,60 @@ def test_networks_of_timm(name: str, timm: Any) -> None:
     conversion.revert()
     assert [type(module) for module in model.modules()] == classes
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+
+
+class Shared(nn.Module):
+    """A ReLU module that also gets what a function made, be it of one input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn, self.relu = nn.BatchNorm2d(3), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.relu(self.bn(x)) + self.relu(torch.neg(x))
+
+
+def test_an_activation_module_that_functions_use_too_stays() -> None:
+    model = Shared()
+    expected = copy.deepcopy(model)(X)
+    done = convert(model, "batch", fuse=True)
+    assert type(model.relu) is nn.ReLU
+    for left in done.unfused:
+        assert "'relu' is also given the output of 'neg'" in left.reason
+    torch.testing.assert_close(model(X), expected)
+
+
+class Bare(nn.Module):
+    """Nothing stands behind the norm that it could do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.bn(x).tanh()
+
+
+class Active(Bare):
+    def forward(self, x: Tensor) -> Any:
+        return F.relu(self.bn(x))
+
+
+class Depending(Active):
+    """A trace would fix what depends on the values."""
+
+    def forward(self, x: Tensor) -> Any:
+        return F.relu(self.bn(x)) if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize("odd", [Bare, Depending])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_block_that_cannot_be_fused_does_not_keep_those_behind_it_from_fusing(
+    odd: type[nn.Module], place: int
+) -> None:
+    blocks: list[nn.Module] = [Active(), Active()]
+    blocks.insert(place, odd())
+    done = convert(nn.Sequential(*blocks), "batch", fuse=True)
+    assert [left.name for left in done.unfused] == [f"{place}.bn"]
+    assert ("stays:" in done.unfused[0].reason) is (odd is Depending)
+    assert len(done.fused) == 2

@@ -8,6 +8,7 @@ from torch import nn
 
 import normscope
 from normscope.conversion import convert
+from normscope.conversion.kinds import is_norm
 from normscope.conversion.verification import _gradients
 from normscope.errors import InputError
 
@@ -54,3 +55,15 @@ def test_the_rows_of_a_layer_by_condition_are_compared_by_their_sum() -> None:
         assert torch.equal(found[f"1.{key}"], getattr(model[1], key).grad)
     alone: Any = model[0]
     assert torch.equal(_gradients(alone)["weight"], alone.weight.grad.sum(0))
+
+
+def test_a_layer_that_cannot_be_read_is_a_norm_all_the_same() -> None:
+    for layer in (nn.BatchNorm1d(3), nn.LazyBatchNorm1d(), nn.InstanceNorm1d(3)):
+        assert is_norm(layer)
+    assert not is_norm(nn.Linear(3, 3))
+    model = nn.Sequential(nn.LazyBatchNorm1d(), nn.BatchNorm1d(3))
+    done = convert(model, "batch", partial=True)
+    assert [change.name for change in done.changed] == ["1"]
+    (left,) = done.refused
+    assert left.name == "0"
+    assert "it is lazy and has no shape yet" in left.reason

@@ -1,7 +1,9 @@
 """Adapting to live data, the collapse that is taken back, and the watch during training."""
 
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from normscope import InputError
+from normscope import InputError, ModelError
 from normscope.doctor import (
     Watch,
     adapt,
@@ -19,6 +21,7 @@ from normscope.doctor import (
     diagnose,
     repair,
 )
+from normscope.doctor.adapt import Certainty
 from tests.doctor.patients import healthy, in_training, judges, norms, state
 from tests.extras import quiet_import
 
@@ -201,3 +204,28 @@ def test_hugging_face_trainer_asks_the_cheap_checks_each_epoch(tmp_path: Path) -
     ).train()
     assert [(f.code, f.layer) for f in told] == [("NS005", "net.2")]
     assert callback.record.layers == 2
+
+
+def test_entropy_is_compared_with_that_of_the_source() -> None:
+    sure = replace(adapt(healthy(), in_training()[:2]), after=Certainty(0.3, 1.0))
+    assert sure.unsure(Certainty(0.2, 1.0)) == pytest.approx(1.5)
+    assert sure.unsure(Certainty(0.01, 1.0)) == pytest.approx(6), "of 0.05 nats at least"
+    assert [sure.promising(Certainty(e, 1.0)) for e in (0.151, 0.149)] == [True, False]
+
+
+def test_outputs_that_are_no_scores_have_no_entropy() -> None:
+    class Values(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(x).sum(1)
+
+    model, batches = Values().eval(), [torch.randn(8, 3) + 2 for _ in range(3)]
+    for value in (certainty(model, batches), adapt(model, batches).after):
+        assert math.isnan(value.entropy)
+        assert math.isnan(value.diversity)
+    assert (model.norm.running_mean > 1).all(), "the statistics are adapted all the same"
+    with pytest.raises(ModelError, match="no score of classes .* leave learn out"):
+        adapt(model, batches, learn=True)

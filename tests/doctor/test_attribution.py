@@ -10,7 +10,7 @@ from torch import nn
 
 from normscope.doctor import diagnose
 from normscope.doctor.attribution import Attribution, Override
-from normscope.doctor.checks import CheckContext
+from normscope.doctor.checks import CHECKS, CheckContext
 from normscope.doctor.evidence import collected, norms_by_name
 from normscope.doctor.state import of_model
 from normscope.probe.batches import Loader
@@ -134,3 +134,54 @@ def test_the_furthest_channels_are_those_of_the_layer_that_is_off() -> None:
     first, second, *_ = diagnose(model, in_training()).channels
     assert [(gap.layer, gap.channel) for gap in (first, second)] == [("5", 8), ("5", 3)]
     assert first.distance == pytest.approx(9, rel=0.2)
+
+
+def test_what_lies_between_batches_is_a_share_of_the_whole_gap() -> None:
+    """Against plain torch: a layer in train() on the batches, on all of them mixed, in eval()."""
+    draw = torch.Generator().manual_seed(0)
+    model: Any = nn.Sequential(nn.BatchNorm1d(2)).eval()
+    x = [torch.randn(16, 2, generator=draw) + shift for shift in (-0.3, 0.1, 0.0, 0.2)]
+    model[0].running_mean.fill_(3)
+    found = attributed(model, [(part,) for part in x])
+    given = torch.cat([(p - p.mean(0)) / (p.var(0, correction=0) + 1e-5).sqrt() for p in x])
+    whole = torch.cat(x)
+    mixed = (whole - whole.mean(0)) / (whole.var(0, correction=0) + 1e-5).sqrt()
+    rms = lambda values: float(values.pow(2).mean().sqrt())
+    with torch.no_grad():
+        share = rms(mixed - given) / rms(model(whole) - given)
+    assert 0.02 < share < 0.2
+    assert found.of_batches == pytest.approx(share, rel=1e-3)
+
+
+def test_a_layer_that_never_counted_beside_a_cold_one_is_corrected_with_it() -> None:
+    model = healthy()
+    norms(model)[0].reset_running_stats()
+    cold = norms(model)[1]
+    cold.num_batches_tracked.fill_(10)
+    share = 0.9**10
+    cold.running_mean.mul_(1 - share)
+    cold.running_var.mul_(1 - share).add_(share)
+    causes = {cause.name: cause for cause in diagnose(model, in_training()).causes}
+    assert "never_updated" not in causes, "one of them was updated"
+    assert causes["cold"].layers == ("2", "5")
+    assert causes["cold"].closes > 0.5
+
+
+def test_what_is_cold_is_overridden_by_its_correction_and_the_rest_by_the_data() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2)).eval()
+    for norm in norms(model):
+        norm.num_batches_tracked.fill_(1)
+    norms(model)[0].running_mean.fill_(0.5)
+    norms(model)[0].running_var.fill_(1.9)
+    states = {state.name: state for state in of_model(model)}
+    target = {name: (torch.full((2,), 7.0), torch.full((2,), 9.0)) for name in states}
+    case: Any = SimpleNamespace(
+        attribution=SimpleNamespace(states=states, target=target, answers=lambda over: over.stored)
+    )
+    fixed = CHECKS["NS002"]().fixed(case, ("0", "1"))
+    assert fixed is not None
+    name, stored = fixed
+    assert name == "cold"
+    torch.testing.assert_close(stored["0"][0], torch.full((2,), 5.0).double())  # 0.5 / (1 - 0.9)
+    torch.testing.assert_close(stored["0"][1], torch.full((2,), 10.0).double())  # (1.9 - 0.9) / 0.1
+    assert stored["1"] is target["1"], "nothing was ever put in it"

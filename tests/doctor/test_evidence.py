@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from normscope.doctor.evidence import Composition, LayerSample, collected, norms_by_name
+from normscope.doctor.evidence import Composition, Evidence, LayerSample, collected, norms_by_name
 from normscope.moments import Moments
 from normscope.probe.batches import Loader
 from normscope.probe.compare import Goal, _z
+from normscope.probe.grammar import Batch
 
 
 def summed(x: Tensor) -> Moments:
@@ -87,3 +88,48 @@ def test_labels_in_a_batch_are_compared_with_chance() -> None:
     assert (one.pairs, one.of, one.chance) == (0, 0, 1)
     assert np.isnan(one.excess())
     assert np.isnan(one.fixed_places())
+
+
+def test_values_are_counted_per_channel() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU()).eval()
+    batches = [(torch.randn(5, 2, 3, 4),) for _ in range(2)]
+    loader = Loader(batches, model)
+    sample = collected(model, loader, norms_by_name(model), Goal()).layers["0"]
+    assert (sample.values, sample.positions, sample.sizes) == (2 * 5 * 12, 12, [5, 5])
+    assert sample.activation == "relu"
+    x = torch.cat([batch for (batch,) in batches])
+    normed = [nn.BatchNorm2d(2)(part) for (part,) in batches]
+    active = sum((part > 0).sum((0, 2, 3)) for part in normed)
+    assert torch.equal(torch.as_tensor(sample.active), torch.as_tensor(active))
+    assert sample.all is not None
+    torch.testing.assert_close(sample.all.mean, x.double().mean((0, 2, 3)))
+
+
+def test_batches_of_one_sample_can_be_told_apart() -> None:
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 300, generator=draw)
+    batches = [Batch(i, None, 1, (images[i % 4][None],), {}) for i in range(40)]
+    assert Evidence(kept=batches).distinct == 4
+    assert Evidence(kept=batches).few
+
+
+def test_noise_that_no_seed_holds_is_measured_and_taken_out_of_the_gap() -> None:
+    class Counts(nn.Module):
+        """Moves by another amount in every call, as atomic sums on a GPU do, but more."""
+
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            Counts.calls += 1
+            return x + 0.1 * torch.randn(
+                x.shape, generator=torch.Generator().manual_seed(self.calls)
+            )
+
+    model = nn.Sequential(nn.BatchNorm1d(8), Counts()).eval()
+    x = torch.randn(200, 8)
+    x = (x - x.mean(0)) / x.std(0)
+    loader = Loader([x], model)
+    found = collected(model, loader, norms_by_name(model), Goal())
+    assert found.noise == pytest.approx(0.1 * 2**0.5, rel=0.1)
+    assert found.gap.noise == found.noise
+    assert found.gap.relative < 0.5 * found.noise

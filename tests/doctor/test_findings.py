@@ -1,5 +1,6 @@
 """The numbers and facts that findings carry, and the statistics of samples behind them."""
 
+import math
 from typing import Any
 
 import pytest
@@ -91,3 +92,96 @@ def test_the_answer_of_a_check_is_a_record() -> None:
     model[0].track_running_stats = False
     (found,) = diagnose(model, select=["NS014"]).findings
     assert (found.measured, found.threshold, found.facts["kind"]) == (1, 0, "untracked")
+
+
+def test_the_distance_of_statistics_is_graded_and_its_parts_are_told() -> None:
+    """A shift of the mean by d deviations is a distance of d; a factor of the deviation likewise."""
+    for away, severity, threshold in ((0.3, "warning", 0.1), (0.8, "error", 0.5)):
+        model = healthy()
+        layer = norms(model)[0]
+        layer.running_mean += away * layer.running_var.sqrt()
+        found = diagnose(model, in_training(), select=["NS003"]).findings[0]
+        assert found.layer == "2"
+        assert found.measured == pytest.approx(away, abs=0.06)
+        assert (found.severity, found.threshold) == (severity, threshold)
+        assert float(found.facts["shift"]) == pytest.approx(away, abs=0.06)
+        assert float(found.facts["ratio"]) == pytest.approx(1, abs=0.1)
+
+
+def test_the_checks_and_the_causes_are_told_one_after_the_other() -> None:
+    heard: list[tuple[int, int, str]] = []
+    model = healthy()
+    norms(model)[0].running_mean += 3
+    found = diagnose(
+        model,
+        in_training(),
+        select=["NS003", "NS009"],
+        on_progress=lambda *step: heard.append(step),
+    )
+    assert found.codes == ("NS003",)
+    assert heard[0] == (0, 0, "data")
+    assert heard[-3:] == [(0, 2, "NS003"), (1, 2, "NS009"), (0, 1, "NS003")]
+
+
+def test_data_that_cannot_judge_are_told_by_what_they_lack() -> None:
+    few = in_training()[0][0][:4].repeat(16, 1, 1, 1)
+    batches = [(few + 1e-4 * torch.randn_like(few), torch.arange(4).repeat(16)) for _ in range(4)]
+    found = only("NS029", healthy(), batches=batches)
+    assert (found.facts["kind"], found.facts["distinct"]) == ("few", "4")
+
+
+def test_live_data_are_compared_by_their_unbiased_variance() -> None:
+    model: Any = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2)).eval()
+    x = torch.tensor([[-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0], [1.0, 1.0]])
+    model[0].running_var.copy_(x.var(0))
+    assert diagnose(model, [x], live=[x], select=["NS022"]).passed == ("NS022",)
+    model[0].running_var.copy_(x.var(0, correction=0))
+    found = only("NS022", model, batches=[x], live=[x])
+    assert found.measured == pytest.approx(1 - 0.75**0.5, rel=1e-3)
+
+
+def test_losses_of_both_modes_are_told_where_labels_say_something() -> None:
+    x = [x for x, _ in in_training()[:3]]
+    labelled, alone = (
+        diagnose(healthy(), data, select=["NS003"]) for data in (in_training()[:3], x)
+    )
+    assert labelled.gap is not None
+    assert alone.gap is not None
+    assert 0 < labelled.gap.eval_loss < 1
+    assert 0 < labelled.gap.train_loss < 1
+    assert math.isnan(alone.gap.eval_loss)
+    assert math.isnan(alone.gap.train_loss)
+
+
+def test_what_lies_between_batches_is_a_cause_beside_those_of_findings() -> None:
+    for kind, name, code in (
+        ("shuffled", "small_batch", "NS007"),
+        ("sorted", "composition", "NS008"),
+    ):
+        found = diagnose(healthy(), in_training(kind=kind))
+        (cause,) = [c for c in found.causes if c.name in ("small_batch", "composition")]
+        assert (cause.name, cause.code) == (name, code)
+        assert 0.5 < cause.closes <= 1, "the whole gap of a healthy model"
+
+
+@pytest.mark.parametrize(("apart", "severity"), [(0.3, "warning"), (4.0, "error")])
+def test_a_layer_of_several_places_is_an_error_where_they_are_far_apart(
+    apart: float, severity: str
+) -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([self.norm(x), self.norm(x + apart)], 1)
+
+    found = only("NS017", Shared().eval(), batches=list(torch.randn(96, 3).split(32)))
+    assert (found.severity, found.facts["calls"]) == (severity, "2")
+    assert found.measured == pytest.approx(apart, rel=0.15)
+
+
+def test_what_kind_of_distance_it_is() -> None:
+    model = healthy()
+    norms(model)[0].running_mean += 0.8 * norms(model)[0].running_var.sqrt()
+    assert not diagnose(model, in_training(), select=["NS003"]).findings[0].facts.get("kind")

@@ -180,3 +180,25 @@ def test_a_loss_and_a_metric_get_outputs_of_the_batch_beside_them(what: str) -> 
     assert {"small_batch", "domains"} & {cause.name for cause in found.causes}
     assert len(whole) > 2 * len(batches)
     assert all(whole)
+
+
+@pytest.mark.parametrize(
+    ("samples", "rise", "helped"),
+    [(200, 0.007, False), (200, 0.008, True), (1000, 0.004, False), (1000, 0.006, True)],
+)
+def test_accuracy_must_rise_by_more_than_a_sample_and_by_half_a_point(
+    samples: int, rise: float, helped: bool
+) -> None:
+    """Where the loss rises within chance, accuracy and a gap that falls by half decide."""
+    worse = torch.linspace(-1, 1, samples)
+    worse += 1.5 * worse.std() / samples**0.5  # 1.5 standard errors
+
+    def state(accuracy: float, gap: float, losses: Tensor) -> Evaluation:
+        compared = Comparison(given=True)
+        compared.other.losses = [losses]
+        return Evaluation(Score(accuracy=accuracy, loss=1, gap=gap, samples=samples), compared)
+
+    one = state(0.5, 1.0, torch.ones(samples))
+    assert gain(one, state(0.5, 1.0, 1 + worse)) == pytest.approx(-1.5)
+    assert helps(one, state(0.5 + rise, 0.49, 1 + worse)) is helped
+    assert not helps(one, state(0.5 + rise, 0.51, 1 + worse)), "the gap has not fallen by half"

@@ -135,3 +135,19 @@ def state(**more: Any) -> dict[str, Any]:
 def test_what_cannot_be_merged(states: Any, counts: Any, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         merge_statistics(states, counts)
+
+
+def test_whole_numbers_and_other_entries_that_agree_are_kept_as_copies() -> None:
+    given = [state(index=torch.tensor([3, 1]), note="a") for _ in range(2)]
+    merged = merge_statistics(given, [5, 7])
+    assert torch.equal(merged["index"], torch.tensor([3, 1]))
+    assert merged["note"] == "a"
+    assert list(merged) == list(given[0])
+    merged["index"].fill_(9)
+    assert given[0]["index"].tolist() == [3, 1]
+
+
+def test_an_entry_that_is_no_tensor_does_not_end_the_checks() -> None:
+    first, second = ({"note": "a"} | state(weight=torch.ones(n)) for n in (3, 2))
+    with pytest.raises(InputError, match=r"weight is \(2,\).* and \(3,\)"):
+        merge_statistics([first, second], [5, 5])

@@ -257,3 +257,31 @@ def test_a_stream_keeps_no_more_blocks_than_it_may() -> None:
     total = stream.total()
     np.testing.assert_allclose(total.mean, x.numpy().mean(0), rtol=1e-12)
     np.testing.assert_allclose(total.var(1), x.numpy().var(0, ddof=1), rtol=1e-12)
+
+
+def test_a_layer_that_no_forward_runs_is_left_and_told() -> None:
+    class Unused(Twice):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spare = nn.BatchNorm1d(2)
+
+    model = Unused()
+    done = recalibrate(model, torch.randn(30, 2).split(8))
+    assert [layer.name for layer in done.layers] == ["norm"]
+    assert done.left == {"spare": "no forward runs it"}
+    assert model.spare.running_mean.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("propagate", "passes"), [("batch", 1), ("sequential", 4)])
+def test_every_batch_is_told_with_its_number(propagate: str, passes: int) -> None:
+    heard: list[int] = []
+    recalibrate(deep(), images().split(10), propagate=propagate, on_progress=heard.append)
+    assert heard == list(range(1, 4 * passes + 1))
+
+
+def test_four_layers_that_were_left_are_told_and_how_many_more() -> None:
+    for number, more in ((4, False), (5, True)):
+        model = nn.Sequential(nn.BatchNorm1d(2), *(nn.GroupNorm(1, 2) for _ in range(number)))
+        said = repr(recalibrate(model, torch.randn(30, 2).split(8)))
+        assert said.count("left as it was: ") == 4
+        assert ("and 1 more" in said) is more

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from normscope import FileError, InputError, ModelError
 from normscope.doctor import diagnose, repair
 from normscope.doctor.checks import CHECKS
+from normscope.doctor.evidence import KEPT
 from normscope.doctor.held_out import Evaluation, HeldOut
-from normscope.doctor.remedies import REMEDIES, RepairContext
+from normscope.doctor.remedies import REMEDIES, RepairContext, Unfit, settings, statistics
 from normscope.experiment.data import load
 from normscope.experiment.nets import build
+from normscope.probe.batches import Loader
+from normscope.probe.compare import Goal
 from normscope.probe.load import read_weights
 from normscope.records import Diagnosis, Repaired
 from tests.doctor.patients import (
@@ -25,6 +28,7 @@ from tests.doctor.patients import (
     healthy,
     in_training,
     judges,
+    network,
     norms,
     state,
     trained,
@@ -410,3 +414,148 @@ def test_text_and_page_show_verdict_cause_and_repair(lang: Any) -> None:
     assert page.count('class="bar-before"') == page.count('class="bar-now"') - len(
         found.causes
     ) - len(found.by_layer)
+
+
+def test_of_the_variants_of_a_remedy_a_later_one_must_be_better(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def scaled(place: int, factor: float) -> Any:
+        def variant(patient: RepairContext, layers: tuple[str, ...]) -> tuple[str, ...]:
+            for norm in norms(patient.model):
+                norm.running_var *= factor
+            return (str(place),)
+
+        return variant
+
+    third, right = 1 / 3, 1 / 6
+    found = diagnose(stale(), in_training())
+    for factors, kept in (
+        ((third, right), "1"),
+        ((right, third), "0"),
+        ((right, right, right), "0"),
+        ((third, right, third), "1"),
+    ):
+        variants = tuple(scaled(*pair) for pair in enumerate(factors))
+        monkeypatch.setitem(REMEDIES, "recalibrate", variants)
+        done = repair(stale(), found, in_training(), held_out=judges(), remedies=["recalibrate"])
+        assert done.record.trials[0].layers == (kept,)
+        assert accuracy(done.model) == accuracy(healthy())
+
+
+def test_advice_is_what_no_remedy_is_there_for() -> None:
+    model = stale()
+    found = diagnose(model, in_training())
+    assert {"NS003", "NS004"} <= {f.code for f in found.findings if f.severity != "info"}
+    done = repair(model, found, in_training(), held_out=judges(), remedies=["copy_buffers"])
+    assert done.record.kept == ()
+    assert done.record.advice == (), "there is a remedy for it, and a symptom goes with its cause"
+
+
+def test_a_remedy_that_fails_takes_back_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(patient: RepairContext, layers: tuple[str, ...]) -> tuple[str, ...]:
+        raise InputError("the disk is gone")
+
+    monkeypatch.setitem(REMEDIES, "momentum", (fails,))
+    model, heard = stale(), []
+    before, found = state(model), diagnose(model, in_training())
+    with pytest.raises(InputError, match="the disk is gone"):
+        repair(
+            model, found, in_training(), held_out=judges(), remedies=["recalibrate", "momentum"],
+            on_progress=lambda done, of, name: heard.append(name),
+        )  # fmt: skip
+    assert heard == ["recalibrate", "momentum"]
+    assert state(model) == before
+
+
+def test_layers_that_are_frozen_by_half_are_frozen_with_the_statistics_of_the_data() -> None:
+    model = healthy()
+    norms(model)[0].track_running_stats = False
+    norms(model)[0].running_var *= 9
+    found = diagnose(model, in_training())
+    done = repair(model, found, in_training(), held_out=judges(), remedies=["freeze"])
+    assert done.record.kept == ("freeze",)
+    assert done.record.trials[0].layers == ("2",)
+    assert type(model[2]).__name__ == "FrozenBatchNorm1d"
+    assert accuracy(model) > accuracy(healthy()) - 0.01
+
+
+def test_domains_are_measured_anew_after_what_was_measured_together() -> None:
+    x = [part for part, _ in in_training()]
+    ids = [torch.full((len(part),), i % 2) for i, part in enumerate(x)]
+    batches = [(part + 3 * int(i[0]), i, i) for part, i in zip(x, ids, strict=True)]
+    model = healthy()
+    loader = Loader(batches, model)
+    context = RepairContext(model, loader, HeldOut(Goal(), loader))
+    statistics.by_batch(context, ())  # of both together
+    assert settings.domains(context, ()) == ("2", "5")
+    layer = norms(model)[0]
+    with torch.no_grad():
+        entry = [torch.cat([model[:2](b[0]) for b in batches[k::2]]) for k in (0, 1)]
+    for k in (0, 1):
+        torch.testing.assert_close(layer.running_mean[k], entry[k].mean(0), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(layer.running_var[k], entry[k].var(0), rtol=1e-3, atol=1e-4)
+
+
+def test_statistics_one_after_the_other_are_those_that_eval_then_sees() -> None:
+    model = stale()
+    loader = Loader(in_training(), model)
+    context = RepairContext(model, loader, HeldOut(Goal(), loader))
+    assert statistics.sequential(context, ()) == ("2", "5")
+    with torch.no_grad():
+        for end, norm in zip((2, 5), norms(model), strict=True):
+            entry = torch.cat([model[:end](x) for x, _ in in_training()])
+            torch.testing.assert_close(norm.running_mean, entry.mean(0), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(norm.running_var, entry.var(0), rtol=1e-3, atol=1e-4)
+
+
+def test_settings_are_chosen_on_enough_of_the_batches_that_a_remedy_may_read() -> None:
+    batches = in_training()
+    loader = Loader(batches, healthy())
+    context = RepairContext(healthy(), loader, HeldOut(Goal(), loader))
+    kept = [batch.size for batch in context.chooser().batches]
+    assert sum(kept[:-1]) < KEPT <= sum(kept) < sum(len(x) for x, _ in batches)
+    loader = Loader(batches[:3], healthy())
+    context = RepairContext(healthy(), loader, HeldOut(Goal(), loader))
+    assert len(context.chooser().batches) == 3
+
+
+def test_statistics_with_dropout_are_for_models_that_have_some() -> None:
+    def context(model: nn.Module) -> RepairContext:
+        loader = Loader(in_training(), model)
+        return RepairContext(model, loader, HeldOut(Goal(), loader))
+
+    with pytest.raises(Unfit, match="the model has no dropout"):
+        statistics.as_in_training(context(healthy()), ())
+    spreads = []
+    for measure in (statistics.by_batch, statistics.as_in_training):
+        torch.manual_seed(0)
+        model = network(dropout=0.5).eval()
+        assert measure(context(model), ()) == ("2", "6")
+        spreads.append(norms(model)[1].running_var.mean())
+    assert spreads[1] > 1.3 * spreads[0], "what dropout adds"
+
+
+def test_statistics_of_named_layers_leave_the_others_and_are_measured_behind_them() -> None:
+    model = stale()
+    loader = Loader(in_training(), model)
+    context = RepairContext(model, loader, HeldOut(Goal(), loader))
+    first = {name: value.clone() for name, value in norms(model)[0].state_dict().items()}
+    assert statistics.sequential(context, ("5",)) == ("5",)
+    assert all(torch.equal(first[n], v) for n, v in norms(model)[0].state_dict().items())
+    with torch.no_grad():
+        entry = torch.cat([model[:5](x) for x, _ in in_training()])
+    torch.testing.assert_close(norms(model)[1].running_mean, entry.mean(0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_statistics_that_a_momentum_kept_out_are_measured_as_in_training(dropout: float) -> None:
+    torch.manual_seed(0)
+    model = network(dropout).eval()
+    norms(model)[0].momentum = 0.99
+    names = ("2", "6" if dropout else "5")
+    loader = Loader(in_training(), model)
+    context = RepairContext(model, loader, HeldOut(Goal(), loader))
+    assert settings.momentum_and_statistics(context, names[:1]) == names[:1]
+    assert norms(model)[0].momentum == pytest.approx(0.01)
+    behind = context.measured(dropout=bool(dropout))[names[1]][0].total()
+    torch.testing.assert_close(norms(model)[1].running_mean.double(), behind.mean)

@@ -29,12 +29,14 @@ def _compiled_however_small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sweep(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = (torch.randn(5, 3, 77) + 1e3).to(dtype)
     rows[:, 1] -= 1e3
-    rows[0, 0, 3] = torch.nan
+    rows[0, 0, 3], rows[4, 2, 76] = torch.nan, torch.inf
     monkeypatch.setattr(sweep, "BLOCK", 3 * 77 * 2)  # plain torch takes two images at once
 
     def work() -> tuple[Tensor, ...]:
         found = sweep.Sweep.of(rows, take=True)
         assert found.taken is not None
+        assert not found.finite
+        assert sweep.Sweep.of(rows[1:4]).finite
         return found.mean, found.m2, found.fired, found.positions, found.taken
 
     both(monkeypatch, work)
@@ -42,18 +44,38 @@ def test_sweep(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("counted", [torch.int32, torch.int64])
 @pytest.mark.parametrize("shared", [False, True])
-def test_count_bins(counted: torch.dtype, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = torch.randn(6, 19, 50) * 3
+@pytest.mark.parametrize("by_place", [False, True])
+def test_count_bins(
+    counted: torch.dtype, shared: bool, by_place: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = torch.randn(6, 23, 50) * 3
     taken[0, 0, :4] = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30])
-    shape = (19,) if shared else (6, 19)
+    shape = (23,) if shared else (6, 23)
     mean, rstd = torch.randn(shape).double(), torch.rand(shape).double()
-    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    labels = torch.randint(-1, 3, (6, 50) if by_place else (6,))
+    channels = torch.arange(23) if shared else torch.tensor([1, 0, *range(4, 22)])
+    used = int((labels >= 0).sum()) * (1 if by_place else 50)
 
     def work() -> tuple[Tensor, ...]:
-        histogram = torch.ones(3, 19, 64, dtype=counted)
-        sweep.count_bins(histogram, taken, mean, rstd, labels)
-        assert histogram.sum() == taken.numel() + 3 * 19 * 64
+        histogram = torch.ones(3, len(channels), 64, dtype=counted)
+        sweep.count_bins(histogram, taken, mean, rstd, labels, channels)
+        assert histogram.sum() == len(channels) * (used + 3 * 64)
         return (histogram,)
+
+    both(monkeypatch, work)
+
+
+@pytest.mark.parametrize("counted", [torch.int32, torch.int64])
+def test_count_active(counted: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = torch.tensor([4, 7, 9, 12]).double()
+    fired = torch.stack([torch.randint(0, int(n) + 1, (5,)) for n in sizes])
+    none = torch.zeros(4, 5).double()
+    seen = sweep.Sweep(none, none, fired, sizes)
+
+    def work() -> tuple[Tensor, ...]:
+        active, square = torch.ones(3, 5, dtype=counted), torch.ones(5).double()
+        sweep.count_active(active, square, seen, torch.tensor([2, 0, 2, 2]))
+        return active, square
 
     both(monkeypatch, work)
 
@@ -78,16 +100,32 @@ def test_absorb(by_group: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_would_be_read_or_written_elsewhere_is_refused() -> None:
     taken, numbers = torch.randn(2, 3, 4), torch.ones(2, 3).double()
     histogram: Any = torch.zeros(2, 3, 8, dtype=torch.int32)
+    labels, channels = torch.tensor([0, 1]), torch.arange(3)
     loop = cpu.operator("count_bins")
     assert loop is not None
-    for labels, scale, counts in (
-        (torch.tensor([0, 2]), numbers, histogram),
-        (torch.tensor([0, -1]), numbers, histogram),
-        (torch.tensor([0, 1]), numbers.float(), histogram),
-        (torch.tensor([0, 1]), numbers, histogram.transpose(0, 1)),
-        (torch.tensor([0, 1]), numbers[:1], histogram),
-        (torch.tensor([0, 1]), numbers[0], histogram),
+    for wrong in (
+        {"labels": torch.tensor([0, 2])},
+        {"labels": torch.zeros(2, 3).long()},
+        {"labels": torch.arange(4)[::2]},
+        {"scale": numbers.float()},
+        {"scale": numbers[:1]},
+        {"scale": numbers[0]},
+        {"channels": torch.tensor([0, 1, 3])},
+        {"channels": torch.tensor([0, -1, 2])},
+        {"channels": torch.arange(2)},
+        {"histogram": histogram.transpose(0, 1)},
     ):
+        given = {
+            "taken": taken, "mean": numbers, "scale": numbers, "labels": labels,
+            "channels": channels, "histogram": histogram,
+        }  # fmt: skip
         with pytest.raises(RuntimeError):
-            loop(taken, numbers, scale, labels, counts)
+            loop(*(given | wrong).values())
+    with pytest.raises(RuntimeError):
+        cpu.operator("sweep")(taken, torch.tensor([4]))
+    with pytest.raises(RuntimeError):
+        cpu.operator("count_active")(
+            torch.ones(2, 3).long(), numbers[:, 0].clone(), torch.tensor([0, 2]),
+            torch.zeros(2, 3).long(), numbers[0].clone(),
+        )  # fmt: skip
     assert histogram.sum() == 0

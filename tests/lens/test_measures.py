@@ -246,16 +246,15 @@ def test_a_sweep_is_exact(
     for small in (0, 1 << 60):
         monkeypatch.setattr(sweep, "SMALL", small)
         monkeypatch.setattr(sweep, "POSITIONS", 60)
-        found = sweep.Sweep.of(x, take=True)
+        found = sweep.Sweep.of(sweep.rows_of(x), take=True)
         np.testing.assert_allclose(found.mean, rows.mean(2), rtol=1e-14)
         np.testing.assert_allclose(found.m2, rows.var(2) * rows.shape[2], rtol=1e-9, atol=1e-9)
         assert bool((found.fired == rows.shape[2]).all())
         histogram = torch.zeros(2, 5, sweep.BINS, dtype=torch.int32)
         mean = torch.full((5,), 1e4, dtype=torch.float64)
         assert found.taken is not None
-        sweep.count_bins(
-            histogram, found.taken, mean, torch.ones_like(mean), torch.tensor([0, 1, 0])
-        )
+        labels, every = torch.tensor([0, 1, 0]), torch.arange(5)
+        sweep.count_bins(histogram, found.taken, mean, torch.ones_like(mean), labels, every)
         histograms.append(histogram)
     assert torch.equal(*histograms)
     assert int(histograms[0].sum()) == 3 * 5 * min(60, rows.shape[2])

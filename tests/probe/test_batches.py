@@ -18,6 +18,7 @@ from normscope.doctor import diagnose
 from normscope.doctor.held_out import HeldOut
 from normscope.probe.batches import LIMIT, Loader, held_out
 from normscope.probe.compare import Goal
+from normscope.probe.grammar import Batch
 from normscope.probe.random import kept_generators
 
 MODEL = nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2)).eval()
@@ -331,3 +332,63 @@ def test_images_of_unlike_shapes_are_divided_and_mixed_by_sample() -> None:
     assert mixed is not None
     assert [float(image.max()) for image in mixed.given[0]] == [14, 1]
     assert [target["id"] for target in mixed.given[1]] == [10, 0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (torch.tensor([1, 0, 2]), [1, 0, 2]),
+        (torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]), [1, 0, 1]),
+        (torch.tensor([1.0, 0.0, 1.0]), [1, 0, 1]),
+        (torch.tensor([[[1.0]], [[0.0]], [[1.0]]]), [1, 0, 1]),
+        (torch.tensor([1.0, 0.5, 0.0]), None),
+        (torch.tensor([1.0, torch.nan, 0.0]), None),
+        (torch.tensor([1.0, 0.0]), None),
+        (torch.tensor([1j, 0, 1]), None),
+        (torch.tensor([1, -100, 0]), None),
+        (None, None),
+    ],
+)
+def test_one_class_per_sample_may_be_a_float_that_says_yes_or_no(
+    labels: Tensor | None, classes: list[int] | None
+) -> None:
+    found = Batch(0, None, 3, labels=labels).classes
+    assert (None if found is None else found.tolist()) == classes
+
+
+def test_arrays_become_tensors_of_the_models_precision_and_other_columns_stay() -> None:
+    words = np.array(["a", "b", "c"])
+    given = [(np.ones((3, 1)), np.arange(3), np.zeros(3)), (np.ones((3, 1), dtype=np.uint8), words)]
+    for model, precision in (
+        (nn.Linear(1, 1), torch.float32),
+        (nn.Linear(1, 1).half(), torch.half),
+    ):
+        first, second = Loader(given, model).read()
+        assert (first.args[0].dtype, second.args[0].dtype) == (precision, torch.uint8)
+        assert first.labels is not None
+        assert first.labels.tolist() == [0, 1, 2]
+        assert second.labels is None, "words are no labels"
+        assert second.given[1] is words
+
+
+def test_a_list_is_read_to_its_end_however_long_it_is() -> None:
+    batches = [torch.zeros(1, 1)] * (LIMIT + 5)
+    assert sum(1 for _ in Loader(batches, nn.Linear(1, 1)).read()) == LIMIT + 5
+
+
+def test_what_is_not_of_one_entry_per_sample_goes_along_whole() -> None:
+    given = {
+        "x": torch.arange(4.0)[:, None], "names": np.array(["a", "b", "c", "d"]),
+        "scale": torch.tensor(2.0), "vocabulary": np.arange(9),
+    }  # fmt: skip
+    loader = Loader([given], MODEL, forward=lambda model, batch: model(batch["x"] * batch["scale"]))
+    (batch,) = loader.read()
+    for which in (torch.tensor([2, 0]), torch.tensor([True, False, True, False])):
+        part = loader.rows(batch, which)
+        assert part is not None
+        assert part.size == 2
+        assert sorted(part.given["x"].flatten().tolist()) == [0, 2]
+        assert sorted(part.given["names"]) == ["a", "c"]
+        assert part.given["scale"] == 2
+        assert part.given["vocabulary"].tolist() == list(range(9))
+    assert loader.run(MODEL, batch).shape == (4, 2)

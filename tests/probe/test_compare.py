@@ -326,3 +326,32 @@ def test_leaves_of_anything() -> None:
     x, y = torch.zeros(1), torch.ones(1)
     assert list(leaves({"a": [x], "b": SimpleNamespace(c=(y, None, "s", 3))})) == [x, y]
     assert list(leaves(None)) == []
+
+
+@pytest.mark.parametrize(("labels", "scores"), [(torch.zeros(12, 1), 1), (LABELS, 4)])
+def test_a_score_that_is_no_number_is_never_right(labels: Any, scores: int) -> None:
+    found = answer(torch.full((12, scores), torch.nan), labels)
+    assert not found.right.any()
+    assert (found.choices == -1).all()
+    assert found.losses.isfinite().all()
+
+
+def test_a_mask_without_any_label_says_nothing_of_its_sample() -> None:
+    labels = LABELS[:, None].expand(12, 5).clone()
+    labels[3] = -1
+    labels[4, 1:] = -1
+    found = answer(SCORES[:, :, None].expand(12, 4, 5), labels)
+    known = F.cross_entropy(SCORES.double(), LABELS, reduction="none")
+    keep = torch.arange(12) != 3
+    torch.testing.assert_close(found.losses, known[keep])
+    assert len(found.right) == 11
+
+
+@pytest.mark.parametrize(("many", "kept"), [(30, 30), (4096, 4096), (5000, 2500), (9000, 3000)])
+def test_of_many_answers_of_a_sample_some_are_compared(many: int, kept: int) -> None:
+    scores = torch.randn(2, many)
+    found = answer(scores, (scores > 0).long(), 2)
+    assert found.choices.shape == (2, kept)
+    step = many // kept
+    assert torch.equal(found.choices, (scores > 0).long()[:, ::step])
+    assert found.right.tolist() == [1, 1]

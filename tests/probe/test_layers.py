@@ -168,3 +168,22 @@ def test_what_holds_no_batches_is_refused_in_one_sentence(batches: Any, sentence
 def test_an_optimizer_that_is_none_is_refused() -> None:
     with pytest.raises(InputError, match=r"the optimizer is a str; give the torch.optim.Optimizer"):
         normscope.diagnose(network(nn.BatchNorm2d(4)), optimizer="adam")
+
+
+def test_the_innermost_module_that_was_running_is_named() -> None:
+    class Picky(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[1] == 2:
+                raise ValueError("two columns")
+            y: Tensor = self.norm(x)
+            return y
+
+    for wrapped in (Picky(), nn.DataParallel(Picky())):
+        with pytest.raises(ModelError, match=r"the model \(Picky\) failed .*two columns"):
+            normscope.recalibrate(wrapped, [torch.randn(8, 2)])
+        with pytest.raises(ModelError, match=r"layer norm \(BatchNorm1d\) failed"):
+            normscope.recalibrate(wrapped, [torch.randn(8, 4)])

@@ -250,8 +250,9 @@ def test_light_dark_and_paper(open_page: Open) -> None:
     assert dark.evaluate(chart) == ink
     assert not dark.locator(".bar").is_visible()
     assert not dark.locator("[data-journey] input").first.is_visible()
-    assert dark.locator("[data-journey] button:visible").count() == 1  # what the picture is of
-    assert not dark.locator("#numbers").is_visible()  # all of it is folded
+    # of the buttons that alone which says what the picture is of; nothing of what is folded
+    assert dark.locator("[data-journey] button[aria-pressed]:visible").count() == 1
+    assert not dark.locator("#numbers").is_visible()
     light.get_by_role("button", name="Dark").click()
     assert light.evaluate(chart) != ink
 

@@ -22,7 +22,14 @@ from normscope.report import channels, format, html, measures, verdict
 from normscope.report.inspection import document as inspection_document
 from normscope.report.lesson import document as lesson_document
 from normscope.report.messages import LANGUAGES, Lang, catalogue
-from tests.report.pages import HOSTILE, digits_inspection, made_up_run, run_page, worked_lesson
+from tests.report.pages import (
+    HOSTILE,
+    digits_inspection,
+    documents,
+    made_up_run,
+    run_page,
+    worked_lesson,
+)
 
 FOLDER = Path(normscope.report.__file__).parent
 CHINESE = re.compile("[\u4e00-\u9fff]")
@@ -61,7 +68,7 @@ class Parsed(HTMLParser):
 
     @property
     def data(self) -> Any:
-        (text,) = [t for a, t in self.inside["script"] if a.get("id") == "data"]
+        (text,) = [t for a, t in self.inside["script"] if a.get("type") == "application/json"]
 
         def refuse(constant: str) -> None:
             raise AssertionError(f"{constant} is no JSON")
@@ -140,7 +147,8 @@ def test_sizes() -> None:
 
 
 def test_ids_are_unique_and_what_is_referred_to_exists(parsed: dict[str, Parsed]) -> None:
-    for page in parsed.values():
+    others = (Parsed(html.page(d, "en")) for name, d in documents().items() if name not in parsed)
+    for page in (*parsed.values(), *others):
         ids = [a["id"] for _, a in page.elements if a.get("id")]
         assert len(ids) == len(set(ids))
         for _, attributes in page.elements:
@@ -223,7 +231,7 @@ def test_hostile_names_stay_text() -> None:
         assert any("{{7*7}}" in name for name in page.data["channels"][0]["classes"])
     raw = run_page(run, "en")
     assert raw.count("</script>") == len(expected.inside["script"])
-    assert "\u2028" not in raw.split('id="data">')[1].split("</script>")[0]
+    assert "\u2028" not in raw.split('type="application/json">')[1].split("</script>")[0]
 
 
 def nan_everywhere(value: Any) -> Any:

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from normscope.lesson import lesson
 from normscope.records import Lesson, Stage
-from normscope.report import format, story, terminal
+from normscope.report import format, messages, story, terminal
 from normscope.report.lesson import document
-from normscope.report.messages import LANGUAGES, Lang, catalogue
+from normscope.report.messages import LANGUAGES, Lang, catalogue, say
 from normscope.report.terminal import wrapped
 
 
@@ -222,3 +222,31 @@ def test_wrapping_breaks_chinese_between_characters_but_not_before_a_comma() -> 
     assert all(line[-1] != "（" for line in lines)
     full = list(wrapped("各个类别的取值范围互不重叠", 12))
     assert [len(line) for line in full] == [6, 6, 1], "Chinese fills its lines"
+
+
+COUNTED = {
+    "batches": "batch", "channels": "channel", "checks": "check", "forwards": "forward",
+    "gates": "gate", "images": "image", "layers": "layer", "networks": "network",
+    "norms": "norm", "samples": "sample", "seeds": "seed", "steps": "step", "values": "value",
+}  # fmt: skip
+
+
+def test_one_thing_is_written_in_the_singular(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {
+        f"{many}{verb}": {"en": f"In all {{n}} {many}{verb} of {{of}} {many}.", "zh": "{n} {of}"}
+        for many in COUNTED
+        for verb in ("", " are", " have", " were", " aren't")
+    }
+    monkeypatch.setattr(messages, "catalogue", lambda: texts)
+    verbs = {"": "", " are": " is", " have": " has", " were": " was", " aren't": " aren't"}
+    for many, one in COUNTED.items():
+        for verb, single in verbs.items():
+            key = f"{many}{verb}"
+            assert say("en", key, n=2, of=1) == f"In all 2 {many}{verb} of 1 {one}."
+            assert say("zh", key, n=1, of=1) == "1 1"
+            if verb != " aren't":
+                assert say("en", key, n=1, of=0) == f"In all 1 {one}{single} of 0 {many}."
+            for other in ("11", "1,001", "0.1", "x1"):  # another number, or none
+                assert (
+                    say("en", key, n=other, of="21") == f"In all {other} {many}{verb} of 21 {many}."
+                )

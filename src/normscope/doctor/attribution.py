@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from normscope import probe
 from normscope.doctor.evidence import Evidence
+from normscope.doctor.pooled import pooled
 from normscope.doctor.state import LayerState
 from normscope.errors import NormscopeError
 from normscope.moments import drift
@@ -40,6 +41,7 @@ class Attribution:
     Attributes:
         layers: by name; those that the data reached.
         states: of them.
+        train, eval: answers of both modes to the kept batches, small ones put together.
         target: the statistics of the data; where they hold too little, what is stored.
         restored: answers with all layers at their target.
     """
@@ -54,9 +56,12 @@ class Attribution:
             s.name: s.module for s in reached if s.module is not None
         }
         self.target = {name: _target(data, name, state) for name, state in self.states.items()}
+        self._pool = pooled(model, loader, self.layers, data.kept, data.goal, data.eval, data.train)
+        self._kept = self._pool.batches
+        self.train, self.eval = self._pool.join(data.train), self._pool.join(data.eval)
         self.restored: list[Answer] = []
         self.restored = self.answers(Override(self.target))
-        self._gap = self._apart(data.eval)
+        self._gap = self._apart(self.eval)
 
     def answers(
         self,
@@ -68,19 +73,22 @@ class Attribution:
         """Return the answers to every kept batch, or to these.
 
         Parts and mixtures of batches have no goal: a loss or a metric is made for whole batches
-        as the loader gives them.
+        as the loader gives them. Layers that normalise by the batch are given it as it came.
         """
         if batches is None and self.restored and not override.by_batch:
             same = (override.stored.get(name) is value for name, value in self.target.items())
             if all(same):
                 return self.restored
-        kept = self._data.kept if batches is None else batches
+        apart = batches is None and bool(override.by_batch)
+        if batches is None:
+            batches = self._data.kept if apart else self._kept
         run = NormRun(
             self.layers, by_batch=override.by_batch, stored=override.stored, measured=set()
         )
         judge = self._data.goal if goal is None else goal
         with probe.preserved(self._model), run.active():
-            return [run.answer(self._loader, self._model, batch, judge) for batch in kept]
+            found = [run.answer(self._loader, self._model, batch, judge) for batch in batches]
+        return self._pool.join(found) if apart else found
 
     def closes(self, answers: Sequence[Answer]) -> float:
         """Return the share of the gap that is gone with these answers."""
@@ -88,7 +96,7 @@ class Attribution:
 
     def against_eval(self, answers: Sequence[Answer]) -> Comparison:
         """Compare answers with those of eval()."""
-        return Comparison.of(self._data.eval, answers, given=self._data.gap.known)
+        return Comparison.of(self.eval, answers, given=self._data.gap.known)
 
     def advantage(self, answers: Sequence[Answer]) -> float:
         """Return by how many standard errors they beat eval(); NaN where it is not known."""
@@ -96,10 +104,10 @@ class Attribution:
 
     def changes(self, answers: Sequence[Answer]) -> float:
         """Return the relative difference of these answers from those of eval()."""
-        return self._apart(answers, self._data.eval)
+        return self._apart(answers, self.eval)
 
     def _apart(self, other: Sequence[Answer], reference: Sequence[Answer] | None = None) -> float:
-        reference = self._data.train[: len(other)] if reference is None else reference
+        reference = self.train[: len(other)] if reference is None else reference
         return Comparison.of(reference, other, noise=self._data.noise).relative
 
     def parts(self) -> dict[str, Override]:
@@ -139,14 +147,14 @@ class Attribution:
         mixed = torch.cat([answer.values for answer in found])
         back = torch.empty_like(mixed)
         back[order.to(mixed.device)] = mixed
-        ideal = [Answer(values) for values in back.split([b.size for b in batches])]
+        ideal = [Answer(values) for values in back.split([b.size for b in self._kept])]
         return min(self._apart(ideal) / max(self._gap, 1e-9), 1.0)
 
     def by_domain(self) -> list[Answer]:
         """Return the answers where every domain has statistics of its own."""
         per_domain = self._domain_statistics()
         found = []
-        for batch, usual in zip(self._data.kept, self._data.eval, strict=True):
+        for batch, usual in zip(self._kept, self.eval, strict=True):
             values = usual.values.clone()
             for number, stored in per_domain.items():
                 mine = self._of_domain(batch, number)
@@ -163,7 +171,7 @@ class Attribution:
         for number in self._data.places.counts:
             run = NormRun(self.layers, by_batch=set(self.layers))
             with probe.preserved(self._model), run.active():
-                for batch in self._data.kept:
+                for batch in self._kept:
                     mine = self._of_domain(batch, number)
                     if mine is not None and mine[1].size > 1:
                         run.run(self._loader, self._model, mine[1])
@@ -183,13 +191,13 @@ class Attribution:
         away = {n: drift(s.mean, s.var, *self.target[n]) for n, s in self.states.items()}
         size = {n: float(a.clamp(max=1e6).pow(2).mean().sqrt()) for n, a in away.items()}
         furthest = sorted(size, key=lambda n: -size[n])[:LAYERS]
-        wanted = sum(b.size for b in self._data.kept) / FEW
+        wanted = sum(b.size for b in self._kept) / FEW
         few = [
             batch
-            for i, batch in enumerate(self._data.kept)
-            if sum(b.size for b in self._data.kept[:i]) < wanted
+            for i, batch in enumerate(self._kept)
+            if sum(b.size for b in self._kept[:i]) < wanted
         ]
-        gap = self._apart(self._data.eval[: len(few)])
+        gap = self._apart(self.eval[: len(few)])
 
         def closes(name: str, *stored: Tensor) -> float:
             left = self._apart(self.answers(Override({name: (stored[0], stored[1])}), few))

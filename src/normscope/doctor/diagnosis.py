@@ -4,9 +4,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from normscope.arguments import check_model
@@ -50,6 +51,7 @@ def diagnose(
     model_name: str = "",
     data_name: str = "",
     part: Part = "all",
+    process_group: dist.ProcessGroup | Literal["world"] | None = None,
     on_progress: Progress | None = None,
     progress: bool | None = None,
 ) -> Diagnosis:
@@ -84,6 +86,8 @@ def diagnose(
         model_name: shown in the record.
         data_name: shown in the record.
         part: "first" leaves out the batches that `repair` holds out.
+        process_group: ranks whose statistics are compared, "world" for all; every rank must
+            call. None: this process alone.
         on_progress: called before each step: how many are done, how many there are, its name.
         progress: show a bar; None: in a notebook and on a terminal, without on_progress.
 
@@ -115,6 +119,7 @@ def diagnose(
 
     case = _context(subject, batches, live, momentum, eps, passport)
     case.optimizer, case.accumulate, case.reference = optimizer, accumulate, reference
+    case.group = dist.group.WORLD if process_group == "world" else process_group
     with steps(progress, on_progress, expected(batches, batch_limit)) as told:
         if case.subject is not None:
             layers = norms_by_name(case.subject)

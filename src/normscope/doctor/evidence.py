@@ -45,9 +45,8 @@ class Composition:
         """Record one batch."""
         n = len(labels)
         values, counts = labels.cpu().unique(return_counts=True)
-        if n > 1:
-            self.pairs += float((counts.double() * (counts - 1)).sum())
-            self.of += n * (n - 1)
+        self.pairs += float((counts.double() * (counts - 1)).sum())
+        self.of += n * (n - 1)
         self.counts.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
         if len(self.columns) < 64:
             self.columns.append(labels.cpu())

@@ -3,15 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import nn
 
 from normscope import probe
 from normscope.doctor.evidence import norms_by_name
+from normscope.doctor.pooled import Pool, joined, pooled
 from normscope.probe.batches import Loader, Part
-from normscope.probe.compare import NONE, SURE, Answer, Comparison, Goal, advantage
+from normscope.probe.compare import SURE, Answer, Comparison, Goal, advantage
 from normscope.probe.grammar import Batch
 from normscope.probe.run import NormRun
 from normscope.records import Score
@@ -51,6 +51,7 @@ class HeldOut:
     part: Part = "all"
     batches: Sequence[Batch] = ()
     reference: list[Answer] = field(default_factory=list)
+    _pool: Pool = field(default_factory=lambda: Pool((), ()))
     _reader: Loader | None = None
 
     @classmethod
@@ -78,6 +79,7 @@ class HeldOut:
         with probe.preserved(model), run.active():
             for batch in batches:
                 made.reference.append(run.answer(judges, model, batch, goal))
+        made._pool = pooled(model, judges, layers, batches, goal)
         return made
 
     def evaluate(self, model: nn.Module) -> Evaluation:
@@ -87,15 +89,13 @@ class HeldOut:
         layers = norms_by_name(model)
         left = [m for m in layers.values() if m.training and not model.training]
         run = NormRun(layers, measured=set())
-        compared = Comparison(given=self.goal.given)
-        answers = []
+        batches = self.batches if left else self._pool.batches
         with probe.preserved(model), run.active():
             for layer in left:
                 layer.training = True
-            for batch, trained in zip(self.batches, self.reference, strict=True):
-                found = self._answer(model, run, batch, ALONE if left else batch.size)
-                answers.append(found)
-                compared.add(trained, found)
+            answers = [self._answer(model, run, b, ALONE if left else b.size) for b in batches]
+        answers = self._pool.join(answers) if left else answers
+        compared = Comparison.of(self._pool.join(self.reference), answers, given=self.goal.given)
         counts = compared.known
         score = Score(
             accuracy=compared.accuracies[1],
@@ -120,27 +120,12 @@ class HeldOut:
         return found[0] if len(found) == 1 else joined(found)
 
 
-def joined(parts: Sequence[Answer]) -> Answer:
-    """Join the answers to parts of one batch."""
-    rows = ("values", "features", "losses", "right", "choices")
-    sums = ("predicted", "truth", "targets")
-    tables: dict[str, Any] = {n: torch.cat([getattr(p, n) for p in parts]) for n in rows}
-    for name in sums:  # empty where no sample of a part has a label
-        some = [value for p in parts if len(value := getattr(p, name))]
-        tables[name] = torch.stack(some).sum(0) if some else NONE
-    return Answer(**tables, metric=sum(p.metric for p in parts) / len(parts))
-
-
-def known(before: Evaluation, after: Evaluation) -> bool:
-    """Return whether labels, a loss or a metric say what is good."""
-    return any(e.compared is not None and e.compared.known for e in (before, after))
-
-
 def gain(before: Evaluation, after: Evaluation) -> float:
     """Compute by how many standard errors the second is better, pair by pair; NaN if not known."""
-    if before.compared is None or after.compared is None or not known(before, after):
+    old, new = before.compared, after.compared
+    if old is None or new is None or not (old.known or new.known):
         return math.nan
-    return advantage(before.compared.other, after.compared.other)
+    return advantage(old.other, new.other)
 
 
 def helps(before: Evaluation, after: Evaluation) -> bool:

@@ -27,6 +27,7 @@ CORRECTNESS = frozenset({"eval_mode"})
 RESHAPES = frozenset({"choose_eps", "split", "domains", "freeze", "fold_bias"})
 TRIED = "own_weight"  # where it does not help, advice is left
 SYMPTOM = "NS004"  # goes with its cause
+SCALED = "NS033"  # inputs on another scale: their statistics would serve no others
 
 
 class Repair:
@@ -83,7 +84,9 @@ def repair(
     """Try the remedies that findings name, the one that explains most first; keep what helps.
 
     Each is applied whole, judged in eval() on batches that no remedy saw, and taken back unless
-    it helps; see `held_out.helps`. What did not help is tried once more after another one did. An
+    it helps; see `held_out.helps`. What did not help is tried once more after another one did.
+    Where inputs are on another scale than in training (NS033), held-out batches are so too and
+    would prove what serves no others: a remedy of settings or statistics must be named then. An
     exception leaves the model as it was; Ctrl-C takes back the remedy that is being tried and
     returns what was found until then.
 
@@ -123,7 +126,8 @@ def repair(
     True
     """
     check_runnable(model, writes=True)
-    plan = _plan(diagnosis, tuple(remedies))
+    remedies = tuple(remedies)
+    plan = _plan(diagnosis, remedies)
     goal = Goal(metric, loss)
 
     def reader(given: Iterable[Any] | None) -> Loader | None:
@@ -131,8 +135,14 @@ def repair(
         return None if given is None else Loader.reading(given, model, **options)
 
     judge = HeldOut.of(model, reader(batches), reader(held_out), goal)
-    session = _Session(model, judge, RepairContext(model, judge.loader, judge, reference=reference))
-    session.force = force
+    context = RepairContext(model, judge.loader, judge, reference=reference)
+    session = _Session(model, judge, context, force=force)
+    scale = next((f for f in diagnosis.findings if f.code == SCALED), None)
+    if scale is not None and not remedies and not force:
+        session.unfit = (
+            f"the inputs are {scale.facts['factor']} times as large as in training, held-out ones "
+            "too; compare the preprocessing, or name this remedy if the inputs are as in use"
+        )
     if live is not None and "adapt" in plan:
         in_use = reader(live)
         session.in_use = HeldOut.of(model, in_use, None, goal)
@@ -189,6 +199,7 @@ class _Session:
     context: RepairContext
     in_use: HeldOut | None = None
     force: bool = False
+    unfit: str = ""  # why held-out batches prove nothing
     on_progress: Progress | None = None
     now: Evaluation = field(default_factory=Evaluation)
     trials: list[Trial] = field(default_factory=list)
@@ -232,6 +243,8 @@ class _Session:
         note = ""
         for remedy in REMEDIES[name]:
             try:
+                if self.unfit and name not in CORRECTNESS:
+                    raise Unfit(self.unfit)
                 self._applied(remedy, layers)
                 tried.append((judge.evaluate(self.model), remedy))
             except (Unfit, ModelError) as problem:

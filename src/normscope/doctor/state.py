@@ -170,4 +170,7 @@ def _fitting(value: Any, mean: Tensor) -> Tensor | None:
 
 
 def _count(tracked: object) -> int | None:
-    return int(tracked.max()) if isinstance(tracked, Tensor) and tracked.numel() else None
+    if not isinstance(tracked, Tensor) or not tracked.numel():
+        return None
+    most = int(tracked.max())
+    return most if most >= 0 else None  # one below 0 has overflowed, and counts nothing

@@ -6,9 +6,10 @@ from normscope.doctor.checks import CHECKS
 from normscope.probe.compare import SURE
 from normscope.records import SEVERITIES, Cause, Finding, Verdict
 
-OF_DATA = ("NS007", "NS008", "NS020", "NS022", "NS029")  # the batches are at fault, not the model
+OF_DATA = ("NS007", "NS008", "NS020", "NS022", "NS029", "NS033")  # batches are at fault
 IN_USE = "NS022"  # weights are not trained on data in use, so other statistics can serve them
 UNFIT = "NS029"  # the data cannot judge the model
+SCALED = "NS033"  # statistics of such inputs serve no others
 PARTICULAR = 0.15  # share of the gap that a general cause must close beyond a particular one
 LITTLE = 0.2  # share of the gap below which a cause explains nothing
 
@@ -60,7 +61,7 @@ def verdict(findings: Sequence[Finding], causes: Sequence[Cause]) -> Verdict:
     if first.code == UNFIT:
         return Verdict(kind="data", code=first.code, closes=share, warns="recalibrate")
     if first.code in OF_DATA:
-        warns = "" if first.code == IN_USE else "retrain"
+        warns = {IN_USE: "", SCALED: "recalibrate"}.get(first.code, "retrain")
         return Verdict(kind="data", code=first.code, closes=share, warns=warns)
     worse = [c.code for c in causes if c.advantage < -SURE]
     cold = [c for c in causes if c.name == "cold" and c.closes < 0]

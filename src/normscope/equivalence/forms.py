@@ -1,6 +1,5 @@
 """Every form of a network that can be run beside another: modules, programs, files, functions."""
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from normscope.errors import FileError, InputError, ModelError
 from normscope.files import shown
 from normscope.probe.compare import leaves
 from normscope.probe.frozen import program_kind, refuse_unready
-from normscope.probe.hooks import attach
+from normscope.probe.hooks import attach, uncompiled
 from normscope.probe.layers import bare, find_norms, named_layers
 from normscope.probe.load import reason
 from normscope.probe.observe import observe
@@ -156,7 +155,7 @@ class ProgramForm:
         collector = Collector(values_only=noise)
         operators = Operators(addresses(self._own), collector.operator, noise=noise)
         outputs = _outputs(self._program, inputs.like(_tensors(self._own)), mode,
-                           _kept_program(self._own), _uncompiled(), operators)  # fmt: skip
+                           _kept_program(self._own), uncompiled(), operators)  # fmt: skip
         return Run(outputs, collector.sites, quantised=operators.quantised)
 
 
@@ -267,16 +266,6 @@ def _outputs(call: Any, given: Inputs, mode: Mode, *around: Any) -> list[Tensor]
     if not found:
         raise ModelError(f"{type(call).__name__} gives no floating point numbers to compare")
     return found
-
-
-@contextmanager
-def _uncompiled() -> Iterator[None]:
-    """Run compiled code as it was written, which needs no import where nothing was compiled."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def by_torch(
     if training and tracked and num_batches_tracked is not None:
         num_batches_tracked.add_(1)
         if momentum is None:
-            share = 1.0 / float(num_batches_tracked)
+            share = 1.0 / max(float(num_batches_tracked), 1.0)  # a broken counter counts as none
     y = F.batch_norm(x, mean, var, *affine, use_batch, share, eps)
     if residual is not None:
         y = y + residual

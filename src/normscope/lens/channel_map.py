@@ -14,6 +14,7 @@ from normscope.records import MapKind
 class ChannelMap:
     """z = (x - mean) / sqrt(var + eps),  y = gamma z + beta; float64, (C,) or (N, C) per sample.
 
+    All of it lies on the CPU.
     Where every sample has statistics of its own, mean and var are NaN.
     """
 
@@ -22,12 +23,6 @@ class ChannelMap:
     gamma: Tensor
     beta: Tensor
     eps: float
-
-    def cpu(self) -> "ChannelMap":
-        """Move it to the CPU."""
-        return ChannelMap(
-            self.mean.cpu(), self.var.cpu(), self.gamma.cpu(), self.beta.cpu(), self.eps
-        )
 
     @property
     def rstd(self) -> Tensor:
@@ -78,12 +73,12 @@ def slices(call: Call) -> Iterator[CallSlice]:
         own = _map(call.module, _row(state, call.module.missing))
         yield CallSlice(call.name, None, own, own)
         return
-    pooled = {name: t.double() for name, t in call.module.pooled().items()}  # type: ignore[operator]
+    pooled = {name: t.double().cpu() for name, t in call.module.pooled().items()}  # type: ignore[operator]
     shown = _map(call.module, pooled)
     if call.condition is None:  # missing="pooled": the layer used just that map
         yield CallSlice(call.name, None, shown, shown)
         return
-    ids = call.condition.to(shown.mean.device)
+    ids = call.condition.cpu()
     used = _map(call.module, _row(state, ids))
     yield CallSlice(call.name, None, used, shown, "per_condition")
     for condition in ids.unique().tolist():
@@ -94,7 +89,7 @@ def slices(call: Call) -> Iterator[CallSlice]:
 def _tables(module: nn.Module) -> dict[str, Tensor]:
     names = ("running_mean", "running_var", "weight", "bias")
     values = {name: getattr(module, name, None) for name in names}
-    return {name: t.detach().double() for name, t in values.items() if isinstance(t, Tensor)}
+    return {name: t.detach().double().cpu() for name, t in values.items() if isinstance(t, Tensor)}
 
 
 def _row(state: dict[str, Tensor], condition: int | Tensor) -> dict[str, Tensor]:

@@ -53,7 +53,7 @@ class Classes:
                 f"batch {batch.index} has label {int(ids.max())}; with {known} class names labels "
                 f"must lie in 0..{known - 1}"
             )
-        return ids.cpu()
+        return ids.cpu().contiguous()
 
     def _kind(self, batch: Batch) -> LabelKind:
         """Decide by the first batch."""

@@ -47,22 +47,6 @@ class Images:
         """Give every region the row that a table (images, ...) has for its image."""
         return table if self.owner is None else table[self.owner]
 
-    def counted(self, taken: Tensor, places: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
-        """Return values (N, C, P) for a histogram, the class of each of the N rows, and its maps.
-
-        Args:
-            taken: (images, C, P).
-            places: (P,), the positions that were taken.
-            maps: (C,) for all images, or (images, C).
-        """
-        if self.at is None:
-            return taken, self.labels, *maps
-        labels = self.at[:, places].flatten()
-        rows = taken.movedim(2, 1).reshape(len(labels), -1, 1)
-        used = labels >= 0
-        of_rows = (m if m.dim() == 1 else m.repeat_interleave(len(places), 0)[used] for m in maps)
-        return rows[used], labels[used], *of_rows
-
     def select(self, rows: Tensor | None) -> "Images":
         """Take some of the images, (images,) bool; None: all."""
         if rows is None:

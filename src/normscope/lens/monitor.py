@@ -15,7 +15,7 @@ from normscope.lens import measures
 from normscope.lens.sinks import Sink as Sink
 from normscope.lens.sinks import Values as Values
 from normscope.lens.sinks import sink
-from normscope.lens.sweep import Sweep, absorb
+from normscope.lens.sweep import Sweep, absorb, rows_of
 from normscope.moments import Moments
 from normscope.probe.hooks import attach
 from normscope.probe.random import kept_generators
@@ -222,18 +222,18 @@ class Monitor:
     @torch.no_grad()
     def _input(self, name: str, module: nn.Module, x: Tensor) -> None:
         """Compare a batch with the running statistics, before the layer updates them."""
-        seen = Sweep.of(x)
+        seen = Sweep.of(rows_of(x))
         moments = self._keep(f"{name}/in", seen)
         values = {"values": float(moments.count)} | _against_running(moments, module)
         if self._labels is not None and self._labels.shape == (len(x),):
             classes = Moments.empty(int(self._labels.max()) + 1, x.shape[1])
-            absorb(classes, seen, self._labels.long())
+            absorb(classes, seen, self._labels)
             values["eta2"] = float(measures.eta2(classes).nanmean())
         self._put(name, _finite(values))
 
     @torch.no_grad()
     def _output(self, name: str, y: Tensor) -> None:
-        seen = Sweep.of(y)
+        seen = Sweep.of(rows_of(y))
         if self._current is not None:
             self._keep(f"{name}/out", seen)
         # the share of positive values merges over ranks as a mean does

@@ -40,8 +40,8 @@ def per_sample_slice(call: Call, before: Tensor, after: Tensor) -> CallSlice | N
 
 
 def _slice(call: Call, gamma: Tensor, beta: Tensor, axis: int, dtype: torch.dtype) -> CallSlice:
-    unknown = torch.full_like(gamma, torch.nan)
-    shown = ChannelMap(unknown, unknown, gamma, beta, _eps(call.module, dtype))
+    unknown = torch.full_like(gamma, torch.nan, device="cpu")
+    shown = ChannelMap(unknown, unknown, gamma.cpu(), beta.cpu(), _eps(call.module, dtype))
     return CallSlice(call.name, None, shown, shown, "per_sample", axis)
 
 

@@ -1,6 +1,5 @@
 """What passes through the layers while a model runs, added to the state of an inspection."""
 
-import math
 from typing import Literal
 
 import torch
@@ -14,7 +13,7 @@ from normscope.lens.images import Images
 from normscope.lens.per_sample import per_sample_slice
 from normscope.lens.state import InspectionState
 from normscope.lens.statistics import TrackedLayer, trace_weights
-from normscope.lens.sweep import Sweep
+from normscope.lens.sweep import Sweep, rows_of
 from normscope.probe import Call, Norm
 from normscope.probe.grammar import Batch
 
@@ -29,7 +28,8 @@ class Recorder:
         known = {_layer_of(n): len(layer.map.gamma) for n, layer in state.layers.items()}
         self._channels = memory.layer_channels(norms) | known
         self._sample = memory.sample_size(self._channels)
-        self._per_sample: dict[str, CallSlice | None] = {}
+        # of calls that all batches go through by the same map: weights do not change in a pass
+        self._parts: dict[str, list[CallSlice]] = {}
         # of the layers that ran in this forward: which images went where
         self._running: dict[str, list[tuple[TrackedLayer, CallSlice, Images]]] = {}
         self._pre: tuple[str, str, Tensor] | None = None  # call, activation, what that was given
@@ -42,7 +42,7 @@ class Recorder:
     def begin(self, batch: Batch, labels: Tensor) -> None:
         """Prepare for a batch; labels are what `Classes.of` returned."""
         self._index, self._labels = batch.index, labels
-        condition = None if batch.condition is None else batch.condition.cpu()
+        condition = None if batch.condition is None else batch.condition.cpu().contiguous()
         self._images = Images(labels, batch.fingerprints(), condition)
         self._at: dict[tuple[int, ...], Images | None] = {}  # where positions have classes
         self._make_room(max(self._least, int(labels.max()) + 1))
@@ -86,7 +86,7 @@ class Recorder:
             return
         if not len(images.labels):  # no position of the batch has a class
             return
-        x = Sweep.of(before, images, take=True, axis=axis)
+        x = Sweep.of(rows_of(before, axis), images, take=True)
         self._check_finite(call, x, "its input")
         running = []
         for part in found:
@@ -97,26 +97,24 @@ class Recorder:
             part_x = x.of_rows(part.rows, images)
             layer.stage("input").add(part_x, own, self._weights[part.name])
             if part.maps != "per_sample":
-                mean, rstd = part.used.mean.cpu(), part.used.rstd.cpu()
-                z = part_x.normalised(*(own.each(t) if t.dim() > 1 else t for t in (mean, rstd)))
-                self._check_finite(call, z, "its output")
-                if part.maps == "per_condition":
-                    layer.stage("normalised").add(z, own, self._weights[part.name])
-                layer.count_bins(part_x, mean, rstd, own)
+                layer.count_bins(x, part.used.mean, part.used.rstd, images, part.rows)
+            if part.maps == "per_condition":
+                z = part_x.normalised(own.each(part.used.mean), own.each(part.used.rstd))
+                layer.stage("normalised").add(z, own, self._weights[part.name])
             if part.rows is None and part.maps == "one" and self._state.kind == "classes":
                 layer.add_centred(part_x, own.labels)
             running.append((layer, part, own))
         self._running[call.name] = running
         self._add_pre_activation(call, before)
         # last, so that the activation finds it in the cache
-        y = Sweep.of(after, images, take=found[0].maps == "per_sample", axis=axis)
+        y = Sweep.of(rows_of(after, axis), images, take=found[0].maps == "per_sample")
+        self._check_finite(call, y, "its output")
         for layer, part, own in running:
             part_y = y.of_rows(part.rows, images)
-            self._check_finite(call, part_y, "its output")
             layer.stage("scaled_shifted").add(part_y, own, self._weights[part.name])
+            if part.maps == "per_sample":
+                layer.count_bins(y, layer.map.beta, layer.map.inverse_gamma, images, None)
             layer.count_active(part_y, own.labels)
-            if part_y.taken is not None:
-                layer.count_bins(part_y, layer.map.beta, layer.map.inverse_gamma, own)
 
     def activated(self, call: Call, activation: str, after: Tensor) -> None:
         """Add what the activation of its output put out."""
@@ -146,7 +144,7 @@ class Recorder:
         images = self._images_at(values, axis)
         if images is None or not len(images.labels):
             return
-        seen = Sweep.of(values, images, axis=axis)
+        seen = Sweep.of(rows_of(values, axis), images)
         self._check_finite(call, seen, where)
         for layer, part, own in self._running[call.name]:
             layer.stage(stage).add(seen.of_rows(part.rows, images), own, self._weights[part.name])
@@ -178,18 +176,20 @@ class Recorder:
         """Split a call into what is reported together; nothing where it cannot be followed."""
         if not self._fits(call, before):
             return []
-        if not self._is_per_sample(call):
-            if before.shape == after.shape and before.shape[1] == self._channels[call.layer]:
-                return list(slices(call))
-            self._state.skip(call.name, "lens.skip.not_per_channel")
-            return []
-        if call.name not in self._per_sample:
-            self._per_sample[call.name] = per_sample_slice(call, before, after)
-        part = self._per_sample[call.name]
-        if part is None:
-            self._state.skip(call.name, "lens.skip.unknown_map")
-            return []
-        return [part]
+        name, parts = call.name, self._parts
+        if self._is_per_sample(call):
+            if name not in parts:
+                part = per_sample_slice(call, before, after)
+                parts[name] = [] if part is None else [part]
+            why = "lens.skip.unknown_map"
+        else:
+            fits = before.shape == after.shape and before.shape[1] == self._channels[call.layer]
+            if not fits or name not in parts or call.condition is not None:
+                parts[name] = list(slices(call)) if fits else []
+            why = "lens.skip.not_per_channel"
+        if not parts[name]:
+            self._state.skip(name, why)
+        return parts[name]
 
     def _fits(self, call: Call, before: Tensor) -> bool:
         why: str | None = None
@@ -251,7 +251,7 @@ class Recorder:
             )
 
     def _check_finite(self, call: Call, seen: Sweep, where: str) -> None:
-        if not math.isfinite(float(seen.m2.sum())):
+        if not seen.finite:
             raise ModelError(
                 f"layer {call.name} ({type(call.module).__name__}): {where} holds NaN or infinity "
                 f"in batch {self._index}, and no layer before it does; "

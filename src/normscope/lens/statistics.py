@@ -6,6 +6,7 @@ classification head sees. Both have the same class means.
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from normscope.lens.channel_map import CallSlice, ChannelMap
 from normscope.lens.images import Images, Sample
-from normscope.lens.sweep import BINS, POSITIONS, Sweep, absorb, count_bins, places_of
+from normscope.lens.sweep import BINS, POSITIONS, Sweep, absorb, count_active, count_bins, places_of
 from normscope.moments import Moments
 from normscope.records import MapKind, StageName
 
@@ -194,7 +195,7 @@ class TrackedLayer:
         return cls(
             norm,
             part.maps,
-            part.shown.cpu(),
+            part.shown,
             part.used.gamma.dim() == 1,
             positions,
             min(POSITIONS, positions),
@@ -221,36 +222,44 @@ class TrackedLayer:
             )
         return self.stages[name]
 
-    def count_bins(self, seen: Sweep, mean: Tensor, rstd: Tensor, images: Images) -> None:
-        """Add z = (x - mean) * rstd of the values that were taken of a batch to the histogram."""
+    def count_bins(
+        self, seen: Sweep, mean: Tensor, rstd: Tensor, images: Images, part: Tensor | None
+    ) -> None:
+        """Add z = (x - mean) * rstd of the values that were taken of a batch to the histogram.
+
+        Args:
+            seen: the whole batch, with what was taken.
+            mean: (C,) or (N, C).
+            rstd: as mean.
+            images: the batch.
+            part: (N,) bool, which of them are counted; None: all.
+        """
         assert seen.taken is not None, "asked for"
-        most = int(self.stages["input"].count.max())
-        if self.histogram.dtype == torch.int32 and most > FULL:
-            self.histogram = self.histogram.long()
-        taken = seen.taken
-        if len(self.channels) < taken.shape[1]:
-            taken = taken[:, self.channels]
-            mean, rstd = mean[..., self.channels], rstd[..., self.channels]
-        taken, labels, *maps = images.counted(taken, places_of(self.positions), mean, rstd)
-        count_bins(self.histogram, taken, *maps, labels)
+        self._make_wide()
+        labels = images.labels
+        if images.at is not None:
+            labels = images.at[:, places_of(images.at.shape[1])]
+        if part is not None:
+            labels = labels.where(part.view(-1, *[1] * (labels.dim() - 1)), -1)
+        count_bins(self.histogram, seen.taken, mean, rstd, labels, self.channels)
 
     def count_active(self, seen: Sweep, labels: Tensor) -> None:
         """Count the values y > 0 of a batch."""
-        most = int(self.stages["scaled_shifted"].count.max())
-        if self.active.dtype == torch.int32 and most > FULL:
-            self.active = self.active.long()
         self.images += len(labels)
-        self.active.index_add_(0, labels, seen.fired.to(self.active.dtype))
-        self.rate_square += (1 / seen.positions) @ seen.fired.double().square()
+        count_active(self.active, self.rate_square, seen, labels)
 
     def add_centred(self, seen: Sweep, labels: Tensor) -> None:
         """Add the input less its mean over this batch, as training would."""
-        features = (
-            seen.mean
-            if self.centred.shape[1] == seen.mean.shape[1]
-            else seen.mean[:, self.channels]
-        )
-        self.centred.index_add_(0, labels, (features - features.mean(0)) * seen.positions[0])
+        every = self.centred.shape[1] == seen.mean.shape[1]
+        features = seen.mean if every else seen.mean[:, self.channels]
+        positions = float(seen.positions[0])
+        self.centred.index_add_(0, labels, features - features.mean(0), alpha=positions)
+
+    def _make_wide(self) -> None:
+        """Use int64 where an int32 may not hold what is counted of the input so far."""
+        narrow = torch.int32 in (self.active.dtype, self.histogram.dtype)
+        if narrow and int(self.stages["input"].count.max()) > FULL:
+            self.active, self.histogram = self.active.long(), self.histogram.long()
 
     def resize(self, classes: int, histograms: int) -> None:
         """Make room for so many classes, and keep the histograms of so many channels at most."""
@@ -291,11 +300,16 @@ def joint_channels(channels: int) -> Tensor:
     """Choose the channels of the joint measures: all, or evenly spaced ones of more than JOINT.
 
     A choice of channels and not a mixture: it is the same after scale and shift, so J stays equal.
+    The tensor is shared.
     """
-    if channels <= JOINT:
-        return torch.arange(channels)
-    kept = min(JOINT, THINNED)
-    return torch.linspace(0, channels - 1, kept, dtype=torch.float64).round().long()
+    return _spaced(channels, channels if channels <= JOINT else min(JOINT, THINNED))
+
+
+@cache
+def _spaced(channels: int, kept: int) -> Tensor:
+    if kept == channels:
+        return torch.arange(channels, device="cpu")
+    return torch.linspace(0, channels - 1, kept, dtype=torch.float64, device="cpu").round().long()
 
 
 def nested_channels(channels: int, most: int) -> Tensor:

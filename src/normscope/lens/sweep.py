@@ -4,6 +4,7 @@ The loops are in C++, or in plain torch where that cannot be compiled or is not 
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -34,8 +35,9 @@ class Sweep:
         m2: (N, C) float64.
         fired: (N, C) int64.
         positions: (N,) float64, P.
-        taken: (images, C, at most POSITIONS) in x's dtype, values at evenly spaced positions, for
-            the histogram; None: not asked for.
+        taken: (images, C, at most POSITIONS) in x's dtype, values at `places_of` its positions,
+            for the histogram; None: not asked for.
+        finite: whether all values are.
     """
 
     mean: Tensor
@@ -43,32 +45,28 @@ class Sweep:
     fired: Tensor
     positions: Tensor
     taken: Tensor | None = None
+    finite: bool = True
 
     @classmethod
-    def of(
-        cls, values: Tensor, images: Images | None = None, *, take: bool = False, axis: int = 1
-    ) -> "Sweep":
-        """Summarise values (N, C, *S) of any float dtype on any device.
+    def of(cls, rows: Tensor, images: Images | None = None, *, take: bool = False) -> "Sweep":
+        """Summarise what `rows_of` returned.
 
         Args:
-            values: what passes.
+            rows: (N, C, P).
             images: says which regions they have; None: each image is one.
-            take: keep some values.
-            axis: of the channels.
+            take: keep some values, or all where they are few: then a view of rows.
         """
-        rows = _rows(values.movedim(axis, 1))
-        places = places_of(rows.shape[2] if take else 0)
         if images is None or images.owner is None:
-            return _summary(rows, places, take=take)
+            return _summary(rows, take=take)
         regions = zip(images.owner.tolist(), images.places, strict=True)
-        parts = [_summary(rows[i : i + 1, :, where], places_of(0)) for i, where in regions]
-        return cls(
-            torch.cat([part.mean for part in parts]),
-            torch.cat([part.m2 for part in parts]),
-            torch.cat([part.fired for part in parts]),
-            torch.cat([part.positions for part in parts]),
-            rows[:, :, places].cpu() if take else None,
+        parts = [_summary(rows[i : i + 1, :, where].contiguous()) for i, where in regions]
+        mean, m2, fired, positions = (
+            torch.cat([getattr(part, name) for part in parts])
+            for name in ("mean", "m2", "fired", "positions")
         )
+        taken = rows[:, :, places_of(rows.shape[2])].cpu() if take else None
+        finite = all(part.finite for part in parts)
+        return cls(mean, m2, fired, positions, taken, finite)
 
     def normalised(self, mean: Tensor, rstd: Tensor) -> "Sweep":
         """Map it to z = (x - mean) * rstd; mean and rstd (C,) or (N, C). `fired` stays x's."""
@@ -78,21 +76,29 @@ class Sweep:
         """Take what some of the images hold, (images,) bool; None: all."""
         if rows is None:
             return self
-        taken, own = None if self.taken is None else self.taken[rows], images.each(rows)
-        return Sweep(self.mean[own], self.m2[own], self.fired[own], self.positions[own], taken)
+        own = images.each(rows)
+        return Sweep(self.mean[own], self.m2[own], self.fired[own], self.positions[own])
 
 
-@torch.no_grad()
-def _summary(rows: Tensor, places: Tensor, *, take: bool = False) -> Sweep:
+def rows_of(values: Tensor, axis: int = 1) -> Tensor:
+    """View values with their channels along an axis as (N, C, P), in a dtype that the loops read.
+
+    Contiguous, which is a copy where the values lie otherwise.
+    """
+    rows = values.detach() if axis == 1 else values.detach().movedim(axis, 1)
+    rows = rows.flatten(2) if rows.dim() > 2 else rows.unsqueeze(2)
+    if rows.device.type not in ("cpu", "cuda"):
+        rows = rows.cpu()  # where there is no float64
+    rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
+    return rows.contiguous()
+
+
+def _summary(rows: Tensor, *, take: bool = False) -> Sweep:
     """Summarise rows (N, C, P), and take the values at some places of each."""
     count, channels, positions = rows.shape
-    sizes = torch.full((count,), float(positions), dtype=torch.float64)
-    compiled = rows.device.type == "cpu" and rows.numel() >= SMALL and cpu.operator("sweep")
-    if compiled:
-        mean, m2 = torch.empty(2, count, channels, dtype=torch.float64)
-        fired = torch.empty(count, channels, dtype=torch.int64)
-        taken = rows.new_empty(count, channels, len(places))
-        compiled(rows.contiguous(), mean, m2, fired, places, taken)
+    places = places_of(positions if take and positions > POSITIONS else 0)
+    if rows.device.type == "cpu" and rows.numel() >= SMALL and (loop := cpu.operator("sweep")):
+        mean, m2, fired, taken, finite = loop(rows, places)
     else:
         means, squares = [], []
         for part in rows.split(max(1, BLOCK // max(1, channels * positions))):
@@ -100,40 +106,65 @@ def _summary(rows: Tensor, places: Tensor, *, take: bool = False) -> Sweep:
             means.append(wide.mean(2))
             squares.append((wide - means[-1].unsqueeze(2)).square().sum(2))
         mean, m2, fired = torch.cat(means).cpu(), torch.cat(squares).cpu(), (rows > 0).sum(2).cpu()
-        taken = rows[:, :, places].cpu() if take else rows
-    return Sweep(mean, m2, fired, sizes, taken if take else None)
+        taken, finite = rows[:, :, places].cpu(), bool(m2.isfinite().all())
+    kept = None
+    if take:
+        kept = taken if len(places) else rows.cpu()
+    return Sweep(mean, m2, fired, _repeated(count, positions), kept, finite)
 
 
-@torch.no_grad()
+@cache
+def _repeated(count: int, positions: int) -> Tensor:
+    return torch.full((count,), float(positions), dtype=torch.float64, device="cpu")
+
+
 def count_bins(
-    histogram: Tensor, taken: Tensor, mean: Tensor, rstd: Tensor, labels: Tensor
+    histogram: Tensor, taken: Tensor, mean: Tensor, rstd: Tensor, labels: Tensor, channels: Tensor
 ) -> None:
-    """Add z = (x - mean) * rstd of some values to the histogram (K, C, BINS).
+    """Add z = (x - mean) * rstd of some values to the histogram (K, H, BINS).
 
-    The outer bins also hold what lies beyond REACH.
+    The outer bins also hold what lies beyond REACH. All of it is on the CPU.
 
     Args:
-        histogram: int32 or int64, on the CPU, written to.
-        taken: x, (N, C, P), float32 or float64, on the CPU.
+        histogram: int32 or int64, written to.
+        taken: x, (N, C, P), float32 or float64.
         mean: (C,) or (N, C) float64.
         rstd: as mean.
-        labels: (N,) in 0..K-1.
+        labels: (N,), or (N, P) of each value; below 0: not counted.
+        channels: (H,), which are counted.
     """
     assert histogram.is_contiguous(), "loops go by address"
     scale = rstd * (BINS / (2 * REACH))
-    compiled = taken.numel() >= SMALL and cpu.operator("count_bins")
-    if compiled:
-        compiled(*(t.contiguous() for t in (taken, mean, scale, labels)), histogram)
+    if taken.numel() >= SMALL and (loop := cpu.operator("count_bins")):
+        loop(taken, mean, scale, labels, channels, histogram)
         return
-    place = (taken.double() - mean.unsqueeze(-1)) * scale.unsqueeze(-1) + BINS / 2
+    centre, scale = (t[..., channels].unsqueeze(-1) for t in (mean, scale))
+    place = (taken[:, channels].double() - centre) * scale + BINS / 2
     index = place.nan_to_num(nan=0.0).clamp(0, BINS - 1).long()
-    channels = histogram.shape[1]
-    index += ((labels[:, None] * channels + torch.arange(channels)) * BINS).unsqueeze(2)
-    counts = torch.bincount(index.flatten(), minlength=histogram.numel())
+    classes = labels.view(len(taken), 1, -1)
+    index += (classes * len(channels) + torch.arange(len(channels)).unsqueeze(1)) * BINS
+    counted = (classes >= 0).expand_as(index)
+    counts = torch.bincount(index[counted], minlength=histogram.numel())
     histogram += counts.view_as(histogram).to(histogram.dtype)
 
 
-@torch.no_grad()
+def count_active(active: Tensor, rate_square: Tensor, seen: Sweep, labels: Tensor) -> None:
+    """Add the values above 0 of every image to those of its class, and its squared rate.
+
+    Args:
+        active: (K, C) int32 or int64, written to.
+        rate_square: (C,) float64, written to: the squared share of such values, times P.
+        seen: of N images.
+        labels: (N,) in 0..K-1.
+    """
+    loop = cpu.operator("count_active")
+    if loop is not None:
+        loop(seen.fired, seen.positions, labels, active, rate_square)
+        return
+    active.index_add_(0, labels, seen.fired.to(active.dtype))
+    rate_square += (1 / seen.positions) @ seen.fired.double().square()
+
+
 def absorb(
     moments: Moments,
     seen: Sweep,
@@ -159,15 +190,14 @@ def absorb(
     """
     written = (moments.count, moments.mean, moments.m2)
     assert all(t.is_contiguous() for t in written), "loops go by address"
-    rows = torch.empty_like(seen.mean)
     if weights is None or traces is None:
-        weights, traces = rows.new_empty(0, rows.shape[1]), rows.new_empty(0, len(moments.count))
-    groups = groups.long()
-    compiled = cpu.operator("absorb")
-    if compiled is not None:
-        read = (t.contiguous() for t in (seen.mean, seen.m2, seen.positions, groups))
-        compiled(*read, *written, rows, weights, traces)
+        weights, traces = (seen.mean.new_empty(0, n) for n in moments.mean.T.shape)
+    groups = groups.long().contiguous()
+    loop = cpu.operator("absorb")
+    if loop is not None:
+        rows: Tensor = loop(seen.mean, seen.m2, seen.positions, groups, *written, weights, traces)
         return rows
+    rows = torch.empty_like(seen.mean)
     for image, k in enumerate(groups.tolist()):
         before, size = float(moments.count[k]), float(seen.positions[image])
         share = size / (before + size)
@@ -181,15 +211,10 @@ def absorb(
 
 
 def places_of(positions: int) -> Tensor:
-    """Choose at most POSITIONS evenly spaced ones."""
-    counted = min(POSITIONS, positions)
-    return torch.arange(counted) * positions // max(counted, 1)
+    """Choose at most POSITIONS evenly spaced ones; the tensor is shared."""
+    return _places(positions, min(POSITIONS, positions))
 
 
-def _rows(values: Tensor) -> Tensor:
-    """View as (N, C, P), contiguous where compiled code reads it, in a dtype that NumPy has."""
-    rows = values.detach().flatten(2) if values.dim() > 2 else values.detach().unsqueeze(2)
-    if rows.device.type not in ("cpu", "cuda"):
-        rows = rows.cpu()  # where there is no float64
-    rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
-    return rows.contiguous()
+@cache
+def _places(positions: int, counted: int) -> Tensor:
+    return torch.arange(counted, device="cpu") * positions // max(counted, 1)

@@ -192,11 +192,9 @@ class Loader:
             return _walk_together([getattr(batch, name) for batch in batches], joined, sizes)
 
         try:
-            if self.forward is not None:
-                return replace(batches[0], given=merged("given"), size=len(order))
-            return replace(
-                batches[0], args=merged("args"), kwargs=merged("kwargs"), size=len(order)
-            )
+            inputs = ("args", "kwargs") if self.forward is None else ("given",)
+            names = ("labels", "condition", *inputs)
+            return replace(batches[0], size=len(order), **{name: merged(name) for name in names})
         except (_Whole, ValueError, RuntimeError, TypeError):
             return None
 

@@ -17,6 +17,7 @@ names the labels: a key, a position, or labels(batch). Strings, None and objects
 
 import hashlib
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,17 +98,6 @@ class Signature:
     any_position: bool
     any_keyword: bool
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.names
-
-    def missing(self, known: Mapping[str, Any]) -> bool:
-        """Return whether an argument that must be given is not among these."""
-        return any(name not in known for name in self.names[: self.required])
-
-    def fits(self, count: int) -> bool:
-        """Return whether so many positional arguments can be given."""
-        return self.required <= count and (self.any_position or count <= len(self.names))
-
 
 def signature_of(model: nn.Module) -> Signature:
     """Read what the forward of a model takes."""
@@ -132,10 +122,10 @@ def arguments(
     """Split into positional and keyword arguments of the model."""
     if isinstance(inputs, Mapping):
         named = dict(inputs)
-        known = named if takes.any_keyword else {k: v for k, v in named.items() if k in takes}
+        known = {k: v for k, v in named.items() if takes.any_keyword or k in takes.names}
         if isinstance(given, Mapping):  # labels that the forward asks for by name
-            known |= {k: given[k] for k in LABELS if k in takes and k in given}
-        if known and not takes.missing(known):
+            known |= {k: given[k] for k in LABELS if k in takes.names and k in given}
+        if known and known.keys() >= set(takes.names[: takes.required]):
             return (), known
         if not isinstance(given, Mapping) or takes.names[:1] in WHOLE:
             return (inputs if not isinstance(given, Mapping) else given,), {}
@@ -148,7 +138,8 @@ def arguments(
         spread = isinstance(inputs, tuple) or takes.required == len(inputs)
         if not spread and isinstance(labels, Tensor) and labels.dim():  # a collated tuple
             spread = all(isinstance(v, Tensor) and len(v) == len(labels) for v in inputs)
-        if spread and takes.fits(len(inputs)):
+        most = math.inf if takes.any_position else len(takes.names)
+        if spread and takes.required <= len(inputs) <= most:
             return tuple(inputs), {}
     return (inputs,), {}
 
@@ -241,7 +232,7 @@ def parts(index: int, batch: Any) -> tuple[Any, Any, Any]:
     if isinstance(batch, (tuple, list)) and not of_samples(batch):
         if not len(batch):
             raise InputError(f"batch {index} is empty; {GRAMMAR}")
-        return (*batch[:3], None, None)[:3]
+        return (*batch, None, None)[:3]
     return batch, None, None
 
 

@@ -1,9 +1,11 @@
 """Hooks around the forwards of layers that leave a program what it is: no pairing, no copies."""
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Before = Callable[[str, nn.Module, Tensor], None]  # the layer's name, the layer, its input
@@ -38,3 +40,13 @@ def attach(
     for name, module in layers.items():
         on(name, module)
     return attached
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run compiled code as it was written, where hooks and forwards of its layers count."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and the import takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield

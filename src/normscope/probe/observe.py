@@ -1,7 +1,6 @@
 """What passes through the normalisation layers of a model while it runs."""
 
 import copy
-import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from normscope.layers import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNo
 from normscope.layers.batch import Normalizer
 from normscope.layers.conditional import current_condition
 from normscope.layers.statistics import RunningStatistics
+from normscope.probe.hooks import uncompiled
 from normscope.probe.layers import CONDITIONAL, Norm, bare
 
 # element-wise maps that people put behind a norm, by the names that torch gives them at run time
@@ -115,8 +115,7 @@ def observe(
                 undo.callback(before.remove)
                 after = module.register_forward_hook(observer.leave_activation)
                 undo.callback(after.remove)
-        if "torch._dynamo" in sys.modules:  # nothing is compiled where it was never imported
-            undo.enter_context(torch.compiler.set_stance("force_eager"))
+        undo.enter_context(uncompiled())
         undo.enter_context(observer)
         yield
 

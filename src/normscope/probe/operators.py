@@ -119,7 +119,7 @@ class Operators(TorchDispatchMode):
 
     def _affine(self, kind: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         output = func(*args, **kwargs)
-        both = [a for a in args[:2] if isinstance(a, Tensor)]
+        both = [a for a in args if isinstance(a, Tensor)]
         if len(both) == 2 and isinstance(output, Tensor) and output.dim() > 1:
             x, own = both if both[0].numel() >= both[1].numel() else both[::-1]
             owner = self._names.get(own.data_ptr()) if own.numel() else None

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from normscope.probe.frozen import check_runnable
 from normscope.probe.layers import find_norms
@@ -17,7 +18,8 @@ from normscope.probe.random import kept_generators
 def preserved(model: nn.Module) -> Iterator[None]:
     """Run `model` in eval mode without gradients, and hand it back as it was.
 
-    Modes are set and restored per module (an overridden `train()` is not called), buffers that
+    Modes are set and restored per module (an overridden `train()` is not called), other ranks of
+    DistributedDataParallel are not waited for, buffers that
     were replaced or written to get their old identity and content, parameters their grad flags,
     and the state of every random generator returns to where it was, also after an exception or
     Ctrl-C.
@@ -29,6 +31,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     check_runnable(model)
     modes = [module.training for module in modules]
     tables = [dict(module._buffers) for module in modules]
+    shared = [m for m in modules if isinstance(m, DistributedDataParallel) and m.broadcast_buffers]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     contents = [
         (buffer, buffer._version, buffer.clone())
@@ -39,8 +42,12 @@ def preserved(model: nn.Module) -> Iterator[None]:
         try:
             for module in modules:
                 module.training = False
+            for wrapper in shared:  # rank 0's buffers would be sent to all before a forward
+                wrapper.broadcast_buffers = False
             yield
         finally:
+            for wrapper in shared:
+                wrapper.broadcast_buffers = True
             for module, mode, table in zip(modules, modes, tables, strict=True):
                 module.training = mode
                 module._buffers.clear()

@@ -1,6 +1,5 @@
 """Run a model with chosen statistics in its norms, and measure what enters them."""
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ from normscope.moments import Moments
 from normscope.probe.batches import Loader
 from normscope.probe.compare import Answer, Goal
 from normscope.probe.grammar import Batch
+from normscope.probe.hooks import uncompiled
 from normscope.probe.random import seed_all
 from normscope.probe.stream import MomentStream
 
@@ -82,8 +82,7 @@ class NormRun:
                 own = layer.__dict__.get("forward")
                 layer.__dict__["forward"] = self._replaced(name, layer, layer.forward)
                 undo.callback(_own_again, layer, own)
-            if "torch._dynamo" in sys.modules:  # compiled code would pass by
-                undo.enter_context(torch.compiler.set_stance("force_eager"))
+            undo.enter_context(uncompiled())  # compiled code would pass by
             yield
 
     def run(self, loader: Loader, model: nn.Module, batch: Batch) -> Any:

@@ -3,9 +3,9 @@
 import pkgutil
 from importlib import import_module
 
-from normscope.doctor.checks.base import CHECKS, Check, CheckContext, Skip, explanation
+from normscope.doctor.checks.base import CHECKS, Check, CheckContext, Skip
 
-__all__ = ["CHECKS", "Check", "CheckContext", "Skip", "explanation"]
+__all__ = ["CHECKS", "Check", "CheckContext", "Skip"]
 
 for module in pkgutil.iter_modules(__path__):
     import_module(f"{__name__}.{module.name}")

@@ -1,12 +1,12 @@
 """What every check is: a code, what it needs, thresholds with their source, and a question."""
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from normscope.doctor.attribution import Attribution, Override
@@ -38,6 +38,7 @@ class CheckContext:
         accumulate: batches per optimizer step.
         reference: the model that this one is an average or a copy of.
         passport: of the checkpoint; None where it has none.
+        group: ranks that all ask; None: this process alone.
         state: the tensors of a checkpoint without a model.
     """
 
@@ -51,6 +52,7 @@ class CheckContext:
     accumulate: int | None = None
     reference: nn.Module | None = None
     passport: Passport | None = None
+    group: dist.ProcessGroup | None = None
     state: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -126,8 +128,8 @@ def register(check: type["Check"]) -> type["Check"]:
 class Check:
     """A question to a `CheckContext`.
 
-    A class's docstring has the title in its first line, then what is wrong, how it is seen and
-    what to do.
+    A class's docstring is its title. What is wrong, how it is seen and what to do is told in both
+    languages in report/messages, under doctor.CODE.
 
     Attributes:
         warn, fail: thresholds of the two severities; may be set per run.
@@ -205,11 +207,6 @@ class Check:
             repair=self.repair if repair is None else repair,
             confidence=confidence,
         )
-
-
-def explanation(code: str) -> str:
-    """Split a check's docstring: the title in the first line, then what is wrong and what to do."""
-    return inspect.cleandoc(CHECKS[code].__doc__ or "")
 
 
 def in_digits(value: Any) -> str:

@@ -10,15 +10,7 @@ from normscope.records import Finding
 
 @register
 class BatchSize(Check):
-    """Batches too small to normalise with.
-
-    The statistics of m values stray by 1/sqrt(m); a share 1/m of the signal between samples is
-    normalised away. Images count with their positions as far as these are independent. With one
-    sample per batch each is normalised by itself, which running statistics cannot stand for.
-    Weights trained so have adapted to it: measuring the statistics again does not rescue them.
-    Train again with larger or synchronised batches or with GroupNorm (normscope.convert(model,
-    "group")), and drop a last batch of one.
-    """
+    """Batches too small to normalise with."""
 
     code = "NS007"
     family = "batches"
@@ -50,14 +42,7 @@ class BatchSize(Check):
 
 @register
 class BatchComposition(Check):
-    """Batches whose samples belong together.
-
-    Where samples of a batch share the class, or come from one recording, more often than chance,
-    the batch mean holds what they share, and normalising takes it away: of that signal
-    (1-r)(1-1/m) is left. r is read from labels, from labels at fixed places of a batch, and
-    without labels from the spread of batch means of a layer's input against that of samples.
-    Shuffle, mix classes and recordings in every batch, and train again.
-    """
+    """Batches whose samples belong together."""
 
     code = "NS008"
     family = "batches"
@@ -107,12 +92,7 @@ class BatchComposition(Check):
 
 @register
 class Padding(Check):
-    """Padding that counts as data.
-
-    Sequences are filled up to one length; the filling enters mean and variance, more so in
-    batches with one long sequence. Counted are positions at the end of an input (N, C, L) that
-    repeat in every channel. Give the layer the mask: normscope.BatchNorm1d(...)(x, mask=mask).
-    """
+    """Padding that counts as data."""
 
     code = "NS020"
     family = "batches"
@@ -121,24 +101,21 @@ class Padding(Check):
     warn = 0.05
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
+        # where labels say that eval() does as well, the weights have learned with it
+        serves = case.evidence.gap.known and not case.gap_matters
         for state in case.layers:
             sample = case.evidence.layers.get(state.name)
             if sample is not None and sample.padded > self.warn:
                 yield self.finding(
-                    state.name, "warning", sample.padded, self.warn, confidence="medium"
-                )
+                    state.name, "info" if serves else "warning", sample.padded, self.warn,
+                    confidence="medium",
+                )  # fmt: skip
                 return
 
 
 @register
 class Leak(Check):
-    """An output that depends on who else is in the batch.
-
-    In eval() a sample must come out the same in any company. Half of a batch is run again with
-    itself in the place of the other half, under the same random numbers; if outputs change, some
-    layer still normalises by the batch: one without running statistics, or one that ignores
-    eval().
-    """
+    """An output that depends on who else is in the batch."""
 
     code = "NS026"
     family = "batches"

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from normscope.doctor.attribution import Override
 from normscope.doctor.checks.base import Check, CheckContext, Skip, broken, register
+from normscope.doctor.checks.inputs import other_scale
 from normscope.doctor.state import LayerState
 from normscope.moments import drift
 from normscope.probe.compare import SURE, Answer, Quality, advantage
@@ -23,14 +24,7 @@ USUAL_EPS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # torch 1e-5, Keras 1e-3, ViTs 1e-6
 
 @register
 class ColdStatistics(Check):
-    """Statistics that still hold their start.
-
-    Running statistics begin at mean 0 and variance 1. After t batches at momentum m a share
-    w = (1-m)^t of that start is left in them; with few batches or a small momentum it is most of
-    what eval() uses. A layer that still has exactly (0, 1) was never updated at all. With the
-    default momentum 0.1 the share falls below 1 % after 44 batches. What is left of the start
-    can be taken out without data: mean/(1-w) and (var-w)/(1-w).
-    """
+    """Statistics that still hold their start."""
 
     code = "NS002"
     family = "buffers"
@@ -53,6 +47,8 @@ class ColdStatistics(Check):
             share, corrected = state.init_share, state.corrected()
             grade = self.graded(share, case)
             if grade is None or corrected is None or self._refuted(case, state):
+                continue
+            if other_scale(case, state):
                 continue
             severity, threshold = grade
             known = state.module is not None
@@ -86,13 +82,7 @@ class ColdStatistics(Check):
 
 @register
 class NotFinite(Check):
-    """Statistics that are NaN, infinite or negative.
-
-    One infinite value in one batch makes the running statistics of its channel NaN for ever;
-    variances computed as E[x^2] - E[x]^2 can come out negative. In train() nothing shows, since
-    the batch normalises; in eval() the channel is NaN. Measure those channels again from data,
-    and keep batches that are not finite out with normscope.guard(model, skip_nonfinite=True).
-    """
+    """Statistics that are NaN, infinite or negative."""
 
     code = "NS009"
     family = "buffers"
@@ -130,15 +120,7 @@ class NotFinite(Check):
 
 @register
 class TinyVariance(Check):
-    """Variances as small as eps.
-
-    The layer divides by sqrt(var + eps). Where var is not much larger than eps, eps decides the
-    scale, and a port between libraries with another eps (1e-3 in Keras and EfficientNet, 1e-5 in
-    torch) changes the output. Counted are channels with var < 10 eps that are not constant. Where
-    labels, a loss or a metric say what is good, the usual values are tried: it is a fault where
-    another one does better by two points of accuracy, or a fifth of the loss. Take the eps that
-    the weights were trained with.
-    """
+    """Variances as small as eps."""
 
     code = "NS006"
     family = "buffers"
@@ -214,12 +196,7 @@ def relevant_gain(old: Quality, new: Quality) -> float:
 
 @register
 class DeadChannels(Check):
-    """Channels whose input is constant.
-
-    A variance far below eps (a thousandth of it, or 0) says that the channel never changed in
-    training: the layer puts out one constant, which is not a fault. Such channels can be removed
-    exactly: their constant goes into the next layer's bias.
-    """
+    """Channels whose input is constant."""
 
     code = "NS028"
     family = "buffers"
@@ -240,13 +217,7 @@ class DeadChannels(Check):
 
 @register
 class UnseenGroups(Check):
-    """Groups of which nothing was ever seen.
-
-    A layer with statistics by condition still holds mean 0 and variance 1 for some of them, and
-    their counters are 0: samples of these groups are not normalised at all in eval(). Train or
-    recalibrate with data of every group, or let the layer take the pooled statistics for them
-    (missing="pooled").
-    """
+    """Groups of which nothing was ever seen."""
 
     code = "NS031"
     family = "buffers"
@@ -265,12 +236,7 @@ class UnseenGroups(Check):
 
 @register
 class DeadScale(Check):
-    """Channels whose scale is nearly zero.
-
-    With |gamma| < 0.01 a channel puts out its beta whatever comes in. Training with weight decay
-    or an L1 penalty makes such channels on purpose; they can be pruned. Whether the channel is
-    dead depends on beta too: it may still carry a constant that the next layer needs.
-    """
+    """Channels whose scale is nearly zero."""
 
     code = "NS010"
     family = "buffers"
@@ -293,14 +259,7 @@ class DeadScale(Check):
 
 @register
 class DeadGates(Check):
-    """Gates that never open, or never close.
-
-    Behind the layer a non-linearity passes y > 0, that is z > -beta/gamma in standard
-    deviations. Beyond 3 standard deviations a gate is always shut (the channel is lost) or
-    always open (the non-linearity does nothing). With data the share of values that pass is
-    counted; without, beta/|gamma| is read. Lower the learning rate, or set gamma to 1 and beta
-    to 0 on those channels and train on.
-    """
+    """Gates that never open, or never close."""
 
     code = "NS011"
     family = "buffers"
@@ -341,13 +300,7 @@ class DeadGates(Check):
 
 @register
 class Precision(Check):
-    """Statistics in 16 bits, or a mean that drowns the spread.
-
-    half and bfloat16 hold three or two decimal digits: running averages stop moving, and
-    variances overflow at 65504. And where |mean| is over a thousand standard deviations, sums of
-    squares in float32 lose the variance. Keep the statistics in float32 (layer.float() after
-    model.half()), and put data on one scale.
-    """
+    """Statistics in 16 bits, or a mean that drowns the spread."""
 
     code = "NS023"
     family = "buffers"
@@ -374,14 +327,7 @@ class Precision(Check):
 
 @register
 class DoubleUpdates(Check):
-    """Layers that counted their batches more than once.
-
-    Recomputing activations for gradient checkpointing, gradient accumulation and several
-    forwards per step each update the running statistics once more. Then layers have counted a
-    multiple of the steps of the optimizer, or of the batches that other layers have, and
-    remember a shorter past. Statistics stay roughly right; with normscope.guard(model,
-    update="step") each step counts once.
-    """
+    """Layers that counted their batches more than once."""
 
     code = "NS027"
     family = "buffers"

@@ -1,9 +1,12 @@
 """How layers are set: modes, momentum, freezing, averaging, optimizer, ranks."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope.doctor.attribution import Override
@@ -12,21 +15,16 @@ from normscope.doctor.state import of_model
 from normscope.layers.statistics import RunningStatistics
 from normscope.moments import drift
 from normscope.probe.compare import Answer
-from normscope.probe.layers import in_training
+from normscope.probe.layers import bare, in_training
 from normscope.records import Finding
 
+CLOSE = 0.5  # cosine of the weights of a copy and of what it follows
 CONVENTIONS = (0.9, 0.95, 0.99, 0.997, 0.999)  # what other libraries call the same 0.1 ... 0.001
 
 
 @register
 class Mode(Check):
-    """Layers that normalise by the batch although the model is in eval().
-
-    A layer whose training flag is set normalises with the batch at hand and goes on changing its
-    statistics: an output then depends on what else is in the batch. It happens when train() is
-    called on a part, when eval() is overridden, or when a part was added later. Call eval() on
-    the model, and keep the mode with normscope.guard(model, use="stored").
-    """
+    """Layers that normalise by the batch although the model is in eval()."""
 
     code = "NS001"
     family = "modes"
@@ -45,22 +43,16 @@ class Mode(Check):
     def fixed(
         self, case: CheckContext, names: tuple[str, ...]
     ) -> tuple[str, Sequence[Answer]] | None:
-        if case.attribution is None or case.data is None:
+        if case.attribution is None:
             return None
         as_is = case.attribution.answers(Override(by_batch=set(names)))
         differs = case.attribution.changes(as_is) > 1e-3
-        return self.cause, case.data.train if differs else case.data.eval
+        return self.cause, case.attribution.train if differs else case.attribution.eval
 
 
 @register
 class Momentum(Check):
-    """A momentum of another convention.
-
-    torch's momentum is the weight of the new batch; in Keras, TensorFlow and JAX it is that of
-    the old average. 0.99 carried over unchanged keeps the last batch only: take 1 - momentum,
-    then measure the statistics again. With 0 new data never move the statistics: eval() is what
-    it was, but fine-tuning will keep the statistics of the old data.
-    """
+    """A momentum of another convention."""
 
     code = "NS005"
     family = "modes"
@@ -89,13 +81,7 @@ class Momentum(Check):
 
 @register
 class FakeFreeze(Check):
-    """Layers that are frozen by half.
-
-    With requires_grad False the scale and shift stay, but in train() the layer still normalises
-    by the batch and still moves its running statistics: the part is not frozen. The same with
-    track_running_stats=False on a layer that has buffers. And eval() on the part is lost at the
-    next train() of the model. Make it normscope's FrozenBatchNorm, which has no modes.
-    """
+    """Layers that are frozen by half."""
 
     code = "NS014"
     family = "modes"
@@ -103,6 +89,7 @@ class FakeFreeze(Check):
     source = "pytorch issue 86590; a frozen layer changes nothing"
     repair = "freeze"
     cause = "fake_freeze"
+    warn = 0.1  # standard deviations that statistics moved, as in NS003
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         learns = any(p.requires_grad for p in case.model.parameters())
@@ -116,22 +103,45 @@ class FakeFreeze(Check):
                 yield self.finding(state.name, "error", 1.0, 0.0, kind="untracked")
             elif affine and not any(p.requires_grad for p in affine):
                 # a model that learns nowhere is for inference: nothing there is half frozen
-                grave = layer.training
-                if grave or (learns and not in_training(case.model)):
+                if _follows_another(bare(case.model), state.name):
+                    continue
+                if layer.training:
+                    yield self.finding(state.name, "error", 1.0, 0.0, kind="params")
+                elif learns and not in_training(case.model):
+                    away = case.away(state)
+                    # in eval() all along, or its statistics moved: the data tell
+                    moved = away is None or float(away.pow(2).mean().sqrt()) > self.warn
                     yield self.finding(
-                        state.name, "error" if grave else "warning", 1.0, 0.0, kind="params",
-                        confidence="high" if grave else "medium",
+                        state.name, "warning" if moved else "info", 1.0, 0.0, kind="params",
+                        confidence="medium" if moved else "low", repair=None if moved else "",
                     )  # fmt: skip
+
+
+def _follows_another(model: nn.Module, name: str) -> bool:
+    """Return whether a layer is in a copy of a part that learns, whose weights lie close to it.
+
+    The target network of BYOL and the key encoder of MoCo have no gradients and train on.
+    """
+    path = name.split(".")
+    holders = (model.get_submodule(".".join(path[:end])) for end in range(1, len(path)))
+    frozen = (part for part in holders if not any(p.requires_grad for p in part.parameters()))
+    own = list(next(frozen, nn.Identity()).parameters())
+    for other in model.modules():
+        learned = list(other.parameters())
+        pairs = [(a, b) for a, b in zip(own, learned, strict=False) if a.dim() > 1]
+        alike = [p.shape for p in own] == [p.shape for p in learned]
+        if alike and pairs and any(p.requires_grad for p in learned):
+            a, b = (
+                torch.cat([p.detach().flatten() for p in some]) for some in zip(*pairs, strict=True)
+            )
+            if float(F.cosine_similarity(a.double(), b.double(), 0)) > CLOSE:
+                return True
+    return False
 
 
 @register
 class Averaged(Check):
-    """Averaged weights with the statistics of others.
-
-    Averages of weights (SWA, EMA, model soups) move every layer's input, but the running
-    statistics are those of the weights before. Accuracy can fall to chance. Measure the
-    statistics again with the averaged weights.
-    """
+    """Averaged weights with the statistics of others."""
 
     code = "NS015"
     family = "modes"
@@ -164,13 +174,7 @@ class Averaged(Check):
 
 @register
 class WeightDecay(Check):
-    """Weight decay on scale and shift.
-
-    Decay pulls gamma to 0 although a layer before it can undo any shrinking but this one; common
-    practice leaves gamma and beta out. On weights before a norm decay does not regularise the
-    function, it raises the effective learning rate lr/|w|^2. Put gamma and beta into a group
-    with weight_decay=0.
-    """
+    """Weight decay on scale and shift."""
 
     code = "NS016"
     family = "modes"
@@ -202,12 +206,7 @@ class WeightDecay(Check):
 
 @register
 class Ranks(Check):
-    """Ranks with statistics of their own.
-
-    In data-parallel training each rank normalises by its own share of the batch and keeps its
-    own running statistics; which of them is saved is chance. Synchronise the layers (convert to
-    "sync", or process_group="world"), or call normscope.merge_ranks(model) before saving.
-    """
+    """Ranks with statistics of their own."""
 
     code = "NS018"
     family = "modes"
@@ -216,26 +215,21 @@ class Ranks(Check):
     warn = 0.1
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        # every rank must ask, or those that do wait for ever
+        if case.group is None or dist.get_world_size(case.group) < 2:
             raise Skip("doctor.skip.ranks")
-        for state in case.layers:
-            pair = torch.stack([state.mean, state.var])
-            ranks = [torch.empty_like(pair) for _ in range(dist.get_world_size())]
-            dist.all_gather(ranks, pair)
-            away = max(float(drift(r[0], r[1], pair[0], pair[1]).max()) for r in ranks)
+        ranks: list[Any] = [None] * dist.get_world_size(case.group)
+        dist.all_gather_object(ranks, [(s.mean, s.var) for s in case.layers], case.group)
+        for number, state in enumerate(case.layers):
+            others = (rank[number] for rank in ranks)
+            away = max(float(drift(*other, state.mean, state.var).max()) for other in others)
             if away > self.warn:
                 yield self.finding(state.name, "warning", away, self.warn)
 
 
 @register
 class Accumulation(Check):
-    """Batches smaller than a step.
-
-    With gradient accumulation the optimizer sees the whole batch, the norm one micro-batch: its
-    noise is that of the micro-batch, and its statistics are updated several times a step. Keep
-    the micro-batch at 16 or more, or update once a step with normscope.guard(model,
-    update="step", optimizer=optimizer).
-    """
+    """Batches smaller than a step."""
 
     code = "NS019"
     family = "modes"
@@ -252,13 +246,7 @@ class Accumulation(Check):
 
 @register
 class NotFollowing(Check):
-    """Buffers that do not follow the model that this one is an average or a copy of.
-
-    Averages and copies of weights (EMA, SWA, the target network of DQN, the key encoder of MoCo)
-    are often updated over parameters() only: their running statistics then stay at their start,
-    or far behind. Copy the buffers with the parameters, as torch's AveragedModel does with
-    use_buffers=True, or measure the statistics again. Compared with diagnose(model, reference=).
-    """
+    """Buffers that do not follow the model that this one is an average or a copy of."""
 
     code = "NS030"
     family = "modes"

@@ -9,15 +9,7 @@ from normscope.records import Finding
 
 @register
 class NotAsInPassport(Check):
-    """Norms that are not what the checkpoint's passport says.
-
-    A passport is made where a checkpoint is saved. It says eps and momentum of every norm, which
-    a state dict cannot carry, and knows the statistics again. A model that was rebuilt with
-    another eps computes something else from the same tensors; statistics that were overwritten
-    since (by an init, a forward in train(), a converter) are no longer those of the training
-    data. Set eps and momentum with apply_passport(model, passport), and load the statistics of
-    the checkpoint again, or recalibrate.
-    """
+    """Norms that are not what the checkpoint's passport says."""
 
     code = "NS032"
     family = "buffers"

@@ -1,8 +1,6 @@
 """What is stored against what the data say."""
 
-import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +8,7 @@ from torch import Tensor
 from normscope.doctor.adapt import CONFIDENT, adapt, certainty
 from normscope.doctor.attribution import Override
 from normscope.doctor.checks.base import Check, CheckContext, Skip, register
+from normscope.doctor.checks.inputs import other_scale
 from normscope.doctor.evidence import Evidence
 from normscope.doctor.state import LayerState
 from normscope.moments import Moments, drift
@@ -17,21 +16,10 @@ from normscope.probe.compare import SURE, Answer
 from normscope.probe.stream import total_of
 from normscope.records import Finding
 
-LEAST = 1e-8  # a variance that is not rounding
-ENOUGH = 4  # channels, by which one factor can be told from several
-ALIKE, OTHER_SCALE = 0.1, 1.5  # spread of the factors' logarithms; their size
-
 
 @register
 class Stale(Check):
-    """Statistics that are not those of the data.
-
-    Per channel, the distance between stored and measured mean and standard deviation, in
-    standard deviations of the data; measured as in train(), where layers before normalise by the
-    batch. It is an error where a layer's distance (rms over channels) is above 0.5 and eval() is
-    worse for it. Measure the statistics again from data as in training. Where eval() does better
-    with what is stored, the data at hand are not those of training: nothing is to be repaired.
-    """
+    """Statistics that are not those of the data."""
 
     code = "NS003"
     family = "statistics"
@@ -46,7 +34,7 @@ class Stale(Check):
     def find(self, case: CheckContext) -> Iterator[Finding]:
         for state in case.layers:
             away = case.away(state)
-            if away is None:
+            if away is None or other_scale(case, state):
                 continue
             # what a running average of so many batches and this momentum strays by chance
             usual = 3 * chance(case.evidence, state)
@@ -62,32 +50,11 @@ class Stale(Check):
             known = var.isfinite()
             shift = ((state.mean - mean) / var.sqrt())[known.expand_as(mean)]
             ratio = (state.var.clamp(min=1e-12) / var).log()[known.expand_as(mean)]
-            factor = common_factor(case, state)
-            by: dict[str, Any] = {"factor": factor} if factor else {}
             yield self.finding(
                 state.name, severity, size, threshold, channels=over,
                 shift=float(shift.pow(2).mean().sqrt()), ratio=float(ratio.mean().exp()),
-                worst=float(away.max()),
-                kind="kept" if case.keep_stored else "scaled" if factor else "",
-                **by,
+                worst=float(away.max()), kind="kept" if case.keep_stored else "",
             )  # fmt: skip
-
-
-def common_factor(case: CheckContext, state: LayerState) -> float:
-    """Return by how many times all that the first layer takes is larger; 0 where it is not so.
-
-    Preprocessing does that, as 0 to 255 for 0 to 1; another training changes channels one by one.
-    """
-    if state.fresh or state.name != next(iter(case.evidence.by_batch)):
-        return 0.0
-    _, var = case.evidence.population(state.name)
-    # a constant has no factor
-    live = (var > LEAST) & (state.var > LEAST) & var.isfinite()
-    factors = (var / state.var)[live].log() / 2
-    if len(factors) < ENOUGH or float(factors.std()) > ALIKE:
-        return 0.0
-    size = float(factors.mean())
-    return math.exp(size) if abs(size) > math.log(OTHER_SCALE) else 0.0
 
 
 def chance(data: Evidence, state: LayerState) -> Tensor:
@@ -107,13 +74,7 @@ def chance(data: Evidence, state: LayerState) -> Tensor:
 
 @register
 class Unrepresentative(Check):
-    """Data at hand that cannot stand for those of training.
-
-    The statistics of these data differ from the stored ones, and with the stored ones the model
-    does better: by labels, by the loss or the metric that was given. A few photographs, one
-    class of many, crops of one scene or tiny batches do that to a healthy model. Do not measure
-    the statistics again on such data; diagnose with batches as in training.
-    """
+    """Data at hand that cannot stand for those of training."""
 
     code = "NS029"
     family = "statistics"
@@ -147,14 +108,7 @@ class Unrepresentative(Check):
 
 @register
 class TrainEvalGap(Check):
-    """The same samples come out differently in train() and in eval().
-
-    Weights, samples, random numbers and dropout (off) are the same; only what normalises
-    differs. Counted is the share of samples with another class where labels fit the outputs,
-    else the difference of outputs. It is a symptom: the causes are ranked below by how much of
-    it goes when each alone is overridden. Healthy networks show a little, since batches are
-    noisy: what goes in large mixed batches is a note only.
-    """
+    """The same samples come out differently in train() and in eval()."""
 
     code = "NS004"
     family = "statistics"
@@ -188,13 +142,7 @@ class TrainEvalGap(Check):
 
 @register
 class DropoutBefore(Check):
-    """Dropout changes the variance that the layer learned.
-
-    In training dropout scales what it keeps by 1/p, so a norm behind it sees a larger variance
-    than in eval(), where nothing is dropped; every later layer is then off. Measured is the
-    input's variance with dropout on and off. Measure the statistics with dropout off, or put
-    dropout behind the last norm.
-    """
+    """Dropout changes the variance that the layer learned."""
 
     code = "NS013"
     family = "statistics"
@@ -226,13 +174,7 @@ class DropoutBefore(Check):
 
 @register
 class Reused(Check):
-    """One layer, several places.
-
-    A layer that runs more than once in a forward keeps one mean and variance for inputs that
-    differ, as with a head shared between pyramid levels or a siamese branch. In train() each
-    call normalises itself, in eval() all get the mixture. Give each call a norm of its own, and
-    share only the weights before it; normscope.doctor.split does so in a trained model.
-    """
+    """One layer, several places."""
 
     code = "NS017"
     family = "statistics"
@@ -269,14 +211,7 @@ class Reused(Check):
 
 @register
 class MixedDomains(Check):
-    """Domains that differ more than classes do.
-
-    Where the mean of a channel depends more on where a sample comes from than on what it is,
-    one mean and variance serve no domain well. Compared are the shares of variance between
-    domains and between classes. It shows in eval() where batches in training hold one domain
-    each; a share of 5 % is enough then. Use one set of statistics per domain (convert to
-    "conditional"), for which the domain must be known in use.
-    """
+    """Domains that differ more than classes do."""
 
     code = "NS021"
     family = "statistics"
@@ -319,14 +254,7 @@ def _eta2(sets: Moments) -> float:
 
 @register
 class Drift(Check):
-    """Data in use that are not those of training.
-
-    The statistics fit the training data and not the live ones: another camera, contrast, site.
-    The first layer that is off shows where it begins. Statistics mixed from the source and the
-    live batch (weight N of the source) help where the change is one of brightness or contrast;
-    where classes look different (inverted, noisy) they do not. Which of the two it is shows
-    without labels: once adapted, the model is about as sure as on training data, or it is not.
-    """
+    """Data in use that are not those of training."""
 
     code = "NS022"
     family = "statistics"

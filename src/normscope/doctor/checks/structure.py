@@ -34,13 +34,7 @@ def biased_before(model: nn.Module) -> list[tuple[str, nn.Linear | _ConvNd, str,
 
 @register
 class UselessBias(Check):
-    """A bias that the norm takes away again.
-
-    A constant added to every value of a channel is in its mean, and the mean is subtracted: in
-    train() the bias has no effect and no gradient. It costs memory and a little time. With
-    running_mean - bias instead of running_mean the bias can go, exactly, in both modes. (Behind
-    LayerNorm or GroupNorm a bias does have an effect.)
-    """
+    """A bias that the norm takes away again."""
 
     code = "NS012"
     family = "structure"
@@ -61,12 +55,7 @@ class UselessBias(Check):
 
 @register
 class FoldParity(Check):
-    """The folded model must compute the same.
-
-    For export, norms are folded into the linear layers beside them. A copy is folded and run on
-    a batch; a difference beyond rounding means that folding, or a model folded elsewhere from
-    train(), would not do what this one does in eval().
-    """
+    """The folded model must compute the same."""
 
     code = "NS024"
     family = "structure"
@@ -98,12 +87,7 @@ class FoldParity(Check):
 
 @register
 class NormAtTheEnd(Check):
-    """A batch norm on the output.
-
-    Normalised scores cannot be confident: over the data every class gets mean 0 and variance 1
-    before gamma and beta, and in small batches the scores of one sample depend on the others.
-    Remove it, or use it only where an embedding is meant.
-    """
+    """A batch norm on the output."""
 
     code = "NS025"
     family = "structure"

@@ -1,9 +1,10 @@
 """Remedies for stored statistics."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from normscope import probe
 from normscope.doctor.adapt import adapt
@@ -13,6 +14,7 @@ from normscope.doctor.recalibrate import chosen
 from normscope.doctor.remedies.base import RepairContext, Streams, Unfit
 from normscope.doctor.state import LayerState, of_model
 from normscope.moments import drift
+from normscope.probe.batches import HALF
 from normscope.probe.compare import Goal
 from normscope.probe.run import NormRun, dropouts
 from normscope.probe.stream import population_of
@@ -157,13 +159,16 @@ def repair_channels(context: RepairContext, names: tuple[str, ...]) -> tuple[str
 
 
 def widen(context: RepairContext, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Keep running statistics in float32."""
+    """Keep these layers in float32, scale and shift too: torch's kernels take one dtype for all."""
     for state in context.states(names):
         assert state.module is not None, "of a model"
-        for key in ("running_mean", "running_var"):
-            buffer = state.module._buffers[key]
-            if buffer is not None and buffer.dtype in (torch.float16, torch.bfloat16):
-                state.module._buffers[key] = buffer.float()
+        for table in (state.module._buffers, state.module._parameters):
+            for key, value in table.items():
+                if value is not None and value.dtype in HALF:
+                    wide: Any = value.detach().float()
+                    if isinstance(value, nn.Parameter):
+                        wide = nn.Parameter(wide, value.requires_grad)
+                    table[key] = wide
     return names
 
 
@@ -202,5 +207,10 @@ def _written(
         write(state, *pick(state, new))
         done.append(state.name)
     if not done:
-        raise Unfit("no forward runs these layers")
+        _, left = chosen(context.model)
+        why = next(
+            (why for name, why in left.items() if not names or name in names),
+            "no forward runs them",
+        )
+        raise Unfit(f"these layers cannot be measured: {why}")
     return tuple(done)

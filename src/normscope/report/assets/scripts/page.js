@@ -1,6 +1,6 @@
 // Language, theme, address, charts: what every page shares. Loaded last; starts the page.
 
-const data = JSON.parse(document.getElementById("data").textContent);
+const data = JSON.parse(document.querySelector('script[type="application/json"]').textContent);
 const root = document.documentElement;
 const listeners = [];
 let lang = data.lang;

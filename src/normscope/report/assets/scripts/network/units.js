@@ -147,7 +147,7 @@ function drawStage(picture, { left, right, top, bottom }, { counts, range: [low,
 function drawUnit(picture, { measured, layer, l, u, axes, classes, colours, large, names }) {
   picture.begin();
   const { width, height } = picture;
-  const left = large ? Math.min(150, Math.max(64, width * 0.2)) : 28;
+  const left = large ? Math.min(150, Math.max(96, width * 0.2)) : 28;
   const foot = large ? 20 : 3;
   const each = height / 4;
   const cuts = gates(layer, u);
