@@ -270,7 +270,8 @@ class Bootstrap(nn.Module):
         self.predictor = nn.Linear(10, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.predictor(self.online(x)) - self.target(x.roll(1, 3))
+        step: Tensor = self.predictor(self.online(x)) - self.target(x.roll(1, 3))
+        return step
 
 
 def test_a_target_network_is_not_frozen_by_half() -> None:
