@@ -303,3 +303,26 @@ def test_padding_that_the_weights_have_learned_with() -> None:
     found = look(settled(model, batches), batches)
     assert [f.severity for f in found.findings if f.code == "NS020"] == ["info"]
     assert found.verdict.code != "NS020"
+
+
+def test_a_loss_a_few_hundredths_apart_is_no_error() -> None:
+    """A mean that is off moves a value by a fifth of its noise: sure, and of no weight."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.tensor([[0.2, 1.0, -1.0]])
+    x = torch.randn(2048, 3, generator=draw)
+    y = x @ weight.T + torch.randn(2048, 1, generator=draw)
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1)).eval()
+    norm, linear = norms(model)[0], model[1]
+    assert isinstance(linear, nn.Linear)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        linear.bias.zero_()
+    norm.num_batches_tracked.fill_(100)
+    norm.running_mean[0] = 1.0  # type: ignore[index]
+    batches = list(zip(x.split(64), y.split(64), strict=True))
+    found = diagnose(model, batches, loss=lambda out, b: (out - b[1]).pow(2).mean(1))
+    (stale,) = (f for f in found.findings if f.code == "NS003")
+    assert stale.severity == "warning"
+    norm.running_mean[1] = 1.0  # type: ignore[index]
+    found = diagnose(model, batches, loss=lambda out, b: (out - b[1]).pow(2).mean(1))
+    assert {f.severity for f in found.findings if f.code == "NS003"} == {"error"}

@@ -13,7 +13,7 @@ from normscope.doctor.attribution import Attribution, Override
 from normscope.doctor.evidence import Evidence
 from normscope.doctor.state import LayerState
 from normscope.moments import drift
-from normscope.probe.compare import SURE, Answer
+from normscope.probe.compare import SURE, Answer, Quality
 from normscope.records import Confidence, Finding, Passport, Severity
 
 Needs = Literal["checkpoint", "model", "data"]
@@ -77,7 +77,8 @@ class CheckContext:
         """Whether eval() is worse than it could be.
 
         Where labels, a loss or a metric say what is good: whether train(), or the statistics of
-        the data, do better beyond the standard error. Else whether outputs differ by APART.
+        the data, do better beyond the standard error, by more than FALL of accuracy or APART of
+        the loss. Else whether outputs differ by APART.
         """
         if self.data is None:
             return False
@@ -85,8 +86,11 @@ class CheckContext:
         if not gap.known:
             return gap.relative > APART
         fall = gap.reference.accuracy - gap.other.accuracy
-        worse = gap.advantage < -SURE and not fall <= FALL
-        return worse or self.restored > SURE
+        worse = gap.advantage < -SURE and not fall <= FALL and _much(gap.other, gap.reference)
+        if worse or self.attribution is None or not self.restored > SURE:
+            return worse
+        found = self.attribution.against_eval(self.attribution.restored)
+        return _much(found.reference, found.other)
 
     @cached_property
     def restored(self) -> float:
@@ -217,3 +221,10 @@ def in_digits(value: Any) -> str:
 def broken(state: LayerState) -> Tensor:
     """Mark channels whose stored statistics are not finite, or whose variance is negative."""
     return ~(state.mean.isfinite() & state.var.isfinite() & (state.var >= 0))
+
+
+def _much(worse: Quality, better: Quality) -> bool:
+    """Tell whether a difference that is sure is large enough to matter; a metric says so alone."""
+    if better.metrics or better.accuracy - worse.accuracy > FALL:
+        return True
+    return worse.loss - better.loss > APART * abs(worse.loss)
