@@ -11,7 +11,7 @@ from generated import write
 from sphinx.application import Sphinx
 
 from normscope.cli import app as commands
-from normscope.doctor.checks import CHECKS, Check, explanation
+from normscope.doctor.checks import CHECKS, Check
 from normscope.report.messages import catalogue, say
 
 NEEDS = {
@@ -35,13 +35,13 @@ def write_pages(app: Sphinx, config: Any) -> None:
 
 
 def title(code: str) -> str:
-    """Return the first line of a check's docstring, without its full stop."""
-    return explanation(code).partition("\n")[0].rstrip(".")
+    """Return the title of a check, without its full stop."""
+    return say("en", f"doctor.{code}.title").rstrip(".")
 
 
 def check_page(code: str, check: type[Check]) -> str:
-    """Write the page of one check, from its class."""
-    body = explanation(code).partition("\n\n")[2]
+    """Write the page of one check, from its class and its messages."""
+    body = say("en", f"doctor.{code}.explain")
     file = Path(inspect.getsourcefile(check) or "").resolve().relative_to(ROOT)
     line = inspect.getsourcelines(check)[1]
     fresh = check()
@@ -101,7 +101,7 @@ def check_index() -> str:
     return f"""# The checks of the doctor
 
 `normscope diagnose` asks {len(CHECKS)} questions. What a check needs and does not get makes it
-*not run*, never *passed*. Each page below is made of the docstring of the check itself.
+*not run*, never *passed*. Each page below is made of the check itself and of what it says.
 
 | code | title | needs | remedy |
 | --- | --- | --- | --- |

@@ -15,7 +15,7 @@ from normscope.doctor.state import of_model
 from normscope.layers.statistics import RunningStatistics
 from normscope.moments import drift
 from normscope.probe.compare import Answer
-from normscope.probe.layers import in_training
+from normscope.probe.layers import bare, in_training
 from normscope.records import Finding
 
 CLOSE = 0.5  # cosine of the weights of a copy and of what it follows
@@ -103,7 +103,7 @@ class FakeFreeze(Check):
                 yield self.finding(state.name, "error", 1.0, 0.0, kind="untracked")
             elif affine and not any(p.requires_grad for p in affine):
                 # a model that learns nowhere is for inference: nothing there is half frozen
-                if _follows_another(case.model, state.name):
+                if _follows_another(bare(case.model), state.name):
                     continue
                 if layer.training:
                     yield self.finding(state.name, "error", 1.0, 0.0, kind="params")
@@ -221,8 +221,8 @@ class Ranks(Check):
         ranks: list[Any] = [None] * dist.get_world_size(case.group)
         dist.all_gather_object(ranks, [(s.mean, s.var) for s in case.layers], case.group)
         for number, state in enumerate(case.layers):
-            others = (rank[number] for rank in ranks)
-            away = max(float(drift(*other, state.mean, state.var).max()) for other in others)
+            others = [rank[number] for rank in ranks]
+            away = max(float(drift(m, v, state.mean, state.var).max()) for m, v in others)
             if away > self.warn:
                 yield self.finding(state.name, "warning", away, self.warn)
 

@@ -80,7 +80,7 @@ def backward_reduce(
 ) -> tuple[Tensor, Tensor]:
     """Sum g and g * xhat, (R, C) each; see `reference.backward_reduce`."""
     given = _given(problem, statistics, epilogue)
-    sums: tuple[Tensor, Tensor] = _verb("backward_reduce")(dy, *given)
+    sums: tuple[Tensor, Tensor] = _verb("backward_reduce")(*given, dy)
     return sums
 
 
@@ -90,7 +90,7 @@ def backward_input(
     """Gradients of x and of residual; see `reference.backward_input`."""
     given = _given(problem, statistics, epilogue)
     means = statistics.mean_g, statistics.mean_g_xhat
-    gradients: tuple[Tensor, Tensor | None] = _verb("backward_input")(dy, *given, *means)
+    gradients: tuple[Tensor, Tensor | None] = _verb("backward_input")(*given, dy, *means)
     return gradients
 
 

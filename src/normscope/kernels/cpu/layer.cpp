@@ -311,32 +311,28 @@ bool layer(Layer l, Output& output, bool recorded) {
   return true;
 }
 
-#define LAYER_ARGUMENTS                                                                          \
-  const Tensor &x, const std::optional<Tensor>&running_mean,                                     \
-      const std::optional<Tensor>&running_var, const std::optional<Tensor>&weight,               \
-      const std::optional<Tensor>&bias, bool from_batch, bool update,                            \
-      std::optional<double> momentum, double eps, const std::optional<Tensor>&tracked,           \
-      const std::optional<Tensor>&groups, int64_t num_groups, const std::optional<Tensor>&mask,  \
-      int64_t act, const std::optional<Tensor>&residual, int64_t min_count
-#define LAYER                                                                                    \
-  Layer {                                                                                        \
-    {x, or_undefined(groups), num_groups, or_undefined(mask), or_undefined(weight),              \
-     or_undefined(bias), or_undefined(residual), act},                                           \
-        or_undefined(running_mean), or_undefined(running_var), or_undefined(tracked),            \
-        from_batch, update, momentum, eps, min_count                                             \
+template <bool Recorded>
+std::conditional_t<Recorded, std::vector<Tensor>, std::optional<Tensor>> batch_norm(
+    const Tensor& x, const std::optional<Tensor>& running_mean,
+    const std::optional<Tensor>& running_var, const std::optional<Tensor>& weight,
+    const std::optional<Tensor>& bias, bool from_batch, bool update,
+    std::optional<double> momentum, double eps, const std::optional<Tensor>& tracked,
+    const std::optional<Tensor>& groups, int64_t num_groups, const std::optional<Tensor>& mask,
+    int64_t act, const std::optional<Tensor>& residual, int64_t min_count) {
+  Output output;
+  if (!layer({{x, or_undefined(groups), num_groups, or_undefined(mask), or_undefined(weight),
+               or_undefined(bias), or_undefined(residual), act},
+              or_undefined(running_mean), or_undefined(running_var), or_undefined(tracked),
+              from_batch, update, momentum, eps, min_count},
+             output, Recorded)) {
+    return {};
   }
-
-std::optional<Tensor> batch_norm(LAYER_ARGUMENTS) {
-  Output output;
-  if (!layer(LAYER, output, false)) return std::nullopt;
-  return output.y;
-}
-
-std::vector<Tensor> batch_norm_recorded(LAYER_ARGUMENTS) {
-  Output output;
-  if (!layer(LAYER, output, true)) return {};
-  if (!output.count.defined()) return {output.y, output.table};
-  return {output.y, output.table, output.count};
+  if constexpr (Recorded) {
+    if (output.count.defined()) return {output.y, output.table, output.count};
+    return {output.y, output.table};
+  } else {
+    return output.y;
+  }
 }
 
 #define LAYER_SCHEMA                                                                             \
@@ -345,8 +341,8 @@ std::vector<Tensor> batch_norm_recorded(LAYER_ARGUMENTS) {
   "Tensor? groups, int num_groups, Tensor? mask, int act, Tensor? residual, int min_count)"
 
 TORCH_LIBRARY_FRAGMENT(normscope, m) {
-  m.def("batch_norm" LAYER_SCHEMA " -> Tensor?", batch_norm);
-  m.def("batch_norm_recorded" LAYER_SCHEMA " -> Tensor[]", batch_norm_recorded);
+  m.def("batch_norm" LAYER_SCHEMA " -> Tensor?", batch_norm<false>);
+  m.def("batch_norm_recorded" LAYER_SCHEMA " -> Tensor[]", batch_norm<true>);
 }
 
 }  // namespace

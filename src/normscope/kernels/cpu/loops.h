@@ -63,96 +63,25 @@ inline void in_groups(int rows, F f) {
   for (; r < rows; ++r) f(r, std::integral_constant<int, 1>());
 }
 
-// In functions of their own: inlined beside a buffer, GCC leaves the loop with a branch per value.
-template <class P, class W>
-__attribute__((noinline)) void add_sums(const W* x, int64_t n, P m, double& s, double& q) {
-  P part = 0, square = 0;
-#pragma omp simd reduction(+ : part, square)
-  for (int64_t i = 0; i < n; ++i) {
-    const P d = P(x[i]) - m;
-    part += d;
-    square += d * d;
-  }
-  s += part;
-  q += square;
+// What the activation gets.
+template <bool Added, class W>
+inline W argument(W d, W a, W b, const W* added, int64_t i) {
+  if constexpr (Added) return d * a + b + added[i];
+  return d * a + b;
 }
 
-template <int R, class P, class T, class W = Wide<T>>
-void add_column_sums(const T* x, const int64_t* starts, int64_t n, const W* m, double* __restrict s,
-                     double* __restrict q) {
-  in_tiles<T>(n, [&](int64_t at, auto size) {
-    Tile<T, TILE> tiles[R];
-    const W* xs[R];
-    for (int r = 0; r < R; ++r) xs[r] = tiles[r].read(x + starts[r] + at, size);
-#pragma omp simd
-    for (int64_t i = 0; i < size; ++i) {
-      P part = 0, square = 0;
-      for (int r = 0; r < R; ++r) {
-        const P d = P(xs[r][i]) - P(m[at + i]);
-        part += d;
-        square += d * d;
-      }
-      s[at + i] += part;
-      q[at + i] += square;
-    }
-  });
-}
-
-template <bool PerValue, class P, class T, class W = Wide<T>>
-void sums(const Data<T>& data, const int64_t* starts, int rows, int64_t n,
-          const Coefficients<W>& by, double* s, double* q) {
-  if constexpr (PerValue) {
-    return in_groups<ROWS>(rows, [&](int r, auto together) {
-      add_column_sums<together, P>(data.x, starts + r, n, by.m, s, q);
-    });
-  }
-  for (int r = 0; r < rows; ++r) {
-    in_parts(n, [&](int64_t at, int64_t size) {
-      Tile<T, PART> tile;
-      add_sums<P>(tile.read(data.x + starts[r] + at, size), size, P(by.m[r]), s[r], q[r]);
-    });
-  }
-}
-
-template <Act A, bool Added, bool PerValue, class T, class W = Wide<T>>
-void map(const Data<T>& data, const int64_t* starts, int rows, int64_t n,
-         const Coefficients<W>& by, double*, double*) {
-  in_groups<PerValue ? TOGETHER : 1>(rows, [&](int row, auto together) {
-    in_tiles<T>(n, [&](int64_t first, auto size) {
-      constexpr int R = together;
-      Tile<T, TILE> in[R], beside[R], results[R];
-      const W *x[R], *added[R];
-      W* into[R];
-      for (int r = 0; r < R; ++r) {
-        const int64_t at = starts[row + r] + first;
-        x[r] = in[r].read(data.x + at, size);
-        if constexpr (Added) added[r] = beside[r].read(data.residual + at, size);
-        into[r] = results[r].place(data.out + at);
-      }
-      const int64_t c = PerValue ? first : row;
-      const W *ms = by.m + c, *as = by.a + c, *bs = by.b + c;
-#pragma omp simd
-      for (int64_t i = 0; i < size; ++i) {
-        const int64_t j = PerValue ? i : 0;
-        const W m = ms[j], a = as[j], b = bs[j];
-        for (int r = 0; r < R; ++r) {
-          const W u = (x[r][i] - m) * a + b;
-          into[r][i] = activate<A>(Added ? u + added[r][i] : u);
-        }
-      }
-      for (int r = 0; r < R; ++r) results[r].write(size, data.out + starts[row + r] + first);
-    });
-  });
-}
-
-template <Act A, bool Added, class W>
-__attribute__((noinline)) void add_gradients(const W* x, const W* dy, const W* residual, int64_t n,
-                                             W m, W a, W b, double& s, double& q) {
-  W part = 0, product = 0;
+// Sums of d = x - m and of its square; in backward of g and of g d.
+//
+// In a function of its own: inlined beside a buffer, GCC leaves the loop with a branch per value.
+template <bool Backward, Act A, bool Added, class P, class W>
+__attribute__((noinline)) void add_row(const W* x, const W* dy, const W* added, int64_t n, P m,
+                                       P a, P b, double& s, double& q) {
+  P part = 0, product = 0;
 #pragma omp simd reduction(+ : part, product)
   for (int64_t i = 0; i < n; ++i) {
-    const W d = x[i] - m, u = d * a + b;
-    const W g = through<A>(dy[i], Added ? u + residual[i] : u);
+    const P d = P(x[i]) - m;
+    P g = d;
+    if constexpr (Backward) g = through<A>(dy[i], argument<Added>(d, a, b, added, i));
     part += g;
     product += g * d;
   }
@@ -160,24 +89,28 @@ __attribute__((noinline)) void add_gradients(const W* x, const W* dy, const W* r
   q += product;
 }
 
-template <int R, Act A, bool Added, class T, class W = Wide<T>>
-void add_column_gradients(const Data<T>& data, const int64_t* starts, int64_t n,
-                          const Coefficients<W>& by, double* __restrict s, double* __restrict q) {
+// The same of R rows, of each value's column.
+template <int R, bool Backward, Act A, bool Added, class P, class T, class W = Wide<T>>
+void add_columns(const Data<T>& data, const int64_t* starts, int64_t n, const Coefficients<W>& by,
+                 double* __restrict s, double* __restrict q) {
   in_tiles<T>(n, [&](int64_t at, auto size) {
     Tile<T, TILE> in[R], from[R], beside[R];
     const W *x[R], *dy[R], *added[R];
     for (int r = 0; r < R; ++r) {
       x[r] = in[r].read(data.x + starts[r] + at, size);
-      dy[r] = from[r].read(data.dy + starts[r] + at, size);
-      added[r] = Added ? beside[r].read(data.residual + starts[r] + at, size) : nullptr;
+      if constexpr (Backward) dy[r] = from[r].read(data.dy + starts[r] + at, size);
+      if constexpr (Added) added[r] = beside[r].read(data.residual + starts[r] + at, size);
     }
     const W *m = by.m + at, *a = by.a + at, *b = by.b + at;
 #pragma omp simd
     for (int64_t i = 0; i < size; ++i) {
-      W part = 0, product = 0;
+      P part = 0, product = 0;
       for (int r = 0; r < R; ++r) {
-        const W d = x[r][i] - m[i], u = d * a[i] + b[i];
-        const W g = through<A>(dy[r][i], Added ? u + added[r][i] : u);
+        const P d = P(x[r][i]) - P(m[i]);
+        P g = d;
+        if constexpr (Backward) {
+          g = through<A>(dy[r][i], argument<Added>(d, a[i], b[i], added[r], i));
+        }
         part += g;
         product += g * d;
       }
@@ -187,71 +120,82 @@ void add_column_gradients(const Data<T>& data, const int64_t* starts, int64_t n,
   });
 }
 
-template <Act A, bool Added, bool PerValue, class T, class W = Wide<T>>
-void gradient_sums(const Data<T>& data, const int64_t* starts, int rows, int64_t n,
-                   const Coefficients<W>& by, double* s, double* q) {
+template <bool Backward, Act A, bool Added, bool PerValue, class P, class T, class W = Wide<T>>
+void sums(const Data<T>& data, const int64_t* starts, int rows, int64_t n,
+          const Coefficients<W>& by, double* s, double* q) {
   if constexpr (PerValue) {
     return in_groups<ROWS>(rows, [&](int r, auto together) {
-      add_column_gradients<together, A, Added>(data, starts + r, n, by, s, q);
+      add_columns<together, Backward, A, Added, P>(data, starts + r, n, by, s, q);
     });
   }
   for (int r = 0; r < rows; ++r) {
     in_parts(n, [&](int64_t first, int64_t size) {
       const int64_t at = starts[r] + first;
       Tile<T, PART> in, from, beside;
-      const W *x = in.read(data.x + at, size), *dy = from.read(data.dy + at, size);
-      const W* added = nullptr;
+      const W *x = in.read(data.x + at, size), *dy = nullptr, *added = nullptr;
+      if constexpr (Backward) dy = from.read(data.dy + at, size);
       if constexpr (Added) added = beside.read(data.residual + at, size);
-      add_gradients<A, Added>(x, dy, added, size, by.m[r], by.a[r], by.b[r], s[r], q[r]);
+      const P m = by.m[r], a = Backward ? by.a[r] : 0, b = Backward ? by.b[r] : 0;
+      add_row<Backward, A, Added>(x, dy, added, size, m, a, b, s[r], q[r]);
     });
   }
 }
 
-template <Act A, bool Added, bool PerValue, class T, class W = Wide<T>>
-void gradient_map(const Data<T>& data, const int64_t* starts, int rows, int64_t n,
-                  const Coefficients<W>& by, double*, double*) {
+// out = act(u); in backward out = dx and dresidual = g.
+template <bool Backward, Act A, bool Added, bool PerValue, class T, class W = Wide<T>>
+void map(const Data<T>& data, const int64_t* starts, int rows, int64_t n,
+         const Coefficients<W>& by, double*, double*) {
   in_groups<PerValue ? TOGETHER : 1>(rows, [&](int row, auto together) {
     in_tiles<T>(n, [&](int64_t first, auto size) {
       constexpr int R = together;
+      constexpr bool Two = Backward && Added;
       Tile<T, TILE> in[R], from[R], beside[R], results[R], results_beside[R];
       const W *x[R], *dy[R], *added[R];
       W *into[R], *gs[R];
       for (int r = 0; r < R; ++r) {
         const int64_t at = starts[row + r] + first;
         x[r] = in[r].read(data.x + at, size);
-        dy[r] = from[r].read(data.dy + at, size);
         into[r] = results[r].place(data.out + at);
-        if constexpr (Added) {
-          added[r] = beside[r].read(data.residual + at, size);
-          gs[r] = results_beside[r].place(data.dresidual + at);
-        }
+        if constexpr (Backward) dy[r] = from[r].read(data.dy + at, size);
+        if constexpr (Added) added[r] = beside[r].read(data.residual + at, size);
+        if constexpr (Two) gs[r] = results_beside[r].place(data.dresidual + at);
       }
       const int64_t c = PerValue ? first : row;
       const W *ms = by.m + c, *as = by.a + c, *bs = by.b + c, *gbs = by.gb + c, *gcs = by.gc + c;
 #pragma omp simd
       for (int64_t i = 0; i < size; ++i) {
         const int64_t j = PerValue ? i : 0;
-        const W m = ms[j], a = as[j], b = bs[j], gb = gbs[j], gc = gcs[j];
+        const W m = ms[j], a = as[j], b = bs[j];
+        W g[R], out[R];  // all are read before any is written
         for (int r = 0; r < R; ++r) {
-          const W d = x[r][i] - m, u = d * a + b;
-          const W g = through<A>(dy[r][i], Added ? u + added[r][i] : u);
-          into[r][i] = g * a + d * gb + gc;
-          if constexpr (Added) gs[r][i] = g;
+          const W d = x[r][i] - m, u = argument<Added>(d, a, b, added[r], i);
+          if constexpr (Backward) {
+            g[r] = through<A>(dy[r][i], u);
+            out[r] = g[r] * a + d * gbs[j] + gcs[j];
+          } else {
+            out[r] = activate<A>(u);
+          }
+        }
+        for (int r = 0; r < R; ++r) {
+          into[r][i] = out[r];
+          if constexpr (Two) gs[r][i] = g[r];
         }
       }
       for (int r = 0; r < R; ++r) {
         const int64_t at = starts[row + r] + first;
         results[r].write(size, data.out + at);
-        if constexpr (Added) results_beside[r].write(size, data.dresidual + at);
+        if constexpr (Two) results_beside[r].write(size, data.dresidual + at);
       }
     });
   });
 }
 
 template <bool PerValue, class T, Act A, bool Added>
-constexpr Loops<T> loops_of{sums<PerValue, Wide<T>, T>, sums<PerValue, double, T>,
-                            map<A, Added, PerValue, T>, gradient_sums<A, Added, PerValue, T>,
-                            gradient_map<A, Added, PerValue, T>};
+constexpr Loops<T> loops_of{sums<false, Act::none, false, PerValue, Wide<T>, T>,
+                            sums<false, Act::none, false, PerValue, double, T>,
+                            map<false, A, Added, PerValue, T>,
+                            sums<true, A, Added, PerValue, Wide<T>, T>,
+                            map<true, A, Added, PerValue, T>};
 
 template <bool PerValue, class T, Act A>
 const Loops<T>& loops(bool added) {

@@ -25,54 +25,22 @@ std::tuple<Tensor, Tensor, Tensor> moments(const Tensor& x, const std::optional<
   return {count, found.select(0, 0), found.select(0, 1)};
 }
 
-#define VERB_ARGUMENTS                                                                           \
-  const Tensor &x, const std::optional<Tensor>&groups, int64_t num_groups,                       \
-      const std::optional<Tensor>&mask, const Tensor &mean, const Tensor &rstd,                  \
-      const std::optional<Tensor>&weight, const std::optional<Tensor>&bias,                      \
-      const std::optional<Tensor>&residual, int64_t act
-
-// A call with given statistics, (1 or K, C) float64.
-struct Mapped {
-  Problem problem;
-  Tensor mean, rstd;
-  Prepared made;
-
-  Mapped(VERB_ARGUMENTS)
-      : problem{x, or_undefined(groups), num_groups, or_undefined(mask), or_undefined(weight),
-                or_undefined(bias), or_undefined(residual), act} {
-    const auto given = [&](const Tensor& t) {
-      TORCH_CHECK(readable(t) && t.scalar_type() == at::kDouble && t.dim() == 2 &&
-                  t.size(0) == num_groups && t.size(1) == x.size(1), UNFIT);
-      return t.contiguous();
-    };
-    TORCH_CHECK(fits(problem), UNFIT);
-    prepare(problem, num_groups, 0, made);
-    this->mean = given(mean);
-    this->rstd = given(rstd);
-    made.call.mean = const_cast<double*>(this->mean.const_data_ptr<double>());
-    made.call.rstd = const_cast<double*>(this->rstd.const_data_ptr<double>());
-  }
-
-  void gradient(const Tensor& dy) {
-    TORCH_CHECK(is_like(dy, problem.x), UNFIT);
-    made.dy = ordered_as(dy, made.x.channels_last);
-    made.call.dy = made.dy.const_data_ptr();
-  }
-};
-#define MAPPED Mapped(x, groups, num_groups, mask, mean, rstd, weight, bias, residual, act)
-
-Tensor normalize(VERB_ARGUMENTS) {
-  auto work = MAPPED;
-  const Tensor y = at::empty_like(work.made.x.x);
-  work.made.call.out = y.mutable_data_ptr();
-  forward(work.made.call);
+Tensor normalize(const Problem&, Prepared& made) {
+  const Tensor y = at::empty_like(made.x.x);
+  made.call.out = y.mutable_data_ptr();
+  forward(made.call);
   return y;
 }
 
-std::tuple<Tensor, Tensor> backward_reduce(const Tensor& dy, VERB_ARGUMENTS) {
-  auto work = MAPPED;
-  work.gradient(dy);
-  Call& call = work.made.call;
+void take_gradient(const Tensor& dy, const Problem& p, Prepared& made) {
+  TORCH_CHECK(is_like(dy, p.x), UNFIT);
+  made.dy = ordered_as(dy, made.x.channels_last);
+  made.call.dy = made.dy.const_data_ptr();
+}
+
+std::tuple<Tensor, Tensor> backward_reduce(const Problem& p, Prepared& made, const Tensor& dy) {
+  take_gradient(dy, p, made);
+  Call& call = made.call;
   const Tensor sums = table({2, call.plan.r, call.plan.c});
   call.sum_g = sums.mutable_data_ptr<double>();
   call.sum_g_xhat = call.sum_g + call.plan.r * call.plan.c;
@@ -80,46 +48,66 @@ std::tuple<Tensor, Tensor> backward_reduce(const Tensor& dy, VERB_ARGUMENTS) {
   return {sums.select(0, 0), sums.select(0, 1)};
 }
 
+// Statistics of a problem, (1 or K, C) float64, without gaps.
+Tensor given(const Tensor& t, const Problem& p) {
+  TORCH_CHECK(readable(t) && t.scalar_type() == at::kDouble && t.dim() == 2 &&
+              t.size(0) == p.num_groups && t.size(1) == p.x.size(1), UNFIT);
+  return t.contiguous();
+}
+
 std::tuple<Tensor, std::optional<Tensor>> backward_input(
-    const Tensor& dy, VERB_ARGUMENTS, const std::optional<Tensor>& mean_g,
+    const Problem& p, Prepared& made, const Tensor& dy, const std::optional<Tensor>& mean_g,
     const std::optional<Tensor>& mean_g_xhat) {
-  auto work = MAPPED;
-  work.gradient(dy);
-  Call& call = work.made.call;
+  take_gradient(dy, p, made);
+  Call& call = made.call;
   Tensor means, means_xhat;
   if (mean_g && mean_g_xhat) {
-    const auto given = [&](const Tensor& t) {
-      TORCH_CHECK(readable(t) && t.scalar_type() == at::kDouble && t.sizes() == mean.sizes(), UNFIT);
-      return t.contiguous();
-    };
-    means = given(*mean_g);
-    means_xhat = given(*mean_g_xhat);
+    means = given(*mean_g, p);
+    means_xhat = given(*mean_g_xhat, p);
     call.mean_g = means.const_data_ptr<double>();
     call.mean_g_xhat = means_xhat.const_data_ptr<double>();
   }
-  const Tensor dx = at::empty_like(work.made.x.x);
+  const Tensor dx = at::empty_like(made.x.x);
   call.out = dx.mutable_data_ptr();
   std::optional<Tensor> dresidual;
-  if (residual) {
-    dresidual = at::empty_like(work.made.x.x);
+  if (p.residual.defined()) {
+    dresidual = at::empty_like(made.x.x);
     call.dresidual = dresidual->mutable_data_ptr();
   }
   backward(call);
   return {dx, dresidual};
 }
 
+// An operator: a function of a problem, of the statistics that it is given, and of more.
+template <auto function, class... More>
+auto verb(const Tensor& x, const std::optional<Tensor>& groups, int64_t num_groups,
+          const std::optional<Tensor>& mask, const Tensor& mean, const Tensor& rstd,
+          const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+          const std::optional<Tensor>& residual, int64_t act, const More&... more) {
+  const Problem p{x, or_undefined(groups), num_groups, or_undefined(mask), or_undefined(weight),
+                  or_undefined(bias), or_undefined(residual), act};
+  TORCH_CHECK(fits(p), UNFIT);
+  Prepared made;
+  prepare(p, num_groups, 0, made);
+  const Tensor means = given(mean, p), deviations = given(rstd, p);
+  made.call.mean = const_cast<double*>(means.const_data_ptr<double>());
+  made.call.rstd = const_cast<double*>(deviations.const_data_ptr<double>());
+  return function(p, made, more...);
+}
+
 #define VERB_SCHEMA                                                                              \
   "Tensor x, Tensor? groups, int num_groups, Tensor? mask, Tensor mean, Tensor rstd, "           \
   "Tensor? weight, Tensor? bias, Tensor? residual, int act"
 
-
 TORCH_LIBRARY_FRAGMENT(normscope, m) {
   m.def("moments(Tensor x, Tensor? groups, int num_groups, Tensor? mask) "
         "-> (Tensor, Tensor, Tensor)", moments);
-  m.def("normalize(" VERB_SCHEMA ") -> Tensor", normalize);
-  m.def("backward_reduce(Tensor dy, " VERB_SCHEMA ") -> (Tensor, Tensor)", backward_reduce);
-  m.def("backward_input(Tensor dy, " VERB_SCHEMA ", Tensor? mean_g, Tensor? mean_g_xhat) "
-        "-> (Tensor, Tensor?)", backward_input);
+  m.def("normalize(" VERB_SCHEMA ") -> Tensor", verb<normalize>);
+  m.def("backward_reduce(" VERB_SCHEMA ", Tensor dy) -> (Tensor, Tensor)",
+        verb<backward_reduce, Tensor>);
+  m.def("backward_input(" VERB_SCHEMA ", Tensor dy, Tensor? mean_g, Tensor? mean_g_xhat) "
+        "-> (Tensor, Tensor?)",
+        verb<backward_input, Tensor, std::optional<Tensor>, std::optional<Tensor>>);
 }
 
 }  // namespace
