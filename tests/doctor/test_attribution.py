@@ -180,6 +180,7 @@ def test_what_is_cold_is_overridden_by_its_correction_and_the_rest_by_the_data()
     )
     fixed = CHECKS["NS002"]().fixed(case, ("0", "1"))
     assert fixed is not None
+    stored: Any
     name, stored = fixed
     assert name == "cold"
     torch.testing.assert_close(stored["0"][0], torch.full((2,), 5.0).double())  # 0.5 / (1 - 0.9)

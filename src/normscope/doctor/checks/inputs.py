@@ -31,17 +31,14 @@ class OtherScale(Check):
     fail = 0.5
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
-        asked = [s for s in case.layers if not s.fresh and case.away(s) is not None]
-        if not asked:
+        away = {s.name: a for s in case.layers if not s.fresh and (a := case.away(s)) is not None}
+        if not away:
             raise Skip("doctor.skip.none")
-        for state in asked:
-            factor = other_scale(case, state)
-            away = case.away(state)
-            if not factor or away is None:
-                continue
-            size = float(away.pow(2).mean().sqrt())
-            severity, threshold = self.graded(size, case) or ("warning", self.warn)
-            yield self.finding(state.name, severity, size, threshold, factor=factor)
+        for state in case.layers:
+            if factor := other_scale(case, state):
+                size = float(away[state.name].pow(2).mean().sqrt())
+                severity, threshold = self.graded(size, case) or ("warning", self.warn)
+                yield self.finding(state.name, severity, size, threshold, factor=factor)
 
 
 def other_scale(case: CheckContext, state: LayerState) -> float:

@@ -221,8 +221,8 @@ class Ranks(Check):
         ranks: list[Any] = [None] * dist.get_world_size(case.group)
         dist.all_gather_object(ranks, [(s.mean, s.var) for s in case.layers], case.group)
         for number, state in enumerate(case.layers):
-            others = (rank[number] for rank in ranks)
-            away = max(float(drift(*other, state.mean, state.var).max()) for other in others)
+            others = [rank[number] for rank in ranks]
+            away = max(float(drift(m, v, state.mean, state.var).max()) for m, v in others)
             if away > self.warn:
                 yield self.finding(state.name, "warning", away, self.warn)
 
