@@ -2,7 +2,7 @@
 
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -180,7 +180,7 @@ def test_what_is_cold_is_overridden_by_its_correction_and_the_rest_by_the_data()
     )
     fixed = CHECKS["NS002"]().fixed(case, ("0", "1"))
     assert fixed is not None
-    name, stored = fixed
+    name, stored = fixed[0], cast("Any", fixed[1])
     assert name == "cold"
     torch.testing.assert_close(stored["0"][0], torch.full((2,), 5.0).double())  # 0.5 / (1 - 0.9)
     torch.testing.assert_close(stored["0"][1], torch.full((2,), 10.0).double())  # (1.9 - 0.9) / 0.1
