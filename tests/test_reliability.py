@@ -3,6 +3,7 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,7 +77,8 @@ def test_statistics_beside_bfloat16_inputs_do_not_stall() -> None:  # F09
 
 @pytest.mark.parametrize("eps", [math.nan, math.inf, -1e-5])
 def test_an_eps_that_is_none_is_refused(eps: float) -> None:  # F10
-    for kind in (BatchNorm1d, FrozenBatchNorm1d, ConditionalBatchNorm1d):
+    kinds: list[Any] = [BatchNorm1d, FrozenBatchNorm1d, ConditionalBatchNorm1d]
+    for kind in kinds:
         more = (2,) if kind is ConditionalBatchNorm1d else ()
         with pytest.raises(InputError, match="^eps is .*; it must be a finite number above 0"):
             kind(3, *more, eps=eps)
