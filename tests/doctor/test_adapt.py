@@ -220,12 +220,8 @@ def test_outputs_that_are_no_scores_have_no_entropy() -> None:
             self.norm = nn.BatchNorm1d(3)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-<<<<<<< HEAD
-            return self.norm(x).sum(1)  # type: ignore[no-any-return]
-=======
             y: torch.Tensor = self.norm(x)
             return y.sum(1)
->>>>>>> tests20
 
     model, batches = Values().eval(), [torch.randn(8, 3) + 2 for _ in range(3)]
     for value in (certainty(model, batches), adapt(model, batches).after):

@@ -91,30 +91,47 @@ def test_without_labels_a_gap_matters_by_the_outputs(relative: float, matters: b
 
 
 @pytest.mark.parametrize(
-    ("advantage", "fall", "restored", "matters"),
+    ("advantage", "fall", "loss", "restored", "matters"),
     [
-        (-2.1, 0.006, 0.0, True),
-        (-1.9, 0.006, 0.0, False),  # within the standard error
-        (-2.1, 0.004, 0.0, False),  # sure, and too little to matter
-        (2.1, 0.006, 0.0, False),
-        (-2.1, math.nan, 0.0, True),  # judged by a loss
-        (0.0, 0.0, 2.1, True),  # the statistics of the data do better than eval()
-        (0.0, 0.0, 1.9, False),
-        (0.0, 0.0, -9.0, False),
+        (-2.1, 0.006, 1.0, 0.0, True),
+        (-1.9, 0.006, 1.0, 0.0, False),  # within the standard error
+        (-2.1, 0.004, 9.0, 0.0, False),  # sure, and too little of the accuracy to matter
+        (2.1, 0.006, 1.0, 0.0, False),
+        (-2.1, math.nan, 1.2, 0.0, True),  # judged by a loss
+        (-2.1, math.nan, 1.1, 0.0, False),  # sure, and too little of the loss
+        (0.0, 0.006, 1.0, 2.1, True),  # the statistics of the data do better than eval()
+        (0.0, 0.0, 1.2, 2.1, True),
+        (0.0, 0.0, 1.1, 2.1, False),
+        (0.0, 0.006, 1.2, 1.9, False),
+        (0.0, 0.0, 1.0, -9.0, False),
     ],
 )
 def test_with_labels_a_gap_matters_beyond_the_standard_error(
-    advantage: float, fall: float, restored: float, matters: bool
+    advantage: float, fall: float, loss: float, restored: float, matters: bool
 ) -> None:
     case: Any = CheckContext(layers=[])
-    of = lambda accuracy: SimpleNamespace(accuracy=accuracy)
-    gap = SimpleNamespace(known=True, advantage=advantage, reference=of(0.9), other=of(0.9 - fall))
+    better = SimpleNamespace(accuracy=0.9, loss=1.0, metrics=[])
+    worse = SimpleNamespace(accuracy=0.9 - fall, loss=loss, metrics=[])
+    gap = SimpleNamespace(known=True, advantage=advantage, reference=better, other=worse)
     case.data = SimpleNamespace(gap=gap, few=False)
-    case.attribution = SimpleNamespace(restored=[], advantage=lambda answers: restored)
+    case.attribution = SimpleNamespace(
+        restored=[],
+        advantage=lambda answers: restored,
+        against_eval=lambda answers: SimpleNamespace(reference=worse, other=better),
+    )
     assert case.gap_matters is matters
     assert case.keep_stored is (restored < -2)
     case.data.few = True
     assert case.keep_stored
+
+
+@pytest.mark.parametrize(("metrics", "matters"), [([0.9], True), ([], False)])
+def test_a_metric_says_alone_what_matters(metrics: list[float], matters: bool) -> None:
+    case: Any = CheckContext(layers=[])
+    of = SimpleNamespace(accuracy=math.nan, loss=math.nan, metrics=metrics)
+    gap = SimpleNamespace(known=True, advantage=-2.1, reference=of, other=of)
+    case.data = SimpleNamespace(gap=gap, few=False)
+    assert case.gap_matters is matters
 
 
 def test_a_layer_that_never_counted_is_a_cause_of_its_own() -> None:

@@ -318,11 +318,11 @@ def test_a_loss_a_few_hundredths_apart_is_no_error() -> None:
         linear.weight.copy_(weight)
         linear.bias.zero_()
     norm.num_batches_tracked.fill_(100)
-    norm.running_mean[0] = 1.0  # type: ignore[index]
+    norm.running_mean[0] = 1.0
     batches = list(zip(x.split(64), y.split(64), strict=True))
     found = diagnose(model, batches, loss=lambda out, b: (out - b[1]).pow(2).mean(1))
     (stale,) = (f for f in found.findings if f.code == "NS003")
     assert stale.severity == "warning"
-    norm.running_mean[1] = 1.0  # type: ignore[index]
+    norm.running_mean[1] = 1.0
     found = diagnose(model, batches, loss=lambda out, b: (out - b[1]).pow(2).mean(1))
     assert {f.severity for f in found.findings if f.code == "NS003"} == {"error"}
