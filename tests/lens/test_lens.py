@@ -674,3 +674,18 @@ def test_a_record_names_model_and_data_where_the_caller_does_not(
     loader = DataLoader(TensorDataset(x, y), batch_size=32)
     assert lens.inspect(model, loader).data == "TensorDataset"
     assert lens.inspect(model, loader, model_name="a", data_name="b").data == "b"
+
+
+def test_a_layer_whose_gammas_are_all_zero_is_named() -> None:
+    """The last norm of a residual block begins so: nothing is left to compare behind it."""
+    first, last = nn.BatchNorm1d(6), nn.BatchNorm1d(6)
+    model = nn.Sequential(nn.Linear(4, 6), first, nn.ReLU(), nn.Linear(6, 6), last)
+    draw = torch.Generator().manual_seed(0)
+    batch = (torch.randn(60, 4, generator=draw), torch.arange(60) % 3)
+    nn.init.zeros_(last.weight)
+    held, lost, *_ = (text.read("en") for text in findings.verdict(lens.inspect(model, [batch])))
+    assert "in all 1 layer " in held
+    assert lost == "Only where γ is 0, as in 4, is what a channel held gone."
+    nn.init.zeros_(first.weight)
+    lost, *_ = (text.read("en") for text in findings.verdict(lens.inspect(model, [batch])))
+    assert lost == "Only where γ is 0, as in 1, 4, is what a channel held gone."

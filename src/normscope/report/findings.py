@@ -82,14 +82,13 @@ def tolerance(layer: Layer) -> float:
 def _kept(inspection: Inspection) -> list[Text]:
     """Say what is known of the invariance of eta2 and J."""
     layers = [layer for layer in inspection.layers if not math.isnan(layer.invariance)]
-    by_sample = _per_sample(inspection)
-    if not layers:
-        return by_sample or [tr("lens.verdict.untested")]
-    texts = [tr("lens.verdict.held", layers=len(layers))]
-    lost = [layer.name for layer in layers if 0 in layer.gamma]
+    texts = [tr("lens.verdict.held", layers=len(layers))] if layers else []
+    # where every gamma is 0 nothing is left to compare; such a layer is named all the more
+    lost = [layer.name for layer in inspection.layers if 0 in layer.gamma]
     if lost:
         texts.append(tr("lens.verdict.lost", layers=_listed(lost)))
-    return [*texts, *by_sample]
+    texts += _per_sample(inspection)
+    return texts or [tr("lens.verdict.untested")]
 
 
 def _per_sample(inspection: Inspection) -> list[Text]:
