@@ -39,7 +39,7 @@ test: .venv/.dev  ## the tests
 	$(BIN)/normscope env --warm
 	$(TESTS) -m "not slow" $(PYTEST_ARGS)
 
-slow: .venv/.dev  ## the long tests: architectures of timm, training on several processes
+slow: .venv/.dev  ## the long tests: architectures of timm, several processes, Triton's programs
 	$(BIN)/normscope env --warm
 	$(TESTS) -m slow $(PYTEST_ARGS)
 

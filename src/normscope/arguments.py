@@ -51,8 +51,8 @@ def check_choices(
 
 
 def check_settings(eps: float, momentum: float | None) -> None:
-    """Refuse an eps below 0 and an eps or a momentum of a new layer that is not finite."""
-    if not _finite(eps) or eps < 0:  # 0 is right in eval(); training refuses it, as torch does
+    """Refuse an eps or a momentum of a new layer that is not finite."""
+    if not _finite(eps):  # below 0 is refused where torch refuses it, at the first call
         raise InputError(f"eps is {eps!r}; it must be a finite number above 0, such as 1e-5")
     if momentum is not None and not _finite(momentum):
         raise InputError(NAN_MOMENTUM.replace("nan", repr(momentum)))

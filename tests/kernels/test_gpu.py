@@ -35,11 +35,13 @@ def run_cases(name: str, cache: Path, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(420)  # where others use the machine
 def test_interpreted(tmp_path: Path) -> None:
     assert "27 passed" in run_cases("gpu_cases.py", tmp_path, TRITON_INTERPRET="1")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(420)  # where others use the machine
 def test_compiled_ahead(tmp_path: Path) -> None:
     assert "1 passed" in run_cases("gpu_compiled.py", tmp_path)
