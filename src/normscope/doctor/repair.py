@@ -9,6 +9,7 @@ from torch import nn
 
 from normscope.doctor.held_out import Evaluation, HeldOut, harms, helps, same
 from normscope.doctor.remedies import REMEDIES, Remedy, RepairContext, Unfit
+from normscope.doctor.verdict import SCALED
 from normscope.errors import InputError, ModelError, NormscopeError
 from normscope.probe.batches import Forward, Loader
 from normscope.probe.compare import Goal, Loss, Metric
@@ -27,7 +28,6 @@ CORRECTNESS = frozenset({"eval_mode"})
 RESHAPES = frozenset({"choose_eps", "split", "domains", "freeze", "fold_bias"})
 TRIED = "own_weight"  # where it does not help, advice is left
 SYMPTOM = "NS004"  # goes with its cause
-SCALED = "NS033"  # inputs on another scale: their statistics would serve no others
 
 
 class Repair:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from normscope.doctor.attribution import Attribution, Override
 from normscope.doctor.evidence import Evidence
+from normscope.doctor.scale import other_scale
 from normscope.doctor.state import LayerState
 from normscope.moments import drift
 from normscope.probe.compare import SURE, Answer, Quality
@@ -106,6 +107,15 @@ class CheckContext:
         With these the model does better, or the samples are a few ones over and over.
         """
         return self.restored < -SURE or (self.data is not None and self.data.few)
+
+    @cached_property
+    def scales(self) -> dict[str, float]:
+        """By how many times inputs are larger than in training, of layers where they are."""
+        if self.data is None:
+            return {}
+        reached = (state for state in self.layers if self.away(state) is not None)
+        found = {state.name: other_scale(self.model, self.data, state) for state in reached}
+        return {name: factor for name, factor in found.items() if factor}
 
     def away(self, state: LayerState, data: Evidence | None = None) -> Tensor | None:
         """Return the drift of a layer's stored statistics from the data's; None where not run.

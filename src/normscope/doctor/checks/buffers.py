@@ -8,7 +8,6 @@ from torch import Tensor
 
 from normscope.doctor.attribution import Override
 from normscope.doctor.checks.base import Check, CheckContext, Skip, broken, register
-from normscope.doctor.checks.inputs import other_scale
 from normscope.doctor.state import LayerState
 from normscope.moments import drift
 from normscope.probe.compare import SURE, Answer, Quality, advantage
@@ -48,7 +47,7 @@ class ColdStatistics(Check):
             grade = self.graded(share, case)
             if grade is None or corrected is None or self._refuted(case, state):
                 continue
-            if other_scale(case, state):
+            if state.name in case.scales:
                 continue
             severity, threshold = grade
             known = state.module is not None

@@ -8,7 +8,6 @@ from torch import Tensor
 from normscope.doctor.adapt import CONFIDENT, adapt, certainty
 from normscope.doctor.attribution import Override
 from normscope.doctor.checks.base import Check, CheckContext, Skip, register
-from normscope.doctor.checks.inputs import other_scale
 from normscope.doctor.evidence import Evidence
 from normscope.doctor.state import LayerState
 from normscope.moments import Moments, drift
@@ -34,7 +33,7 @@ class Stale(Check):
     def find(self, case: CheckContext) -> Iterator[Finding]:
         for state in case.layers:
             away = case.away(state)
-            if away is None or other_scale(case, state):
+            if away is None or state.name in case.scales:
                 continue
             # what a running average of so many batches and this momentum strays by chance
             usual = 3 * chance(case.evidence, state)
