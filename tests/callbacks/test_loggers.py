@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from normscope import lens
 from normscope.errors import InputError, MissingExtraError
 from normscope.lens import sinks
-from tests.extras import quiet_import
+from tests.extras import lightning_module, quiet_import
 
 X, Y = torch.randn(24, 3), torch.arange(24) % 3
 
@@ -137,18 +137,6 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_whatever_lightning_logs_to(tmp_path: Path) -> None:
     pl = quiet_import("pytorch_lightning")
-
-    class Module(pl.LightningModule):  # type: ignore[name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = network()
-
-        def training_step(self, batch: Any, place: int) -> Tensor:
-            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-        def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.parameters(), 0.1)
-
     callback = lens.callbacks.lightning(every=2)
     loggers = [pl.loggers.CSVLogger(tmp_path / "csv"), pl.loggers.TensorBoardLogger(tmp_path)]
     pl.Trainer(
@@ -160,7 +148,7 @@ def test_whatever_lightning_logs_to(tmp_path: Path) -> None:
         enable_model_summary=False,
         accelerator="cpu",
         default_root_dir=tmp_path,
-    ).fit(Module(), DataLoader(TensorDataset(X, Y), batch_size=6))
+    ).fit(lightning_module(network()), DataLoader(TensorDataset(X, Y), batch_size=6))
     board = scalars(tmp_path)
     (table,) = tmp_path.rglob("metrics.csv")
     head, *lines = (line.split(",") for line in table.read_text().splitlines())

@@ -21,7 +21,7 @@ from normscope.functional import moments
 from normscope.lens import callbacks, sinks
 from normscope.lens.monitor import shift
 from normscope.records import Inspection
-from tests.extras import quiet_import
+from tests.extras import lightning_module, quiet_import
 
 X, Y = torch.randn(32, 3, 4, 4), torch.arange(32) % 4
 
@@ -315,18 +315,6 @@ def test_log_and_tensorboard(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_lightning(tmp_path: Path) -> None:
     pl = quiet_import("pytorch_lightning")
-
-    class Module(pl.LightningModule):  # type: ignore[name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = network()
-
-        def training_step(self, batch: Any, place: int) -> Tensor:
-            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-        def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.parameters(), 0.1)
-
     kept = Kept()
     callback = callbacks.lightning(every=2, to=[kept])
     trainer = pl.Trainer(
@@ -339,7 +327,7 @@ def test_lightning(tmp_path: Path) -> None:
         accelerator="cpu",
         default_root_dir=tmp_path,
     )
-    module = Module()
+    module = lightning_module(network())
     trainer.fit(module, DataLoader(TensorDataset(X, Y), batch_size=8))
     assert [step for step, _ in kept.steps] == [1, 3]  # after the step that was measured
     for key in ("gamma_grad", "eta2", "firing", "gamma_update"):
