@@ -359,7 +359,7 @@ def archive_changed(path: Path, draw: Draw) -> None:
         shapes = [(), (0,), (24,), (24, 3, 1), (1,) * 9, (0, 3), (24, 0), (2, 2, 2, 2, 2)]
         match draw.randrange(4):
             case 0:
-                arrays[key] = np.zeros(len(arrays[key]), dtype=draw.choice(kinds))
+                arrays[key] = np.zeros(arrays[key].shape[:1], dtype=draw.choice(kinds))
             case 1:
                 arrays[key] = np.zeros(draw.choice(shapes), dtype=draw.choice(kinds[:7]))
             case 2:

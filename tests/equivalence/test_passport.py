@@ -174,6 +174,11 @@ def test_it_travels_with_the_file(tmp_path: Path) -> None:
     (tmp_path / "net.pt.passport.json").write_text('{"kind": "passport"}')
     with pytest.raises(FileError, match="damaged passport"):
         read_passport(tmp_path / "net.pt")
+    short = json.loads(own.to_json())
+    short["norms"][0]["sketch"].pop()
+    (tmp_path / "net.pt.passport.json").write_text(json.dumps(short))
+    with pytest.raises(FileError, match="damaged passport"):
+        read_passport(tmp_path / "net.pt")
     with pytest.raises(FileError, match="there is no checkpoint"):
         read_passport(tmp_path / "missing.pt")
     (tmp_path / "cut.safetensors").write_bytes(file.read_bytes()[:60])

@@ -18,7 +18,7 @@ from normscope import InputError, NormscopeError, convert, lens
 from normscope.cli.app import app
 from normscope.doctor import adapt, diagnose, recalibrate, repair
 from normscope.probe.batches import Loader
-from normscope.probe.grammar import GRAMMAR
+from normscope.probe.grammar import GRAMMAR, Batch
 from normscope.records import Diagnosis
 from tests.probe.structures import BATCHES, CASES, SIZE, Case, Net, X, Y, model_of, pairs
 
@@ -261,3 +261,11 @@ def test_labels_in_first_place() -> None:
     model = Net()
     found = answer(diagnose(model, swapped, labels=0, model_name="m"))
     same(found, expected("diagnose", "pair"))
+
+
+def test_fingerprints_are_those_of_the_values_whatever_the_strides() -> None:
+    column = torch.arange(6.0)
+    expected = Batch(0, column[:, None].clone(), 6).fingerprints()
+    for x in (column.as_strided((6, 1), (1, 0)), torch.stack([column, column], 1)[:, :1]):
+        assert torch.equal(Batch(0, x, 6).fingerprints(), expected)
+    assert len(set(Batch(0, torch.zeros(1).expand(6, 4), 6).fingerprints().tolist())) == 1

@@ -22,8 +22,8 @@ from normscope.probe.restore import preserved
 from normscope.probe.run import NormRun, tensors_of
 from normscope.probe.stream import MomentStream, total_of
 from normscope.records import DataPassport, Mismatch, NormPassport, Passport
+from normscope.records.passport import SKETCHES
 
-SKETCHES = 4  # random sums of means and of variances
 ROUNDING = 2  # rounding errors of the coarser dtype, that a copy in another one may be off by
 NAN = math.nan
 FROZEN = (FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d)

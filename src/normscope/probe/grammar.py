@@ -83,7 +83,9 @@ class Batch:
         for tensor in tensors((self.args, self.kwargs) if self.args or self.kwargs else self.given):
             if tensor.dim() and len(tensor) == self.size:
                 plain = tensor.detach().to_dense().cpu().reshape(self.size, -1)
-                plain = plain[:, :: max(1, plain.shape[1] // HASHED)].contiguous()
+                plain = plain[:, :: max(1, plain.shape[1] // HASHED)]
+                # contiguous() keeps the stride of an axis of one value, which may be 0
+                plain = plain.clone(memory_format=torch.contiguous_format)
                 for digest, row in zip(digests, plain.view(torch.uint8).numpy(), strict=True):
                     digest.update(row)
         return torch.tensor([int.from_bytes(d.digest(), "big", signed=True) for d in digests])

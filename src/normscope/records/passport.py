@@ -5,6 +5,8 @@ from typing import ClassVar, Literal
 
 from normscope.records.base import Numbers, Record
 
+SKETCHES = 4  # random sums of means, and as many of deviations
+
 
 @dataclass(frozen=True, kw_only=True)
 class NormPassport:
@@ -27,6 +29,10 @@ class NormPassport:
     distance: float = float("nan")  # of what is stored from the data, in deviations
     mean_error: float = float("nan")  # standard error, in deviations
     var_error: float = float("nan")  # standard error, as a part of the variance
+
+    def __post_init__(self) -> None:
+        if (len(self.sketch), len(self.deviations)) != (2 * SKETCHES, 2):
+            raise ValueError(f"the summary of {self.name!r} is not whole")
 
 
 @dataclass(frozen=True, kw_only=True)
