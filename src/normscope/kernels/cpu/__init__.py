@@ -108,11 +108,13 @@ def operator(name: str) -> Callable[..., Any] | None:
     if found is None and build.loaded():
         # without the Python of OpOverload.__call__, which only passes on
         found = _OPERATORS[name] = getattr(torch.ops.normscope, name).default._op
+        _DIRECT[name] = build.direct(name) or found
     return found
 
 
 _OPERATORS: dict[str, Callable[..., Any]] = {}
-ready = _OPERATORS.get  # an operator that was asked for before, else None; nothing is built
+_DIRECT: dict[str, Callable[..., Any]] = {}  # those of plain tensors alone
+ready = _DIRECT.get  # an operator that was asked for before, else None; nothing is built
 
 
 def _verb(name: str) -> Callable[..., Any]:

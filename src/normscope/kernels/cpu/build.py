@@ -14,13 +14,18 @@ import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -39,6 +44,10 @@ FLAGS = (
     *(("-fopenmp", "-DAT_PARALLEL_OPENMP=1") if sys.platform == "linux" else ("-fopenmp-simd",)),
     *os.environ.get("NORMSCOPE_CXXFLAGS", "").split(),  # the user's own, which come last
 )
+LIBRARIES = ("-ltorch_python", "-ltorch_cpu", "-lc10")
+if sys.platform == "darwin":
+    LIBRARIES += ("-undefined", "dynamic_lookup")  # what Python itself has
+MODULE = "normscope_kernels"  # as which Python imports the library
 DIGEST = 32  # bytes
 STALE = 3600.0  # seconds after which a folder of a build that never ended is removed
 TIMEOUT = 600.0  # seconds for the compiler
@@ -65,6 +74,7 @@ class _State:
     def __init__(self) -> None:
         self.done = False
         self.obstacle: str | None = None
+        self.functions: ModuleType | None = None
         self.lock = threading.Lock()
 
 
@@ -103,6 +113,11 @@ def obstacle() -> str | None:
     """Why the library cannot be used, as a phrase; None where it can."""
     loaded()
     return _state.obstacle
+
+
+def direct(name: str) -> Callable[..., Any] | None:
+    """A function of the loaded library that Python calls without torch.ops."""
+    return getattr(_state.functions, name, None)
 
 
 class BuildError(RuntimeError):
@@ -156,7 +171,8 @@ def _folder() -> Path:
 @cache
 def _key() -> str:
     digest = hashlib.blake2b(digest_size=12)
-    version = torch.__version__, torch.version.git_version, FLAGS, platform.machine()
+    python = sys.implementation.cache_tag, os.path.exists(sysconfig.get_path("include"))
+    version = torch.__version__, torch.version.git_version, python, FLAGS, platform.machine()
     digest.update(repr(version).encode())
     for path in (*SOURCES, *HEADERS):
         digest.update(path.name.encode() + path.read_bytes())
@@ -184,6 +200,18 @@ def _load() -> None:
         torch.ops.load_library(path)
     except OSError as problem:  # it needs what this system has not
         raise BuildError(f"the compiled library does not load: {problem}") from None
+    with contextlib.suppress(ImportError):  # Python's headers were missing
+        _state.functions = _imported(path)
+
+
+def _imported(path: Path) -> ModuleType:
+    """The library as an extension module."""
+    loader = ExtensionFileLoader(MODULE, str(path))
+    spec = spec_from_loader(MODULE, loader)
+    assert spec is not None, "a loader was given"
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
 
 
 def build(path: Path) -> None:
@@ -209,7 +237,8 @@ def build(path: Path) -> None:
 
 def _compile(found: str, folder: Path) -> Path:
     headers = Path(torch.__file__).parent / "include"
-    includes = [f"-I{headers}", f"-I{headers / 'torch/csrc/api/include'}"]
+    folders = headers, headers / "torch/csrc/api/include", sysconfig.get_path("include")
+    includes = [f"-I{path}" for path in folders]
     objects = [folder / f"{source.stem}.o" for source in SOURCES]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         commands = (
@@ -218,7 +247,7 @@ def _compile(found: str, folder: Path) -> Path:
         )
         list(pool.map(_run, commands))
     linked = folder / "library.so"
-    libraries = f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10"
+    libraries = f"-L{Path(torch.__file__).parent / 'lib'}", *LIBRARIES
     _run([found, "-shared", *FLAGS, *map(str, objects), "-o", str(linked), *libraries])
     return linked
 

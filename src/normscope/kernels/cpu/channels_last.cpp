@@ -17,10 +17,11 @@ struct ChannelsLast {
   const int64_t inner = samples ? plan.s : 1;
   const int64_t most = samples ? std::max<int64_t>(1, MOST_COLUMNS / plan.s) : plan.c;
 
-  // Points that are read as one row: only where that is all of their channels.
+  // Points that are read as one row: only where that is all of their channels, and no more than
+  // leaves some rows, since tables are made for each point.
   int64_t points(int64_t channels) const {
     if (samples || plan.mask != nullptr || channels < plan.c) return 1;
-    return std::clamp<int64_t>(LONG_ROW / plan.c, 1, plan.piece);
+    return std::clamp<int64_t>(LONG_ROW / plan.c, 1, std::max<int64_t>(1, plan.piece / ROWS));
   }
 
   // Tables have one number for each column.

@@ -11,9 +11,8 @@
 #include <torch/library.h>
 
 #include <array>
-#include <span>
 
-#include "problem.h"
+#include "layer.h"
 #include "statistics.h"
 
 namespace normscope {
@@ -21,24 +20,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-std::span<double> values(const Tensor& table) {
-  return {table.mutable_data_ptr<double>(), size_t(table.numel())};
-}
-
-struct Layer : Problem {
-  Tensor running_mean, running_var, tracked;
-  bool from_batch, update;
-  std::optional<double> momentum;
-  double eps;
-  int64_t min_count;
-};
-
-struct Output {
-  Tensor y;
-  Tensor table;  // (2 or 4, K, C): mean and rstd that standardised, mean and m2 of the batch
-  Tensor count;  // (K,)
-};
 
 // Whether a call can be taken, and is one that torch takes.
 bool fits(const Layer& l) {
@@ -119,7 +100,7 @@ double least(const Layer& l) {
   return l.groups.defined() && l.running_mean.defined() ? double(l.min_count) : 0.0;
 }
 
-void run(const Layer& l, Output& output, bool recorded) {
+void forward_pass(const Layer& l, Output& output, bool recorded) {
   Prepared made;
   prepare(l, l.num_groups, least(l), made);
   Call& call = made.call;
@@ -156,10 +137,7 @@ void run(const Layer& l, Output& output, bool recorded) {
   if (l.update && l.running_mean.defined()) {
     update_running(l, made, call.batch_mean, call.batch_m2);
   }
-  if (recorded && l.from_batch) {
-    output.count = table({k});
-    std::copy(call.plan.count.begin(), call.plan.count.end(), output.count.mutable_data_ptr<double>());
-  }
+  if (recorded && l.from_batch) output.count = std::move(call.plan.count);
 }
 
 // The gradient of a table as it was given, of one made with more rows or in float64.
@@ -209,13 +187,13 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Input& weight,
                         const Input& bias, const Input& residual, const Layer* l,
                         Output* output) {
-    run(*l, *output, true);
+    forward_pass(*l, *output, true);
     const Tensor beside = l->act != 0 ? l->residual : Tensor();  // else its gradient is dy
     ctx->save_for_backward({x, l->weight, l->bias, beside, l->groups, l->mask});
     ctx->saved_data["table"] = output->table;  // never the buffers, which may change meanwhile
-    if (l->from_batch) ctx->saved_data["count"] = output->count;
-    ctx->saved_data["how"] = std::vector<int64_t>{l->act, l->num_groups, int64_t(least(*l)),
-                                                  l->from_batch, l->residual.defined()};
+    std::vector<int64_t> how{l->act, l->num_groups, int64_t(least(*l)), l->residual.defined()};
+    how.insert(how.end(), output->count.begin(), output->count.end());
+    ctx->saved_data["how"] = std::move(how);
     return output->y;
   }
 
@@ -226,7 +204,7 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
     const auto saved = ctx->get_saved_variables();
     const auto how = ctx->saved_data["how"].toIntVector();
     const Tensor table = ctx->saved_data["table"].toTensor();
-    const bool from_batch = how[3], added = how[4];
+    const bool added = how[3], from_batch = how.size() > 4;  // then values of each group follow
     const Problem p{saved[0], saved[4], how[1], saved[5], saved[1], saved[2], saved[3], how[0]};
     std::array<bool, 4> wants{};  // of those inputs that there are
     size_t edge = 0;
@@ -241,8 +219,9 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
     } else {
       Tensor inverse_count;  // (K, 1), over the values that the statistics are functions of
       if (from_batch) {
-        inverse_count = ctx->saved_data["count"].toTensor().clone().unsqueeze_(1);
-        for (double& n : values(inverse_count)) n = 1 / std::max({n, double(how[2]), 1.0});
+        inverse_count = normscope::table({int64_t(how.size()) - 4, 1});
+        double* into = inverse_count.mutable_data_ptr<double>();
+        for (size_t k = 4; k < how.size(); ++k) *into++ = 1 / double(std::max({how[k], how[2], int64_t(1)}));
       }
       const auto found = by_reference(dy, p, table, inverse_count, wants_x);
       std::copy(found.begin(), found.end(), grads.begin());
@@ -290,8 +269,9 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
   }
 };
 
-// y and what it was made with; nothing where the call cannot be taken.
-bool layer(Layer l, Output& output, bool recorded) {
+}  // namespace
+
+bool run(Layer l, Output& output, bool recorded) {
   if (!fits(l)) return false;
   if (!l.from_batch) {  // one row may serve all groups
     l.num_groups = rows_of(l.running_mean);
@@ -307,9 +287,11 @@ bool layer(Layer l, Output& output, bool recorded) {
     return true;
   }
   at::AutoDispatchBelowADInplaceOrView guard;
-  run(l, output, recorded);
+  forward_pass(l, output, recorded);
   return true;
 }
+
+namespace {
 
 template <bool Recorded>
 std::conditional_t<Recorded, std::vector<Tensor>, std::optional<Tensor>> batch_norm(
@@ -320,16 +302,18 @@ std::conditional_t<Recorded, std::vector<Tensor>, std::optional<Tensor>> batch_n
     const std::optional<Tensor>& groups, int64_t num_groups, const std::optional<Tensor>& mask,
     int64_t act, const std::optional<Tensor>& residual, int64_t min_count) {
   Output output;
-  if (!layer({{x, or_undefined(groups), num_groups, or_undefined(mask), or_undefined(weight),
-               or_undefined(bias), or_undefined(residual), act},
-              or_undefined(running_mean), or_undefined(running_var), or_undefined(tracked),
-              from_batch, update, momentum, eps, min_count},
-             output, Recorded)) {
+  if (!run({{x, or_undefined(groups), num_groups, or_undefined(mask), or_undefined(weight),
+             or_undefined(bias), or_undefined(residual), act},
+            or_undefined(running_mean), or_undefined(running_var), or_undefined(tracked),
+            from_batch, update, momentum, eps, min_count},
+           output, Recorded)) {
     return {};
   }
   if constexpr (Recorded) {
-    if (output.count.defined()) return {output.y, output.table, output.count};
-    return {output.y, output.table};
+    if (output.count.empty()) return {output.y, output.table};
+    const Tensor count = table({int64_t(output.count.size())});
+    std::copy(output.count.begin(), output.count.end(), count.mutable_data_ptr<double>());
+    return {output.y, output.table, count};
   } else {
     return output.y;
   }

@@ -14,6 +14,7 @@
 namespace normscope {
 
 constexpr double MANY = 512;  // values of a channel, for which it pays to look at some first
+constexpr int64_t NEAR = 32768;  // values that the nearest caches hold beside their gradients
 
 // Channels low to high.
 struct Block {
@@ -29,14 +30,14 @@ struct Passes {
 
   // Numbers of a block: sums and coefficients, one for each column of the layout.
   struct Tables {
-    std::vector<double> sums;
-    std::vector<W> numbers;
+    std::unique_ptr<double[]> sums;
+    std::unique_ptr<W[]> numbers;
     double *s, *q;
     W *m, *a, *b, *gb, *gc;
     int64_t group = -1, low = -1;  // whose coefficients they are
-    explicit Tables(int64_t width) : sums(2 * width), numbers(5 * width) {
-      s = sums.data(), q = s + width;
-      m = numbers.data(), a = m + width, b = a + width, gb = b + width, gc = gb + width;
+    explicit Tables(int64_t width) : sums(new double[2 * width]), numbers(new W[5 * width]) {
+      s = sums.get(), q = s + width;
+      m = numbers.get(), a = m + width, b = a + width, gb = b + width, gc = gb + width;
     }
     Coefficients<W> from(int64_t i) const { return {m + i, a + i, b + i, gb + i, gc + i}; }
   };
@@ -49,20 +50,20 @@ struct Passes {
                      static_cast<const T*>(call.residual), static_cast<T*>(call.out),
                      static_cast<T*>(call.dresidual)};
 
-  // Blocks do not change a bit: chunks alone decide what is summed together.
+  // Blocks do not change a bit: chunks alone decide what is summed together. They are as large as
+  // leaves each thread one, since rows that are cut are read more slowly.
   int64_t channels_of_block(int64_t chunks) const {
     const int64_t threads = plan.size() > GRAIN ? at::get_num_threads() : 1;
-    chunks = std::max<int64_t>(1, chunks);
-    const int64_t wanted = threads > 1 ? 8 * threads : 1, blocks = (wanted + chunks - 1) / chunks;
+    const int64_t shared = std::max<int64_t>(1, chunks), blocks = (threads + shared - 1) / shared;
     const int64_t channels = ((plan.c + blocks - 1) / blocks + 15) / 16 * 16;
     return std::min({plan.c, channels, layout.most});
   }
 
-  // f(chunk number, block, tables) of all chunks and blocks, backwards where asked for.
+  // f(number, block, tables) of so many parts and their blocks, backwards where asked for.
   template <class F>
-  void each(const std::vector<Chunk>& chunks, bool backwards, F f) const {
-    const int64_t step = channels_of_block(chunks.size());
-    const int64_t blocks = (plan.c + step - 1) / step, items = chunks.size() * blocks;
+  void each(int64_t parts, bool backwards, F f) const {
+    const int64_t step = channels_of_block(parts);
+    const int64_t blocks = (plan.c + step - 1) / step, items = parts * blocks;
     parallel(items, plan.size() / std::max<int64_t>(1, items), [&](int64_t begin, int64_t end) {
       Tables tables(layout.width(step));
       for (int64_t i = begin; i < end; ++i) {
@@ -175,14 +176,14 @@ struct Passes {
       }
     }
     const std::vector<Chunk>& chunks = units.empty() ? plan.chunks : units;
-    each(chunks, summed,
+    each(chunks.size(), summed,
          [&](int64_t i, const Block& b, Tables& by) { map<Backward>(chunks[i], b, by); });
   }
 
   template <bool Backward>
   void sums() const {
     std::unique_ptr<double[]> partial(new double[2 * plan.chunks.size() * plan.c]);
-    each(plan.chunks, false, [&](int64_t i, const Block& b, Tables& by) {
+    each(plan.chunks.size(), false, [&](int64_t i, const Block& b, Tables& by) {
       double* row = partial.get() + 2 * i * plan.c + b.low;
       if constexpr (Backward) {
         prepare<false>(plan.chunks[i].group, b, by);
@@ -194,23 +195,33 @@ struct Passes {
     Backward ? merge_gradients(call, partial.get()) : merge_moments(call, partial.get());
   }
 
-  // Both of chunks that are groups, while the nearest caches hold them: the same bits.
+  // Both of chunks that are groups, some at a time, while the nearest caches hold them: the same
+  // bits. Of one at a time, streams would be too short for the processor to fetch ahead.
   template <bool Backward>
   void sums_and_map() const {
-    each(plan.chunks, false, [&](int64_t i, const Block& b, Tables& by) {
-      const Chunk& chunk = plan.chunks[i];
-      const int64_t row = chunk.group * plan.c + b.low;
-      if constexpr (Backward) {
-        prepare<false>(chunk.group, b, by);
-        gradient_sums(chunk, b, by, call.sum_g + row, call.sum_g_xhat + row);
-        finish_gradients(call, chunk.group, b.low, b.high);
-      } else {
-        moments(chunk, b, by, call.batch_mean + row, call.batch_m2 + row);
-        finish(call, chunk.group, b.low, b.high);
-      }
+    const int64_t chunks = plan.chunks.size();
+    const int64_t some = std::clamp<int64_t>(NEAR * chunks / plan.size(), 1, chunks);
+    each((chunks + some - 1) / some, false, [&](int64_t i, const Block& b, Tables& by) {
+      const int64_t first = i * some, end = std::min(chunks, first + some);
+      for (int64_t j = first; j < end; ++j) sums<Backward>(plan.chunks[j], b, by);
       by.group = -1;
-      map<Backward>(chunk, b, by);
+      for (int64_t j = first; j < end; ++j) map<Backward>(plan.chunks[j], b, by);
     });
+  }
+
+  // Of a chunk that is a group, with what follows from them.
+  template <bool Backward>
+  void sums(const Chunk& chunk, const Block& b, Tables& by) const {
+    const int64_t row = chunk.group * plan.c + b.low;
+    if constexpr (Backward) {
+      by.group = -1;
+      prepare<false>(chunk.group, b, by);
+      gradient_sums(chunk, b, by, call.sum_g + row, call.sum_g_xhat + row);
+      finish_gradients(call, chunk.group, b.low, b.high);
+    } else {
+      moments(chunk, b, by, call.batch_mean + row, call.batch_m2 + row);
+      finish(call, chunk.group, b.low, b.high);
+    }
   }
 };
 

@@ -9,7 +9,7 @@
 
 namespace normscope {
 
-constexpr int64_t GRAIN = 32768;  // values that are worth a thread
+constexpr int64_t GRAIN = 16384;  // values that are worth a thread
 constexpr int64_t TABLE_GRAIN = 4096;  // numbers in tables that are
 
 // The threads of OpenMP do not survive a fork; a child that asked for them would wait for ever.
