@@ -32,7 +32,7 @@ CEILINGS = {
     "lesson": 800,  # goal 500
     "probe": 2_850,  # goal 1,650
     "published": 1_100,  # goal 600
-    "records": 1_800,  # goal 700
+    "records": 1_850,  # goal 700
     "report": 5_950,  # goal 2,500
 }
 LONGEST = 450  # lines of one file; most have a hundred

@@ -75,7 +75,7 @@ class Batch:
     @property
     def shapes(self) -> str:
         """Shape and dtype of every tensor in the batch, for a message."""
-        return ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors(self.given))
+        return ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors(self.given)) or "no tensor"
 
     def fingerprints(self) -> Tensor:
         """Return (N,) int64, a hash of HASHED evenly spaced values of each tensor of a sample."""

@@ -116,7 +116,7 @@ def obstacle() -> str | None:
 
 
 def direct(name: str) -> Callable[..., Any] | None:
-    """A function of the loaded library that Python calls without torch.ops."""
+    """Return a function of the loaded library that Python calls itself; None without headers."""
     return getattr(_state.functions, name, None)
 
 
@@ -171,7 +171,8 @@ def _folder() -> Path:
 @cache
 def _key() -> str:
     digest = hashlib.blake2b(digest_size=12)
-    python = sys.implementation.cache_tag, os.path.exists(sysconfig.get_path("include"))
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    python = sys.implementation.cache_tag, header.exists()
     version = torch.__version__, torch.version.git_version, python, FLAGS, platform.machine()
     digest.update(repr(version).encode())
     for path in (*SOURCES, *HEADERS):
@@ -205,7 +206,7 @@ def _load() -> None:
 
 
 def _imported(path: Path) -> ModuleType:
-    """The library as an extension module."""
+    """Return the library as an extension module."""
     loader = ExtensionFileLoader(MODULE, str(path))
     spec = spec_from_loader(MODULE, loader)
     assert spec is not None, "a loader was given"
