@@ -39,7 +39,7 @@ test: .venv/.dev  ## the tests
 	$(BIN)/normscope env --warm
 	$(TESTS) -m "not slow" $(PYTEST_ARGS)
 
-slow: .venv/.dev  ## the long tests: architectures of timm, several processes, Triton's programs
+slow: .venv/.dev  ## the long tests: timm, several processes, Triton's programs, damaged files by the thousand
 	$(BIN)/normscope env --warm
 	$(TESTS) -m slow $(PYTEST_ARGS)
 

@@ -1,4 +1,4 @@
-"""Damaged files of every kind end in one sentence: a seeded few hundred each, more where asked.
+"""Damaged files of every kind end in one sentence: a seeded hundred each, a thousand as slow tests.
 
 NORMSCOPE_FUZZ=20000 tries as many of each kind; NORMSCOPE_FUZZ_SEED begins elsewhere.
 benchmarks/fuzz.py does the same with limits of time and memory, and counts.
@@ -15,7 +15,8 @@ import pytest
 from normscope.errors import NormscopeError
 from tests.damage import Kind, inputs, kinds
 
-COUNT = int(os.environ.get("NORMSCOPE_FUZZ", "200"))
+COUNT = int(os.environ.get("NORMSCOPE_FUZZ", "100"))
+THOUSAND = 1000
 SEED = int(os.environ.get("NORMSCOPE_FUZZ_SEED", "0"))
 MOST = 1 << 30  # bytes that the worst of all may add to the process
 NAMES = (
@@ -29,11 +30,23 @@ NAMES = (
 every = cache(kinds)
 
 
-@pytest.mark.timeout(0 if COUNT > 1000 else 120)
+@pytest.mark.timeout(0 if COUNT > THOUSAND else 120)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_damaged_file_is_read_or_refused_in_one_sentence(name: str, tmp_path: Path) -> None:
+    read_damaged(name, tmp_path, SEED, COUNT)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", NAMES)
+def test_so_are_a_thousand(name: str, tmp_path: Path) -> None:
+    read_damaged(name, tmp_path, SEED + 1, THOUSAND)
+
+
+def read_damaged(name: str, folder: Path, seed: int, count: int) -> None:
+    """Read so many damaged files of a kind; the first that is neither read nor refused is kept."""
     kind: Kind = every()[name]
-    path = tmp_path / "data" / kind.name
+    path = folder / "data" / kind.name
     path.parent.mkdir(parents=True)
     kind.write(path)
     kind.read(path)
@@ -41,7 +54,7 @@ def test_a_damaged_file_is_read_or_refused_in_one_sentence(name: str, tmp_path: 
     refused = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for number in inputs(kind, path, SEED, COUNT):
+        for number in inputs(kind, path, seed, count):
             try:
                 kind.read(path)
             except NormscopeError as problem:
@@ -52,11 +65,11 @@ def test_a_damaged_file_is_read_or_refused_in_one_sentence(name: str, tmp_path: 
             except BaseException as problem:
                 if isinstance(problem, KeyboardInterrupt):
                     raise
-                kept = tmp_path / f"{number}"
+                kept = folder / f"{number}"
                 kept.write_bytes(path.read_bytes())
                 place = f"{name} {number}: {type(problem).__name__}, kept as {kept}"
                 raise AssertionError(place) from problem
-    assert refused > COUNT / 20  # the injuries are felt
+    assert refused > count / 20  # the injuries are felt
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     assert after - before < MOST
 
