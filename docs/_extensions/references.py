@@ -46,7 +46,7 @@ def check_page(code: str, check: type[Check]) -> str:
     line = inspect.getsourcelines(check)[1]
     fresh = check()
     facts = [
-        ("Family", check.family),
+        ("Family", file.stem),
         ("Needs", NEEDS[check.needs]),
         ("Threshold", _thresholds(fresh)),
         ("Why that", check.source),

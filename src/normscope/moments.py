@@ -106,6 +106,11 @@ def check_distributed(process_group: dist.ProcessGroup | None = None) -> None:
         )
 
 
+def rms(values: Tensor) -> float:
+    """Return the root mean square of all values."""
+    return float(values.pow(2).mean().sqrt())
+
+
 def drift(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor) -> Tensor:
     """Return the distance of two sets of statistics in standard deviations of the second.
 

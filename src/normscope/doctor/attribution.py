@@ -12,7 +12,7 @@ from normscope.doctor.evidence import Evidence
 from normscope.doctor.pooled import pooled
 from normscope.doctor.state import LayerState
 from normscope.errors import NormscopeError
-from normscope.moments import drift
+from normscope.moments import drift, rms
 from normscope.probe.batches import Loader
 from normscope.probe.compare import Answer, Comparison, Goal
 from normscope.probe.grammar import Batch
@@ -189,7 +189,7 @@ class Attribution:
     def by_layer(self) -> tuple[LayerGap, ...]:
         """Measure each layer's part: those furthest off, on a part of the samples."""
         away = {n: drift(s.mean, s.var, *self.target[n]) for n, s in self.states.items()}
-        size = {n: float(a.clamp(max=1e6).pow(2).mean().sqrt()) for n, a in away.items()}
+        size = {n: rms(a.clamp(max=1e6)) for n, a in away.items()}
         furthest = sorted(size, key=lambda n: -size[n])[:LAYERS]
         wanted = sum(b.size for b in self._kept) / FEW
         few = [

@@ -7,7 +7,7 @@ from torch import nn
 
 from normscope.doctor.evidence import Evidence
 from normscope.doctor.state import LayerState
-from normscope.moments import drift
+from normscope.moments import drift, rms
 from normscope.probe.stream import population_of
 
 LEAST = 1e-8  # a variance that is not rounding
@@ -45,5 +45,5 @@ def other_scale(model: nn.Module, data: Evidence, state: LayerState) -> float:
     factor = math.exp(size)
     moved, usual = (mean - state.mean)[live], ((factor - 1) * state.mean)[live]
     std = torch.maximum(var, state.var)[live].sqrt()
-    shift, due = (float((v / std).square().mean().sqrt()) for v in (moved, usual))
+    shift, due = (rms(v / std) for v in (moved, usual))
     return 0.0 if shift < STILL * max(due, 1.0) else factor

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from normscope.equivalence.sites import NAN, STATISTICS, Site
+from normscope.moments import rms
 from normscope.probe.compare import largest_gap
 from normscope.records import Reason
 
@@ -159,7 +160,7 @@ def _of_statistics(a: Site, b: Site, others: Iterable[Site]) -> Iterator[Cause]:
         numbers = dict(zip(STATISTICS, (mean, var * factor), strict=True))
         yield Cause(code, numbers, "1", f"{factor:.7g}", n)
     # root mean squares over channels: of the mean in deviations, of the variance as a factor
-    moved = float(((there - mean) / var.clamp(min=1e-30).sqrt()).pow(2).mean().sqrt())
+    moved = rms((there - mean) / var.clamp(min=1e-30).sqrt())
     ratio = (factors.clamp(min=1e-30) / var.clamp(min=1e-30)).log().pow(2).mean().sqrt().exp()
     if not alone and a.batch and a.batch["running_mean"].shape == mean.shape:
         way = a.batch["running_mean"] - mean

@@ -14,7 +14,7 @@ from normscope import __version__
 from normscope.errors import InputError, ModelError
 from normscope.layers import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d
 from normscope.layers.statistics import RunningStatistics
-from normscope.moments import drift
+from normscope.moments import drift, rms
 from normscope.probe.batches import Forward, Loader
 from normscope.probe.grammar import Labels
 from normscope.probe.layers import Norm, bare, find_norms
@@ -183,7 +183,7 @@ def _norm(norm: Norm, streams: list[MomentStream] | None) -> NormPassport:
         dtype=str(mean.dtype).removeprefix("torch."),
         digest=_digest(mean, var),
         sketch=tuple(map(float, _sketch(mean, var))),
-        deviations=(_rms(var.detach().cpu().double().clamp(min=0).sqrt()),
+        deviations=(rms(var.detach().cpu().double().clamp(min=0).sqrt()),
                     float(mean.detach().double().abs().max())),
         **(_distances(mean, var, streams) if streams else {}),
     )  # fmt: skip
@@ -208,10 +208,6 @@ def _sketch(mean: Tensor, var: Tensor) -> Tensor:
     return torch.cat([signs @ m, signs @ v.clamp(min=0).sqrt()])
 
 
-def _rms(values: Tensor) -> float:
-    return float(values.pow(2).mean().sqrt())
-
-
 def _moved(norm: NormPassport, mean: Tensor, var: Tensor) -> float | None:
     """Estimate how far the statistics are from the passport's, in deviations; None: not at all."""
     if _digest(mean, var) == norm.digest:
@@ -219,7 +215,7 @@ def _moved(norm: NormPassport, mean: Tensor, var: Tensor) -> float | None:
     off = _sketch(mean, var) - torch.tensor(norm.sketch, dtype=torch.float64)
     if not bool(off.isfinite().all()):
         return math.inf
-    distance = _rms(off) * math.sqrt(2 / max(norm.channels, 1))
+    distance = rms(off) * math.sqrt(2 / max(norm.channels, 1))
     size, largest = norm.deviations
     written = getattr(torch, norm.dtype, torch.float32)
     eps = max(torch.finfo(kind).eps for kind in (written, mean.dtype))
@@ -239,9 +235,9 @@ def _distances(mean: Tensor, var: Tensor, streams: list[MomentStream]) -> dict[s
     mean_error, var_error = (error.cpu() for error in streams[0].errors())
     biased = total.var(correction=0).clamp(min=1e-30).cpu()
     return {
-        "distance": _rms(apart[alive]),
-        "mean_error": _rms((mean_error / biased.sqrt())[alive]),
-        "var_error": _rms((var_error / biased)[alive]),
+        "distance": rms(apart[alive]),
+        "mean_error": rms((mean_error / biased.sqrt())[alive]),
+        "var_error": rms((var_error / biased)[alive]),
     }
 
 

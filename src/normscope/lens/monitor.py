@@ -16,7 +16,7 @@ from normscope.lens.sinks import Sink as Sink
 from normscope.lens.sinks import Values as Values
 from normscope.lens.sinks import sink
 from normscope.lens.sweep import Sweep, absorb, rows_of
-from normscope.moments import Moments
+from normscope.moments import Moments, rms
 from normscope.probe.hooks import attach
 from normscope.probe.random import kept_generators
 
@@ -292,7 +292,7 @@ def _against_running(moments: Moments, module: nn.Module) -> Values:
     distance = (mean - stored)[live] / std
     change = var[live].sqrt() / std - 1
     return {
-        "mean_z": _rms(distance),
+        "mean_z": rms(distance),
         "var_ratio": float((var[live] / spread[live]).mean()),
         "drift": float((distance**2 + change**2).sqrt().mean()),
     }
@@ -306,11 +306,11 @@ def _moved(before: tuple[Tensor | None, Tensor | None] | None, module: nn.Module
     old_gamma, old_beta = before or (None, None)
     if gamma is not None:
         values["gamma_mean"] = float(gamma.mean())
-        values["gamma_off_one"] = _rms(gamma - 1)
+        values["gamma_off_one"] = rms(gamma - 1)
         if old_gamma is not None:
             values["flips"] = float((gamma * old_gamma < 0).double().mean())
     if beta is not None:
-        values["beta_rms"] = _rms(beta)
+        values["beta_rms"] = rms(beta)
         if gamma is not None and bool((gamma != 0).any()):
             values["gate"] = float((beta / gamma)[gamma != 0].abs().mean())
     for name, old, new in (("gamma", old_gamma, gamma), ("beta", old_beta, beta)):
@@ -344,10 +344,6 @@ def _table(module: nn.Module, name: str) -> Tensor | None:
 
 def _finite(values: Values) -> Values:
     return {key: value for key, value in values.items() if math.isfinite(value)}
-
-
-def _rms(values: Tensor) -> float:
-    return float(values.square().mean().sqrt())
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What every check is: a code, what it needs, thresholds with their source, and a question."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -13,7 +13,7 @@ from normscope.doctor.attribution import Attribution, Override
 from normscope.doctor.evidence import Evidence
 from normscope.doctor.scale import other_scale
 from normscope.doctor.state import LayerState
-from normscope.moments import drift
+from normscope.moments import drift, rms
 from normscope.probe.compare import SURE, Answer, Quality
 from normscope.records import Confidence, Finding, Passport, Severity
 
@@ -74,6 +74,12 @@ class CheckContext:
         return {s.name for s in self.layers if bool(broken(s).any())}
 
     @cached_property
+    def furthest(self) -> float:
+        """The drift of the layer that is furthest from the data, root mean square; 0: of none."""
+        found = (away for s in self.layers if (away := self.away(s)) is not None)
+        return max(map(rms, found), default=0.0)
+
+    @cached_property
     def gap_matters(self) -> bool:
         """Whether eval() is worse than it could be.
 
@@ -117,15 +123,14 @@ class CheckContext:
         found = {state.name: other_scale(self.model, self.data, state) for state in reached}
         return {name: factor for name, factor in found.items() if factor}
 
-    def away(self, state: LayerState, data: Evidence | None = None) -> Tensor | None:
+    def away(self, state: LayerState) -> Tensor | None:
         """Return the drift of a layer's stored statistics from the data's; None where not run.
 
         Channels of which the data hold too little count as 0.
         """
-        data = self.data if data is None else data
-        if data is None or state.name in self.damaged or state.name not in data.by_batch:
+        if self.data is None or state.name in self.damaged or state.name not in self.data.by_batch:
             return None
-        mean, var = data.population(state.name)
+        mean, var = self.data.population(state.name)
         return torch.where(var.isfinite(), drift(state.mean, state.var, mean, var), 0)
 
 
@@ -133,34 +138,61 @@ class Skip(Exception):
     """A check cannot answer; its argument is the message key of the reason."""
 
 
-def register(check: type["Check"]) -> type["Check"]:
-    """Add a check to CHECKS."""
-    CHECKS[check.code] = check
-    return check
+def register(
+    code: str,
+    *,
+    needs: Needs = "checkpoint",
+    repair: str = "",
+    cause: str = "",
+    specific: Literal[0, 1, 2] = 2,
+) -> Callable[[type["Check"]], type["Check"]]:
+    """Add a check to CHECKS.
+
+    Args:
+        code: that it is known by.
+        needs: what it must be given; with "model" and "data" there is more in the context.
+        repair: the remedy that it offers; empty: none.
+        cause: its name in the attribution of the gap; empty: not in it.
+        specific: 0 a symptom, 1 a general cause, 2 a particular one.
+    """
+
+    def add(check: type[Check]) -> type[Check]:
+        check.code, check.needs, check.specific = code, needs, specific
+        check.repair, check.cause = repair, cause
+        CHECKS[code] = check
+        return check
+
+    return add
 
 
 class Check:
-    """A question to a `CheckContext`.
+    """A question to a `CheckContext`: to each layer (`judge`), or to the whole of it (`find`).
 
     A class's docstring is its title. What is wrong, how it is seen and what to do is told in both
-    languages in report/messages, under doctor.CODE.
+    languages in report/messages, under doctor.CODE. Its family is the file that it is in.
 
     Attributes:
+        code, needs, repair, cause, specific: as registered.
+        source: where the thresholds come from.
         warn, fail: thresholds of the two severities; may be set per run.
     """
 
     code: ClassVar[str]
-    family: ClassVar[str]
     needs: ClassVar[Needs]
-    source: ClassVar[str]  # of the thresholds
-    repair: ClassVar[str] = ""
-    cause: ClassVar[str] = ""  # its name in the attribution of the gap; empty: not in it
-    specific: ClassVar[int] = 2  # 0 a symptom, 1 a general cause, 2 a particular one
+    repair: ClassVar[str]
+    cause: ClassVar[str]
+    specific: ClassVar[int]
+    source: ClassVar[str]
     warn: float = 0.0
     fail: float = float("inf")
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         """Name every layer, or the model, of which it is true."""
+        for state in case.layers:
+            yield from self.judge(case, state)
+
+    def judge(self, case: CheckContext, state: LayerState) -> Iterator[Finding]:
+        """Name one layer, where it is true of it."""
         raise NotImplementedError
 
     def override(self, case: CheckContext, names: tuple[str, ...]) -> Override:
@@ -195,26 +227,33 @@ class Check:
             return "error", self.fail
         return ("warning", self.warn) if value > self.warn else None
 
+    def above(
+        self, layer: str, value: float, case: CheckContext | None = None, **facts: Any
+    ) -> Iterator[Finding]:
+        """Make a finding where a number is above a threshold, of the severity of `graded`."""
+        if (grade := self.graded(value, case)) is not None:
+            yield self.finding(layer, grade[0], value, grade[1], **facts)
+
     def finding(
         self,
         layer: str,
         severity: Severity,
         measured: float,
-        threshold: float,
+        threshold: float | None = None,
         *,
         channels: Tensor | None = None,
         confidence: Confidence = "high",
         repair: str | None = None,
         **facts: object,
     ) -> Finding:
-        """Make one finding; `channels` is a mask over channels."""
+        """Make one finding; `channels` is a mask over channels, `threshold` else that to warn."""
         numbers = () if channels is None else tuple(channels.nonzero()[:, -1].tolist())
         return Finding(
             code=self.code,
             severity=severity,
             layer=layer,
             measured=measured,
-            threshold=threshold,
+            threshold=self.warn if threshold is None else threshold,
             source=self.source,
             facts={name: in_digits(value) for name, value in facts.items()},
             channels=tuple(dict.fromkeys(numbers))[:SHOWN],

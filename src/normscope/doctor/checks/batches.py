@@ -5,20 +5,15 @@ from collections.abc import Iterator
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope.doctor.checks.base import Check, CheckContext, Skip, register
-from normscope.records import Finding
+from normscope.records import Finding, Severity
 
 
-@register
+@register("NS007", needs="data", repair="own_weight")
 class BatchSize(Check):
     """Batches too small to normalise with."""
 
-    code = "NS007"
-    family = "batches"
-    needs = "data"
     source = "Wu and He 2018, 'Group normalization': errors rise below 16 per batch"
-    repair = "own_weight"
-    warn = 16.0
-    fail = 4.0
+    warn, fail = 16.0, 4.0
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         sizes, usual = case.evidence.sizes, case.evidence.usual
@@ -33,23 +28,19 @@ class BatchSize(Check):
         if m < self.warn:
             grave = m < self.fail and case.gap_matters
             yield self.finding(
-                smallest, "error" if grave else "warning", m, self.warn, size=usual,
+                smallest, "error" if grave else "warning", m, size=usual,
                 kind="alone" if known and usual == 1 else "small",
             )  # fmt: skip
         elif known and min(sizes) == 1 and all(layers[n].positions == 1 for n in counts):
-            yield self.finding("", "warning", 1.0, self.warn, size=1, kind="last")
+            yield self.finding("", "warning", 1.0, size=1, kind="last")
 
 
-@register
+@register("NS008", needs="data")
 class BatchComposition(Check):
     """Batches whose samples belong together."""
 
-    code = "NS008"
-    family = "batches"
-    needs = "data"
     source = "share of signal (1-r)(1-1/m), derived and measured on digits"
-    warn = 0.1
-    fail = 0.3
+    warn, fail = 0.1, 0.3
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         labels = case.evidence.labels
@@ -90,13 +81,10 @@ class BatchComposition(Check):
         return best
 
 
-@register
+@register("NS020", needs="data")
 class Padding(Check):
     """Padding that counts as data."""
 
-    code = "NS020"
-    family = "batches"
-    needs = "data"
     source = "share of positions that enter the moments"
     warn = 0.05
 
@@ -106,23 +94,17 @@ class Padding(Check):
         for state in case.layers:
             sample = case.evidence.layers.get(state.name)
             if sample is not None and sample.padded > self.warn:
-                yield self.finding(
-                    state.name, "info" if serves else "warning", sample.padded, self.warn,
-                    confidence="medium",
-                )  # fmt: skip
+                severity: Severity = "info" if serves else "warning"
+                yield self.finding(state.name, severity, sample.padded, confidence="medium")
                 return
 
 
-@register
+@register("NS026", needs="data")
 class Leak(Check):
     """An output that depends on who else is in the batch."""
 
-    code = "NS026"
-    family = "batches"
-    needs = "data"
     source = "rounding alone is far below"
-    warn = 1e-3
-    fail = 1e-3
+    warn, fail = 1e-3, 1e-3
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         leak = case.evidence.leak

@@ -9,7 +9,7 @@ from torch import Tensor
 from normscope.doctor.attribution import Override
 from normscope.doctor.checks.base import Check, CheckContext, Skip, broken, register
 from normscope.doctor.state import LayerState
-from normscope.moments import drift
+from normscope.moments import drift, rms
 from normscope.probe.compare import SURE, Answer, Quality, advantage
 from normscope.records import Finding
 
@@ -21,43 +21,36 @@ DEAD = 1000  # a variance below eps over this is that of a constant
 USUAL_EPS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # torch 1e-5, Keras 1e-3, ViTs 1e-6
 
 
-@register
+@register("NS002", repair="correct_cold", cause="cold")
 class ColdStatistics(Check):
     """Statistics that still hold their start."""
 
-    code = "NS002"
-    family = "buffers"
-    needs = "checkpoint"
     source = "(1-m)^t from the definition of the running average"
-    repair = "correct_cold"
-    cause = "cold"
-    warn = 0.01
-    fail = 0.1
+    warn, fail = 0.01, 0.1
 
-    def find(self, case: CheckContext) -> Iterator[Finding]:
-        for state in case.layers:
-            if state.fresh:
-                grave = bool(state.tracked) or case.gap_matters
-                yield self.finding(
-                    state.name, "error" if grave else "warning", 1.0, self.fail,
-                    repair="recalibrate", tracked=state.tracked or 0, kind="never",
-                )  # fmt: skip
-                continue
-            share, corrected = state.init_share, state.corrected()
-            grade = self.graded(share, case)
-            if grade is None or corrected is None or self._refuted(case, state):
-                continue
-            if state.name in case.scales:
-                continue
-            severity, threshold = grade
-            known = state.module is not None
-            if case.keep_stored:
-                severity = "info"
+    def judge(self, case: CheckContext, state: LayerState) -> Iterator[Finding]:
+        if state.fresh:
+            grave = bool(state.tracked) or case.gap_matters
             yield self.finding(
-                state.name, severity, share, threshold,
-                confidence="high" if case.data is not None else "medium" if known else "low",
-                tracked=state.tracked, momentum=state.momentum or 0.0, kind="cold",
+                state.name, "error" if grave else "warning", 1.0, self.fail,
+                repair="recalibrate", tracked=state.tracked or 0, kind="never",
             )  # fmt: skip
+            return
+        share, corrected = state.init_share, state.corrected()
+        grade = self.graded(share, case)
+        if grade is None or corrected is None or self._refuted(case, state):
+            return
+        if state.name in case.scales:
+            return
+        severity, threshold = grade
+        known = state.module is not None
+        if case.keep_stored:
+            severity = "info"
+        yield self.finding(
+            state.name, severity, share, threshold,
+            confidence="high" if case.data is not None else "medium" if known else "low",
+            tracked=state.tracked, momentum=state.momentum or 0.0, kind="cold",
+        )  # fmt: skip
 
     def fixed(
         self, case: CheckContext, names: tuple[str, ...]
@@ -76,19 +69,14 @@ class ColdStatistics(Check):
         if now is None or corrected is None:
             return False
         then = drift(*corrected, *case.evidence.population(state.name))
-        return float(then.nan_to_num(0).pow(2).mean()) >= float(now.pow(2).mean())
+        return rms(then.nan_to_num(0)) >= rms(now)
 
 
-@register
+@register("NS009", repair="repair_channels", cause="not_finite")
 class NotFinite(Check):
     """Statistics that are NaN, infinite or negative."""
 
-    code = "NS009"
-    family = "buffers"
-    needs = "checkpoint"
     source = "a variance is finite and not negative"
-    repair = "repair_channels"
-    cause = "not_finite"
 
     def override(self, case: CheckContext, names: tuple[str, ...]) -> Override:
         assert case.attribution is not None, "asked with data only"
@@ -99,34 +87,22 @@ class NotFinite(Check):
             stored[name] = (torch.where(bad, mean, state.mean), torch.where(bad, var, state.var))
         return Override(stored)
 
-    def find(self, case: CheckContext) -> Iterator[Finding]:
-        for state in case.layers:
-            bad = broken(state)
+    def judge(self, case: CheckContext, state: LayerState) -> Iterator[Finding]:
+        affine = [~what.isfinite() for what in (state.weight, state.bias) if what is not None]
+        for bad, repair in ((broken(state), self.repair), *((gone, "") for gone in affine)):
             if bool(bad.any()):
                 share = float(bad.double().mean())
                 yield self.finding(
-                    state.name, "error", share, 0.0, channels=bad, count=int(bad.sum()),
+                    state.name, "error", share, channels=bad, repair=repair, count=int(bad.sum()),
                     of=bad.numel(),
                 )  # fmt: skip
-            for what in (state.weight, state.bias):
-                if what is not None and not bool(what.isfinite().all()):
-                    gone = ~what.isfinite()
-                    yield self.finding(
-                        state.name, "error", float(gone.double().mean()), 0.0, channels=gone,
-                        repair="", count=int(gone.sum()), of=gone.numel(),
-                    )  # fmt: skip
 
 
-@register
+@register("NS006", repair="choose_eps", cause="eps")
 class TinyVariance(Check):
     """Variances as small as eps."""
 
-    code = "NS006"
-    family = "buffers"
-    needs = "checkpoint"
     source = "eps then changes the scale by 5 % or more; accuracy rises by two points"
-    repair = "choose_eps"
-    cause = "eps"
     warn = 0.05
     _eps: float | None = None  # that does better
 
@@ -144,7 +120,7 @@ class TinyVariance(Check):
             return  # what is set does best
         for state, small, share in found:
             yield self.finding(
-                state.name, "warning" if tried else "info", share, self.warn, channels=small,
+                state.name, "warning" if tried else "info", share, channels=small,
                 eps=state.eps, smallest=float(state.var[small].min()), best=best or math.nan,
                 kind="tried" if tried else "guess", confidence="high" if tried else "low",
             )  # fmt: skip
@@ -193,13 +169,10 @@ def relevant_gain(old: Quality, new: Quality) -> float:
     return share if rise >= POINTS or (rise >= 0 and share >= LOWER) else 0.0
 
 
-@register
+@register("NS028")
 class DeadChannels(Check):
     """Channels whose input is constant."""
 
-    code = "NS028"
-    family = "buffers"
-    needs = "checkpoint"
     source = "var < eps / 1000: the output moves by 3 % of a standard deviation at most"
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
@@ -209,78 +182,60 @@ class DeadChannels(Check):
             name = max(dead, key=lambda n: int(dead[n].sum()))
             total = sum(d.numel() for d in dead.values())
             yield self.finding(
-                name, "info", float(count), 0.0, channels=dead[name], count=count, of=total,
+                name, "info", float(count), channels=dead[name], count=count, of=total,
                 layers=sum(bool(d.any()) for d in dead.values()),
             )  # fmt: skip
 
 
-@register
+@register("NS031")
 class UnseenGroups(Check):
     """Groups of which nothing was ever seen."""
 
-    code = "NS031"
-    family = "buffers"
-    needs = "checkpoint"
     source = "a group that was seen once has another mean"
 
-    def find(self, case: CheckContext) -> Iterator[Finding]:
-        for state in case.layers:
-            if state.unseen and not state.fresh:
-                shown = ", ".join(map(str, state.unseen[:5]))
-                yield self.finding(
-                    state.name, "warning", float(len(state.unseen)), 0.0, groups=shown,
-                    count=len(state.unseen), of=len(state.mean),
-                )  # fmt: skip
+    def judge(self, case: CheckContext, state: LayerState) -> Iterator[Finding]:
+        if state.unseen and not state.fresh:
+            count, shown = len(state.unseen), ", ".join(map(str, state.unseen[:5]))
+            yield self.finding(
+                state.name, "warning", float(count), groups=shown, count=count, of=len(state.mean)
+            )
 
 
-@register
+@register("NS010")
 class DeadScale(Check):
     """Channels whose scale is nearly zero."""
 
-    code = "NS010"
-    family = "buffers"
-    needs = "checkpoint"
     source = "Frankle et al. 2021, section 5: |gamma| < 0.01"
     warn = 0.01
 
-    def find(self, case: CheckContext) -> Iterator[Finding]:
-        for state in case.layers:
-            if state.weight is None:
-                continue
-            dead = state.weight.abs() < self.warn
-            if bool(dead.any()):
-                share = float(dead.double().mean())
-                yield self.finding(
-                    state.name, "info", share, self.warn, channels=dead, count=int(dead.sum()),
-                    of=dead.numel(),
-                )  # fmt: skip
+    def judge(self, case: CheckContext, state: LayerState) -> Iterator[Finding]:
+        if state.weight is None:
+            return
+        dead = state.weight.abs() < self.warn
+        if bool(dead.any()):
+            count, of = int(dead.sum()), dead.numel()
+            yield self.finding(state.name, "info", count / of, channels=dead, count=count, of=of)
 
 
-@register
+@register("NS011")
 class DeadGates(Check):
     """Gates that never open, or never close."""
 
-    code = "NS011"
-    family = "buffers"
-    needs = "checkpoint"
     source = "share of channels; Phi(-3) = 0.13 %"
     warn = 0.1
 
-    def find(self, case: CheckContext) -> Iterator[Finding]:
-        for state in case.layers:
-            if state.name in case.damaged:
-                continue
-            gates, seen = self._gates(case, state)
-            if gates is None:
-                continue
-            shut, wide = gates
-            share = float((shut | wide).double().mean())
-            if share > self.warn:
-                yield self.finding(
-                    state.name, "warning" if seen else "info", share, self.warn,
-                    channels=shut | wide, confidence="high" if seen else "low",
-                    shut=int(shut.sum()), open=int(wide.sum()), of=shut.numel(),
-                )  # fmt: skip
+    def judge(self, case: CheckContext, state: LayerState) -> Iterator[Finding]:
+        gates, seen = self._gates(case, state)
+        if gates is None or state.name in case.damaged:
+            return
+        shut, wide = gates
+        share = float((shut | wide).double().mean())
+        if share > self.warn:
+            yield self.finding(
+                state.name, "warning" if seen else "info", share, channels=shut | wide,
+                confidence="high" if seen else "low", shut=int(shut.sum()), open=int(wide.sum()),
+                of=shut.numel(),
+            )  # fmt: skip
 
     def _gates(
         self, case: CheckContext, state: LayerState
@@ -297,43 +252,31 @@ class DeadGates(Check):
         return (place < -3, place > 3), False
 
 
-@register
+@register("NS023")
 class Precision(Check):
     """Statistics in 16 bits, or a mean that drowns the spread."""
 
-    code = "NS023"
-    family = "buffers"
-    needs = "checkpoint"
     source = "float32 keeps 7 digits; E[x^2] - E[x]^2 needs twice those of mean/std"
     warn = 1e3
 
-    def find(self, case: CheckContext) -> Iterator[Finding]:
-        for state in case.layers:
-            if state.dtype in (torch.float16, torch.bfloat16):
-                bits = str(state.dtype).removeprefix("torch.")
-                yield self.finding(
-                    state.name, "warning", 16.0, 32.0, kind="bits", dtype=bits,
-                    repair="widen",
-                )  # fmt: skip
-            far = state.mean.abs() / state.var.clamp(min=1e-30).sqrt()
-            far = torch.where((state.var > 0) & far.isfinite(), far, 0)
-            if float(far.max()) > self.warn:
-                yield self.finding(
-                    state.name, "warning", float(far.max()), self.warn, channels=far > self.warn,
-                    kind="ratio", dtype=str(state.dtype).removeprefix("torch."),
-                )  # fmt: skip
+    def judge(self, case: CheckContext, state: LayerState) -> Iterator[Finding]:
+        dtype = str(state.dtype).removeprefix("torch.")
+        if state.dtype in (torch.float16, torch.bfloat16):
+            yield self.finding(
+                state.name, "warning", 16.0, 32.0, kind="bits", dtype=dtype, repair="widen"
+            )
+        far = state.mean.abs() / state.var.clamp(min=1e-30).sqrt()
+        far = torch.where((state.var > 0) & far.isfinite(), far, 0)
+        yield from self.above(
+            state.name, float(far.max()), channels=far > self.warn, kind="ratio", dtype=dtype
+        )
 
 
-@register
+@register("NS027", repair="recalibrate", cause="double_updates")
 class DoubleUpdates(Check):
     """Layers that counted their batches more than once."""
 
-    code = "NS027"
-    family = "buffers"
-    needs = "checkpoint"
     source = "every layer sees every batch once"
-    repair = "recalibrate"
-    cause = "double_updates"
     warn = 1.5
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
@@ -354,7 +297,7 @@ class DoubleUpdates(Check):
             raise Skip("doctor.skip.steps")  # all may have counted twice
         for state in found:
             yield self.finding(
-                state.name, "warning", (state.tracked or 0) / usual, self.warn,
+                state.name, "warning", (state.tracked or 0) / usual,
                 tracked=state.tracked, usual=usual, kind="steps" if steps else "layers",
                 confidence="high" if steps else "medium",
             )  # fmt: skip

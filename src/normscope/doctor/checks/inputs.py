@@ -3,26 +3,22 @@
 from collections.abc import Iterator
 
 from normscope.doctor.checks.base import Check, CheckContext, Skip, register
+from normscope.moments import rms
 from normscope.records import Finding
 
 
-@register
+@register("NS033", needs="data", cause="other_scale")
 class OtherScale(Check):
     """Inputs on another scale than in training."""
 
-    code = "NS033"
-    family = "batches"
-    needs = "data"
     source = "factors of 1.5 and more whose logarithms differ by 0.1 at most"
-    cause = "other_scale"
-    warn = 0.1
-    fail = 0.5
+    warn, fail = 0.1, 0.5
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         away = {s.name: a for s in case.layers if not s.fresh and (a := case.away(s)) is not None}
         if not away:
             raise Skip("doctor.skip.none")
         for name, factor in case.scales.items():
-            size = float(away[name].pow(2).mean().sqrt())
+            size = rms(away[name])
             severity, threshold = self.graded(size, case) or ("warning", self.warn)
             yield self.finding(name, severity, size, threshold, factor=factor)

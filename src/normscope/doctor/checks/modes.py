@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope.doctor.attribution import Override
 from normscope.doctor.checks.base import Check, CheckContext, Skip, register
-from normscope.doctor.state import of_model
+from normscope.doctor.state import LayerState, of_model
 from normscope.layers.statistics import RunningStatistics
-from normscope.moments import drift
+from normscope.moments import drift, rms
 from normscope.probe.compare import Answer
 from normscope.probe.layers import bare, in_training
 from normscope.records import Finding
@@ -22,23 +22,18 @@ CLOSE = 0.5  # cosine of the weights of a copy and of what it follows
 CONVENTIONS = (0.9, 0.95, 0.99, 0.997, 0.999)  # what other libraries call the same 0.1 ... 0.001
 
 
-@register
+@register("NS001", needs="model", repair="eval_mode", cause="mode")
 class Mode(Check):
     """Layers that normalise by the batch although the model is in eval()."""
 
-    code = "NS001"
-    family = "modes"
-    needs = "model"
     source = "eval() puts every layer into eval"
-    repair = "eval_mode"
-    cause = "mode"
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         if in_training(case.model):
             raise Skip("doctor.skip.training")
         for state in case.layers:
             if state.module is not None and state.module.training:
-                yield self.finding(state.name, "error", 1.0, 0.0)
+                yield self.finding(state.name, "error", 1.0)
 
     def fixed(
         self, case: CheckContext, names: tuple[str, ...]
@@ -50,71 +45,57 @@ class Mode(Check):
         return self.cause, case.attribution.train if differs else case.attribution.eval
 
 
-@register
+@register("NS005", needs="model", repair="momentum", cause="momentum")
 class Momentum(Check):
     """A momentum of another convention."""
 
-    code = "NS005"
-    family = "modes"
-    needs = "model"
     source = "torch: new = (1-m) old + m batch; ports of others' 0.9 ... 0.999"
-    repair = "momentum"
-    cause = "momentum"
     warn = 0.5
 
-    def find(self, case: CheckContext) -> Iterator[Finding]:
-        for state in case.layers:
-            m = state.momentum
-            if m is None:
-                continue
-            named = any(abs(m - c) < 1e-9 for c in CONVENTIONS)
-            if m == 0:
-                yield self.finding(
-                    state.name, "info", m, self.warn, momentum=m, kind="zero", repair=""
-                )
-            elif m > self.warn or named:
-                yield self.finding(
-                    state.name, "warning", m, self.warn, momentum=m, other=round(1 - m, 6),
-                    confidence="high" if named else "medium", kind="other",
-                )  # fmt: skip
+    def judge(self, case: CheckContext, state: LayerState) -> Iterator[Finding]:
+        m = state.momentum
+        if m is None:
+            return
+        named = any(abs(m - c) < 1e-9 for c in CONVENTIONS)
+        if m == 0:
+            yield self.finding(state.name, "info", m, momentum=m, kind="zero", repair="")
+        elif m > self.warn or named:
+            yield self.finding(
+                state.name, "warning", m, momentum=m, other=round(1 - m, 6), kind="other",
+                confidence="high" if named else "medium",
+            )  # fmt: skip
 
 
-@register
+@register("NS014", needs="model", repair="freeze", cause="fake_freeze")
 class FakeFreeze(Check):
     """Layers that are frozen by half."""
 
-    code = "NS014"
-    family = "modes"
-    needs = "model"
     source = "pytorch issue 86590; a frozen layer changes nothing"
-    repair = "freeze"
-    cause = "fake_freeze"
     warn = 0.1  # standard deviations that statistics moved, as in NS003
 
-    def find(self, case: CheckContext) -> Iterator[Finding]:
-        learns = any(p.requires_grad for p in case.model.parameters())
-        for state in case.layers:
-            layer = state.module
-            if layer is None or not isinstance(layer, (_BatchNorm, RunningStatistics)):
-                continue
-            affine = list(layer.parameters(recurse=False))
-            untracked = getattr(layer, "track_running_stats", True) is False
-            if untracked:
-                yield self.finding(state.name, "error", 1.0, 0.0, kind="untracked")
-            elif affine and not any(p.requires_grad for p in affine):
-                # a model that learns nowhere is for inference: nothing there is half frozen
-                if _follows_another(bare(case.model), state.name):
-                    continue
-                if layer.training:
-                    yield self.finding(state.name, "error", 1.0, 0.0, kind="params")
-                elif learns and not in_training(case.model):
-                    away = case.away(state)
-                    # in eval() all along, or its statistics moved: the data tell
-                    moved = away is None or float(away.pow(2).mean().sqrt()) > self.warn
-                    yield self.finding(
-                        state.name, "warning" if moved else "info", 1.0, 0.0, kind="params",
-                        confidence="medium" if moved else "low", repair=None if moved else "",
-                    )  # fmt: skip
+    def judge(self, case: CheckContext, state: LayerState) -> Iterator[Finding]:
+        layer = state.module
+        if layer is None or not isinstance(layer, (_BatchNorm, RunningStatistics)):
+            return
+        affine = list(layer.parameters(recurse=False))
+        untracked = getattr(layer, "track_running_stats", True) is False
+        if untracked:
+            yield self.finding(state.name, "error", 1.0, 0.0, kind="untracked")
+        elif affine and not any(p.requires_grad for p in affine):
+            if _follows_another(bare(case.model), state.name):
+                return
+            # a model that learns nowhere is for inference: nothing there is half frozen
+            learns = any(p.requires_grad for p in case.model.parameters())
+            if layer.training:
+                yield self.finding(state.name, "error", 1.0, 0.0, kind="params")
+            elif learns and not in_training(case.model):
+                away = case.away(state)
+                # in eval() all along, or its statistics moved: the data tell
+                moved = away is None or rms(away) > self.warn
+                yield self.finding(
+                    state.name, "warning" if moved else "info", 1.0, 0.0, kind="params",
+                    confidence="medium" if moved else "low", repair=None if moved else "",
+                )  # fmt: skip
 
 
 def _follows_another(model: nn.Module, name: str) -> bool:
@@ -139,18 +120,12 @@ def _follows_another(model: nn.Module, name: str) -> bool:
     return False
 
 
-@register
+@register("NS015", repair="recalibrate", cause="averaged")
 class Averaged(Check):
     """Averaged weights with the statistics of others."""
 
-    code = "NS015"
-    family = "modes"
-    needs = "checkpoint"
     source = "Izmailov et al. 2018, section 3.2; distance as in NS003"
-    repair = "recalibrate"
-    cause = "averaged"
-    warn = 0.1
-    fail = 0.5
+    warn, fail = 0.1, 0.5
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         is_average = any(n.rpartition(".")[2] == "n_averaged" for n in case.names)
@@ -164,21 +139,13 @@ class Averaged(Check):
                 "", "warning", 1.0, 0.0, confidence="low", kind="unknown", distance=0
             )
             return
-        found = [away for s in case.layers if (away := case.away(s)) is not None]
-        worst = max((float(away.pow(2).mean().sqrt()) for away in found), default=0.0)
-        grade = self.graded(worst, case)
-        if grade is not None:
-            severity, threshold = grade
-            yield self.finding("", severity, worst, threshold, kind="stale", distance=worst)
+        yield from self.above("", case.furthest, case, kind="stale", distance=case.furthest)
 
 
-@register
+@register("NS016", needs="model")
 class WeightDecay(Check):
     """Weight decay on scale and shift."""
 
-    code = "NS016"
-    family = "modes"
-    needs = "model"
     source = "He et al. 2019, 'Bag of tricks', section 3.1"
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
@@ -199,18 +166,13 @@ class WeightDecay(Check):
         ]
         if hit:
             names = list(dict.fromkeys(name for name, _ in hit))
-            yield self.finding(
-                "", "info", max(d for _, d in hit), 0.0, count=len(names), first=names[0],
-            )  # fmt: skip
+            yield self.finding("", "info", max(d for _, d in hit), count=len(names), first=names[0])
 
 
-@register
+@register("NS018", needs="model")
 class Ranks(Check):
     """Ranks with statistics of their own."""
 
-    code = "NS018"
-    family = "modes"
-    needs = "model"
     source = "distance as in NS003"
     warn = 0.1
 
@@ -223,17 +185,13 @@ class Ranks(Check):
         for number, state in enumerate(case.layers):
             others = [rank[number] for rank in ranks]
             away = max(float(drift(m, v, state.mean, state.var).max()) for m, v in others)
-            if away > self.warn:
-                yield self.finding(state.name, "warning", away, self.warn)
+            yield from self.above(state.name, away)
 
 
-@register
+@register("NS019", needs="model")
 class Accumulation(Check):
     """Batches smaller than a step."""
 
-    code = "NS019"
-    family = "modes"
-    needs = "model"
     source = "a norm sees one forward at a time"
     warn = 1.0
 
@@ -241,21 +199,15 @@ class Accumulation(Check):
         if case.accumulate is None:
             raise Skip("doctor.skip.accumulate")
         if case.accumulate > self.warn:
-            yield self.finding("", "info", float(case.accumulate), self.warn, n=case.accumulate)
+            yield self.finding("", "info", float(case.accumulate), n=case.accumulate)
 
 
-@register
+@register("NS030", needs="model", repair="copy_buffers", cause="not_following")
 class NotFollowing(Check):
     """Buffers that do not follow the model that this one is an average or a copy of."""
 
-    code = "NS030"
-    family = "modes"
-    needs = "model"
     source = "distance from the statistics of the reference, as in NS003"
-    repair = "copy_buffers"
-    cause = "not_following"
-    warn = 0.1
-    fail = 0.5
+    warn, fail = 0.1, 0.5
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         if case.reference is None:
@@ -265,14 +217,8 @@ class NotFollowing(Check):
             other = followed.get(state.name)
             if other is None or other.mean.shape != state.mean.shape:
                 continue
-            size = float(drift(state.mean, state.var, other.mean, other.var).pow(2).mean().sqrt())
-            grade = self.graded(size)
-            if grade is not None:
-                severity, threshold = grade
-                yield self.finding(
-                    state.name, severity, size, threshold,
-                    kind="never" if state.fresh else "behind",
-                )  # fmt: skip
+            size = rms(drift(state.mean, state.var, other.mean, other.var))
+            yield from self.above(state.name, size, kind="never" if state.fresh else "behind")
 
     def override(self, case: CheckContext, names: tuple[str, ...]) -> Override:
         assert case.reference is not None, "found with one only"

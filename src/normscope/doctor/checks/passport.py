@@ -7,13 +7,10 @@ from normscope.equivalence import compare_to_passport
 from normscope.records import Finding
 
 
-@register
+@register("NS032")
 class NotAsInPassport(Check):
     """Norms that are not what the checkpoint's passport says."""
 
-    code = "NS032"
-    family = "buffers"
-    needs = "checkpoint"
     source = "the passport, made where the checkpoint was saved"
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
@@ -21,8 +18,7 @@ class NotAsInPassport(Check):
             raise Skip("doctor.skip.passport")
         subject = case.state if case.subject is None else case.subject
         for found in compare_to_passport(subject, case.passport):
-            grave = found.code != "momentum"
             yield self.finding(
-                found.norm, "error" if grave else "warning", found.amount, 0.0, kind=found.code,
-                passport=found.passport, found=found.found, amount=found.amount,
+                found.norm, "warning" if found.code == "momentum" else "error", found.amount,
+                kind=found.code, passport=found.passport, found=found.found, amount=found.amount,
             )  # fmt: skip

@@ -10,50 +10,42 @@ from normscope.doctor.attribution import Override
 from normscope.doctor.checks.base import Check, CheckContext, Skip, register
 from normscope.doctor.evidence import Evidence
 from normscope.doctor.state import LayerState
-from normscope.moments import Moments, drift
+from normscope.moments import Moments, drift, rms
 from normscope.probe.compare import SURE, Answer
 from normscope.probe.stream import total_of
 from normscope.records import Finding
 
 
-@register
+@register("NS003", needs="data", repair="recalibrate", cause="stale", specific=1)
 class Stale(Check):
     """Statistics that are not those of the data."""
 
-    code = "NS003"
-    family = "statistics"
-    needs = "data"
     source = "normed Wasserstein distance, 0.1 as in drift detection by Evidently"
-    repair = "recalibrate"
-    cause = "stale"
-    specific = 1
-    warn = 0.1
-    fail = 0.5
+    warn, fail = 0.1, 0.5
 
-    def find(self, case: CheckContext) -> Iterator[Finding]:
-        for state in case.layers:
-            away = case.away(state)
-            if away is None or state.name in case.scales:
-                continue
-            # what a running average of so many batches and this momentum strays by chance
-            usual = 3 * chance(case.evidence, state)
-            size = float(away.pow(2).mean().sqrt())
-            over = (away > self.warn) & (away > usual)
-            grade = self.graded(size, case)
-            few = float(over.double().mean()) <= 0.05 and not bool((away > self.fail).any())
-            if not bool(over.any()) or (grade is None and few):
-                continue
-            severity, threshold = grade or ("warning", self.warn)
-            mean, var = case.evidence.population(state.name)
-            var = var.clamp(min=1e-12)
-            known = var.isfinite()
-            shift = ((state.mean - mean) / var.sqrt())[known.expand_as(mean)]
-            ratio = (state.var.clamp(min=1e-12) / var).log()[known.expand_as(mean)]
-            yield self.finding(
-                state.name, severity, size, threshold, channels=over,
-                shift=float(shift.pow(2).mean().sqrt()), ratio=float(ratio.mean().exp()),
-                worst=float(away.max()), kind="kept" if case.keep_stored else "",
-            )  # fmt: skip
+    def judge(self, case: CheckContext, state: LayerState) -> Iterator[Finding]:
+        away = case.away(state)
+        if away is None or state.name in case.scales:
+            return
+        # what a running average of so many batches and this momentum strays by chance
+        usual = 3 * chance(case.evidence, state)
+        size = rms(away)
+        over = (away > self.warn) & (away > usual)
+        grade = self.graded(size, case)
+        few = float(over.double().mean()) <= 0.05 and not bool((away > self.fail).any())
+        if not bool(over.any()) or (grade is None and few):
+            return
+        severity, threshold = grade or ("warning", self.warn)
+        mean, var = case.evidence.population(state.name)
+        var = var.clamp(min=1e-12)
+        known = var.isfinite()
+        shift = ((state.mean - mean) / var.sqrt())[known.expand_as(mean)]
+        ratio = (state.var.clamp(min=1e-12) / var).log()[known.expand_as(mean)]
+        yield self.finding(
+            state.name, severity, size, threshold, channels=over, shift=rms(shift),
+            ratio=float(ratio.mean().exp()), worst=float(away.max()),
+            kind="kept" if case.keep_stored else "",
+        )  # fmt: skip
 
 
 def chance(data: Evidence, state: LayerState) -> Tensor:
@@ -71,13 +63,10 @@ def chance(data: Evidence, state: LayerState) -> Tensor:
     return stray.nan_to_num(0).cpu()
 
 
-@register
+@register("NS029", needs="data")
 class Unrepresentative(Check):
     """Data at hand that cannot stand for those of training."""
 
-    code = "NS029"
-    family = "statistics"
-    needs = "data"
     source = "paired comparison on the data, 2 standard errors; distance as in NS003"
     warn = 0.1
 
@@ -85,13 +74,12 @@ class Unrepresentative(Check):
         gap = case.evidence.gap
         if not gap.known and not case.evidence.few:
             raise Skip("doctor.skip.quality")
-        found = [away for s in case.layers if (away := case.away(s)) is not None]
-        worst = max((float(a.pow(2).mean().sqrt()) for a in found), default=0.0)
+        worst = case.furthest
         if not case.keep_stored or worst <= self.warn or case.attribution is None:
             return
         if not case.restored < -SURE:
             yield self.finding(
-                "", "info", worst, self.warn, kind="few", distinct=case.evidence.distinct,
+                "", "info", worst, kind="few", distinct=case.evidence.distinct,
                 samples=gap.samples,
             )  # fmt: skip
             return
@@ -99,23 +87,18 @@ class Unrepresentative(Check):
         kind = "metric" if before.metrics else "accuracy" if before.right else "loss"
         classes = len(before.truth)
         yield self.finding(
-            "", "info", worst, self.warn, kind=kind, eval=getattr(before, kind),
+            "", "info", worst, kind=kind, eval=getattr(before, kind),
             train=getattr(after, kind), samples=gap.samples,
             classes=int((before.truth > 0).sum()), outputs=classes,
         )  # fmt: skip
 
 
-@register
+@register("NS004", needs="data", specific=0)
 class TrainEvalGap(Check):
     """The same samples come out differently in train() and in eval()."""
 
-    code = "NS004"
-    family = "statistics"
-    needs = "data"
     source = "measured: healthy digits networks 0.7 %, batch size 2 29 %"
-    specific = 0
-    warn = 0.02
-    fail = 0.1
+    warn, fail = 0.02, 0.1
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         gap = case.evidence.gap
@@ -139,16 +122,11 @@ class TrainEvalGap(Check):
             )  # fmt: skip
 
 
-@register
+@register("NS013", needs="data", repair="recalibrate", cause="dropout")
 class DropoutBefore(Check):
     """Dropout changes the variance that the layer learned."""
 
-    code = "NS013"
-    family = "statistics"
-    needs = "data"
     source = "Li et al. 2019, 'Disharmony between dropout and batch normalization'"
-    repair = "recalibrate"
-    cause = "dropout"
     warn = 0.2
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
@@ -162,62 +140,41 @@ class DropoutBefore(Check):
             on_var = on.var(correction=1).cpu()
             ratio = float((off_var.clamp(min=1e-12) / on_var.clamp(min=1e-12)).log().mean().exp())
             # it is the cause only where the stored statistics are those with dropout on
-            with_on = drift(state.mean, state.var, on.mean.cpu(), on_var).pow(2).mean()
-            with_off = drift(state.mean, state.var, off_mean, off_var).pow(2).mean()
-            if not 1 - self.warn < ratio < 1 / (1 - self.warn) and bool(with_on < with_off):
+            with_on = rms(drift(state.mean, state.var, on.mean.cpu(), on_var))
+            with_off = rms(drift(state.mean, state.var, off_mean, off_var))
+            if not 1 - self.warn < ratio < 1 / (1 - self.warn) and with_on < with_off:
                 yield self.finding(
                     state.name, "error" if case.gap_matters else "warning", ratio,
                     1 - self.warn, ratio=ratio,
                 )  # fmt: skip
 
 
-@register
+@register("NS017", needs="data", repair="split", cause="reused")
 class Reused(Check):
     """One layer, several places."""
 
-    code = "NS017"
-    family = "statistics"
-    needs = "data"
     source = "distance between calls as in NS003; Wu and Johnson 2021, table 5"
-    repair = "split"
-    cause = "reused"
     warn = 0.1
 
-    def find(self, case: CheckContext) -> Iterator[Finding]:
-        for state in case.layers:
-            calls = [t.total() for t in case.evidence.by_batch.get(state.name, [])]
-            if len(calls) < 2:
-                continue
-            first = calls[0]
-            away = max(
-                float(
-                    drift(
-                        c.mean, c.var(correction=1), first.mean, first.var(correction=1)
-                    ).pow(2).mean().sqrt()
-                )
-                for c in calls[1:]
-            )  # fmt: skip
-            if away > self.warn:
-                grave = case.gap_matters and away > 0.5
-                yield self.finding(
-                    state.name, "error" if grave else "warning", away, self.warn,
-                    calls=len(calls), distance=away,
-                )  # fmt: skip
+    def judge(self, case: CheckContext, state: LayerState) -> Iterator[Finding]:
+        calls = [t.total() for t in case.evidence.by_batch.get(state.name, [])]
+        stored = [(c.mean, c.var(correction=1)) for c in calls]
+        away = max((rms(drift(*other, *stored[0])) for other in stored[1:]), default=0.0)
+        if away > self.warn:
+            grave = case.gap_matters and away > 0.5
+            yield self.finding(
+                state.name, "error" if grave else "warning", away, calls=len(calls), distance=away
+            )
 
     def override(self, case: CheckContext, names: tuple[str, ...]) -> Override:
         return Override(by_batch=set(names))
 
 
-@register
+@register("NS021", needs="data", repair="domains", cause="domains")
 class MixedDomains(Check):
     """Domains that differ more than classes do."""
 
-    code = "NS021"
-    family = "statistics"
-    needs = "data"
     source = "eta^2 of domain over eta^2 of class"
-    repair = "domains"
-    cause = "domains"
     warn = 1.0
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
@@ -234,7 +191,7 @@ class MixedDomains(Check):
             if domain > 0.05 and (domain / label > self.warn or apart):
                 yield self.finding(
                     state.name, "warning" if case.gap_matters else "info", domain / label,
-                    self.warn, domain=domain, label=label,
+                    domain=domain, label=label,
                 )  # fmt: skip
 
     def fixed(
@@ -251,18 +208,12 @@ def _eta2(sets: Moments) -> float:
     return float(share[total > 1e-12].mean()) if bool((total > 1e-12).any()) else 0.0
 
 
-@register
+@register("NS022", needs="data", repair="adapt", specific=1)
 class Drift(Check):
     """Data in use that are not those of training."""
 
-    code = "NS022"
-    family = "statistics"
-    needs = "data"
     source = "normed Wasserstein distance as in NS003; Schneider et al. 2020"
-    repair = "adapt"
-    specific = 1
-    warn = 0.1
-    fail = 0.5
+    warn, fail = 0.1, 0.5
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         if case.live is None:
@@ -272,7 +223,7 @@ class Drift(Check):
                 continue
             total = total_of(case.live.stored[state.name])
             away = drift(state.mean, state.var, total.mean.cpu(), total.var(1).cpu())
-            size = float(away.pow(2).mean().sqrt())
+            size = rms(away)
             grade = self.graded(size)
             if grade is not None:
                 severity, threshold = grade

@@ -32,15 +32,11 @@ def biased_before(model: nn.Module) -> list[tuple[str, nn.Linear | _ConvNd, str,
     return found
 
 
-@register
+@register("NS012", needs="model", repair="fold_bias")
 class UselessBias(Check):
     """A bias that the norm takes away again."""
 
-    code = "NS012"
-    family = "structure"
-    needs = "model"
     source = "the mean of x + b is mean + b"
-    repair = "fold_bias"
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         pairs = biased_before(case.model)
@@ -48,21 +44,17 @@ class UselessBias(Check):
             first, _, norm, _ = pairs[0]
             count = sum(len(linear.bias) for _, linear, _, _ in pairs if linear.bias is not None)
             yield self.finding(
-                "", "info", float(len(pairs)), 0.0, first=first, norm=norm, pairs=len(pairs),
+                "", "info", float(len(pairs)), first=first, norm=norm, pairs=len(pairs),
                 count=count, confidence="medium",
             )  # fmt: skip
 
 
-@register
+@register("NS024", needs="data")
 class FoldParity(Check):
     """The folded model must compute the same."""
 
-    code = "NS024"
-    family = "structure"
-    needs = "data"
     source = "square root of the machine epsilon, relative to the largest output"
-    warn = 3.5e-4
-    fail = 3.5e-4
+    warn, fail = 3.5e-4, 3.5e-4
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
         batch = case.evidence.kept[0]
@@ -85,13 +77,10 @@ class FoldParity(Check):
             yield self.finding("", "error", check.difference, allowed, count=len(folding.folded))
 
 
-@register
+@register("NS025", needs="model")
 class NormAtTheEnd(Check):
     """A batch norm on the output."""
 
-    code = "NS025"
-    family = "structure"
-    needs = "model"
     source = "the last module of the model"
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
@@ -101,4 +90,4 @@ class NormAtTheEnd(Check):
             if not any(True for _ in m.children()) and not isinstance(m, (nn.Identity, nn.Flatten))
         ]
         if len(leaves) > 1 and isinstance(leaves[-1][1], _BatchNorm):
-            yield self.finding(leaves[-1][0], "info", 1.0, 0.0, confidence="medium")
+            yield self.finding(leaves[-1][0], "info", 1.0, confidence="medium")

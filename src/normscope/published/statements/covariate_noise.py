@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from normscope.moments import rms
 from normscope.published.digits import Digits, accuracy, fit, mlp, seeded
 from normscope.published.statement import Outcome, Statement, Summary, graded
 from normscope.records import StatementVerdict
@@ -51,8 +52,7 @@ def run(data: Digits, seed: int) -> Outcome:
         def after(step: int, seen: list[Tensor] = seen, jumps: list[float] = jumps) -> None:
             if len(seen) > 1:
                 first, second = seen[-2].mean(0), seen[-1].mean(0)
-                size = seen[-2].std(0).pow(2).mean().sqrt().clamp(min=1e-6)
-                jumps.append(float((second - first).pow(2).mean().sqrt() / size))
+                jumps.append(rms(second - first) / max(rms(seen[-2].std(0)), 1e-6))
             del seen[:-1]
 
         for epoch in range(EPOCHS):
