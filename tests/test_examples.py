@@ -20,7 +20,9 @@ def test_the_example_of_a_public_name_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     text = getattr(normscope, name).__doc__
-    example = doctest.DocTestParser().get_doctest(text, {}, name, None, None)
+    # those of 2d and 3d layers continue that of the 1d layer, which has the imports
+    before = {"torch": torch, "normscope": normscope} if name.endswith(("2d", "3d")) else {}
+    example = doctest.DocTestParser().get_doctest(text, before, name, None, None)
     assert example.examples, f"{name} has no example"
     assert "normscope" in text
     told: list[str] = []

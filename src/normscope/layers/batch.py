@@ -1,7 +1,6 @@
 """Drop-in batch norm, `torch.nn.BatchNorm*d` on normscope's operator, and ghost batch norm."""
 
-from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -14,10 +13,10 @@ from normscope.functional import batch_norm, plain_call
 from normscope.kernels.cpu import ACTS
 from normscope.kernels.reference import ACTIVATIONS
 from normscope.layers.statistics import AS_TORCH, RunningStatistics
-from normscope.moments import Moments
 
 Device = torch.device | str | int | None
 Ranks = dist.ProcessGroup | Literal["world"] | None
+Tables = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 class Normalizer(RunningStatistics, _BatchNorm):
@@ -92,23 +91,20 @@ class Normalizer(RunningStatistics, _BatchNorm):
                 )  # fmt: skip
                 if y is not None:
                     return y
-        return checked_batch_norm(
+        return chunked_batch_norm(
             input,
             self.ranks,
             self.ghost_size if training else None,
-            self.running_mean if uses_buffers else None,
-            self.running_var if uses_buffers else None,
-            self.weight,
-            self.bias,
-            self.normalizes_by_batch(),
-            self.momentum,
-            self.eps,
-            self.num_batches_tracked if training and counts else None,
-            mask,
-            act,
-            residual,
-            resolved(self.process_group) if training else None,
-            None if plain else self.observe,
+            (*self.stored(), self.weight, self.bias),
+            training=self.normalizes_by_batch(),
+            momentum=self.momentum,
+            eps=self.eps,
+            num_batches_tracked=self.num_batches_tracked if training and counts else None,
+            mask=mask,
+            act=act,
+            residual=residual,
+            process_group=resolved(self.process_group) if training else None,
+            on_moments=None if plain else self.observe,
         )
 
     def extra_repr(self) -> str:
@@ -123,23 +119,12 @@ class Normalizer(RunningStatistics, _BatchNorm):
 
 
 @torch.fx.wrap  # symbolic tracing keeps this whole: it asks questions of real tensors
-def checked_batch_norm(
+def chunked_batch_norm(
     x: Tensor,
     ranks: tuple[int, ...],
     ghost_size: int | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    training: bool,
-    momentum: float | None,
-    eps: float,
-    num_batches_tracked: Tensor | None,
-    mask: Tensor | None,
-    act: Activation | None,
-    residual: Tensor | None,
-    process_group: dist.ProcessGroup | None,
-    on_moments: Callable[[Moments], None] | None,
+    tables: Tables,
+    **settings: Any,
 ) -> Tensor:
     """Call `functional.batch_norm` after the check of the rank, over chunks of `ghost_size`.
 
@@ -147,29 +132,11 @@ def checked_batch_norm(
     the batch is.
     """
     check_rank(x, ranks)
-    groups, num_groups = None, 1
     if ghost_size is not None and x.shape[0] >= 2 * ghost_size:
         num_groups = x.shape[0] // ghost_size
         order = torch.arange(x.shape[0], device=x.device) // ghost_size
-        groups = order.clamp(max=num_groups - 1)
-    return batch_norm(
-        x,
-        running_mean,
-        running_var,
-        weight,
-        bias,
-        training,
-        momentum,
-        eps,
-        num_batches_tracked=num_batches_tracked,
-        groups=groups,
-        num_groups=num_groups,
-        mask=mask,
-        act=act,
-        residual=residual,
-        process_group=process_group,
-        on_moments=on_moments,
-    )
+        settings |= {"groups": order.clamp(max=num_groups - 1), "num_groups": num_groups}
+    return batch_norm(x, *tables, **settings)
 
 
 def check_rank(x: Tensor, ranks: tuple[int, ...]) -> None:
@@ -230,10 +197,7 @@ class BatchNorm1d(Normalizer, nn.BatchNorm1d):
 class BatchNorm2d(Normalizer, nn.BatchNorm2d):
     """Batch norm over (N, C, H, W), a drop-in for `torch.nn.BatchNorm2d`; see `BatchNorm1d`.
 
-    >>> import torch
-    >>> import normscope
-    >>> layer = normscope.BatchNorm2d(3, act="relu")
-    >>> layer(torch.randn(8, 3, 5, 5)).shape
+    >>> normscope.BatchNorm2d(3, act="relu")(torch.randn(8, 3, 5, 5)).shape
     torch.Size([8, 3, 5, 5])
     """
 
@@ -243,10 +207,7 @@ class BatchNorm2d(Normalizer, nn.BatchNorm2d):
 class BatchNorm3d(Normalizer, nn.BatchNorm3d):
     """Batch norm over (N, C, D, H, W), a drop-in for `torch.nn.BatchNorm3d`; see `BatchNorm1d`.
 
-    >>> import torch
-    >>> import normscope
-    >>> layer = normscope.BatchNorm3d(3, act="relu")
-    >>> layer(torch.randn(8, 3, 2, 5, 5)).shape
+    >>> normscope.BatchNorm3d(3, act="relu")(torch.randn(8, 3, 2, 5, 5)).shape
     torch.Size([8, 3, 2, 5, 5])
     """
 
@@ -329,10 +290,7 @@ class GhostBatchNorm1d(_Ghost):
 class GhostBatchNorm2d(_Ghost):
     """Ghost batch norm over (N, C, H, W); see `GhostBatchNorm1d`.
 
-    >>> import torch
-    >>> import normscope
-    >>> layer = normscope.GhostBatchNorm2d(3, ghost_size=4)
-    >>> layer(torch.randn(8, 3, 5, 5)).shape
+    >>> normscope.GhostBatchNorm2d(3, ghost_size=4)(torch.randn(8, 3, 5, 5)).shape
     torch.Size([8, 3, 5, 5])
     """
 
@@ -342,10 +300,7 @@ class GhostBatchNorm2d(_Ghost):
 class GhostBatchNorm3d(_Ghost):
     """Ghost batch norm over (N, C, D, H, W); see `GhostBatchNorm1d`.
 
-    >>> import torch
-    >>> import normscope
-    >>> layer = normscope.GhostBatchNorm3d(3, ghost_size=4)
-    >>> layer(torch.randn(8, 3, 2, 5, 5)).shape
+    >>> normscope.GhostBatchNorm3d(3, ghost_size=4)(torch.randn(8, 3, 2, 5, 5)).shape
     torch.Size([8, 3, 2, 5, 5])
     """
 

@@ -166,20 +166,18 @@ class _ConditionalBatchNorm(RunningStatistics):
             condition = _current.ids
         if condition is None:
             return self._without_condition(input, mask)
-        uses_buffers = self.track_running_stats or not self.training
         # the operator's own update is quickest; counts then come from the conditions alone
         ranks = resolved(self.process_group) if self.training else None
         alone = mask is None and ranks is None and self.stats == "condition"
         plain = alone and self.policy == AS_TORCH and not is_transformed()
         y = batch_norm(
             input,
-            self.running_mean if uses_buffers else None,
-            self.running_var if uses_buffers else None,
+            *self.stored(),
             self.weight,
             self.bias,
-            self.normalizes_by_batch(),
-            self.momentum,
-            self.eps,
+            training=self.normalizes_by_batch(),
+            momentum=self.momentum,
+            eps=self.eps,
             num_batches_tracked=self.num_batches_tracked,
             groups=condition if "condition" in (self.stats, self.affine) else None,
             num_groups=self.num_conditions if self.stats == "condition" else 1,
@@ -395,8 +393,6 @@ class ConditionalBatchNorm1d(_ConditionalBatchNorm):
 class ConditionalBatchNorm2d(_ConditionalBatchNorm):
     """Conditional batch norm over (N, C, H, W); see `ConditionalBatchNorm1d`.
 
-    >>> import torch
-    >>> import normscope
     >>> layer = normscope.ConditionalBatchNorm2d(3, num_conditions=2)
     >>> layer(torch.randn(8, 3, 5, 5), torch.arange(8) % 2).shape
     torch.Size([8, 3, 5, 5])
@@ -408,8 +404,6 @@ class ConditionalBatchNorm2d(_ConditionalBatchNorm):
 class ConditionalBatchNorm3d(_ConditionalBatchNorm):
     """Conditional batch norm over (N, C, D, H, W); see `ConditionalBatchNorm1d`.
 
-    >>> import torch
-    >>> import normscope
     >>> layer = normscope.ConditionalBatchNorm3d(3, num_conditions=2)
     >>> layer(torch.randn(8, 3, 2, 5, 5), torch.arange(8) % 2).shape
     torch.Size([8, 3, 2, 5, 5])

@@ -94,10 +94,7 @@ class FrozenBatchNorm1d(_FrozenBatchNorm):
 class FrozenBatchNorm2d(_FrozenBatchNorm):
     """Frozen batch norm over (N, C, H, W); see `FrozenBatchNorm1d`.
 
-    >>> import torch
-    >>> import normscope
-    >>> layer = normscope.FrozenBatchNorm2d(3)
-    >>> layer(torch.randn(8, 3, 5, 5)).shape
+    >>> normscope.FrozenBatchNorm2d(3)(torch.randn(8, 3, 5, 5)).shape
     torch.Size([8, 3, 5, 5])
     """
 
@@ -107,10 +104,7 @@ class FrozenBatchNorm2d(_FrozenBatchNorm):
 class FrozenBatchNorm3d(_FrozenBatchNorm):
     """Frozen batch norm over (N, C, D, H, W); see `FrozenBatchNorm1d`.
 
-    >>> import torch
-    >>> import normscope
-    >>> layer = normscope.FrozenBatchNorm3d(3)
-    >>> layer(torch.randn(8, 3, 2, 5, 5)).shape
+    >>> normscope.FrozenBatchNorm3d(3)(torch.randn(8, 3, 2, 5, 5)).shape
     torch.Size([8, 3, 2, 5, 5])
     """
 

@@ -113,10 +113,7 @@ class ModeNorm1d(_ModeNorm):
 class ModeNorm2d(_ModeNorm):
     """Mode normalisation over (N, C, H, W); see `ModeNorm1d`.
 
-    >>> import torch
-    >>> import normscope
-    >>> layer = normscope.ModeNorm2d(3, num_modes=2)
-    >>> layer(torch.randn(8, 3, 5, 5)).shape
+    >>> normscope.ModeNorm2d(3, num_modes=2)(torch.randn(8, 3, 5, 5)).shape
     torch.Size([8, 3, 5, 5])
     """
 
@@ -126,10 +123,7 @@ class ModeNorm2d(_ModeNorm):
 class ModeNorm3d(_ModeNorm):
     """Mode normalisation over (N, C, D, H, W); see `ModeNorm1d`.
 
-    >>> import torch
-    >>> import normscope
-    >>> layer = normscope.ModeNorm3d(3, num_modes=2)
-    >>> layer(torch.randn(8, 3, 2, 5, 5)).shape
+    >>> normscope.ModeNorm3d(3, num_modes=2)(torch.randn(8, 3, 2, 5, 5)).shape
     torch.Size([8, 3, 2, 5, 5])
     """
 

@@ -145,10 +145,7 @@ class EvalNorm1d(_EvalNorm):
 class EvalNorm2d(_EvalNorm):
     """Batch norm over (N, C, H, W) with each sample's own statistics; see `EvalNorm1d`.
 
-    >>> import torch
-    >>> import normscope
-    >>> layer = normscope.EvalNorm2d(3, own_weight=0.1)
-    >>> layer(torch.randn(8, 3, 5, 5)).shape
+    >>> normscope.EvalNorm2d(3, own_weight=0.1)(torch.randn(8, 3, 5, 5)).shape
     torch.Size([8, 3, 5, 5])
     """
 
@@ -158,10 +155,7 @@ class EvalNorm2d(_EvalNorm):
 class EvalNorm3d(_EvalNorm):
     """Batch norm over (N, C, D, H, W) with each sample's own statistics; see `EvalNorm1d`.
 
-    >>> import torch
-    >>> import normscope
-    >>> layer = normscope.EvalNorm3d(3, own_weight=0.1)
-    >>> layer(torch.randn(8, 3, 2, 5, 5)).shape
+    >>> normscope.EvalNorm3d(3, own_weight=0.1)(torch.randn(8, 3, 2, 5, 5)).shape
     torch.Size([8, 3, 2, 5, 5])
     """
 

@@ -137,10 +137,7 @@ class BatchRenorm1d(_Renorm):
 class BatchRenorm2d(_Renorm):
     """Batch renormalisation over (N, C, H, W); see `BatchRenorm1d`.
 
-    >>> import torch
-    >>> import normscope
-    >>> layer = normscope.BatchRenorm2d(3, r_max=2.0)
-    >>> layer(torch.randn(8, 3, 5, 5)).shape
+    >>> normscope.BatchRenorm2d(3, r_max=2.0)(torch.randn(8, 3, 5, 5)).shape
     torch.Size([8, 3, 5, 5])
     """
 
@@ -150,10 +147,7 @@ class BatchRenorm2d(_Renorm):
 class BatchRenorm3d(_Renorm):
     """Batch renormalisation over (N, C, D, H, W); see `BatchRenorm1d`.
 
-    >>> import torch
-    >>> import normscope
-    >>> layer = normscope.BatchRenorm3d(3, r_max=2.0)
-    >>> layer(torch.randn(8, 3, 2, 5, 5)).shape
+    >>> normscope.BatchRenorm3d(3, r_max=2.0)(torch.randn(8, 3, 2, 5, 5)).shape
     torch.Size([8, 3, 2, 5, 5])
     """
 

@@ -65,6 +65,7 @@ class RunningStatistics(nn.Module):
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
     momentum: float | None
+    track_running_stats: bool = True
 
     def set_policy(self, policy: Policy) -> Self:
         """Follow `policy` from now on; collected batches of an older one are dropped."""
@@ -75,6 +76,11 @@ class RunningStatistics(nn.Module):
             counter = torch.zeros((), dtype=torch.int64, device=device)
             self.register_buffer("skipped_updates", counter, persistent=False)
         return self
+
+    def stored(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return the mean and variance that a forward is given; None where it tracks none."""
+        used = self.track_running_stats or not self.training
+        return (self.running_mean, self.running_var) if used else (None, None)
 
     def normalizes_by_batch(self) -> bool:
         """Return whether the next forward takes its statistics from the batch."""

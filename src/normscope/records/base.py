@@ -56,9 +56,10 @@ class Record:
     """
 
     kind: ClassVar[str]
-    parts: ClassVar[str] = ""  # the field whose entries are the rows of `to_rows`
+    parts: ClassVar[str]  # the field whose entries are the rows of `to_rows`
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, *, kind: str, parts: str = "") -> None:
+        cls.kind, cls.parts = kind, parts
         # dataclass would put in a repr of every number; it keeps one that the class has
         cls.__repr__ = Record.__repr__  # type: ignore[method-assign]
 

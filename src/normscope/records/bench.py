@@ -1,7 +1,7 @@
 """A benchmark: times, memory, and errors of the statistics, for each peer."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from normscope.records.base import Record, scalars
 
@@ -101,10 +101,9 @@ class Accuracy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench(Record):
+class Bench(Record, kind="bench"):
     """Speed, memory and accuracy of normscope and its peers, in one run."""
 
-    kind: ClassVar[str] = "bench"
     complete: bool  # False: interrupted; what is here was measured in full
     quick: bool
     repeats: int  # at least so many for each median, but for what takes over a second

@@ -1,7 +1,7 @@
 """Published statements about batch norm, tested on this machine."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from normscope.records.base import Record
 
@@ -30,11 +30,9 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClaimResult(Record):
+class ClaimResult(Record, kind="claim", parts="numbers"):
     """One statement: what was measured, and whether it agrees by a rule fixed before the run."""
 
-    kind: ClassVar[str] = "claim"
-    parts: ClassVar[str] = "numbers"
     name: str
     source: str
     link: str
@@ -51,9 +49,7 @@ class ClaimResult(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claims(Record):
+class Claims(Record, kind="claims", parts="results"):
     """Several statements, in the order of their publication."""
 
-    kind: ClassVar[str] = "claims"
-    parts: ClassVar[str] = "results"
     results: tuple[ClaimResult, ...]

@@ -1,7 +1,7 @@
 """A conversion: the new layers of a model, and the comparison that verifies them."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from normscope.records.base import Record
 
@@ -61,10 +61,9 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Converted(Record):
+class Converted(Record, kind="conversion"):
     """The result of converting a model, and the comparison that verifies it."""
 
-    kind: ClassVar[str] = "conversion"
     model: str
     to: str
     changed: tuple[Change, ...]

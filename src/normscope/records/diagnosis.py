@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from normscope.records.base import Record, scalars
 
@@ -99,11 +99,9 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diagnosis(Record):
+class Diagnosis(Record, kind="diagnosis", parts="findings"):
     """Every check on a model: findings, causes, and what was not checked."""
 
-    kind: ClassVar[str] = "diagnosis"
-    parts: ClassVar[str] = "findings"
     model: str
     data: str
     layers: int
@@ -158,10 +156,9 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repaired(Record):
+class Repaired(Record, kind="repair"):
     """What `repair` tried, what held-out samples said, and what was kept."""
 
-    kind: ClassVar[str] = "repair"
     model: str
     data: str
     dry_run: bool

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from normscope.records.base import Part, Record
 from normscope.records.inspection import StageName
@@ -39,10 +39,9 @@ class LayerDifference(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference(Record):
+class Difference(Record, kind="difference"):
     """Two checkpoints, epochs or domains of one model, layer by layer."""
 
-    kind: ClassVar[str] = "difference"
     models: tuple[str, str]
     data: tuple[str, str]
     images: tuple[int, int]

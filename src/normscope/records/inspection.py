@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -178,10 +178,9 @@ class Batches:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inspection(Record):
+class Inspection(Record, kind="inspection"):
     """Every normalisation layer of a model, class by class, over one pass of the data."""
 
-    kind: ClassVar[str] = "inspection"
     model: str
     data: str
     classes: tuple[str, ...]  # K names; one where there are no labels

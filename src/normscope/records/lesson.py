@@ -1,7 +1,7 @@
 """The worked example and the trap, as data."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from normscope.records.base import Numbers, Part, Record, Table, scalars
 
@@ -79,10 +79,9 @@ class Composition:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson(Record):
+class Lesson(Record, kind="lesson"):
     """The worked example and the trap, as data."""
 
-    kind: ClassVar[str] = "lesson"
     eps: float
     stages: tuple[Stage, ...]
     recoveries: tuple[Recovery, ...]

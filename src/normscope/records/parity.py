@@ -1,7 +1,7 @@
 """Two forms of one network side by side: what is the same, the first norm that is not, and why."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from normscope.records.base import Record
 from normscope.records.passport import Mismatch
@@ -52,11 +52,9 @@ class ModeParity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parity(Record):
+class Parity(Record, kind="parity", parts="norms"):
     """Two forms of one network on the same inputs."""
 
-    kind: ClassVar[str] = "parity"
-    parts: ClassVar[str] = "norms"
     names: tuple[str, str]
     forms: tuple[str, str]  # module, compiled, exported, torchscript, onnx, function
     modes: tuple[ModeParity, ...]

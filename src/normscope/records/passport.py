@@ -1,7 +1,7 @@
 """A passport: settings of every norm and the data of its statistics, which no state dict has."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from normscope.records.base import Numbers, Record
 
@@ -49,11 +49,9 @@ class DataPassport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Passport(Record):
+class Passport(Record, kind="passport", parts="norms"):
     """The batch norms of one checkpoint."""
 
-    kind: ClassVar[str] = "passport"
-    parts: ClassVar[str] = "norms"
     model: str  # class name
     torch: str
     normscope: str
@@ -74,11 +72,9 @@ class Mismatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PassportCheck(Record):
+class PassportCheck(Record, kind="passport_check", parts="mismatches"):
     """A checkpoint or model compared with its passport."""
 
-    kind: ClassVar[str] = "passport_check"
-    parts: ClassVar[str] = "mismatches"
     subject: str
     passport: Passport
     mismatches: tuple[Mismatch, ...]

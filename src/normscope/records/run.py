@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from normscope.records.base import Numbers, Part, Record, Table, scalars
 from normscope.records.inspection import Inspection
@@ -134,10 +134,9 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Record):
+class Run(Record, kind="run"):
     """A finished (or stopped) comparison of normalisations on one data set."""
 
-    kind: ClassVar[str] = "run"
     config: RunConfig
     complete: bool
     classes: tuple[str, ...]
