@@ -185,18 +185,6 @@ def read_text(path: Path, what: str = "file") -> str:
     return text
 
 
-def read_json(path: Path, what: str = "record") -> Any:
-    """Read the JSON value in a file; raises FileError as `read_text`, or where it is not JSON."""
-    try:
-        return json.loads(read_text(path, what))
-    except json.JSONDecodeError as problem:
-        raise FileError(
-            f"{shown(path)} is not a whole {what}: line {problem.lineno}: {problem.msg}"
-        ) from problem
-    except RecursionError as problem:
-        raise FileError(f"{shown(path)} is no {what}: it is nested too deeply") from problem
-
-
 def _unwritable(path: Path, problem: OSError, size: int) -> FileError:
     if problem.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0

@@ -101,17 +101,14 @@ def _of_part(part: Part, quick: bool) -> list[Setting]:
     ]
 
 
-def _swept(
-    quick: bool, more: tuple[tuple[int, ...], ...] = ()
-) -> list[tuple[tuple[int, ...], Layout]]:
-    """Return the shapes of the sweep and some more, in both memory formats where there are two."""
+def _swept(quick: bool) -> list[tuple[tuple[int, ...], Layout]]:
+    """Return the shapes of the sweep, in both memory formats where there are two."""
     if quick:
         return [(shape, "contiguous") for shape in QUICK_SWEEP]
-    shapes = (*more, *SWEEP)
     last: list[tuple[tuple[int, ...], Layout]] = [
-        (shape, "channels_last") for shape in shapes if len(shape) > 2
+        (shape, "channels_last") for shape in SWEEP if len(shape) > 2
     ]
-    return [*((shape, "contiguous") for shape in shapes), *last]
+    return [*((shape, "contiguous") for shape in SWEEP), *last]
 
 
 def counts() -> list[int]:

@@ -14,13 +14,12 @@ from rich.segment import Segment
 from normscope.cli.help import Group
 from normscope.cli.language import spoken
 from normscope.errors import InputError
-from normscope.files import json_text, shown
+from normscope.files import shown
 from normscope.progress import Progress, bar
 from normscope.report.messages import Lang, say
 
 if TYPE_CHECKING:
     from normscope.records.base import Record
-    from normscope.report.document import Document
 
 Bar = AbstractContextManager[Progress]
 OUTPUT = "Output"
@@ -90,16 +89,23 @@ class Shown(Printed):
 
     html: Path | None = None
 
-    def present(self, record: "Record | dict[str, Any]", document: "Document") -> None:
-        """Print a record on stdout, and write its page if --html names a file."""
+    def present(self, *records: "Record") -> None:
+        """Print what a command found on stdout, and write its page if --html names a file.
+
+        One record, or a diagnosis and the repair after it.
+        """
+        from normscope.report import document_of
+
+        document = document_of(*records)
         if self.html is not None:
             from normscope.files import write_whole
             from normscope.report.html import page
 
             write_whole(self.html, page(document, self.lang))
         if self.as_json:
-            text = json_text(record) if isinstance(record, dict) else record.to_json()
-            sys.stdout.write(text + "\n")
+            from normscope.records.kinds import json_of
+
+            sys.stdout.write(json_of(*records) + "\n")
         else:
             from normscope.report.terminal import show
 

@@ -27,9 +27,7 @@ def bench(
 
     with show.bar() as progress:
         record = measure(names(only), quick=quick, repeats=repeats, on_progress=progress)
-    from normscope.report.bench import document
-
-    show.present(record, document(record))
+    show.present(record)
     if not record.complete:
         show.tell("cli.bench.stopped")
         raise typer.Exit(130)

@@ -35,8 +35,7 @@ def claims(
         for name in published.names():
             typer.echo(f"{name:18} {say(show.lang, f'claims.{name}.said')}")
         return
-    from normscope.report import document_of
 
     with show.bar() as bar:
         record = published.claims(names(only), data=data, seeds=seeds, folder=out, on_progress=bar)
-    show.present(record, document_of(record))
+    show.present(record)

@@ -53,9 +53,7 @@ def convert(
     if batch is not None:
         done.verify(batch)
     record = replace(done.record, model=model)
-    from normscope.report.conversion import document
-
-    show.present(record, document(record))
+    show.present(record)
     if not record.ok:
         raise typer.Exit(1)
     notes = {"model": model, "to": to, "options": json.dumps(options)}

@@ -56,8 +56,6 @@ def diagnose(
             write_whole(sarif, machine.sarif(record, show.lang))
         if junit is not None:
             write_whole(junit, machine.junit(record, show.lang))
-    from normscope.report.diagnosis import document
-
-    show.present(record, document(record))
+    show.present(record)
     if record.fails(fail_on):
         raise typer.Exit(1)

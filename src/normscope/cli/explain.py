@@ -50,9 +50,7 @@ def explain(
     from normscope.lesson import lesson
 
     record = lesson(eps=eps, seeds=seeds, **arguments)
-    from normscope.report.lesson import document
-
-    show.present(record, document(record))
+    show.present(record)
 
 
 def _codes() -> list[str]:

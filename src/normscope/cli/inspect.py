@@ -53,10 +53,8 @@ def inspect(
         given = replace(given, data="digits")
     given.check()
     if compare:
-        from normscope.report.difference import document
-
         record = _difference(files or [])
-        show.present(record, document(record))
+        show.present(record)
         return
     if save is not None and save.suffix != ".json":
         raise InputError(f"--save is {shown(save)}; name a .json file")
@@ -82,9 +80,7 @@ def inspect(
         found = inspection(seen, release=True)
     if save is not None:
         found.save(save)
-    from normscope.report.inspection import document as of_inspection
-
-    show.present(found, of_inspection(found))
+    show.present(found)
     if save is not None:
         show.tell("cli.saved", path=save)
     if stopped:

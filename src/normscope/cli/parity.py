@@ -47,7 +47,6 @@ def parity(
             raise InputError(f"{option} is for a model; {shown(side)} has its own weights")
     from normscope.cli.convert import batch_of
     from normscope.equivalence import parity as compared
-    from normscope.report import document_of
 
     inputs: Any = batch_of(shape) if batch is None else _made(batch)
     record = compared(
@@ -59,7 +58,7 @@ def parity(
         passports=(_passport(weights), _passport(weights_b or weights)),
         names=(first, second),
     )
-    show.present(record, document_of(record))
+    show.present(record)
     if not record.ok:
         raise typer.Exit(1)
 

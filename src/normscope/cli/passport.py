@@ -30,7 +30,6 @@ def passport(
     from normscope import equivalence
     from normscope.probe.load import read_weights
     from normscope.records import Passport, PassportCheck
-    from normscope.report import document_of
 
     network = data = None
     if given.model is not None:
@@ -60,7 +59,7 @@ def passport(
         record = equivalence.passport(
             network, None if data is None else given.reader(network)(data.train)
         )
-    show.present(record, document_of(record))
+    show.present(record)
     if write:
         assert given.weights is not None and isinstance(record, Passport)  # noqa: PT018
         path = equivalence.write_passport(given.weights, record)

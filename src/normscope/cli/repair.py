@@ -1,6 +1,5 @@
 """normscope repair."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +8,6 @@ import typer
 from normscope.cli.app import Shown, names
 from normscope.cli.inputs import Checkup
 from normscope.errors import InputError
-from normscope.records import CHECKUP
 
 
 def repair(
@@ -72,11 +70,7 @@ def repair(
             **arguments,
         )
     record = done.record
-    from normscope.report.diagnosis import document
-
-    parts = {part.kind: json.loads(part.to_json()) for part in (found, record)}
-    both = {"kind": CHECKUP, **parts}
-    show.present(both, document(found, record))
+    show.present(found, record)
     if record.kept and not dry_run:
         if state is None:
             done.save(out)

@@ -1,14 +1,13 @@
 """normscope report, and what train shows at its end."""
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from normscope.cli.app import Console, Printed, Shown
-from normscope.records import CHECKUP, Run
+from normscope.records import Run
 from normscope.records.kinds import fitting
 
 
@@ -22,7 +21,6 @@ def report(
         file: What --save, --json or record.save() wrote, of any command; or a run folder.
     """
     from normscope.records import load_all
-    from normscope.report import document_of
 
     record, *others = load_all(file)
     with fitting(file, "record"):
@@ -30,11 +28,7 @@ def report(
             folder = file if file.is_dir() else file.parent
             finish(record, folder, show, show.html)
             return
-        whole: Any = record
-        if others:  # as it was written
-            parts = {r.kind: json.loads(r.to_json()) for r in (record, *others)}
-            whole = {"kind": CHECKUP, **parts}
-        show.present(whole, document_of(record, *others))
+        show.present(record, *others)
 
 
 def finish(run: Run, folder: Path, show: Printed, html: Path | None = None) -> None:

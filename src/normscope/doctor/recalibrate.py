@@ -185,9 +185,7 @@ def recalibrate(
         streams, order = measured(model, loader, layers, propagate, "all", group, told)
     left |= {name: "no forward runs it" for name in layers if name not in streams}
     new = {name: _population(name, streams[name]) for name in order}
-    done = tuple(
-        _told(name, layers[name], streams[name], new[name], group is not None) for name in order
-    )
+    done = tuple(_told(name, layers[name], streams[name], new[name]) for name in order)
     seen = max((stream.batches for calls in streams.values() for stream in calls), default=0)
     before = snapshot(model)
     with before, torch.no_grad():
@@ -327,9 +325,7 @@ def _population(name: str, calls: list[MomentStream]) -> Moments:
     return total
 
 
-def _told(
-    name: str, layer: nn.Module, calls: list[MomentStream], total: Moments, of_ranks: bool
-) -> Recalibrated:
+def _told(name: str, layer: nn.Module, calls: list[MomentStream], total: Moments) -> Recalibrated:
     known = total.count > 1
     mean, var = (t.detach().to(total.mean.device, torch.float64) for t in tensors_of(layer))
     moved = drift(mean, var, total.mean, total.var(correction=1))

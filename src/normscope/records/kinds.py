@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from normscope.errors import FileError, InputError, NormscopeError
-from normscope.files import read_text, shown
+from normscope.files import json_text, read_text, shown
 from normscope.records.base import Record
 from normscope.records.bench import Bench
 from normscope.records.claims import Claims
@@ -87,6 +87,13 @@ def load_all(path: str | os.PathLike[str]) -> tuple[Record, ...]:
             f"{shown(path)} is no record: it has {found}; there are {', '.join(KINDS)}"
         )
     return (KINDS[kind].load(path),)  # an inspection may have large tables beside it
+
+
+def json_of(*records: Record) -> str:
+    """Return the text that `load_all` reads: of one record, or of a diagnosis and a repair."""
+    if len(records) == 1:
+        return records[0].to_json()
+    return json_text({"kind": CHECKUP, **{r.kind: json.loads(r.to_json()) for r in records}})
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """A text in both languages: pages carry both, so that the reader can switch without a server."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from normscope.report.messages import Lang, catalogue, say
+
+NAMED = 3  # layers that a sentence names; the others are counted
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,12 @@ def joined(words: Iterable[Words], en: str = ", ", zh: str = "，") -> Text:
 def sentences(*texts: Words) -> Text:
     """Put sentences one after the other; Chinese needs no space between them."""
     return joined(texts, " ", "")
+
+
+def few(names: Sequence[str]) -> Words:
+    """List the first few layers, and count the others."""
+    shown, more = ", ".join(names[:NAMED]), len(names) - NAMED
+    return joined((shown, tr("page.more", count=more)), " ", " ") if more > 0 else shown
 
 
 def labelled(name: Words, text: Words) -> Text:

@@ -6,12 +6,11 @@ from dataclasses import replace
 from typing import TypeVar
 
 from normscope.records import Finding
-from normscope.report.bilingual import Text, Words, joined, read, tr
+from normscope.report.bilingual import Text, Words, few, read, tr
 from normscope.report.document import Cell, Table, columns
 from normscope.report.format import number, percent
 from normscope.report.messages import catalogue
 
-NAMED = 3  # layers that are listed for one finding; the others are counted
 WORDS = 24  # characters; what is longer is a sentence and may break
 Item = TypeVar("Item")
 
@@ -55,14 +54,8 @@ def source(finding: Finding) -> Words:
 
 def place(group: list[Finding]) -> Words:
     """Name the layers of a group, the first few."""
-    names = tuple(f.layer for f in group if f.layer)
+    names = [f.layer for f in group if f.layer]
     return few(names) if names else tr("doctor.whole")
-
-
-def few(names: tuple[str, ...]) -> Words:
-    """List the first few names, and count the others."""
-    shown, more = ", ".join(names[:NAMED]), len(names) - NAMED
-    return joined((shown, tr("doctor.more", count=more)), " ", " ") if more > 0 else shown
 
 
 def listed(

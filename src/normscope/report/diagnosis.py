@@ -7,9 +7,9 @@ from functools import partial
 from normscope.records import ChannelGap, Diagnosis, Finding, Gap, Repaired, Severity
 from normscope.report import document as doc
 from normscope.report import repair
-from normscope.report.bilingual import Text, Words, joined, labelled, read, tr
+from normscope.report.bilingual import Text, Words, few, joined, labelled, read, tr
 from normscope.report.charts.bells import bells
-from normscope.report.checks import advice, evidence, few, grouped, listed, place, source, title
+from normscope.report.checks import advice, evidence, grouped, listed, place, source, title
 from normscope.report.document import Bar, Bars, Document, Drawing, Section
 from normscope.report.format import number, or_dash, percent, three
 

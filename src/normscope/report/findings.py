@@ -5,12 +5,11 @@ from collections.abc import Iterable
 from statistics import fmean
 
 from normscope.records import Inspection, Layer, StageMeasures, Work, WorkName
-from normscope.report.bilingual import Text, joined, sentences, tr
+from normscope.report.bilingual import Text, few, joined, sentences, tr
 from normscope.report.format import percent, signed
 
 TOLERANCE = 1e-5  # float32 rounding of a healthy layer stays far below this
 ROUNDINGS = 10  # beyond it: by so many roundings of the worst channel eta2 may differ
-NAMED = 3  # layers that a remark names; the others are counted
 RAISED = 1e-6  # rounding: an activation must move J by more to be said to have raised it
 THINNED = 256  # channels that J uses of a layer that has more than it can use
 CHANCE = 0.5  # J may be judged where labels drawn at random would leave it below this
@@ -86,7 +85,7 @@ def _kept(inspection: Inspection) -> list[Text]:
     # where every gamma is 0 nothing is left to compare; such a layer is named all the more
     lost = [layer.name for layer in inspection.layers if 0 in layer.gamma]
     if lost:
-        texts.append(tr("lens.verdict.lost", layers=_listed(lost)))
+        texts.append(tr("lens.verdict.lost", layers=few(lost)))
     texts += _per_sample(inspection)
     return texts or [tr("lens.verdict.untested")]
 
@@ -101,7 +100,7 @@ def _per_sample(inspection: Inspection) -> list[Text]:
     eta2, fraction = ([getattr(la, n) for la in known] for n in ("eta2_change", "lda_change"))
     text = tr(
         "lens.verdict.per_sample",
-        layers=_listed([layer.name for layer in layers]),
+        layers=few([layer.name for layer in layers]),
         norms=", ".join(sorted({layer.norm for layer in layers})),
         eta2_low=signed(min(eta2)),
         eta2_high=signed(max(eta2)),
@@ -212,7 +211,7 @@ def remarks(inspection: Inspection) -> list[Text]:
     names: dict[str, list[str]] = {}
     for key, name in about:
         names.setdefault(key, []).append(name)
-    return [tr("lens.about", layers=_listed(n), text=tr(key)) for key, n in names.items()]
+    return [tr("lens.about", layers=few(n), text=tr(key)) for key, n in names.items()]
 
 
 # --- numbers and names ------------------------------------------------------------------------
@@ -248,8 +247,3 @@ def follows(layer: Layer) -> Text:
         return joined([then or "-"])
     behind = tr("lens.behind", activation=layer.input_activation)
     return behind if then is None else sentences(behind, then)
-
-
-def _listed(names: list[str]) -> Text | str:
-    listed, more = ", ".join(names[:NAMED]), len(names) - NAMED
-    return tr("lens.layers", names=listed, more=more) if more > 0 else listed

@@ -59,11 +59,11 @@ def magnitude(value: float) -> Words:
     return f"{digits} × 10{str(int(power)).translate(POWERS)}"
 
 
-def power(value: float, digits: int = 1) -> str:
+def power(value: float) -> str:
     """Write a difference of which the power of ten matters: 7.7e-06, 0 where there is none."""
     if value == 0 or not math.isfinite(value):
         return "-" if math.isnan(value) else f"{value:.0f}"
-    return f"{value:.{digits}e}"
+    return f"{value:.1e}"
 
 
 def order(value: float) -> str:

@@ -5,8 +5,8 @@ from functools import partial
 
 from normscope.records import Repaired, Score, Trial
 from normscope.report import document as doc
-from normscope.report.bilingual import Text, joined, labelled, tr
-from normscope.report.checks import advice, few, listed, title
+from normscope.report.bilingual import Text, few, joined, labelled, tr
+from normscope.report.checks import advice, listed, title
 from normscope.report.document import Bar, Bars, Document, Table, assembled
 from normscope.report.format import percent, three
 

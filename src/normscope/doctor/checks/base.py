@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from normscope.doctor.attribution import Attribution, Override
 from normscope.doctor.evidence import Evidence
 from normscope.doctor.scale import other_scale
-from normscope.doctor.state import LayerState
+from normscope.doctor.state import LayerState, of_model
 from normscope.moments import drift, rms
 from normscope.probe.compare import SURE, Answer, Quality
 from normscope.records import Confidence, Finding, Passport, Severity
@@ -78,6 +78,11 @@ class CheckContext:
         """The drift of the layer that is furthest from the data, root mean square; 0: of none."""
         found = (away for s in self.layers if (away := self.away(s)) is not None)
         return max(map(rms, found), default=0.0)
+
+    @cached_property
+    def followed(self) -> dict[str, LayerState]:
+        """The layers of the reference, by name; empty without one."""
+        return {} if self.reference is None else {s.name: s for s in of_model(self.reference)}
 
     @cached_property
     def gap_matters(self) -> bool:

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope.doctor.attribution import Override
 from normscope.doctor.checks.base import Check, CheckContext, Skip, register
-from normscope.doctor.state import LayerState, of_model
+from normscope.doctor.state import LayerState
 from normscope.layers.statistics import RunningStatistics
 from normscope.moments import drift, rms
 from normscope.probe.compare import Answer
@@ -28,12 +28,11 @@ class Mode(Check):
 
     source = "eval() puts every layer into eval"
 
-    def find(self, case: CheckContext) -> Iterator[Finding]:
+    def judge(self, case: CheckContext, state: LayerState) -> Iterator[Finding]:
         if in_training(case.model):
             raise Skip("doctor.skip.training")
-        for state in case.layers:
-            if state.module is not None and state.module.training:
-                yield self.finding(state.name, "error", 1.0)
+        if state.module is not None and state.module.training:
+            yield self.finding(state.name, "error", 1.0)
 
     def fixed(
         self, case: CheckContext, names: tuple[str, ...]
@@ -209,18 +208,14 @@ class NotFollowing(Check):
     source = "distance from the statistics of the reference, as in NS003"
     warn, fail = 0.1, 0.5
 
-    def find(self, case: CheckContext) -> Iterator[Finding]:
+    def judge(self, case: CheckContext, state: LayerState) -> Iterator[Finding]:
         if case.reference is None:
             raise Skip("doctor.skip.reference")
-        followed = {s.name: s for s in of_model(case.reference)}
-        for state in case.layers:
-            other = followed.get(state.name)
-            if other is None or other.mean.shape != state.mean.shape:
-                continue
+        other = case.followed.get(state.name)
+        if other is not None and other.mean.shape == state.mean.shape:
             size = rms(drift(state.mean, state.var, other.mean, other.var))
             yield from self.above(state.name, size, kind="never" if state.fresh else "behind")
 
     def override(self, case: CheckContext, names: tuple[str, ...]) -> Override:
-        assert case.reference is not None, "found with one only"
-        followed = {s.name: s for s in of_model(case.reference)}
-        return Override({n: (followed[n].mean, followed[n].var) for n in names if n in followed})
+        found = {name: case.followed[name] for name in names if name in case.followed}
+        return Override({name: (state.mean, state.var) for name, state in found.items()})

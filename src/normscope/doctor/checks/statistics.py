@@ -13,7 +13,7 @@ from normscope.doctor.state import LayerState
 from normscope.moments import Moments, drift, rms
 from normscope.probe.compare import SURE, Answer
 from normscope.probe.stream import total_of
-from normscope.records import Finding
+from normscope.records import Finding, Severity
 
 
 @register("NS003", needs="data", repair="recalibrate", cause="stale", specific=1)
@@ -129,24 +129,21 @@ class DropoutBefore(Check):
     source = "Li et al. 2019, 'Disharmony between dropout and batch normalization'"
     warn = 0.2
 
-    def find(self, case: CheckContext) -> Iterator[Finding]:
+    def judge(self, case: CheckContext, state: LayerState) -> Iterator[Finding]:
         if not case.evidence.dropped:
             raise Skip("doctor.skip.dropout")
-        for state in case.layers:
-            if state.name not in case.evidence.dropped or state.name in case.damaged:
-                continue
-            on = total_of(case.evidence.dropped[state.name])
-            off_mean, off_var = case.evidence.population(state.name)
-            on_var = on.var(correction=1).cpu()
-            ratio = float((off_var.clamp(min=1e-12) / on_var.clamp(min=1e-12)).log().mean().exp())
-            # it is the cause only where the stored statistics are those with dropout on
-            with_on = rms(drift(state.mean, state.var, on.mean.cpu(), on_var))
-            with_off = rms(drift(state.mean, state.var, off_mean, off_var))
-            if not 1 - self.warn < ratio < 1 / (1 - self.warn) and with_on < with_off:
-                yield self.finding(
-                    state.name, "error" if case.gap_matters else "warning", ratio,
-                    1 - self.warn, ratio=ratio,
-                )  # fmt: skip
+        if state.name not in case.evidence.dropped or state.name in case.damaged:
+            return
+        on = total_of(case.evidence.dropped[state.name])
+        off_mean, off_var = case.evidence.population(state.name)
+        on_var = on.var(correction=1).cpu()
+        ratio = float((off_var.clamp(min=1e-12) / on_var.clamp(min=1e-12)).log().mean().exp())
+        # it is the cause only where the stored statistics are those with dropout on
+        with_on = rms(drift(state.mean, state.var, on.mean.cpu(), on_var))
+        with_off = rms(drift(state.mean, state.var, off_mean, off_var))
+        if not 1 - self.warn < ratio < 1 / (1 - self.warn) and with_on < with_off:
+            severity: Severity = "error" if case.gap_matters else "warning"
+            yield self.finding(state.name, severity, ratio, 1 - self.warn, ratio=ratio)
 
 
 @register("NS017", needs="data", repair="split", cause="reused")
