@@ -16,8 +16,7 @@ from normscope.moments import Moments
 
 def of(x: torch.Tensor) -> Moments:
     """Moments of (N, C) values as one set with axes () and (C,)."""
-    whole = moments(x)
-    return Moments(whole.count[0], whole.mean[0], whole.m2[0])
+    return moments(x)[0]
 
 
 def assert_same(a: Moments, b: Moments, rtol: float = 1e-12) -> None:
@@ -43,6 +42,17 @@ def test_empty_is_neutral_and_has_no_variance() -> None:
     assert_same(Moments.empty(2) + some, some)
     assert_same(some + Moments.empty(2), some)
     assert Moments.empty(2).var(correction=0).isnan().all()
+
+
+def test_sets_are_taken_and_made_room_for() -> None:
+    x, groups = torch.randn(9, 2, dtype=torch.double), torch.arange(9) % 3
+    sets = moments(x, groups, num_groups=3)
+    assert_same(sets[1], of(x[1::3]))
+    assert sets.pool()[None].mean.shape == (1, 2)
+    more = sets.padded(5)
+    assert more.count.tolist() == [3, 3, 3, 0, 0]
+    assert_same(more.pool(), of(x))
+    assert_same(sets.padded(2), sets)
 
 
 def test_var_names_its_correction() -> None:

@@ -364,8 +364,7 @@ def update_running(
             "which will be updated in place, were not batched."
         )
     if running_mean.dim() == 1 and batch.mean.shape[0] > 1:
-        batch = batch.pool()
-        batch = Moments(batch.count[None], batch.mean[None], batch.m2[None])
+        batch = batch.pool()[None]
     enough = batch.count > 1
     if num_batches_tracked is not None:
         counted = enough if num_batches_tracked.dim() else batch.count[0] > 0

@@ -5,6 +5,7 @@ from typing import Self
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from normscope.errors import InputError
@@ -55,6 +56,19 @@ class Moments:
             count,
             self.mean + step * share,
             self.m2 + other.m2 + step * step * share * self.count.unsqueeze(-1),
+        )
+
+    def __getitem__(self, place: int | None) -> "Moments":
+        """Return one set of the first axis; with None, all of them under a new first axis."""
+        return Moments(self.count[place], self.mean[place], self.m2[place])
+
+    def padded(self, sets: int) -> "Moments":
+        """Add empty sets on the first axis up to so many."""
+        more = max(0, sets - len(self.count))
+        return Moments(
+            F.pad(self.count, [0, more]),
+            F.pad(self.mean, [0, 0, 0, more]),
+            F.pad(self.m2, [0, 0, 0, more]),
         )
 
     def detach(self) -> "Moments":

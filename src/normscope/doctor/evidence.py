@@ -299,7 +299,7 @@ class _Watcher:
     def __init__(
         self, found: Evidence, batch: Batch, rows: tuple[dict[int, int], dict[int, int]] | None
     ) -> None:
-        self._found, self._batch = found, batch
+        self._found = found
         self._groups: list[tuple[dict[str, Moments], Tensor]] = []
         if rows is not None and batch.condition is not None:
             ids = (batch.condition, batch.classes)
@@ -324,10 +324,8 @@ class _Watcher:
         seen.active = seen.active + (after.detach() > 0).sum([0, *range(2, x.dim())])
         seen.values += x.numel() // x.shape[1]
         means = x.double().flatten(2).mean(2) if x.dim() > 2 else x.double()
-        of_batch = _moments_of(means)
+        of_batch, whole = moments(means)[0], moments(x)[0]
         seen.within = seen.within + of_batch.m2
-        whole = moments(x)
-        whole = Moments(whole.count[0].double(), whole.mean[0].double(), whole.m2[0].double())
         seen.means = of_batch if seen.means is None else seen.means + of_batch
         seen.all = whole if seen.all is None else seen.all + whole
         if x.dim() == 3 and x.shape[2] > 1:
@@ -336,13 +334,6 @@ class _Watcher:
     def activated(self, call: Call, activation: str, after: Tensor) -> None:
         if call.name in self._found.layers:
             self._found.layers[call.name].activation = activation
-
-
-def _moments_of(values: Tensor) -> Moments:
-    """Return the moments of (N, C) values in float64."""
-    mean = values.mean(0)
-    count = torch.tensor(float(len(values)), dtype=torch.float64, device=values.device)
-    return Moments(count, mean, (values - mean).square().sum(0))
 
 
 def _numbered(ids: Tensor, rows: dict[int, int]) -> Tensor | None:
@@ -357,14 +348,8 @@ def _numbered(ids: Tensor, rows: dict[int, int]) -> Tensor | None:
 def _sum(old: Moments | None, new: Moments) -> Moments:
     if old is None:
         return new
-    size = max(len(old.count), len(new.count))
-    return _widened(old, size) + _widened(new, size)
-
-
-def _widened(old: Moments, size: int) -> Moments:
-    empty = Moments.empty(size - len(old.count), old.mean.shape[1], device=old.mean.device)
-    parts = zip((old.count, old.mean, old.m2), (empty.count, empty.mean, empty.m2), strict=True)
-    return Moments(*(torch.cat(pair) for pair in parts))
+    sets = max(len(old.count), len(new.count))
+    return old.padded(sets) + new.padded(sets)
 
 
 def _padded(x: Tensor) -> float:

@@ -26,6 +26,7 @@ from normscope.probe.batches import Forward, Loader, Part
 from normscope.probe.frozen import check_runnable
 from normscope.probe.grammar import Labels
 from normscope.probe.layers import in_training
+from normscope.probe.ranks import gathered
 from normscope.probe.run import NormRun, dropouts, tensors_of
 from normscope.probe.stream import MomentStream, total_of
 from normscope.progress import bar, expected, wanted
@@ -329,13 +330,10 @@ def _told(name: str, layer: nn.Module, calls: list[MomentStream], total: Moments
     known = total.count > 1
     mean, var = (t.detach().to(total.mean.device, torch.float64) for t in tensors_of(layer))
     moved = drift(mean, var, total.mean, total.var(correction=1))
-    var = total.var(correction=0)
     one = MomentStream()
     one.blocks = [block for stream in calls for block in stream.blocks]
     one.samples = sum(stream.samples for stream in calls)
-    mean_error, var_error = one.errors()
-    std = var.sqrt().clamp(min=1e-6)
-    error = 2 * (mean_error**2 + (var_error / (2 * std)) ** 2).sqrt() / std
+    error = 2 * one.drift_error()
     return Recalibrated(
         name=name,
         calls=len(calls),
@@ -366,11 +364,7 @@ def _write(layer: nn.Module, total: Moments, batches: int) -> None:
 
 def _agree(group: dist.ProcessGroup | None, *, ok: bool) -> None:
     """Let every rank say whether it is well, so that none waits for one that has failed."""
-    if group is None:
-        return
-    flags: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(flags, ok, group=group)
-    if ok and not all(flags):
+    if group is not None and not all(gathered(ok, group)) and ok:
         raise ModelError("another rank failed; nothing was changed on any rank")
 
 
@@ -379,10 +373,7 @@ def _shared_order(order: list[str], group: dist.ProcessGroup | None) -> list[str
     if group is None:
         return order
     _agree(group, ok=True)
-    orders: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(orders, order, group=group)
-    found: list[str] = next((o for o in orders if o), [])
-    return found
+    return next((known for known in gathered(order, group) if known), [])
 
 
 def _joined(
@@ -403,10 +394,8 @@ def _joined(
         if calls:
             own = total_of(calls)
         stream = MomentStream()
-        facts: list[Any] = [None] * dist.get_world_size(group)
-        mine = (sum(t.samples for t in calls), sum(t.batches for t in calls), len(calls))
-        dist.all_gather_object(facts, mine, group=group)
+        facts = gathered((sum(t.samples for t in calls), sum(t.batches for t in calls)), group)
         stream.blocks = [own.all_reduce(group)]
-        stream.samples, stream.batches = sum(f[0] for f in facts), sum(f[1] for f in facts)
+        stream.samples, stream.batches = map(sum, zip(*facts, strict=True))
         joined[name] = [stream]
     return joined

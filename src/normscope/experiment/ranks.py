@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from normscope.errors import InputError, NormscopeError
 from normscope.layers.statistics import RunningStatistics
 from normscope.moments import Moments
+from normscope.probe.ranks import gathered
 
 T = TypeVar("T")
 STARTED_BY = ("RANK", "WORLD_SIZE", "MASTER_ADDR")  # what torchrun sets
@@ -177,10 +178,7 @@ def check_same(value: object, what: str) -> None:
 
 
 def _gathered(value: T) -> list[T]:
-    values: list[Any] = [value] * size()
-    if size() > 1:
-        dist.all_gather_object(values, value)
-    return values
+    return [value] if size() == 1 else gathered(value)
 
 
 def _stop_later(number: int, frame: FrameType | None) -> None:

@@ -16,6 +16,7 @@ from normscope.lens.channel_map import ChannelMap
 from normscope.lens.images import Sample
 from normscope.lens.statistics import Stage, TrackedLayer, resized
 from normscope.moments import Moments, check_distributed
+from normscope.probe.ranks import gathered
 from normscope.records import LabelKind
 
 SCHEMA = 3  # raised when what a saved state holds changes
@@ -182,17 +183,9 @@ class InspectionState:
         self.check_whole()
         file = BytesIO()
         torch.save(self, file)
-        own = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
-        world = dist.get_world_size(process_group)
-        device = "cuda" if dist.get_backend(process_group) == "nccl" else "cpu"
-        sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world)]
-        dist.all_gather(sizes, torch.tensor([len(own)], device=device), group=process_group)
-        padded = resized(own.to(device), max(int(size) for size in sizes))
-        ranks = [torch.empty_like(padded) for _ in range(world)]
-        dist.all_gather(ranks, padded, group=process_group)
         together = InspectionState()
-        for rank, size in zip(ranks, sizes, strict=True):
-            together.merge(self._read(BytesIO(rank[: int(size)].cpu().numpy().tobytes()), "a rank"))
+        for rank in gathered(file.getvalue(), process_group):
+            together.merge(self._read(BytesIO(rank), "a rank"))
         self.__dict__.update(together.__dict__)
         return self
 

@@ -83,7 +83,7 @@ class Stage:
         self.scatter.addmm_(rows.T, rows)
         self.sample = self.sample.add(images.priority, images.labels, _joint(seen.mean))
         if images.condition is not None:
-            self.conditions = _roomy(self.conditions, int(images.condition.max()) + 1)
+            self.conditions = self.conditions.padded(int(images.condition.max()) + 1)
             absorb(self.conditions, seen, images.condition)
 
     def merge(self, other: "Stage", scale: Tensor) -> None:
@@ -102,7 +102,7 @@ class Stage:
             other.sample.priority, other.sample.labels, other.sample.features
         )
         conditions = max(len(self.conditions.count), len(other.conditions.count))
-        self.conditions = _roomy(self.conditions, conditions) + _roomy(other.conditions, conditions)
+        self.conditions = self.conditions.padded(conditions) + other.conditions.padded(conditions)
 
     def mapped(self, centre: Tensor, scale: Tensor) -> "Stage":
         """Map it to the stage of (x - centre) * scale, exactly."""
@@ -347,9 +347,3 @@ def _joint(table: Tensor) -> Tensor:
 
 def _narrow(counts: Tensor) -> Tensor:
     return counts if counts.numel() and int(counts.max()) > FULL else counts.to(torch.int32)
-
-
-def _roomy(moments: Moments, rows: int) -> Moments:
-    if len(moments.count) >= rows:
-        return moments
-    return Moments(*(resized(t, rows) for t in (moments.count, moments.mean, moments.m2)))

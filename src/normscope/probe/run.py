@@ -177,7 +177,7 @@ class _ByBatch(TorchFunctionMode):
         return func(*args, **given)
 
     def _keep(self, batch: Moments) -> None:
-        self.seen = Moments(batch.count[0], batch.mean[0], batch.m2[0])
+        self.seen = batch[0]
 
 
 def _own_again(layer: nn.Module, own: Callable[..., Any] | None) -> None:
@@ -220,8 +220,7 @@ def _moments(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         x = x.float()
     mask = kwargs.get("mask", args[2] if len(args) > 2 else None)
     if mean.dim() == 1:
-        whole = moments(x.detach(), mask=mask)
-        return Moments(whole.count[0], whole.mean[0], whole.m2[0])
+        return moments(x.detach(), mask=mask)[0]
     ids = kwargs.get("condition", args[1] if len(args) > 1 else None)
     ids = current_condition() if ids is None else ids
     return None if ids is None else moments(x.detach(), ids, mean.shape[0], mask)

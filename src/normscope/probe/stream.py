@@ -99,6 +99,15 @@ class MomentStream:
         var_error = (share * (spread - var)).pow(2).sum(0)
         return (scale * mean_error).sqrt(), (scale * var_error).sqrt()
 
+    def drift_error(self) -> Tensor:
+        """Return the standard error of a drift from these statistics, in their deviations.
+
+        sqrt(SE(mean)^2 + SE(std)^2) / std,   SE(std) = SE(var) / (2 std)
+        """
+        mean_error, var_error = self.errors()
+        std = self.total().var(correction=0).clamp(min=1e-12).sqrt()
+        return (mean_error**2 + (var_error / (2 * std)) ** 2).sqrt() / std
+
 
 def stacked(parts: list[Moments]) -> Moments:
     """Stack parts of one shape along a new first axis."""

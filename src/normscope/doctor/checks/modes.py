@@ -1,7 +1,6 @@
 """How layers are set: modes, momentum, freezing, averaging, optimizer, ranks."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +15,7 @@ from normscope.layers.statistics import RunningStatistics
 from normscope.moments import drift, rms
 from normscope.probe.compare import Answer
 from normscope.probe.layers import bare, in_training
+from normscope.probe.ranks import gathered
 from normscope.records import Finding
 
 CLOSE = 0.5  # cosine of the weights of a copy and of what it follows
@@ -179,8 +179,7 @@ class Ranks(Check):
         # every rank must ask, or those that do wait for ever
         if case.group is None or dist.get_world_size(case.group) < 2:
             raise Skip("doctor.skip.ranks")
-        ranks: list[Any] = [None] * dist.get_world_size(case.group)
-        dist.all_gather_object(ranks, [(s.mean, s.var) for s in case.layers], case.group)
+        ranks = gathered([(s.mean, s.var) for s in case.layers], case.group)
         for number, state in enumerate(case.layers):
             others = [rank[number] for rank in ranks]
             away = max(float(drift(m, v, state.mean, state.var).max()) for m, v in others)

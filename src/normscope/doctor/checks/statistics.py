@@ -55,10 +55,7 @@ def chance(data: Evidence, state: LayerState) -> Tensor:
     """
     m = 0.0 if state.momentum is None else min(max(state.momentum, 0.0), 1.0)
     stream = data.by_batch[state.name][0]
-    mean_error, var_error = stream.errors()
-    batches = max(len(stream.blocks), 1)
-    std = stream.total().var(correction=0).clamp(min=1e-12).sqrt()
-    one = (mean_error**2 + (var_error / (2 * std)) ** 2).sqrt() / std * batches**0.5
+    one = stream.drift_error() * max(len(stream.blocks), 1) ** 0.5
     stray: Tensor = one * (m / (2 - m)) ** 0.5
     return stray.nan_to_num(0).cpu()
 
