@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean, stdev
 
 from normscope.published.digits import Digits
 from normscope.records import Curve, Measured, StatementVerdict
@@ -31,13 +32,11 @@ class Summary:
 
     def mean(self, name: str) -> float:
         """Return the mean of a number."""
-        return math.fsum(o.numbers[name] for o in self.outcomes) / len(self.outcomes)
+        return fmean(o.numbers[name] for o in self.outcomes)
 
     def spread(self, name: str) -> float:
         """Return its standard deviation over seeds; 0 for one seed."""
-        mean, n = self.mean(name), len(self.outcomes)
-        squares = math.fsum((o.numbers[name] - mean) ** 2 for o in self.outcomes)
-        return math.sqrt(squares / (n - 1)) if n > 1 else 0.0
+        return _deviation([o.numbers[name] for o in self.outcomes])
 
     def sure(self, name: str) -> float:
         """Divide a number by its standard error over seeds: above 2 it is no chance."""
@@ -64,12 +63,12 @@ class Summary:
             return Curve(name=name, x=x, mean=y, spread=(0.0,) * len(x), points=True)
         x = tuple(point[0] for point in runs[0])
         columns = [[run[i][1] for run in runs] for i in range(len(x))]
-        mean = tuple(math.fsum(c) / len(c) for c in columns)
-        spread = tuple(
-            math.sqrt(math.fsum((v - m) ** 2 for v in c) / max(1, len(c) - 1))
-            for c, m in zip(columns, mean, strict=True)
-        )
+        mean, spread = tuple(map(fmean, columns)), tuple(map(_deviation, columns))
         return Curve(name=name, x=x, mean=mean, spread=spread)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 @dataclass(frozen=True)

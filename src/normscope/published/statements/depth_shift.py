@@ -1,6 +1,7 @@
 """The distance of stored statistics from those of new data grows with depth."""
 
 import torch
+from scipy.stats import spearmanr
 from torch import nn
 
 from normscope.moments import drift
@@ -32,18 +33,10 @@ def run(data: Digits, seed: int) -> Outcome:
                 found.append((len(found) + 1.0, float(far.mean())))
             x = layer(x)
         curves[name] = found
-        numbers[f"rank_{name}"] = _rank_correlation([v for _, v in found])
+        numbers[f"rank_{name}"] = float(spearmanr(found).statistic)
         numbers[f"growth_{name}"] = found[-1][1] / max(found[0][1], 1e-12)
     assert len(norms(net)) == DEPTH, "one per layer"
     return Outcome(numbers, curves)
-
-
-def _rank_correlation(values: list[float]) -> float:
-    """Return Spearman's correlation with the place."""
-    ranks = torch.tensor(values).argsort().argsort().double()
-    places = torch.arange(len(values)).double()
-    both = torch.stack([ranks, places])
-    return float(torch.corrcoef(both)[0, 1])
 
 
 def judge(found: Summary) -> StatementVerdict:

@@ -1,6 +1,7 @@
 """At initialisation batch norm scales the residual branch of block l down by 1 / l."""
 
 import math
+from statistics import linear_regression
 
 import torch
 from torch import nn
@@ -43,10 +44,8 @@ def run(data: Digits, seed: int) -> Outcome:
 
 
 def _slope(ratios: list[float]) -> float:
-    points = [(math.log(i), math.log(ratios[i - 1])) for i in SHOWN]
-    mean_x, mean_y = (sum(p[k] for p in points) / len(points) for k in (0, 1))
-    over = sum((x - mean_x) * (y - mean_y) for x, y in points)
-    return over / sum((x - mean_x) ** 2 for x, _ in points)
+    places, sizes = map(math.log, SHOWN), (math.log(ratios[i - 1]) for i in SHOWN)
+    return linear_regression([*places], [*sizes]).slope
 
 
 def judge(found: Summary) -> StatementVerdict:
