@@ -322,7 +322,7 @@ def _filled_up(
     The fill is min_count - count pseudo-values that have the running mean and variance.
     """
     if min_count and stored is not None:
-        running_mean, running_var = (t.to(batch.mean.dtype) for t in stored)
+        running_mean, running_var = held(*(t.to(batch.mean.dtype) for t in stored))
         missing = (min_count - batch.count).clamp(min=0)
         batch = batch + Moments(missing, running_mean, running_var * missing.unsqueeze(1))
     count = batch.count.clamp(min=1).unsqueeze(1)
@@ -380,6 +380,15 @@ def update_running(
         old = running.to(now.dtype).view(now.shape)
         running.copy_(torch.where(moves, (1 - share) * old + share * now, old).view(running.shape))
     return (enough.unsqueeze(1) & ~moves).sum()
+
+
+def held(*tables: Tensor) -> tuple[Tensor, ...]:
+    """Copy tables of one shape, which backward needs, before running statistics move on.
+
+    A compiler may compute cheap values a second time in backward, from buffers that forward has
+    updated by then. It keeps the result of a stack.
+    """
+    return torch.stack(tables).unbind(0)
 
 
 def _stored(

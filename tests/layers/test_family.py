@@ -390,3 +390,22 @@ def test_a_condition_without_statistics_is_said_once() -> None:
         layer(x, torch.tensor([0, 1, 2, 1, 0, 2]))
     layer.train()(x, torch.tensor([0, 0, 0, 1, 1, 1]))
     layer.eval()(x, torch.tensor([0, 1, 2, 1, 0, 2]))
+
+
+@pytest.mark.parametrize("name", ["renorm", "filled up"])
+def test_compiled_gradients_are_of_the_statistics_before_the_update(name: str) -> None:
+    layer: Any = normscope.BatchRenorm1d(3, ramp=1)
+    arguments: tuple[Tensor, ...] = ()
+    if name == "filled up":
+        layer, arguments = normscope.ConditionalBatchNorm1d(3, 4, min_count=8), (IDS,)
+    twin = copy.deepcopy(layer)
+    # its graphs are cut as those of the default back end
+    compiled = torch.compile(twin, backend="aot_eager_decomp_partition")
+    for _ in range(2):
+        x, dy = torch.randn(9, 3) * 3 + 2, torch.randn(9, 3)
+        found = []
+        for call, parameters in ((layer, layer.parameters()), (compiled, twin.parameters())):
+            given = x.clone().requires_grad_()
+            y = call(given, *arguments)
+            found.append(torch.autograd.grad(y, [given, *parameters], dy))
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)

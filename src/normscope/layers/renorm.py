@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from normscope.arguments import Activation
-from normscope.functional import batch_norm, moments
+from normscope.functional import batch_norm, held, moments
 from normscope.layers.batch import Device, Normalizer, Ranks, check_rank, resolved
 
 
@@ -72,6 +72,7 @@ class _Renorm(Normalizer):
             r_max, d_max = self.limits()
             r = (std / running_std).nan_to_num(1.0).clamp(1 / r_max, r_max)
             d = ((mean - self.running_mean) / running_std).clamp(-d_max, d_max)
+            r, d = held(r, d)
         weight, bias = (self.weight, self.bias) if self.affine else (torch.ones_like(r), None)
         # r and d are constants for the gradient: they go into the affine map
         dtype = self.running_mean.dtype
