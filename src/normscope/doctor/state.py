@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from normscope import probe
 from normscope.errors import ModelError
-from normscope.probe.layers import without_norms
+from normscope.layers.statistics import RunningStatistics
+from normscope.probe.layers import tried_alone, without_norms
 from normscope.records import Passport
 
 HELD = ("running_mean", "running_var", "num_batches_tracked", "weight", "bias")
@@ -74,12 +76,26 @@ def of_model(model: nn.Module) -> list[LayerState]:
     found = []
     for norm in probe.find_norms(model):
         if norm.skipped is None:
-            eps, momentum = probe.eps_of(norm.module), getattr(norm.module, "momentum", MOMENTUM)
+            eps, momentum = probe.eps_of(norm.module), _momentum(norm.module)
             held = {name: getattr(norm.module, name, None) for name in HELD}
             found.append(
                 _state(norm.name, held, momentum, EPS if eps is None else eps, norm.module)
             )
     return found
+
+
+def _momentum(layer: nn.Module) -> float | None:
+    """Return the weight of a new batch in a layer's running average; None: it is cumulative.
+
+    In a layer of its owner's making the attribute may be the weight of the old average, as in
+    Keras: what a batch of ones leaves of a mean of 0 tells.
+    """
+    given: float | None = getattr(layer, "momentum", MOMENTUM)
+    if given is None or isinstance(layer, (_NormBase, RunningStatistics)):
+        return given
+    tried = tried_alone(layer, torch.ones(2), training=True)
+    share = 0.0 if tried is None else float(tried[0].running_mean[0])
+    return round(share, 9) if 0 < share <= 1 else given
 
 
 def without_statistics(model: nn.Module) -> str:

@@ -5,6 +5,7 @@ import re
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,35 +91,40 @@ def stored_eps(module: nn.Module) -> float | None:
 def eps_of(module: nn.Module) -> float | None:
     """Return the eps of a layer with running statistics, also of one that does not keep it.
 
-    Such a layer, as DETR's frozen batch norm, has it as a number in its forward. A copy of it with
-    running_mean 0 and running_var 0 maps a step of 1 to weight / sqrt(eps), in eval mode. None
-    where the layer does something else.
+    Such a layer, as DETR's frozen batch norm, has it as a number in its forward: a step of 1 comes
+    out as weight / sqrt(eps). None where the layer does something else.
     """
     known = stored_eps(module)
-    mean = getattr(module, "running_mean", None)
-    if known is not None or not isinstance(mean, Tensor) or mean.dim() != 1 or is_lazy(mean):
+    tried = None if known is not None else tried_alone(module, torch.arange(2))
+    if tried is None:
         return known
-    if mean.is_meta or not len(mean):
+    alone, y = tried
+    weight = torch.ones_like(y[0]) if getattr(alone, "weight", None) is None else alone.weight
+    if getattr(weight, "shape", None) != y[0].shape:
         return None
-    try:
-        with torch.no_grad():
-            alone = copy.deepcopy(module).double().eval()
-            alone.running_mean.zero_()  # type: ignore[operator]
-            alone.running_var.zero_()  # type: ignore[operator]
-            for rank in (4, 2, 3, 5):
-                steps = torch.arange(2, dtype=torch.float64, device=mean.device)
-                x = steps.view(2, *[1] * (rank - 1)).expand(2, len(mean), *[1] * (rank - 2))
-                try:
-                    y = alone(x).reshape(2, len(mean))
-                except Exception:  # it takes another rank
-                    continue
-                weight = getattr(alone, "weight", None)
-                weight = torch.ones_like(y[0]) if weight is None else weight
-                eps = (weight / (y[1] - y[0])).square()[weight != 0]
-                same = len(eps) and bool((eps - eps[0]).abs().max() <= 1e-6 * eps[0])
-                return float(eps[0]) if same and 0 < float(eps[0]) < 1 else None
-    except Exception:  # it cannot be copied, or is made of other parts
+    eps = (weight / (y[1] - y[0])).square()[weight != 0]
+    same = len(eps) and bool((eps - eps[0]).abs().max() <= 1e-6 * eps[0])
+    return float(eps[0]) if same and 0 < float(eps[0]) < 1 else None
+
+
+def tried_alone(
+    module: nn.Module, values: Tensor, *, training: bool = False
+) -> tuple[Any, Tensor] | None:
+    """Run a copy whose statistics are 0 on values that all channels share; None where it fails."""
+    mean = getattr(module, "running_mean", None)
+    if not isinstance(mean, Tensor) or mean.dim() != 1 or is_lazy(mean) or mean.is_meta:
         return None
+    for rank in (4, 2, 3, 5):
+        try:
+            alone: Any = copy.deepcopy(module).double().train(training)
+            x = values.to(mean.device, torch.float64).view(-1, *[1] * (rank - 1))
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                alone.running_mean.zero_()
+                alone.running_var.zero_()
+                y = alone(x.expand(len(x), len(mean), *[1] * (rank - 2)))
+                return alone, y.reshape(len(x), len(mean))
+        except Exception:  # it takes another rank, or cannot be copied
+            continue
     return None
 
 

@@ -1,0 +1,46 @@
+"""Models that came from another library, or did not arrive: what was carried over wrongly is told."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.situations.situation import blamed, digit_batches, mended, train
+
+
+class KerasNorm(nn.Module):
+    """As people write it by Keras' book: momentum is the weight of the old average."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, momentum: float) -> None:
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(torch.full((channels,), v)) for v in (1.0, 0.0))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.momentum, self.eps = momentum, 1e-3
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, 1 - self.momentum)
+                self.running_var.lerp_(var, 1 - self.momentum)
+        else:
+            mean, var = self.running_mean, self.running_var
+        mean, std = (v.view(-1, 1, 1) for v in (mean, (var + self.eps).sqrt()))
+        return self.weight.view(-1, 1, 1) * (x - mean) / std + self.bias.view(-1, 1, 1)
+
+
+@pytest.mark.parametrize(("momentum", "wrong"), [(0.9, False), (0.1, True)])
+def test_a_layer_of_ones_own_has_a_momentum_by_its_own_rule(momentum: float, wrong: bool) -> None:
+    """What a batch leaves in its statistics counts, not what the attribute is called."""
+    torch.manual_seed(0)
+    layer = KerasNorm(12, momentum)
+    model = nn.Sequential(nn.Conv2d(1, 12, 3), layer, nn.ReLU(), nn.Flatten(), nn.Linear(432, 10))
+    train(model, digit_batches(), lambda m, b: F.cross_entropy(m(b[0]), b[1]), epochs=1)
+    found, done = mended(model, digit_batches())
+    assert ("NS005" in blamed(found)) == wrong, found.codes
+    assert ("momentum" in done.record.kept) == wrong
+    assert layer.momentum == pytest.approx(0.9), "it was right, or was set right"
