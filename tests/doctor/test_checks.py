@@ -225,7 +225,7 @@ def test_an_output_that_depends_on_its_batch_is_named() -> None:
         nn.Flatten(), nn.BatchNorm1d(64), nn.BatchNorm1d(64, track_running_stats=False)
     ).eval()
     (finding,) = asked("NS026", model, in_training()).findings
-    assert finding.layer == "2"
+    assert (finding.layer, finding.severity, finding.facts["kind"]) == ("2", "error", "norm")
     assert asked("NS025", model).codes == ("NS025",)
 
 

@@ -295,3 +295,37 @@ def test_what_is_no_loader_is_refused_in_a_sentence(given: str) -> None:
     words = ["DataLoader"] if given == "a data set" else []
     assert_one_sentence(refused(lambda: diagnose(model, source)), *words)
     assert fingerprint(model) == before
+
+
+class OneGraph(nn.Module):
+    """Takes a graph whole: every node hears its neighbours."""
+
+    def __init__(self, hear: Tensor) -> None:
+        super().__init__()
+        self.hear = hear
+        self.first, self.norm, self.head = nn.Linear(16, 16), nn.BatchNorm1d(16), nn.Linear(16, 3)
+
+    def forward(self, graph: dict[str, Tensor]) -> Tensor:
+        return self.head(self.hear @ F.relu(self.norm(self.first(graph["x"]))))
+
+
+def test_one_graph_that_cannot_be_divided() -> None:
+    """It is said how to judge a repair on it; its nodes are meant to hear each other."""
+    torch.manual_seed(0)
+    y = torch.arange(240) % 3
+    x = F.one_hot(y, 3).float() @ torch.randn(3, 16) + torch.randn(240, 16)
+    hear = ((y[:, None] == y) & (torch.rand(240, 240) < 0.1)).float() + torch.eye(240)
+    model, data = OneGraph(hear / hear.sum(1, keepdim=True)), [{"x": x, "y": y}]
+
+    def run(model: nn.Module, graph: Any) -> Tensor:
+        return model(graph)
+
+    train(model, data * 6, lambda m, g: F.cross_entropy(m(g), g["y"]), epochs=4)
+    found = look(model, data, forward=run, labels="y")
+    assert_stale(found)
+    assert all(f.severity == "warning" for f in found.findings if f.code == "NS026")
+    problem = refused(lambda: repair(model, found, data, forward=run, labels="y"))
+    assert_one_sentence(problem, "one batch", "held_out=")
+    done = repair(model, found, data, held_out=data, forward=run, labels="y")
+    assert "recalibrate" in done.record.kept
+    assert done.record.after.accuracy > done.record.before.accuracy

@@ -491,3 +491,35 @@ def test_layers_that_somebody_froze_stay_as_they_are() -> None:
     assert set(done.left.values()) == {
         "it is in eval() inside a model in train(): somebody froze it; name it in only="
     }
+
+
+class Listed(nn.Module):
+    """Its second block is in a plain list, which eval() does not reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = digit_net()[:3], digit_net()[3:]
+        self.blocks = [nn.BatchNorm2d(16)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks[0](self.stem(x)))
+
+
+class Always(nn.Module):
+    """Its forward normalises by the batch, whatever the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = digit_net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.batch_norm(self.body[0](x), torch.zeros(16), torch.ones(16), training=True)
+        return self.body[1:](x)
+
+
+@pytest.mark.parametrize("make", [Listed, Always])
+def test_batch_norms_that_eval_does_not_reach(make: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    found = look(settled(make(), digit_batches()), digit_batches())
+    (leak,) = (f for f in found.findings if f.code == "NS026")
+    assert (leak.severity, leak.facts["kind"]) == ("error", "norm")

@@ -5,15 +5,18 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from normscope import probe
 from normscope.errors import NormscopeError
-from normscope.functional import moments
+from normscope.functional import batch_norm, moments
 from normscope.moments import Moments
 from normscope.probe import Call
 from normscope.probe.batches import Loader, Part
@@ -158,6 +161,7 @@ class Evidence:
         layers: the first samples, layer by layer.
         by_domain, by_class: (K,) moments per layer, where the data have domains.
         leak: largest relative change of a sample's output in other company; NaN unknown.
+        normalised: whether something normalised by the batch in eval().
         noise: relative difference of two runs that should be equal.
         rounding: machine epsilon of what the last norm layer puts out, which autocast sets.
         reader: that the data came from.
@@ -177,6 +181,7 @@ class Evidence:
     by_domain: dict[str, Moments] = field(default_factory=dict)
     by_class: dict[str, Moments] = field(default_factory=dict)
     leak: float = float("nan")
+    normalised: bool = False
     noise: float = 0.0
     rounding: float = 0.0
     goal: Goal = field(default_factory=Goal)
@@ -258,12 +263,13 @@ def collected(
             on_progress(len(found.sizes), 0, "data")
         watcher = _Watcher(found, batch, rows if domains else None)
         with probe.preserved(model):
-            with stored.active():
+            with stored.active(), _ByBatch() as calls:
                 evaluated = stored.answer(loader, model, batch, goal)
             if stored.features is not None and stored.features.is_floating_point():
                 rounding = torch.finfo(stored.features.dtype).eps
                 found.rounding = max(found.rounding, rounding)
             if not found.sizes:
+                found.normalised = calls.seen
                 found.noise, found.leak = _leak(model, loader, batch, layers, evaluated, goal)
                 found.gap.noise = found.noise
             looks = sum(found.sizes) < CLOSE or (domains and batch.condition is not None)
@@ -291,6 +297,17 @@ def collected(
     found.stored, found.by_batch = stored.streams, by_batch.streams
     found.dropped = dropped.streams
     return found
+
+
+class _ByBatch(TorchFunctionMode):
+    """Inside, `seen` tells whether a batch norm normalised by the batch, wherever it was called."""
+
+    seen = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.batch_norm, batch_norm):
+            self.seen |= bool(args[5] if len(args) > 5 else (kwargs or {}).get("training"))
+        return func(*args, **(kwargs or {}))
 
 
 class _Watcher:

@@ -88,12 +88,8 @@ class Recalibration:
 
     def __repr__(self) -> str:
         most = max(self.layers, key=lambda layer: layer.moved, default=None)
-        lines = [
-            (
-                f"Recalibration of {type(self.model).__name__}: {len(self.layers)} layers measured "
-                f"on {self.batches} batches"
-            )
-        ]
+        model, count = type(self.model).__name__, len(self.layers)
+        lines = [f"Recalibration of {model}: {count} layers measured on {self.batches} batches"]
         if most is not None:
             lines.append(f"{most.name} moved most, by {most.moved:.2g} standard deviations")
         short = [layer.name for layer in self.layers if not layer.enough]
@@ -244,7 +240,6 @@ def measured(
 
     def one_pass(run: NormRun) -> NormRun:
         nonlocal read
-        problem: BaseException | None = None
         try:
             with probe.preserved(model), run.active():
                 for module in dropouts(model) if dropout else ():
@@ -254,15 +249,11 @@ def measured(
                     read += 1
                     if on_progress is not None:
                         on_progress(read)
-        except InputError as empty:
-            problem = empty if group is None or read else None  # a rank may have no data
-            if problem is None:
-                return run
-        except Exception as other:
-            problem = other
-        if problem is not None:
+        except Exception as problem:
+            if isinstance(problem, InputError) and group is not None and not read:
+                return run  # a rank may have no data
             _agree(group, ok=False)
-            raise problem
+            raise
         return run
 
     if propagate == "batch":
@@ -275,16 +266,8 @@ def measured(
     stored: dict[str, tuple[Tensor, Tensor]] = {}
     for name in names:
         # a layer that runs again later sees its own first call by the batch
-        again = first.most_calls[name] > 1
-        run = one_pass(
-            NormRun(
-                layers,
-                by_batch={name} if again else set(),
-                stored=stored,
-                measured={name},
-                last=None if again else name,
-            )
-        )
+        own, last = ({name}, None) if first.most_calls[name] > 1 else (set(), name)
+        run = one_pass(NormRun(layers, by_batch=own, stored=stored, measured={name}, last=last))
         streams |= _joined(layers, run.streams, [name], group)
         total = _population(name, streams[name])
         mean, var = tensors_of(layers[name])
@@ -390,9 +373,7 @@ def _joined(
     for name in names:
         mean, _ = tensors_of(layers[name])
         calls = streams.get(name, [])
-        own = Moments.empty(*mean.shape, device=mean.device)
-        if calls:
-            own = total_of(calls)
+        own = total_of(calls) if calls else Moments.empty(*mean.shape, device=mean.device)
         stream = MomentStream()
         facts = gathered((sum(t.samples for t in calls), sum(t.batches for t in calls)), group)
         stream.blocks = [own.all_reduce(group)]

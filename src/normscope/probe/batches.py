@@ -26,6 +26,10 @@ Part = Literal["all", "first", "held_out"]
 
 LIMIT = 1000  # batches that are read of a loader without a length
 HALF = (torch.float16, torch.bfloat16)
+ONE = (
+    "the loader gave one batch, which cannot be divided into two parts; give two batches or more, "
+    "or held_out= with what judges a repair (the same batch, where there is no other)"
+)
 GOLDEN = 0.6180339887498949  # multiples of it fill (0, 1) evenly and in no rhythm
 
 
@@ -79,7 +83,7 @@ class Loader:
         self._device, self._dtype = place_of(model)
         self._signature = grammar.signature_of(model)
         self._start = RandomState.now(batches)
-        self._told = False
+        self._told = self._divided = False
         self._batches: Sequence[Batch] | None = None
 
     @classmethod
@@ -121,7 +125,7 @@ class Loader:
             except FAILURES as problem:  # objects of somebody else's that fail when looked at
                 raise InputError(f"batch {index} cannot be read: {reason(problem)}") from problem
             if single:
-                batch = self._half_of(batch, part)
+                self._divided, batch = True, self._half_of(batch, part)
             samples += batch.size
             if batch.size:
                 yield batch
@@ -145,7 +149,7 @@ class Loader:
         except Exception as problem:
             raise ModelError(
                 f"{culprit(model, problem)} failed on batch {batch.index}, given {batch.shapes}: "
-                f"{reason(problem)}; {GRAMMAR}"
+                f"{reason(problem)}; {ONE if self._divided else GRAMMAR}"
             ) from problem
 
     def rows(self, batch: Batch, which: Tensor) -> Batch | None:
@@ -288,10 +292,7 @@ class Loader:
         third = torch.arange(batch.size) % 3 == 1
         half = self.rows(batch, third == (part == "held_out"))
         if half is None:
-            raise InputError(
-                "the loader gave one batch, which cannot be divided into two parts; "
-                "give two batches or more"
-            )
+            raise InputError(ONE)
         return half
 
     def _rebuilt(self, batch: Batch, size: int, of: Callable[[Any], Any]) -> Batch | None:

@@ -121,8 +121,7 @@ def tried_alone(
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 alone.running_mean.zero_()
                 alone.running_var.zero_()
-                y = alone(x.expand(len(x), len(mean), *[1] * (rank - 2)))
-                return alone, y.reshape(len(x), len(mean))
+                return alone, alone(x.expand(len(x), len(mean), *[1] * (rank - 2))).flatten(1)
         except Exception:  # it takes another rank, or cannot be copied
             continue
     return None

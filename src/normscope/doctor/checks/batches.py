@@ -118,4 +118,9 @@ class Leak(Check):
                 for name, m in case.model.named_modules()
                 if isinstance(m, _BatchNorm) and m.running_mean is None
             ]
-            yield self.finding(without[0] if without else "", "error", leak, self.fail, change=leak)
+            norm = case.evidence.normalised
+            yield self.finding(
+                without[0] if without else "", "error" if norm else "warning", leak, self.fail,
+                change=leak, kind="norm" if norm else "other",
+                confidence="high" if norm else "medium",
+            )  # fmt: skip
