@@ -142,6 +142,10 @@ def test_batches_of_one_have_statistics_of_one_sample() -> None:
     x, y = in_training(80)[0]
     single = list(zip(x.split(1), y.split(1), strict=True))
     finding = only(asked("NS007", healthy(), single))
+    assert (finding.severity, finding.facts["kind"], finding.repair) == ("info", "refused", "")
+    maps = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10)).eval()
+    single = [(x.view(1, 1, 8, 8), y) for x, y in single]
+    finding = only(asked("NS007", maps, single, thresholds={"NS007": (1e9, 4)}))
     assert (finding.facts["kind"], finding.facts["size"]) == ("alone", "1")
     assert finding.repair == "own_weight"
     assert asked("NS007", healthy(), in_training()).passed == ("NS007",)

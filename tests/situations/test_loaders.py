@@ -329,3 +329,20 @@ def test_one_graph_that_cannot_be_divided() -> None:
     done = repair(model, found, data, held_out=data, forward=run, labels="y")
     assert "recalibrate" in done.record.kept
     assert done.record.after.accuracy > done.record.before.accuracy
+
+
+def test_batches_of_one_that_train_refuses_are_not_those_of_training() -> None:
+    """The loader of a service: it says nothing against the weights, and the cause comes first."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Linear(32, 10))
+    train(model, digit_batches(), lambda m, b: F.cross_entropy(m(b[0]), b[1]), epochs=2)
+    single = digit_batches(1, 0, 150)
+    healthy = look(model, single)
+    (small,) = (f for f in healthy.findings if f.code == "NS007")
+    assert (small.severity, small.facts["kind"]) == ("info", "refused")
+    for norm in norms(model):
+        norm.reset_running_stats()
+    found, done = mended(model, single)
+    assert found.findings[0].code in ("NS002", "NS003"), found.codes
+    assert found.verdict.kind == "statistics", "weights did not adapt to batches of one"
+    assert_kept(done)
