@@ -20,6 +20,7 @@ from normscope.probe.run import NormRun
 from normscope.probe.stream import population_of
 from normscope.records import LayerGap
 
+NOTHING = 1e-3  # relative difference of outputs, of which no cause has a share
 LAYERS = 8  # of which each is overridden alone: those furthest off
 FEW = 4  # the share of the kept samples on which single layers are measured is one in this many
 LARGE = 8  # times the usual size: a batch that is mixed from all
@@ -92,7 +93,7 @@ class Attribution:
 
     def closes(self, answers: Sequence[Answer]) -> float:
         """Return the share of the gap that is gone with these answers."""
-        return 1 - self._apart(answers) / self._gap if self._gap > 1e-9 else 0.0
+        return 1 - self._apart(answers) / self._gap if self._gap > NOTHING else 0.0
 
     def against_eval(self, answers: Sequence[Answer]) -> Comparison:
         """Compare answers with those of eval()."""
@@ -201,7 +202,7 @@ class Attribution:
 
         def closes(name: str, *stored: Tensor) -> float:
             left = self._apart(self.answers(Override({name: (stored[0], stored[1])}), few))
-            return 1 - left / gap if gap > 1e-9 else 0.0
+            return 1 - left / gap if gap > NOTHING else 0.0
 
         found = []
         for name in (n for n in self.states if n in furthest):
