@@ -5,7 +5,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.situations.situation import blamed, digit_batches, mended, train
+from tests.situations.situation import (
+    accuracy,
+    assert_kept,
+    blamed,
+    digit_batches,
+    digits_model,
+    mended,
+    norms,
+    train,
+)
 
 
 class KerasNorm(nn.Module):
@@ -44,3 +53,16 @@ def test_a_layer_of_ones_own_has_a_momentum_by_its_own_rule(momentum: float, wro
     assert ("NS005" in blamed(found)) == wrong, found.codes
     assert ("momentum" in done.record.kept) == wrong
     assert layer.momentum == pytest.approx(0.9), "it was right, or was set right"
+
+
+def test_statistics_that_were_multiplied_are_not_inputs_on_another_scale() -> None:
+    """Caffe keeps sums and a scale factor, which the port did not divide out."""
+    model = digits_model()
+    for norm in norms(model):
+        norm.running_mean *= 999.98
+        norm.running_var *= 999.98
+    found, done = mended(model, digit_batches())
+    assert blamed(found)[0] == "NS003", found.codes
+    assert found.verdict.kind == "statistics"
+    assert_kept(done)
+    assert accuracy(model) > 95

@@ -44,6 +44,10 @@ def other_scale(model: nn.Module, data: Evidence, state: LayerState) -> float:
         return 0.0
     factor = math.exp(size)
     moved, usual = (mean - state.mean)[live], ((factor - 1) * state.mean)[live]
+    # means in proportion to variances: both were multiplied, as in Caffe, whatever the inputs are
+    both = (mean - factor**2 * state.mean)[live]
     std = torch.maximum(var, state.var)[live].sqrt()
     shift, due = (rms(v / std) for v in (moved, usual))
-    return 0.0 if shift < STILL * max(due, 1.0) else factor
+    fits, scaled = (rms(v / var[live].sqrt()) for v in (both, moved - usual))
+    multiplied = fits < STILL < scaled / 2
+    return 0.0 if multiplied or shift < STILL * max(due, 1.0) else factor
