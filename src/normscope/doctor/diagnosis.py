@@ -281,4 +281,5 @@ def _gap(data: Evidence) -> Gap:
         train_metric=gap.reference.metric,
         eval_metric=gap.other.metric,
         advantage=gap.advantage,
+        by_chance=float("nan") if counts else gap.other.accuracy,
     )

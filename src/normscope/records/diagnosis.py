@@ -86,6 +86,7 @@ class Gap:
     train_metric: float = math.nan  # of `metric=`
     eval_metric: float = math.nan
     advantage: float = math.nan  # standard errors by which eval() does better; NaN: not known
+    by_chance: float = math.nan  # accuracy in eval(), where neither mode predicts the labels
 
 
 @dataclass(frozen=True, kw_only=True)

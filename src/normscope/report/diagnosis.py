@@ -77,6 +77,8 @@ def _gap(gap: Gap) -> list[Text]:
             what = tr(f"doctor.quality.{name}")
             texts.append(tr("doctor.verdict.quality", name=what, **values))
             break
+    if not math.isnan(gap.by_chance):
+        texts.append(tr("doctor.verdict.chance", share=percent(gap.by_chance)))
     if not math.isnan(gap.disagreement):
         share = percent(gap.disagreement)
         return [*texts, tr("doctor.verdict.gap", samples=gap.samples, share=share)]
