@@ -24,7 +24,14 @@ from normscope.arguments import (
 from normscope.errors import InputError
 from normscope.kernels import cpu, recomputation, reference
 from normscope.kernels.as_torch import by_torch
-from normscope.kernels.autograd import Stored, is_transformed, remember, standardise, statistics
+from normscope.kernels.autograd import (
+    Stored,
+    held,
+    is_transformed,
+    remember,
+    standardise,
+    statistics,
+)
 from normscope.kernels.dispatch import explanation, kernel_for, prefers_torch
 from normscope.kernels.problem import Affine, Epilogue, Problem, Statistics, check_storage
 from normscope.moments import Moments
@@ -380,15 +387,6 @@ def update_running(
         old = running.to(now.dtype).view(now.shape)
         running.copy_(torch.where(moves, (1 - share) * old + share * now, old).view(running.shape))
     return (enough.unsqueeze(1) & ~moves).sum()
-
-
-def held(*tables: Tensor) -> tuple[Tensor, ...]:
-    """Copy tables of one shape, which backward needs, before running statistics move on.
-
-    A compiler may compute cheap values a second time in backward, from buffers that forward has
-    updated by then. It keeps the result of a stack.
-    """
-    return torch.stack(tables).unbind(0)
 
 
 def _stored(

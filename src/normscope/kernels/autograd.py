@@ -29,6 +29,15 @@ def is_transformed() -> bool:
     )
 
 
+def held(*tables: Tensor) -> tuple[Tensor, ...]:
+    """Copy tables of one shape, which backward needs, before running statistics move on.
+
+    A compiler may compute cheap values a second time in backward, from buffers that forward has
+    updated by then. It keeps the result of a stack.
+    """
+    return torch.stack(tables).unbind(0)
+
+
 def statistics(problem: Problem, process_group: Ranks, kernel: Any) -> Moments:
     """Moments of each group, (K, C), over all ranks of the process group."""
     local = Moments(*kernel.moments(problem))

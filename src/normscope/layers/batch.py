@@ -13,10 +13,10 @@ from normscope.functional import batch_norm, plain_call
 from normscope.kernels.cpu import ACTS
 from normscope.kernels.reference import ACTIVATIONS
 from normscope.layers.statistics import AS_TORCH, RunningStatistics
+from normscope.layers.tracing import is_traced, one_step
 
 Device = torch.device | str | int | None
 Ranks = dist.ProcessGroup | Literal["world"] | None
-Tables = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 class Normalizer(RunningStatistics, _BatchNorm):
@@ -73,15 +73,14 @@ class Normalizer(RunningStatistics, _BatchNorm):
         """Run `forward` with an activation that the caller names."""
         policy, training = self.policy, self.training
         plain = policy is AS_TORCH or policy == AS_TORCH
-        counts = self.counts_empty or input.shape[0]
         uses_buffers = self.track_running_stats or not training
         # small batches take less time in the loops than in what leads to them
-        call = plain_call(input) if plain and uses_buffers and mask is None and counts else None
+        call = plain_call(input) if plain and uses_buffers and mask is None else None
         if call is not None and self.ghost_size is None and self.process_group is None:
             tables, buffers = self._parameters, self._buffers
             # not computed from others
             own = "weight" in tables and "bias" in tables and "running_mean" in buffers
-            if own and input.dim() in self.ranks:
+            if own and input.dim() in self.ranks and (self.counts_empty or input.shape[0]):
                 mean = buffers["running_mean"]
                 y = call(
                     input, mean, buffers["running_var"], tables["weight"], tables["bias"],
@@ -91,21 +90,34 @@ class Normalizer(RunningStatistics, _BatchNorm):
                 )  # fmt: skip
                 if y is not None:
                     return y
-        return chunked_batch_norm(
+        if is_traced(input):
+            return one_step(self, input, residual, mask)
+        counts = self.counts_empty or input.shape[0]
+        check_rank(input, self.ranks)
+        return batch_norm(
             input,
-            self.ranks,
-            self.ghost_size if training else None,
-            (*self.stored(), self.weight, self.bias),
-            training=self.normalizes_by_batch(),
-            momentum=self.momentum,
-            eps=self.eps,
+            *self.stored(),
+            self.weight,
+            self.bias,
+            self.normalizes_by_batch(),
+            self.momentum,
+            self.eps,
             num_batches_tracked=self.num_batches_tracked if training and counts else None,
             mask=mask,
             act=act,
             residual=residual,
             process_group=resolved(self.process_group) if training else None,
             on_moments=None if plain else self.observe,
+            **(self._chunks(input) if training else {}),
         )
+
+    def _chunks(self, x: Tensor) -> dict[str, Any]:
+        """Return the groups of chunks of `ghost_size`; what remains joins the last chunk."""
+        if self.ghost_size is None or x.shape[0] < 2 * self.ghost_size:
+            return {}
+        num_groups = x.shape[0] // self.ghost_size
+        order = torch.arange(x.shape[0], device=x.device) // self.ghost_size
+        return {"groups": order.clamp(max=num_groups - 1), "num_groups": num_groups}
 
     def extra_repr(self) -> str:
         """Describe the layer as torch does, with the arguments that torch does not have."""
@@ -116,27 +128,6 @@ class Normalizer(RunningStatistics, _BatchNorm):
         }
         shown = [f"{name}={value!r}" for name, value in more.items() if value is not None]
         return ", ".join([super().extra_repr(), *shown])
-
-
-@torch.fx.wrap  # symbolic tracing keeps this whole: it asks questions of real tensors
-def chunked_batch_norm(
-    x: Tensor,
-    ranks: tuple[int, ...],
-    ghost_size: int | None,
-    tables: Tables,
-    **settings: Any,
-) -> Tensor:
-    """Call `functional.batch_norm` after the check of the rank, over chunks of `ghost_size`.
-
-    What remains of the batch joins the last chunk, so no chunk is smaller than ghost_size unless
-    the batch is.
-    """
-    check_rank(x, ranks)
-    if ghost_size is not None and x.shape[0] >= 2 * ghost_size:
-        num_groups = x.shape[0] // ghost_size
-        order = torch.arange(x.shape[0], device=x.device) // ghost_size
-        settings |= {"groups": order.clamp(max=num_groups - 1), "num_groups": num_groups}
-    return batch_norm(x, *tables, **settings)
 
 
 def check_rank(x: Tensor, ranks: tuple[int, ...]) -> None:

@@ -17,6 +17,7 @@ from normscope.kernels.autograd import is_transformed
 from normscope.layers.batch import Ranks, check_rank, resolved
 from normscope.layers.mixture import mixed, own_moments
 from normscope.layers.statistics import AS_TORCH, RunningStatistics, pooled
+from normscope.layers.tracing import is_traced, one_step
 from normscope.moments import Moments
 
 Missing = Literal["error", "pooled", "infer"] | int
@@ -161,6 +162,8 @@ class _ConditionalBatchNorm(RunningStatistics):
             condition: (N,) integers; None takes the one given by `normscope.condition`.
             mask: (N,), (N, *S) or (N, 1, *S) bool, True where a value counts.
         """
+        if is_traced(input):
+            return one_step(self, input, condition, mask)
         check_rank(input, self.ranks)
         if condition is None:
             condition = _current.ids

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from normscope.arguments import Activation, check_settings
 from normscope.functional import batch_norm
 from normscope.layers.batch import check_rank
+from normscope.layers.tracing import is_traced, one_step
 
 
 class _FrozenBatchNorm(nn.Module):
@@ -46,6 +47,8 @@ class _FrozenBatchNorm(nn.Module):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Apply the map of the stored statistics, in train() and in eval() alike."""
+        if is_traced(input):
+            return one_step(self, input, residual)
         check_rank(input, self.ranks)
         return batch_norm(
             input,

@@ -10,6 +10,7 @@ from normscope.errors import InputError
 from normscope.layers.batch import check_rank
 from normscope.layers.mixture import mixed, own_moments, weighted_moments
 from normscope.layers.statistics import RunningStatistics
+from normscope.layers.tracing import is_traced, one_step
 
 
 class _ModeNorm(RunningStatistics):
@@ -49,6 +50,8 @@ class _ModeNorm(RunningStatistics):
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalise by every mode and mix the results by the gate's shares."""
+        if is_traced(input):
+            return one_step(self, input, mask)
         check_rank(input, self.ranks)
         check_tensors(input, 1, None, None, self.weight, self.bias)
         mask = None if mask is None else checked_mask(mask, input)

@@ -10,8 +10,7 @@ from normscope.errors import InputError
 from normscope.kernels.reference import ACTIVATIONS
 from normscope.layers.batch import Device, Normalizer, Ranks, check_rank
 from normscope.layers.mixture import own_moments
-
-Tables = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+from normscope.layers.tracing import is_traced, one_step
 
 
 class _EvalNorm(Normalizer):
@@ -51,14 +50,36 @@ class _EvalNorm(Normalizer):
         self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """Normalise as batch norm; in eval() with the sample's own statistics mixed in."""
+        if is_traced(input):
+            return one_step(self, input, residual, mask)
         if self.own_weight == 0 or self.normalizes_by_batch() or self.running_mean is None:
             return super().forward(input, residual, mask)
-        tables: Any = (self.running_mean, self.running_var, self.weight, self.bias)
-        y = _own_weighted(input, tables, self.own_weight, self.eps, self.ranks, mask)
+        mask = None if mask is None else checked_mask(mask, input)
+        y = self._own_weighted(input, mask)
         y = y if residual is None else y + residual
         y = y if self.fused_act is None else ACTIVATIONS[self.fused_act](y)
-        y = y if mask is None else y.masked_fill(~checked_mask(mask, input), 0)
+        y = y if mask is None else y.masked_fill(~mask, 0)
         return y.to(input.dtype)
+
+    def _own_weighted(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Normalise by w times the sample's and 1 - w times the running statistics, in float64."""
+        check_rank(x, self.ranks)
+        assert self.running_mean is not None, "asked before"
+        assert self.running_var is not None, "made together"
+        weight: Tensor | None = self.weight
+        bias: Tensor | None = self.bias
+        check_tensors(x, 1, self.running_mean, self.running_var, weight, bias)
+        w, own = self.own_weight, own_moments(x, mask)
+        stored_mean = self.running_mean.to(own.mean.dtype)
+        stored_var = self.running_var.to(own.mean.dtype)
+        off = own.mean - stored_mean  # (N, C)
+        within = own.m2 / own.count.clamp(min=1).unsqueeze(1)
+        var = w * within + (1 - w) * stored_var + w * (1 - w) * off * off
+        scale = torch.rsqrt(var.clamp(min=0) + self.eps)
+        scale = scale if weight is None else scale * weight
+        shape = (*off.shape, *[1] * (x.dim() - 2))
+        y = (x.to(off.dtype) - (stored_mean + w * off).view(shape)) * scale.view(shape)
+        return y if bias is None else y + bias.view(1, *shape[1:])
 
     def extra_repr(self) -> str:
         """Show as batch norm does, with the weight."""
@@ -76,26 +97,6 @@ class _EvalNorm(Normalizer):
         super()._load_from_state_dict(state_dict, prefix, *args)
         if weight is not None:
             self.own_weight = checked_weight(float(weight))
-
-
-@torch.fx.wrap  # symbolic tracing keeps this whole: it asks questions of real tensors
-def _own_weighted(
-    x: Tensor, tables: Tables, w: float, eps: float, ranks: tuple[int, ...], mask: Tensor | None
-) -> Tensor:
-    """Normalise by w times the sample's and 1 - w times the running statistics, in float64."""
-    running_mean, running_var, weight, bias = tables
-    check_rank(x, ranks)
-    check_tensors(x, 1, running_mean, running_var, weight, bias)
-    own = own_moments(x, None if mask is None else checked_mask(mask, x))
-    stored_mean, stored_var = (t.to(own.mean.dtype) for t in (running_mean, running_var))
-    off = own.mean - stored_mean  # (N, C)
-    within = own.m2 / own.count.clamp(min=1).unsqueeze(1)
-    var = w * within + (1 - w) * stored_var + w * (1 - w) * off * off
-    scale = torch.rsqrt(var.clamp(min=0) + eps)
-    scale = scale if weight is None else scale * weight
-    shape = (*off.shape, *[1] * (x.dim() - 2))
-    y = (x.to(off.dtype) - (stored_mean + w * off).view(shape)) * scale.view(shape)
-    return y if bias is None else y + bias.view(1, *shape[1:])
 
 
 def checked_weight(own_weight: float) -> float:

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 
 from normscope.arguments import Activation
-from normscope.functional import batch_norm, held, moments
+from normscope.functional import batch_norm, moments
+from normscope.kernels.autograd import held
 from normscope.layers.batch import Device, Normalizer, Ranks, check_rank, resolved
+from normscope.layers.tracing import is_traced, one_step
 
 
 class _Renorm(Normalizer):
@@ -59,6 +61,8 @@ class _Renorm(Normalizer):
         self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """Return xhat * r + d, then weight and bias; see the class."""
+        if is_traced(input):
+            return one_step(self, input, residual, mask)
         if not self.normalizes_by_batch():
             return super().forward(input, residual, mask)
         check_rank(input, self.ranks)
