@@ -392,6 +392,7 @@ def test_a_condition_without_statistics_is_said_once() -> None:
     layer.eval()(x, torch.tensor([0, 1, 2, 1, 0, 2]))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch 2.10 asks for it itself
 @pytest.mark.parametrize("name", ["renorm", "filled up"])
 def test_compiled_gradients_are_of_the_statistics_before_the_update(name: str) -> None:
     layer: Any = normscope.BatchRenorm1d(3, ramp=1)
