@@ -46,20 +46,17 @@ def check_choices(
         raise ValueError(f"act is {act!r}; it can be None, {listed(ACTIVATIONS)}")
     if not eps >= 0 or (use_batch and eps == 0):  # NaN is not either
         raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
-    if momentum is not None and math.isnan(momentum):
+    if momentum is not None and momentum != momentum:  # in a compiled graph it can be a symbol
         raise ValueError(NAN_MOMENTUM)
 
 
 def check_settings(eps: float, momentum: float | None) -> None:
     """Refuse an eps or a momentum of a new layer that is not finite."""
-    if not _finite(eps):  # below 0 is refused where torch refuses it, at the first call
-        raise InputError(f"eps is {eps!r}; it must be a finite number above 0, such as 1e-5")
-    if momentum is not None and not _finite(momentum):
-        raise InputError(NAN_MOMENTUM.replace("nan", repr(momentum)))
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    # an eps below 0 is refused where torch refuses it, at the first call
+    wrong = f"eps is {eps!r}; it must be a finite number above 0, such as 1e-5"
+    for value, said in ((eps, wrong), (momentum or 0, NAN_MOMENTUM.replace("nan", repr(momentum)))):
+        if not (isinstance(value, (int, float)) and math.isfinite(value)):
+            raise InputError(said)
 
 
 def check_one_group(num_groups: int, rows: int) -> None:
@@ -83,7 +80,8 @@ def check_tensors(
     if num_groups < 1:
         raise ValueError(f"num_groups is {num_groups}; there is at least 1 group")
     running = {"running_mean": running_mean, "running_var": running_var}
-    _refuse_nested({"x": x, "residual": residual, **running, "weight": weight, "bias": bias})
+    tables = {**running, "weight": weight, "bias": bias}
+    _refuse_others({"x": x, "residual": residual, **tables})
     if x.dim() < 2:
         raise ValueError(f"expected x of (N, C, *S), got {x.dim()}D input")
     if not x.is_floating_point():
@@ -92,7 +90,7 @@ def check_tensors(
             f'"batch_norm" not implemented for {kind!r}; give a floating point input'
         )
     narrow = x.dtype in (torch.float16, torch.bfloat16)
-    for name, tensor in {**running, "weight": weight, "bias": bias}.items():
+    for name, tensor in tables.items():
         if tensor is None:
             continue
         if tensor.dim() not in (1, 2) or tensor.shape[-1] != x.shape[1]:
@@ -112,9 +110,9 @@ def check_tensors(
                 f"{name} is {tuple(tensor.shape)}; num_groups={num_groups} needs "
                 f"{(num_groups, x.shape[1])}, or {(x.shape[1],)} for all groups pooled"
             )
-    kinds = {(t.shape, t.dtype) for t in (running_mean, running_var) if t is not None}
-    if len(kinds) > 1:
-        both = " and ".join(f"{tuple(shape)} in {dtype}" for shape, dtype in kinds)
+    kinds = [(tuple(t.shape), t.dtype) for t in running.values() if t is not None]
+    if kinds[1:] and kinds[0] != kinds[1]:
+        both = " and ".join(f"{shape} in {dtype}" for shape, dtype in kinds)
         raise ValueError(f"running_mean and running_var are {both}; give both alike")
     rows = rows_needed(num_groups, weight, bias)
     for name, tensor in {"weight": weight, "bias": bias}.items():
@@ -135,14 +133,14 @@ def check_tensors(
             )
         _check_device("residual", residual, x)
     if not is_transformed():
-        for name, tensor in {"x": x, "residual": residual, "weight": weight, "bias": bias}.items():
-            check_storage(name, tensor)
-        for name, tensor in running.items():
+        for name, tensor in {"x": x, "residual": residual, **tables}.items():
             check_storage(name, tensor)
 
 
-def _refuse_nested(tensors: dict[str, Tensor | None]) -> None:
+def _refuse_others(tensors: Mapping[str, object]) -> None:
     for name, tensor in tensors.items():
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}; give a torch.Tensor")
         if tensor is not None and tensor.is_nested:
             raise ValueError(f"{name} is a nested tensor; give a padded one, and mask= beside it")
 
@@ -169,7 +167,7 @@ def checked_groups(groups: Tensor, x: Tensor, num_groups: int, *, look: bool = T
 
     That is not asked under a compiler, nor without `look`: it waits for the device.
     """
-    _refuse_nested({"groups": groups})
+    _refuse_others({"groups": groups})
     if groups.dtype.is_floating_point or groups.dtype.is_complex or groups.dtype == torch.bool:
         raise TypeError(f"groups are {groups.dtype}; they must be integers, one per sample")
     if groups.shape != (x.shape[0],):
@@ -179,7 +177,7 @@ def checked_groups(groups: Tensor, x: Tensor, num_groups: int, *, look: bool = T
     if not is_transformed():
         check_storage("groups", groups)
     groups = groups.to(device=x.device, dtype=torch.int64)
-    if look and groups.numel() and not is_transformed():
+    if look and groups.numel() and not (is_transformed() or groups.is_meta):
         lowest, highest = groups.aminmax()
         if int(lowest) < 0 or int(highest) >= num_groups:
             wrong = int(((groups < 0) | (groups >= num_groups)).nonzero()[0])
@@ -191,7 +189,7 @@ def checked_groups(groups: Tensor, x: Tensor, num_groups: int, *, look: bool = T
 
 def checked_mask(mask: Tensor, x: Tensor) -> Tensor:
     """Return the mask as (N, 1, *S)."""
-    _refuse_nested({"x": x, "mask": mask})
+    _refuse_others({"x": x, "mask": mask})
     if mask.dtype != torch.bool:
         raise TypeError(f"mask is {mask.dtype}; it must be torch.bool, True where a value counts")
     n, positions = x.shape[0], x.shape[2:]

@@ -152,7 +152,7 @@ def batch_norm(
     on_cpu = process_group is None and not transformed and x.is_cpu
     if mask is not None:
         mask = checked_mask(mask, x)
-    if on_cpu and impl in ("auto", "cpu"):
+    if on_cpu and impl in ("auto", "cpu") and (groups is None or isinstance(groups, Tensor)):
         update = training and running_mean is not None and on_moments is None
         y = _compiled(
             act, on_moments, x, running_mean, running_var, weight, bias, use_batch, update,
@@ -314,8 +314,7 @@ def moments(
     if mask is not None:
         mask = checked_mask(mask, x)
     wants_grad = torch.is_grad_enabled() and x.requires_grad
-    differentiable = wants_grad or is_transformed()
-    kernel = reference if differentiable else kernel_for(x, "auto")
+    kernel = reference if wants_grad or is_transformed() else kernel_for(x, "auto")
     if kernel is not reference:
         x, groups, mask = map(plain, (x, groups, mask))
     return statistics(Problem(x, groups, num_groups, mask), process_group, kernel)
@@ -381,8 +380,9 @@ def update_running(
     if momentum is None and num_batches_tracked is not None:
         # stays a tensor: no synchronisation, no break in a compiled graph
         share = 1 / num_batches_tracked.clamp(min=1).to(batch.mean.dtype).reshape(-1, 1)
-    finite = batch.mean.isfinite() & batch.m2.isfinite()
-    moves = enough.unsqueeze(1) & (finite | (not skip_nonfinite))
+    moves = enough.unsqueeze(1)
+    if skip_nonfinite:
+        moves = moves & batch.mean.isfinite() & batch.m2.isfinite()
     for running, now in ((running_mean, batch.mean), (running_var, batch.var(correction=1))):
         old = running.to(now.dtype).view(now.shape)
         running.copy_(torch.where(moves, (1 - share) * old + share * now, old).view(running.shape))

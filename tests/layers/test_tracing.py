@@ -62,3 +62,34 @@ def test_what_else_a_layer_is_given_is_traced() -> None:
     graph = torch.fx.symbolic_trace(copy.deepcopy(block))
     given = (torch.randn(6, 3), torch.arange(6) % 2, torch.arange(6) > 1)
     torch.testing.assert_close(graph(*given), block(*given), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*jit:DeprecationWarning")
+@pytest.mark.parametrize("name", ["evalnorm", "mode", "renorm"])
+def test_layers_of_plain_operations_are_traced_by_torchscript(name: str) -> None:
+    layer = LAYERS[name]().train(name != "evalnorm")
+    traced = torch.jit.trace(copy.deepcopy(layer), torch.randn(6, 3), check_trace=False)
+    x = torch.randn(6, 3)
+    layer(torch.randn(6, 3))  # the trace ran once too
+    if name != "renorm":  # whose limits follow what the batches did
+        torch.testing.assert_close(traced(x), layer(x))
+    assert traced(x).isfinite().all()
+
+
+def test_without_a_condition_the_pooled_statistics_are_exported() -> None:
+    layer = normscope.ConditionalBatchNorm1d(3, 2, missing="pooled").eval()
+    layer.running_mean.normal_(), layer.running_var.uniform_(0.5, 2)
+    program = torch.export.export(layer, (torch.randn(5, 3),))
+    x = torch.randn(5, 3)
+    for seen in ([0, 0], [0, 7], [3, 1]):  # of no batch at all, all count alike
+        layer.num_batches_tracked.copy_(torch.tensor(seen))
+        program.module().num_batches_tracked.copy_(layer.num_batches_tracked)
+        torch.testing.assert_close(layer(x), program.module()(x))
+
+
+def test_a_graph_of_any_size_is_one_graph() -> None:
+    layer = normscope.BatchNorm1d(3)
+    compiled = torch.compile(copy.deepcopy(layer), backend="eager", dynamic=True, fullgraph=True)
+    for n in (5, 8):
+        x = torch.randn(n, 3)
+        torch.testing.assert_close(compiled(x), layer(x))

@@ -171,7 +171,7 @@ def pooled(layer: RunningStatistics) -> dict[str, Tensor]:
         assert layer.num_batches_tracked is not None, "made together"
         mean, var, seen = layer.running_mean, layer.running_var, layer.num_batches_tracked
         if mean.dim() == 2:
-            share = seen.double() if bool((seen > 0).any()) else torch.ones_like(seen).double()
+            share = torch.where((seen > 0).any(), seen, 1).double()
             sets = Moments(share, mean.double(), var.double() * share.unsqueeze(1))
             total = sets.pool()
             mean, var = total.mean.to(mean.dtype), total.var(correction=0).to(var.dtype)
