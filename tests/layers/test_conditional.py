@@ -2,6 +2,7 @@ import copy
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -242,3 +243,49 @@ def test_bad_conditions() -> None:
     for key, value in before.items():
         assert torch.equal(layer.state_dict()[key], value)
     layer(x, torch.tensor([0, 1, 0, 1], dtype=torch.uint8))
+
+
+def test_loading_may_assign_what_it_broadcasts() -> None:
+    plain, layer = nn.BatchNorm1d(3), normscope.ConditionalBatchNorm1d(3, 2)
+    layer.load_state_dict(plain.state_dict(), assign=True)
+    layer(torch.randn(6, 3), torch.arange(6) % 2).square().sum().backward()
+    torch.optim.SGD(layer.parameters(), 0.1).step()
+    assert not torch.equal(layer.running_mean[0], layer.running_mean[1])  # rows of their own
+
+
+def test_made_on_the_meta_device_and_reset() -> None:
+    with torch.device("meta"):
+        layer = normscope.ConditionalBatchNorm1d(3, 2, missing="infer")
+        assert layer(torch.randn(6, 3), torch.zeros(6, dtype=torch.long)).shape == (6, 3)
+    layer.to_empty(device="cpu")
+    for tensor in (*layer.parameters(), *layer.buffers()):
+        tensor.data.fill_(7)  # what was in the memory
+    layer.reset_parameters()
+    fresh = normscope.ConditionalBatchNorm1d(3, 2, missing="infer")
+    torch.testing.assert_close(dict(layer.named_buffers()), dict(fresh.named_buffers()))
+    torch.testing.assert_close(layer.state_dict(), fresh.state_dict())
+
+
+@pytest.mark.parametrize("given", [[0, 1], np.array([0, 1]), 1], ids=["list", "numpy", "number"])
+def test_groups_and_masks_that_are_no_tensors(given: Any) -> None:
+    layer, x = normscope.ConditionalBatchNorm1d(3, 2), torch.randn(2, 3)
+    with pytest.raises(TypeError, match=f"groups is a {type(given).__name__}; give a torch.Tensor"):
+        layer(x, given)
+    with pytest.raises(TypeError, match=f"mask is a {type(given).__name__}; give a torch.Tensor"):
+        layer(x, torch.arange(2), mask=given)
+
+
+@pytest.mark.parametrize("name", ["conditional", "frozen"])
+def test_a_checkpoint_need_not_have_the_counter(name: str) -> None:
+    layer: nn.Module = normscope.FrozenBatchNorm1d(3, act="silu")
+    if name == "conditional":
+        layer = normscope.ConditionalBatchNorm1d(3, 2)
+    else:
+        assert repr(layer) == "FrozenBatchNorm1d(3, eps=1e-05, act='silu')"
+    state = {key: torch.rand(3) for key in ("weight", "bias", "running_mean", "running_var")}
+    net = nn.Sequential(layer)
+    net.load_state_dict({f"0.{key}": value for key, value in state.items()})
+    for key, value in state.items():
+        torch.testing.assert_close(getattr(layer, key), value.expand_as(getattr(layer, key)))
+    with pytest.raises(RuntimeError, match="running_var"):
+        net.load_state_dict({f"0.{key}": state[key] for key in ("weight", "bias", "running_mean")})

@@ -146,8 +146,11 @@ class _ConditionalBatchNorm(RunningStatistics):
             self.num_batches_tracked.zero_()
 
     def reset_parameters(self) -> None:
-        """Weight 1, bias 0, and fresh running statistics."""
+        """Weight 1, bias 0, fresh running statistics, nothing filled up, temperature 1."""
         self.reset_running_stats()
+        self.filled_up.zero_()
+        if self.missing == "infer":
+            self.temperature.fill_(1)
         if self.weight is not None and self.bias is not None:
             nn.init.ones_(self.weight)
             nn.init.zeros_(self.bias)
@@ -190,7 +193,7 @@ class _ConditionalBatchNorm(RunningStatistics):
             on_moments=None if plain else self.observe,
         )
         each = input.numel() // max(1, input.shape[0] * input.shape[1])  # values of a sample
-        if plain and self.training and each < self.min_count:
+        if plain and self.training and each < self.min_count and not input.is_meta:
             samples = torch.bincount(condition, minlength=self.num_conditions)
             self._count_small(samples * each)
         if self.training and self.missing == "infer":
@@ -334,7 +337,9 @@ class _ConditionalBatchNorm(RunningStatistics):
         for name, own in {**self._parameters, **self._buffers}.items():
             given = state.get(prefix + name)
             if own is not None and given is not None and given.shape == own.shape[1:]:
-                state[prefix + name] = given.expand(own.shape)
+                state[prefix + name] = given.expand(own.shape).clone()  # load may assign it
+        if self.num_batches_tracked is not None:  # not in checkpoints of torch before 0.4.1
+            state.setdefault(prefix + "num_batches_tracked", self.num_batches_tracked)
         if self.missing == "infer":  # no other checkpoint knows it
             state.setdefault(prefix + "temperature", self.temperature)
         super()._load_from_state_dict(state, prefix, *args, **kwargs)

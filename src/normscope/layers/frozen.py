@@ -63,7 +63,13 @@ class _FrozenBatchNorm(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the arguments."""
-        return f"{self.num_features}, eps={self.eps}"
+        act = "" if self.fused_act is None else f", act={self.fused_act!r}"
+        return f"{self.num_features}, eps={self.eps}{act}"
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # as in torch, a checkpoint need not have the counter; torchvision's frozen ones have none
+        state = {f"{prefix}num_batches_tracked": self.num_batches_tracked, **state_dict}
+        super()._load_from_state_dict(state, prefix, *args)
 
 
 class FrozenBatchNorm1d(_FrozenBatchNorm):
