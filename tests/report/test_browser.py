@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.resources import files as files_of
 from itertools import pairwise
 from pathlib import Path
@@ -68,6 +69,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "domains": run_page(made_up_run(None, ("batch", "conditional"), 2, ("clean", "invert"))),
         "hostile": run_page(made_up_run(hostile, ("batch", *HOSTILE[:2]))),
     }
+    seen = digits_inspection()
+    names = [replace(layer, name="backbone_" * 9 + layer.name) for layer in seen.layers]
+    shown["long names"] = presentation.page(replace(seen, layers=tuple(names)), "en")
     shown["playground"] = playground.page("en")
     sounds = dict.fromkeys(digits_inspection().classes[:2], (np.sin(np.arange(4000) / 5), 16000))
     shown["sound"] = presentation.page(digits_inspection(), "en", sounds)
@@ -216,6 +220,16 @@ def test_no_number_is_cut_on_any_screen(open_page: Open, name: str) -> None:
                 page.wait_for_timeout(100)
             assert cut == [], width
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_layer_with_a_long_name_does_not_widen_the_page(open_page: Open, width: int) -> None:
+    page = open_page("long names", viewport={"width": width, "height": 800})
+    for _ in range(30):  # tables fold when they are laid out
+        if page.evaluate("document.documentElement.scrollWidth") <= width:
+            return
+        page.wait_for_timeout(100)
+    pytest.fail("something is wider than the screen")
 
 
 AXE = "(rules) => axe.run(document, { resultTypes: ['violations'], ...rules })"
