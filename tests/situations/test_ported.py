@@ -86,3 +86,16 @@ def test_labels_that_neither_mode_predicts_are_told(what: str) -> None:
     assert found.gap.by_chance < 0.25
     assert "neither mode more than chance" in str(found)
     assert "chance" not in str(look(digits_model(), digit_batches()))
+
+
+def test_mean_and_variance_that_changed_places() -> None:
+    """Negative variances are what is seen; the other channels of these layers are as wrong."""
+    model = digits_model()
+    for norm in norms(model):
+        norm.running_mean, norm.running_var = norm.running_var, norm.running_mean
+    found, done = mended(model, digit_batches())
+    assert blamed(found)[0] == "NS009", found.codes
+    assert all("nan" not in value for f in found.findings for value in f.facts.values())
+    assert_kept(done, "repair_channels")
+    assert_kept(done)
+    assert accuracy(model) > 96.5

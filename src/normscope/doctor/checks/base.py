@@ -124,19 +124,21 @@ class CheckContext:
         """By how many times inputs are larger than in training, of layers where they are."""
         if self.data is None:
             return {}
-        reached = (state for state in self.layers if self.away(state) is not None)
+        whole = (state for state in self.layers if state.name not in self.damaged)
+        reached = (state for state in whole if self.away(state) is not None)
         found = {state.name: other_scale(self.model, self.data, state) for state in reached}
         return {name: factor for name, factor in found.items() if factor}
 
     def away(self, state: LayerState) -> Tensor | None:
         """Return the drift of a layer's stored statistics from the data's; None where not run.
 
-        Channels of which the data hold too little count as 0.
+        Channels that are broken, or of which the data hold too little, count as 0.
         """
-        if self.data is None or state.name in self.damaged or state.name not in self.data.by_batch:
+        if self.data is None or state.name not in self.data.by_batch:
             return None
         mean, var = self.data.population(state.name)
-        return torch.where(var.isfinite(), drift(state.mean, state.var, mean, var), 0)
+        known = var.isfinite() & ~broken(state)
+        return torch.where(known, drift(state.mean, state.var, mean, var), 0)
 
 
 class Skip(Exception):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from normscope.doctor.adapt import CONFIDENT, adapt, certainty
 from normscope.doctor.attribution import Override
-from normscope.doctor.checks.base import Check, CheckContext, Skip, register
+from normscope.doctor.checks.base import Check, CheckContext, Skip, broken, register
 from normscope.doctor.evidence import Evidence
 from normscope.doctor.state import LayerState
 from normscope.moments import Moments, drift, rms
@@ -38,7 +38,7 @@ class Stale(Check):
         severity, threshold = grade or ("warning", self.warn)
         mean, var = case.evidence.population(state.name)
         var = var.clamp(min=1e-12)
-        known = var.isfinite()
+        known = var.isfinite() & ~broken(state)
         shift = ((state.mean - mean) / var.sqrt())[known.expand_as(mean)]
         ratio = (state.var.clamp(min=1e-12) / var).log()[known.expand_as(mean)]
         yield self.finding(
