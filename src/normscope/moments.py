@@ -65,11 +65,8 @@ class Moments:
     def padded(self, sets: int) -> "Moments":
         """Add empty sets on the first axis up to so many."""
         more = max(0, sets - len(self.count))
-        return Moments(
-            F.pad(self.count, [0, more]),
-            F.pad(self.mean, [0, 0, 0, more]),
-            F.pad(self.m2, [0, 0, 0, more]),
-        )
+        mean, m2 = (F.pad(table, [0, 0, 0, more]) for table in (self.mean, self.m2))
+        return Moments(F.pad(self.count, [0, more]), mean, m2)
 
     def detach(self) -> "Moments":
         """Return the same numbers without their gradients."""
@@ -98,17 +95,16 @@ class Moments:
         backend, gloo on CPU included. Not differentiable.
         """
         check_distributed(process_group)
-        packed = torch.cat([self.count.reshape(-1), self.mean.reshape(-1), self.m2.reshape(-1)])
+        own = (self.count, self.mean, self.m2)
+        packed = torch.cat([table.reshape(-1) for table in own])
         ranks = [torch.empty_like(packed) for _ in range(dist.get_world_size(process_group))]
         dist.all_gather(ranks, packed, group=process_group)
-        sizes = [self.count.numel(), self.mean.numel(), self.m2.numel()]
-        merged: Moments | None = None
-        for rank in ranks:
-            count, mean, m2 = rank.split(sizes)
-            part = Moments(count.view_as(self.count), mean.view_as(self.mean), m2.view_as(self.m2))
-            merged = part if merged is None else merged + part
-        assert merged is not None, "a process group has at least one rank"
-        return merged
+        sizes = [table.numel() for table in own]
+        first, *others = (
+            Moments(*(t.view_as(table) for t, table in zip(rank.split(sizes), own, strict=True)))
+            for rank in ranks
+        )
+        return sum(others, start=first)
 
 
 def check_distributed(process_group: dist.ProcessGroup | None = None) -> None:

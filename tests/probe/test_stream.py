@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from normscope.moments import Moments
-from normscope.probe.stream import BLOCKS, MomentStream, merged
+from normscope.probe.stream import BLOCKS, MomentStream, total_of
 
 
 def stream(values: list[torch.Tensor]) -> MomentStream:
@@ -52,7 +52,7 @@ def test_totals_and_averages_do_not_depend_on_the_blocks() -> None:
     whole = torch.cat(x)
     torch.testing.assert_close(found.total().mean, whole.mean(0))
     torch.testing.assert_close(found.total().var(correction=1), whole.var(0))
-    torch.testing.assert_close(merged([found.total()]).mean, whole.mean(0))
+    torch.testing.assert_close(total_of([found]).mean, whole.mean(0))
     mean, var = found.per_batch()
     torch.testing.assert_close(mean, torch.stack([v.mean(0) for v in x]).mean(0))
     torch.testing.assert_close(var, torch.stack([v.var(0) for v in x]).mean(0))

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -111,9 +111,7 @@ class Loader:
         samples = 0
         entries = enumerate(self._entries())
         # whether there is one batch only is known from the second
-        ahead = (
-            [] if part == "all" else [entry for _, entry in zip(range(2), entries, strict=False)]
-        )
+        ahead = [] if part == "all" else list(islice(entries, 2))
         single = len(ahead) == 1
         for index, given in chain(ahead, entries):
             if part != "all" and not single and held_out(index) != (part == "held_out"):
@@ -244,7 +242,7 @@ class Loader:
 
     def _entries(self) -> Iterator[Any]:
         """Yield what the source gives, under random numbers of its own; errors in one sentence."""
-        stream = self._start.copy()
+        stream = copy.copy(self._start)
         # a plain list draws no random numbers, so there are none to keep apart
         drawing = nullcontext if type(self._source) in (list, tuple) else stream.own
         limit = self._limit if self._limit is not None or self._sized() else LIMIT

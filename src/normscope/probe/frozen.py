@@ -11,6 +11,8 @@ from normscope.errors import ModelError
 from normscope.files import shown
 from normscope.probe.layers import bare, named_layers
 
+PROGRAMS = {"exported": "an exported program", "torchscript": "a TorchScript program"}
+
 
 def refuse_traced(model: object, *, parts: bool = True) -> None:
     """Refuse a model that is a program of TorchScript or torch.export; it is not touched.
@@ -25,14 +27,14 @@ def refuse_traced(model: object, *, parts: bool = True) -> None:
     named: Iterable[tuple[str, object]] = [("", model)]
     if isinstance(model, nn.Module):
         named = named_layers(model)
-        if not parts or _program(bare(model)) is not None:
+        if not parts or program_kind(bare(model)) is not None:
             named = [("", bare(model))]
     for name, module in named:
-        kind = _program(module)
+        kind = program_kind(module)
         if kind is not None:
             whose = f"part {shown(name)!r} of the model" if name else "the model"
             raise ModelError(
-                f"{whose} is {kind} ({type(module).__name__}): its mode and layers were fixed "
+                f"{whose} is {PROGRAMS[kind]} ({type(module).__name__}): its mode and layers were fixed "
                 "when it was traced; give the module it was made from"
             )
 
@@ -79,21 +81,13 @@ def check_runnable(model: nn.Module, *, writes: bool = False) -> None:
 
 def program_kind(module: object) -> Literal["exported", "torchscript"] | None:
     """Return what kind of program a module is; None where it is none."""
-    kind = _program(module)
-    if kind is None:
-        return None
-    return "torchscript" if "TorchScript" in kind else "exported"
-
-
-def _program(module: object) -> str | None:
-    """Return what a compiled or exported program is, as a phrase; None for everything else."""
     if isinstance(module, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
-        return "a TorchScript program"
+        return "torchscript"
     if type(module).__module__.startswith("torch.export"):
-        return "an exported program"
+        return "exported"
     if isinstance(module, fx.GraphModule):
         operators = (n.target for n in module.graph.nodes if n.op == "call_function")
         fixed = any(isinstance(op, torch._ops.OpOverload) and "norm" in str(op) for op in operators)
         # torch.export puts methods that raise over train() and eval()
-        return "an exported program" if fixed or "train" in vars(module) else None
+        return "exported" if fixed or "train" in vars(module) else None
     return None

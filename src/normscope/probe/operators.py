@@ -124,11 +124,9 @@ class Operators(TorchDispatchMode):
             x, own = both if both[0].numel() >= both[1].numel() else both[::-1]
             owner = self._names.get(own.data_ptr()) if own.numel() else None
             if owner and own.numel() == output.shape[1] == max(own.shape, default=0):
-                name, held = (
-                    func._schema.name,
-                    {"weight" if kind == "scale" else "bias": own.flatten()},
-                )
-                self._seen(OperatorCall(kind, owner, name, 1, x, output, held, {}))
+                held = {"weight" if kind == "scale" else "bias": own.flatten()}
+                call = OperatorCall(kind, owner, func._schema.name, 1, x, output, held, {})
+                self._seen(call)
         return output
 
     def _owner(self, tensors: Mapping[str, Tensor]) -> str:

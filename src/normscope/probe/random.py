@@ -23,10 +23,6 @@ class RandomState:
         generators = [g for g in found if isinstance(g, torch.Generator)]
         return cls(_states(generators), generators)
 
-    def copy(self) -> "RandomState":
-        """Begin another stream at the same state."""
-        return RandomState(self._states, self._generators)
-
     @contextmanager
     def own(self) -> Iterator[None]:
         """Continue this stream inside; outside, everything is as it was."""

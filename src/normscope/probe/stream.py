@@ -72,7 +72,7 @@ class MomentStream:
 
     def total(self) -> Moments:
         """Return the moments of everything."""
-        return merged(self.blocks)
+        return stacked(self.blocks).pool()
 
     def errors(self) -> tuple[Tensor, Tensor]:
         """Return standard errors of mean and variance, shaped as they are.
@@ -118,14 +118,9 @@ def stacked(parts: list[Moments]) -> Moments:
     )
 
 
-def merged(parts: list[Moments]) -> Moments:
-    """Pool all parts, by the law of total variance."""
-    return stacked(parts).pool()
-
-
 def total_of(calls: Sequence[MomentStream]) -> Moments:
     """Merge everything that entered a layer, over all its calls in a forward."""
-    return merged([stream.total() for stream in calls])
+    return stacked([stream.total() for stream in calls]).pool()
 
 
 def population_of(calls: Sequence[MomentStream]) -> tuple[Tensor, Tensor]:
