@@ -27,21 +27,27 @@ ROOT = HERE.parents[1]
 DEAD = ("failed", "time", "crash")
 CONFIGURATION = """
 [tool.coverage.run]
-source_pkgs = ["normscope"]
+include = [{rooms}]
 parallel = true
 patch = ["subprocess"]
-context = "${NORMSCOPE_CONTEXT-}"
+context = "${{NORMSCOPE_CONTEXT-}}"
+data_file = "{folder}/.coverage"
 """
 
 
 def cover(folder: Path, files: list[str]) -> int:
     """Run the tests once, in this process's time, and measure which of them runs which line."""
+    import covering
+    import drawing
+
     folder.mkdir(parents=True, exist_ok=True)
+    covering.follow(folder)
     done = folder / "done.json"
     if files and done.exists():  # measured again
         left = [name for name in json.loads(done.read_text()) if name not in files]
         done.write_text(json.dumps(left))
-    (folder / "coverage.toml").write_text(CONFIGURATION + f'data_file = "{folder}/.coverage"\n')
+    rooms = ", ".join(f'"*/src/normscope/{room}"' for room in drawing.ROOMS)
+    (folder / "coverage.toml").write_text(CONFIGURATION.format(rooms=rooms, folder=folder))
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(HERE)]),
         "NORMSCOPE_CONTEXTS": str(folder),
@@ -98,6 +104,7 @@ def run(folder: Path, count: int, seed: int, again: bool, budget: float, seconds
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="normscope-mutants-") as place:
         sandbox = Sandbox(Path(place))
+        covering.keep(sandbox.collected(covering.seconds))
         for number, mutant in enumerate(left, 1):
             if time.monotonic() - begun > seconds:
                 print("the time of this part is over; the same command goes on from here")
@@ -118,7 +125,7 @@ def run(folder: Path, count: int, seed: int, again: bool, budget: float, seconds
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found) + "\n")
             said = f"{number}/{len(left)} {mutant.name} {outcome} {took:.1f} s"
-            print(said, why[:110], flush=True)
+            print(said, why[:110] if outcome in DEAD else "", flush=True)
         return check(sandbox, results)
 
 
@@ -187,8 +194,6 @@ def main() -> int:
             verb.add_argument("--budget", type=float, default=20, help="of tests for a mutant")
             verb.add_argument("--seconds", type=float, default=float("inf"), help="then stop")
     given = parser.parse_args()
-    if given.verb == "cover":
-        return cover(given.folder, given.files)
     try:
         import cosmic_ray  # noqa: F401
     except ModuleNotFoundError:
@@ -196,6 +201,8 @@ def main() -> int:
     for name in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores the first
         signal.signal(name, signal.default_int_handler)
     try:
+        if given.verb == "cover":
+            return cover(given.folder, given.files)
         if given.verb == "show":
             return show(given.folder, given.seed)
         return run(given.folder, given.count, given.seed, given.again, given.budget, given.seconds)

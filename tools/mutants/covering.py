@@ -1,9 +1,10 @@
 """Which tests run a line: read from the coverage that `contexts.py` measured."""
 
 import ast
+import difflib
 import json
-from collections import defaultdict
-from functools import cached_property
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import drawing
@@ -15,9 +16,9 @@ class Covering:
 
     def __init__(self, folder: Path) -> None:
         """Read what was measured in FOLDER."""
+        follow(folder)
         self._data = CoverageData(basename=str(folder / ".coverage"))
         self._data.read()
-        self._files = {Path(name): name for name in self._data.measured_files()}
         self._users: defaultdict[str, set[str]] = defaultdict(set)
         for path in folder.glob("users-*.json"):
             for context, tests in json.loads(path.read_text()).items():
@@ -26,42 +27,39 @@ class Covering:
         for line in (folder / "seconds.jsonl").read_text().splitlines():
             name, seconds = json.loads(line)
             self.seconds[name] = seconds
+        self._contexts: defaultdict[str, dict[int, list[str]]] = defaultdict(dict)
+        self.lines: Counter[str] = Counter()  # how many of the mutated rooms each test runs
+        for name in self._data.measured_files():
+            self._contexts[_module(name)] = self._data.contexts_by_lineno(name)
+        for contexts in self._contexts.values():
+            for tests in map(self._tests, contexts.values()):
+                self.lines.update(tests)
 
-    @cached_property
-    def _known(self) -> set[str]:
-        """Tests that are still there: a file may have lost some since it was measured."""
-        texts: dict[str, str] = {}
-        known = set()
-        for name in self.seconds:
-            path, _, test = name.partition("::")
-            if path not in texts:
-                file = drawing.ROOT / path
-                texts[path] = file.read_text(encoding="utf-8") if file.exists() else ""
-            if f"def {test.rpartition('::')[2].partition('[')[0]}(" in texts[path]:
-                known.add(name)
-        return known
+    def keep(self, tests: Collection[str]) -> None:
+        """Forget the tests that are not among TESTS: some have gone or have another name."""
+        self.seconds = {name: self.seconds[name] for name in self.seconds if name in tests}
 
-    def _tests(self, contexts: set[str]) -> set[str]:
+    def _tests(self, contexts: Iterable[str]) -> set[str]:
         found: set[str] = set()
-        left, seen = set(contexts), set()
+        left, seen = set(contexts), set[str]()
         while left:
             context = left.pop()
             if context in seen:
                 continue
             seen.add(context)
-            if context in self._known:
+            if context in self.seconds:
                 found.add(context)
             left |= self._users.get(context, set())
         return found
 
     def of(self, mutant: drawing.Mutant) -> list[str]:
-        """Return the tests that run what MUTANT changes, the quickest first.
+        """Return the tests that run what MUTANT changes, those that run the fewest lines first.
 
         A line of a function is its own; a line that runs at import belongs to the tests of the
         function or class that it heads, else to those of the functions that name what it binds,
         else to all of its file.
         """
-        contexts = self._contexts(mutant.module)
+        contexts = self._contexts[mutant.module]
         tree = ast.parse((drawing.ROOT / mutant.module).read_text(encoding="utf-8"))
         line = mutant.start[0]
         functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
@@ -72,7 +70,7 @@ class Covering:
 
         if inside := [n for n in functions if line in bodies[n]]:
             first, last = _statement(inside[-1], line)
-            found = collect(set(range(first, last + 1)))
+            found = collect(set(range(first, last + 1))) or collect(set(bodies[inside[-1]]))
         else:
             if heads := [n for n in ast.walk(tree) if _heads(n, line)]:
                 span = range(heads[-1].lineno, (heads[-1].end_lineno or 0) + 1)
@@ -88,15 +86,49 @@ class Covering:
                 users = [n for n in functions if bound & _names(n)]
             found = collect({x for n in users for x in bodies[n]})
             found = found or collect({x for body in bodies.values() for x in body})
-        return sorted(found, key=lambda name: (self.seconds[name], name))
+        return sorted(found, key=lambda name: (self.lines[name], self.seconds[name], name))
 
-    def _contexts(self, module: str) -> dict[int, list[str]]:
-        found: defaultdict[int, list[str]] = defaultdict(list)
-        for path, name in self._files.items():
-            if path.as_posix().endswith(module):  # of one tree or another
-                for line, contexts in self._data.contexts_by_lineno(name).items():
-                    found[line] += contexts
-        return found
+
+def follow(folder: Path) -> None:
+    """Move what was measured in FOLDER to the lines of the source as it is now."""
+    path, measured = folder / "source.json", folder / ".coverage"
+    now = {_module(str(file)): file.read_text(encoding="utf-8") for file in drawing.modules()}
+    then = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
+    if measured.exists() and then != now:
+        old, new = CoverageData(basename=str(measured)), CoverageData(basename=f"{measured}.moved")
+        old.read()
+        found: defaultdict[str, defaultdict[str, set[int]]]
+        found = defaultdict(lambda: defaultdict(set))
+        for name in old.measured_files():
+            module = _module(name)
+            places = _moves(then.get(module, ""), now.get(module, ""))
+            for line, contexts in old.contexts_by_lineno(name).items():
+                for context in contexts:
+                    found[context][name] |= set(places.get(line, ()))
+        for context, lines in found.items():
+            new.set_context(context)
+            new.add_lines(lines)
+        new.write()
+        old.close()
+        new.close()
+        Path(f"{measured}.moved").replace(measured)
+    path.write_text(json.dumps(now), encoding="utf-8")
+
+
+def _moves(before: str, after: str) -> dict[int, range]:
+    """Return the lines of AFTER that each line of BEFORE has become."""
+    found: dict[int, range] = {}
+    matcher = difflib.SequenceMatcher(None, before.splitlines(), after.splitlines(), autojunk=False)
+    for tag, a, b, c, d in matcher.get_opcodes():
+        for line in range(a, b):
+            same = c + line - a
+            found[line + 1] = range(same + 1, same + 2) if tag == "equal" else range(c + 1, d + 1)
+    return found
+
+
+def _module(name: str) -> str:
+    """Return a file's path in the tree, of one tree or another."""
+    return name[name.rindex("src/normscope/") :]
 
 
 def _heads(node: ast.AST, line: int) -> bool:

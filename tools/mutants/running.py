@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType
 
@@ -136,6 +136,14 @@ class Sandbox:
             return "nothing", said[-500:]
         return ("passed" if code == 0 else "failed"), (why[-1][:300] if why else said[-300:])
 
+    def collected(self, tests: Iterable[str]) -> set[str]:
+        """Return the names of all tests of the files of TESTS, as they are now."""
+        files = sorted({name.partition("::")[0] for name in tests})
+        here = [name for name in files if (self.root / name).exists()]
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--no-header", *here]
+        said = subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=False)
+        return set(said.stdout.splitlines())
+
     def _child(self, tests: list[str], output: int) -> None:
         code = 70
         try:
@@ -188,19 +196,22 @@ def stages(
 ) -> Iterator[list[str]]:
     """Yield tests of BUDGET seconds in three parts; most mutants die in the first, which is short.
 
-    The files whose path has the module's words come first, then those with many of the tests. Of a
-    parametrised test the two quickest are taken.
+    The file that mirrors the module's comes first (`tests/probe/test_run.py` of `probe/run.py`),
+    then those whose path has the most of the module's words, then those whose tests run the fewest
+    lines. Of a parametrised test two cases are taken.
     """
-    words = set(re.findall(r"[a-z]+", module)) - {"src", "normscope", "py"}
+    place = Path(module).relative_to("src/normscope")
+    mirror = (Path("tests") / place.parent / f"test_{place.name}").as_posix()
+    words = set(re.findall(r"[a-z]+", place.with_suffix("").as_posix()))
     taken: Counter[str] = Counter()
-    files: defaultdict[str, list[str]] = defaultdict(list)
-    for name in tests:  # the quickest first
+    files: defaultdict[str, list[str]] = defaultdict(list)  # in the order of their first tests
+    for name in tests:
         function = name.partition("[")[0]
         taken[function] += 1
         if taken[function] <= 2:
             files[name.partition("::")[0]].append(name)
     ranked = sorted(
-        files, key=lambda file: (-len(words & set(re.findall(r"[a-z]+", file))), -len(files[file]))
+        files, key=lambda file: (file != mirror, -len(words & set(re.findall(r"[a-z]+", file))))
     )
     left, rest = [(name, file) for file in ranked for name in files[file]], budget
     for limit, most in ((4.0, 2), (12.0, 6), (rest, 1000)):
