@@ -125,7 +125,8 @@ def of_file(path: Path) -> list[Mutant]:
                 at = start
                 if name == "RemoveDecorator":  # parso counts from the @, ast from the name
                     at = (start[0], start[1] + 1)
-                if not any(a <= at and at < b for a, b in outside):
+                marks = node.parent is not None and node.parent.type == "parameters"  # def f(*, a)
+                if not marks and not any(a <= at and at < b for a, b in outside):
                     module = path.relative_to(ROOT).as_posix()
                     found.append(Mutant(module, name, occurrence, start, end))
                 occurrence += 1
