@@ -200,9 +200,9 @@ def _written(
         mean, var = (value.cpu() for value in found[state.name])
         if mean.shape != state.mean.shape:
             continue
-        known = var.isfinite()
-        if not bool(mean[known.expand_as(mean)].isfinite().all()):
+        if not bool(mean.isfinite().all()):
             raise Unfit(f"the input of {state.name} is not finite")
+        known = var.isfinite()  # of one value there is none
         new = torch.where(known, mean, state.mean), torch.where(known, var, state.var)
         write(state, *pick(state, new))
         done.append(state.name)
