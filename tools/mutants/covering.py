@@ -27,12 +27,14 @@ class Covering:
         for line in (folder / "seconds.jsonl").read_text().splitlines():
             name, seconds = json.loads(line)
             self.seconds[name] = seconds
-        self._contexts: defaultdict[str, dict[int, list[str]]] = defaultdict(dict)
+        self._contexts: defaultdict[str, defaultdict[int, list[str]]]  # module -> line -> contexts
+        self._contexts = defaultdict(lambda: defaultdict(list))
         self.lines: Counter[str] = Counter()  # how many of the mutated rooms each test runs
-        for name in self._data.measured_files():
-            self._contexts[_module(name)] = self._data.contexts_by_lineno(name)
-        for contexts in self._contexts.values():
-            for tests in map(self._tests, contexts.values()):
+        for name in self._data.measured_files():  # of one copy of the tree or another
+            for line, contexts in self._data.contexts_by_lineno(name).items():
+                self._contexts[_module(name)][line] += contexts
+        for lines in self._contexts.values():
+            for tests in map(self._tests, lines.values()):
                 self.lines.update(tests)
 
     def keep(self, tests: Collection[str]) -> None:
