@@ -298,3 +298,59 @@ def test_variance_needs_more_values_than_its_correction() -> None:
     assert one.var(0).tolist() == [[0, 0]]
     assert one.var(1).isnan().all()
     torch.testing.assert_close(two.var(1), 2 * two.var(0))
+
+
+class FakeGpu:
+    """Takes what the kernel of a GPU is given; its numbers are the reference's."""
+
+    Running = staticmethod(lambda *given: given)
+    Call = staticmethod(lambda **given: given)
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, Any, Any]] = []
+
+    def batch_norm(self, problem: Any, epilogue: Any, call: Any) -> Tensor:
+        self.calls.append((problem, epilogue, call))
+        return torch.zeros(())
+
+
+def test_a_gpu_is_given_what_one_set_or_several_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one: which statistics move, which normalise, how far a group is filled up."""
+    gpu = FakeGpu()
+    monkeypatch.setattr("normscope.functional.kernel_for", lambda x, impl: gpu)
+    counter, weight = torch.zeros(2).long(), torch.ones(2).double()
+    groups = torch.tensor([0, 0, 1, 1, 1, 1])
+    grouped = {"groups": groups, "num_groups": 2, "num_batches_tracked": counter, "impl": "gpu"}
+
+    def call(*running: Any, **more: Any) -> dict[str, Any]:
+        batch_norm(X, *running, **more)
+        found: dict[str, Any] = gpu.calls[-1][2]
+        return found
+
+    own = buffers(2)
+    found = call(
+        *own, weight, None, True, 0.3, 0.25, min_count=5, act="relu", residual=X, **grouped
+    )
+    assert found == {
+        "num_groups": 2, "running": (*own, counter, 0.3), "eps": 0.25, "by_batch": True,
+        "update": True, "fill": 5, "on_moments": None,
+    }  # fmt: skip
+    problem, epilogue, _ = gpu.calls[-1]
+    assert (problem.groups is groups, problem.num_groups, problem.mask) == (True, 2, None)
+    assert (epilogue.act, epilogue.affine.weight is weight) == ("relu", True)
+    assert epilogue.residual is X
+    facts = lambda found: (found["num_groups"], found["by_batch"], found["update"], found["fill"])
+    assert facts(call(*own, training=False, **grouped)) == (2, False, False, None)
+    pooled = buffers()
+    assert facts(call(*pooled, training=True, **grouped)) == (2, True, True, 2)
+    assert facts(call(*pooled, training=False, **grouped)) == (1, False, False, None)
+    keep: Any = lambda batch: None
+    found = call(*own, training=True, on_moments=keep, **grouped)
+    assert (facts(found), found["on_moments"]) == ((2, True, False, 2), keep)
+    assert facts(call(*pooled, training=True, impl="gpu")) == (1, True, True, None)
+    for running in ((None, None), (pooled[0], None), (None, pooled[1])):
+        found = call(*running, training=True, impl="gpu")
+        assert found["running"] is None
+        assert facts(found) == (1, True, False, None)
+    assert call(None, None, training=True, **grouped)["fill"] is None
+    assert (pooled[0] == 3).all(), "the kernel moves them"

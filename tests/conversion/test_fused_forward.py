@@ -1,6 +1,7 @@
 """Which calls of a forward become one, and which stay because it would not be the same."""
 
 import copy
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -246,3 +247,16 @@ def test_an_attribute_that_may_now_be_anything_gives_the_blocks_own_forward() ->
     block.__dict__["gelu"] = torch.nn.functional.gelu
     assert not block.is_unchanged()
     torch.testing.assert_close(block(X), torch.relu(block.bn(block.conv(X)) + F.gelu(X)))
+
+
+def test_a_trace_draws_no_random_numbers() -> None:
+    class Draws(Block):
+        def forward(self, x: Tensor) -> Any:
+            return self.relu(self.bn(self.conv(x))) * random.random()
+
+    block = Draws()
+    convert(block, "batch")
+    before = random.getstate()
+    with pytest.raises(Refusal):
+        fused_class(block, "")
+    assert random.getstate() == before

@@ -67,3 +67,47 @@ def test_a_layer_that_cannot_be_read_is_a_norm_all_the_same() -> None:
     (left,) = done.refused
     assert left.name == "0"
     assert "it is lazy and has no shape yet" in left.reason
+
+
+def test_what_a_verification_says_of_itself() -> None:
+    conversion = convert(nn.Sequential(nn.BatchNorm1d(3)), "ghost", ghost_size=4)
+    proof = conversion.verify(torch.randn(8, 3))
+    first, second, *rest = repr(proof).splitlines()
+    assert first == "equal, computed in float64"
+    assert second.startswith("outputs in eval(): ")
+    assert ", allowed " in second
+    assert all(line.endswith("may differ") for line in rest if "train()" in line)
+
+
+def test_a_parameter_that_was_replaced_since_is_again_the_old_one_with_its_numbers() -> None:
+    model: Any = nn.Sequential(nn.Linear(3, 3), normscope.BatchNorm1d(3), nn.ReLU())
+    weight, mean = model[1].weight, model[1].running_mean
+    conversion = convert(model, "batch", fuse=True)
+    assert model[1].act == "relu"
+    model[1].weight = nn.Parameter(torch.full((3,), 7.0))
+    conversion.revert()
+    assert model[1].weight is weight, "an optimizer holds it"
+    assert weight.tolist() == [7, 7, 7]
+    assert model[1].running_mean is mean
+    assert model[1].act is None
+
+
+def test_of_layers_that_are_refused_three_are_told_and_how_many_more() -> None:
+    model = nn.ModuleList(normscope.BatchNorm1d(3, act="relu") for _ in range(3))
+    with pytest.raises(normscope.ModelError, match=r"0 \(.*; 1 \(.*; 2 \([^;]*; partial=True"):
+        convert(model, "torch")
+    model.append(normscope.BatchNorm1d(3, act="relu"))
+    model.append(normscope.BatchNorm1d(3, act="relu"))
+    with pytest.raises(normscope.ModelError, match=r"2 \([^;]*; and 2 more; partial=True"):
+        convert(model, "torch")
+
+
+def test_modes_need_both_weight_and_bias() -> None:
+    for norm in (nn.BatchNorm1d(3, affine=False), nn.BatchNorm1d(3)):
+        if norm.affine:
+            norm.register_parameter("bias", None)
+        with pytest.raises(normscope.ModelError, match="it has no weight or no bias"):
+            convert(nn.Sequential(norm), "mode", num_modes=2)
+    model: Any = nn.Sequential(nn.BatchNorm1d(3, eps=0.5, momentum=0.3))
+    convert(model, "mode", num_modes=3)
+    assert (model[0].eps, model[0].momentum, model[0].num_modes) == (0.5, 0.3, 3)

@@ -203,3 +203,21 @@ def test_what_is_cold_is_overridden_by_its_correction_and_the_rest_by_the_data()
     torch.testing.assert_close(stored["0"][0], torch.full((2,), 5.0).double())  # 0.5 / (1 - 0.9)
     torch.testing.assert_close(stored["0"][1], torch.full((2,), 10.0).double())  # (1.9 - 0.9) / 0.1
     assert stored["1"] is target["1"], "nothing was ever put in it"
+
+
+def test_with_statistics_of_its_own_every_domain_is_normalised_for_itself() -> None:
+    draw = torch.Generator().manual_seed(0)
+    model: Any = nn.Sequential(nn.BatchNorm1d(2)).eval()
+    domain = torch.arange(40) % 2
+    x = torch.randn(40, 2, generator=draw) + 4 * domain[:, None]
+    labels = torch.zeros(40).long()
+    sizes = [10, 10, 10, 9, 1]
+    parts = zip(x.split(sizes), labels.split(sizes), domain.split(sizes), strict=True)
+    found = attributed(model, list(parts))
+    values = torch.cat([answer.values for answer in found.by_domain()])
+    for number in (0, 1):
+        own = x[:39][domain[:39] == number]  # one sample of a batch has no variance
+        expected = (x[domain == number] - own.mean(0)) / (own.var(0) + 1e-5).sqrt()
+        torch.testing.assert_close(
+            values[domain == number], expected.double(), rtol=1e-3, atol=1e-3
+        )

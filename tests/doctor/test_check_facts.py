@@ -908,3 +908,11 @@ def test_ours_frozen_by_half_is_seen_too() -> None:
     model = nn.Sequential(nn.Linear(2, 2), normscope.BatchNorm1d(2))
     model[1].requires_grad_(False)
     assert one("NS014", case(layer("1", module=model[1]), subject=model)).layer == "1"
+
+
+def test_a_stored_variance_of_zero_has_a_ratio() -> None:
+    finding = one("NS003", case(layer(var=wide(0, 2)), data=data(), matters=True))
+    assert finding.facts["ratio"] == in_digits((1e-12 / 2) ** 0.5)
+    constant = data(by_batch={"a": [stream(wide(1, 1), wide(0, 2))]})
+    finding = one("NS003", case(layer(), data=constant, matters=True))
+    assert finding.facts["ratio"] == in_digits((2 / 1e-12) ** 0.5)

@@ -285,9 +285,11 @@ def test_how_the_first_half_changes_in_other_company() -> None:
     [
         (lambda x: 3 * x, 3.0), (lambda x: x / 2, 0.5), (lambda x: 1.4 * x, 0.0), (lambda x: x, 0.0),
         (lambda x: x + 2, 0.0), (lambda x: x * torch.tensor([2.0, 3, 4, 5]), 0.0),
+        (lambda x: x * torch.tensor([2.0, 2, 2, 2.4]), (8 * 2.4) ** 0.25),
+        (lambda x: x * torch.tensor([2.0, 2, 2, 2.6]), 0.0),
         (lambda x: 3 * (x - x.mean(0)) + x.mean(0), 0.0),
     ],
-    ids=["three times", "half", "little", "same", "shift", "several factors", "spread alone"],
+    ids=["three times", "half", "little", "same", "shift", "several factors", "alike", "unlike", "spread alone"],
 )  # fmt: skip
 def test_by_how_many_times_inputs_are_larger(change: Any, factor: float) -> None:
     x = torch.randn(200, 4, generator=DRAW) * torch.tensor([1.0, 2, 4, 8]) + torch.arange(4) + 1

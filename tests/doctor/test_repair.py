@@ -559,3 +559,14 @@ def test_statistics_that_a_momentum_kept_out_are_measured_as_in_training(dropout
     assert norms(model)[0].momentum == pytest.approx(0.01)
     behind = context.measured(dropout=bool(dropout))[names[1]][0].total()
     torch.testing.assert_close(norms(model)[1].running_mean.double(), behind.mean)
+
+
+def test_of_variants_that_change_nothing_the_first_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def harmless(name: str) -> Any:
+        return lambda patient, layers: (name,)
+
+    monkeypatch.setitem(REMEDIES, "momentum", (harmless("first"), harmless("second")))
+    found = diagnose(healthy())
+    done = repair(healthy(), found, in_training()[:4], remedies=["momentum"])
+    (trial,) = done.record.trials
+    assert (trial.layers, trial.kept, trial.helps) == (("first",), True, True)

@@ -392,3 +392,61 @@ def test_what_is_not_of_one_entry_per_sample_goes_along_whole() -> None:
         assert part.given["scale"] == 2
         assert part.given["vocabulary"].tolist() == list(range(9))
     assert loader.run(MODEL, batch).shape == (4, 2)
+
+
+def test_names_beside_the_inputs_of_a_model_without_a_tensor() -> None:
+    model = nn.Flatten()
+    loader = Loader(
+        [{"x": torch.ones(4, 2), "name": ["a", "b", "c", "d"], "y": torch.zeros(4)}], model
+    )
+    (batch,) = loader.read()
+    assert batch.size == 4
+    assert [arg.tolist() for arg in batch.args] == [[[1, 1]] * 4]
+
+
+def test_what_batches_cannot_be_is_said_with_what_to_give() -> None:
+    for given, sentence in (
+        (nn.Linear(1, 1), r"the batches are a model \(Linear\); the model comes first"),
+        ({"a": 1, "b": 2}, "the batches are a dict with the keys 'a', 'b'; give what is under one"),
+        (dict.fromkeys("abcdefg"), "with the keys 'a', 'b', 'c', 'd', 'e'; give"),
+        ("data.pt", "the batches are the text 'data.pt'; give a DataLoader"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            Loader(given, MODEL)  # type: ignore[arg-type]
+    for given, sentence in (
+        (None, "batch 1 is None; a batch can be"), ("x", "batch 1 is 'x'; a batch can be"),
+        (3, "batch 1 is 3; a batch can be"), ((), "batch 1 is empty"),
+        (torch.full((4, 1), torch.inf), "the inputs of batch 1 hold NaN or infinity"),
+        (torch.ones(4, 1, device="meta"), "batch 1 holds a meta tensor"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=sentence):
+            list(Loader([numbered(1)[0], given], MODEL).read())
+
+
+def test_labels_that_are_named_are_not_the_domain_too() -> None:
+    x, y, c = torch.ones(4, 1), torch.arange(4), torch.tensor([0, 1, 0, 1])
+    (batch,) = Loader([(x, y, c)], MODEL, labels=2).read()
+    assert batch.condition is None
+    assert batch.labels is not None
+    assert torch.equal(batch.labels, c)
+    (batch,) = Loader([(x, y, c)], MODEL, labels=1).read()
+    assert batch.condition is not None
+    assert torch.equal(batch.condition, c)
+    (batch,) = Loader([(y, x)], MODEL, labels=0).read()
+    assert batch.args[0] is x
+    (batch,) = Loader([(x, y, torch.tensor([0.5] * 4))], MODEL).read()
+    assert batch.condition is None, "no whole numbers"
+
+
+def test_inputs_have_the_models_half_precision_and_labels_keep_theirs() -> None:
+    half = nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2)).bfloat16()
+    (batch,) = Loader([(torch.ones(4, 1), torch.ones(4))], half).read()
+    assert batch.args[0].dtype == torch.bfloat16
+    assert batch.labels is not None
+    assert batch.labels.dtype == torch.float32
+    (batch,) = Loader([(np.ones((4, 1)), np.arange(4))], MODEL).read()
+    assert batch.args[0].dtype == torch.float32
+    (batch,) = Loader([torch.ones(4, 1).double()], MODEL).read()
+    assert batch.args[0].dtype == torch.float64, "a wrong dtype of the caller's stays to be seen"
+    (batch,) = Loader([np.arange(4)[:, None]], nn.Flatten()).read()
+    assert batch.args[0].dtype == torch.int64

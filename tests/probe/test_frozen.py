@@ -103,3 +103,9 @@ def test_models_made_in_inference_mode_can_be_looked_at_but_not_changed() -> Non
     with pytest.raises(ModelError, match=r"0.weight was made under torch.inference_mode\(\)"):
         refuse_unready(model, writes=True)
     check_runnable(copy.deepcopy(model), writes=True)
+
+
+def test_a_function_of_torchscript_is_refused_as_what_it_is() -> None:
+    traced: Any = torch.jit.trace(torch.relu, (torch.ones(2),))
+    with pytest.raises(ModelError, match="a TorchScript program"):
+        normscope.diagnose(traced)

@@ -187,3 +187,31 @@ def test_the_innermost_module_that_was_running_is_named() -> None:
             normscope.recalibrate(wrapped, [torch.randn(8, 2)])
         with pytest.raises(ModelError, match=r"layer norm \(BatchNorm1d\) failed"):
             normscope.recalibrate(wrapped, [torch.randn(8, 4)])
+
+
+def test_an_eps_is_found_in_a_forward_of_one_rank_alone() -> None:
+    class Frozen(FrozenBatchNorm2d):
+        rank, shape = 3, (1, -1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.dim() != self.rank:
+                raise ValueError(x.dim())
+            shaped = [t.reshape(self.shape) for t in (self.running_mean, self.running_var)]
+            y: Tensor = (x - shaped[0]) * self.weight.reshape(self.shape)
+            return y / (shaped[1] + self.hidden[0]).sqrt()
+
+    for rank, shape in ((2, (1, -1)), (3, (1, -1, 1)), (5, (1, -1, 1, 1, 1))):
+        layer: Any = Frozen(4)
+        layer.rank, layer.shape = rank, shape
+        assert eps_of(layer) == pytest.approx(1e-3)
+    layer.rank = 6
+    assert eps_of(layer) is None
+
+
+def test_statistics_of_another_shape_cannot_be_followed() -> None:
+    layer = FrozenBatchNorm2d(4)
+    layer.eps = 1e-3
+    layer.running_mean, layer.running_var = torch.zeros(1, 4, 1, 1), torch.ones(1, 4, 1, 1)
+    (norm,) = find_norms(nn.Sequential(layer))
+    assert (norm.name, norm.skipped) == ("0", "lens.skip.not_per_channel")
+    assert find_norms(nn.Sequential(normscope.ConditionalBatchNorm2d(4, 3)))[0].skipped is None

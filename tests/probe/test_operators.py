@@ -116,3 +116,14 @@ def test_a_norm_that_became_a_product_and_a_sum_is_seen_by_its_tensors() -> None
     assert [(call.kind, call.name) for call in calls] == [("scale", "0"), ("shift", "0")]
     assert torch.equal(calls[0].tensors["weight"], model[0].scale.flatten())
     assert torch.equal(calls[1].tensors["bias"], model[0].shift.flatten())
+
+
+def test_what_is_no_layer_runs_as_it_was_called_and_what_nobody_owns_has_no_name() -> None:
+    class Functions(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = nn.functional.linear(x, torch.ones(2, 4))
+            return y.sum(0, dtype=torch.float64)
+
+    output, calls = seen(Functions(), torch.ones(5, 4))
+    assert (output.dtype, output.tolist()) == (torch.float64, [20, 20])
+    assert [(call.kind, call.name) for call in calls] == [("linear", "")]

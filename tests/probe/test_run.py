@@ -109,3 +109,60 @@ def test_every_run_of_a_batch_draws_the_same_numbers() -> None:
 def test_dropout_that_drops_nothing_is_none() -> None:
     model = nn.Sequential(nn.Dropout(0.0), nn.Dropout2d(0.1), nn.AlphaDropout(0.5), nn.ReLU())
     assert dropouts(model) == [model[1], model[2]]
+
+
+def test_what_a_run_measures_is_the_layers_input_as_the_layer_takes_it() -> None:
+    layer = normscope.BatchNorm1d(3).eval()
+    mask = torch.arange(24) % 3 > 0
+    model = nn.Sequential(layer)
+    for forward in (lambda x: layer(x, None, mask), lambda x: layer(input=x, mask=mask)):
+        model.forward = forward  # type: ignore[method-assign]
+        _, run = outcome(model, X)
+        total = run.streams["0"][0].total()
+        assert total.count == 16
+        torch.testing.assert_close(total.mean.float(), X[mask].mean(0))
+    half = nn.Sequential(nn.BatchNorm1d(3)).half().eval()
+    _, run = outcome(half, X)
+    torch.testing.assert_close(run.streams["0"][0].total().mean, X.half().double().mean(0))
+    model, batch = conditional(CONDITIONS)
+    _, run = outcome(model, batch)
+    total = run.streams["ConditionalBatchNorm1d"][0].total()
+    torch.testing.assert_close(
+        total.mean.float(), torch.stack([X[CONDITIONS.eq(k)].mean(0) for k in (0, 1)])
+    )
+
+
+def test_calls_features_and_order_are_kept_layer_by_layer() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.a(self.b(2 * self.b(x)))
+            return y + 1
+
+    model = Model().eval()
+    model.b.forward = model.b.forward  # type: ignore[method-assign]  # of its own
+    own = model.b.__dict__["forward"]
+    output, run = outcome(model, X)
+    assert run.order == ["b", "a"]
+    assert run.most_calls == {"b": 2, "a": 1}
+    assert [len(run.streams[name]) for name in ("b", "a")] == [2, 1]
+    assert run.features is not None
+    torch.testing.assert_close(run.features, output - 1)
+    assert model.b.__dict__["forward"] is own
+    assert "forward" not in model.a.__dict__
+    _, none = outcome(model, X, measured=set())
+    assert none.streams == {}
+    assert none.order == ["b", "a"]
+
+
+def test_a_batch_of_one_value_normalises_with_what_is_stored() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3)).eval()
+    output, run = outcome(model, X[:1], by_batch={"0"})
+    torch.testing.assert_close(output, X[:1] / (1 + 1e-5) ** 0.5)
+    assert run.streams["0"][0].total().count == 1
+    chosen = (torch.full((3,), 5.0), torch.full((3,), 4.0))
+    output, _ = outcome(model, X[:1], by_batch={"0"}, stored={"0": chosen})
+    torch.testing.assert_close(output, (X[:1] - 5) / (4 + 1e-5) ** 0.5)

@@ -208,6 +208,8 @@ class Loader:
         """
         if self.forward is None and (given is None or isinstance(given, (str, bytes, int, float))):
             raise InputError(f"batch {index} is {given!r}; {GRAMMAR}")
+        if any(tensor.is_meta for tensor in tensors(given)):
+            raise InputError(f"batch {index} holds a meta tensor, which has no values")
         given = walk(given, lambda value: self._moved(value, cast=False))
         inputs, labels, ids = given, None, None
         args: tuple[Any, ...] = ()
@@ -224,8 +226,6 @@ class Loader:
             inputs = walk(grammar.formed(inputs), lambda value: self._moved(value, cast=True))
             args, kwargs = grammar.arguments(self._signature, inputs, given, labels)
             for tensor in tensors((args, kwargs)):
-                if tensor.is_meta:
-                    raise InputError(f"batch {index} holds a meta tensor, which has no values")
                 if tensor.is_floating_point() and not grammar.finite(tensor):
                     raise InputError(
                         f"the inputs of batch {index} hold NaN or infinity; clean them first"

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from normscope.probe.frozen import check_runnable
@@ -79,7 +78,6 @@ class ModelSnapshot:
 
     def __init__(self, model: nn.Module) -> None:
         norms = {id(norm.module) for norm in find_norms(model)}
-        norms |= {id(m) for m in model.modules() if isinstance(m, _BatchNorm)}
         self._modules: list[tuple[nn.Module, type[nn.Module], dict[str, Any]]] = []
         self._contents: list[tuple[Tensor, Tensor]] = []
         for module in model.modules():
