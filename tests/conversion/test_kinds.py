@@ -111,3 +111,28 @@ def test_modes_need_both_weight_and_bias() -> None:
     model: Any = nn.Sequential(nn.BatchNorm1d(3, eps=0.5, momentum=0.3))
     convert(model, "mode", num_modes=3)
     assert (model[0].eps, model[0].momentum, model[0].num_modes) == (0.5, 0.3, 3)
+
+
+def test_gradients_that_a_model_holds_are_no_difference() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    model(torch.randn(8, 3)).square().sum().backward()
+    conversion = convert(model, "conditional", num_conditions=2)
+    assert conversion.verify(torch.randn(8, 3)).ok
+
+
+def test_a_layer_within_a_part_that_cannot_be_traced_says_so() -> None:
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.relu = nn.BatchNorm1d(3), nn.ReLU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.relu(self.norm(x if bool(x.sum() > 0) else -x))
+            return y
+
+    model = nn.Sequential(Part(), nn.BatchNorm1d(3), nn.ReLU())
+    done = convert(model, "batch", fuse=True)
+    assert [fusion.name for fusion in done.fused] == ["1"]
+    (left,) = done.unfused
+    assert left.name == "0.norm"
+    assert left.reason.startswith("it is inside '0', which torch.fx cannot trace")

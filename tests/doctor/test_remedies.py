@@ -336,3 +336,22 @@ def test_settings_and_names_are_those_of_the_states_that_are_asked_for() -> None
     assert of.measured(dropout=True) is not once
     of.forget()
     assert of.measured() is not once
+
+
+def test_layers_that_no_forward_runs_are_no_outliers() -> None:
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.spare = in_a_row(4), nn.BatchNorm1d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.used(x)
+            return y
+
+    model: Any = Part().eval()
+    statistics.sequential(context(model), ())
+    model.used[1].running_mean += 3
+    assert statistics.outliers(context(model), ()) == ("used.1",)
+    assert statistics.by_batch(context(model), ()) == ("used.0", "used.1", "used.2", "used.3")
+    with pytest.raises(Unfit, match="these layers cannot be measured: no forward runs them"):
+        statistics.by_batch(context(model), ("spare",))
