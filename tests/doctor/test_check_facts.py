@@ -53,9 +53,9 @@ class Sure(CheckContext):
     """A case in which it is given whether the gap matters and whether to keep what is stored."""
 
     matters, keep, sizes = False, False, {}  # type: ignore[var-annotated]
-    gap_matters = property(lambda self: self.matters)  # type: ignore[assignment]
-    keep_stored = property(lambda self: self.keep)  # type: ignore[assignment]
-    scales = property(lambda self: self.sizes)  # type: ignore[assignment]
+    gap_matters = property(lambda self: self.matters)
+    keep_stored = property(lambda self: self.keep)
+    scales = property(lambda self: self.sizes)
 
 
 def case(*layers: LayerState, matters: bool = False, keep: bool = False, **more: Any) -> Any:
@@ -258,7 +258,7 @@ def test_steps_of_several_batches(batches: int, told_of: bool) -> None:
 def test_buffers_that_follow_another_model() -> None:
     followed = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(3), nn.BatchNorm1d(2))
     for norm in followed:
-        norm.running_mean.fill_(1), norm.running_var.fill_(2)  # type: ignore[union-attr, operator]
+        norm.running_mean.fill_(1), norm.running_var.fill_(2)
     mean = wide(1, 1)
     for away, expected in (
         (0.05, None),

@@ -91,7 +91,8 @@ def test_labels_are_compared_over_batches_of_one_size_at_fixed_places() -> None:
     assert math.isnan(three.fixed_places())
     assert three.excess() == pytest.approx(-1)
     two = Composition()
-    two.add(torch.tensor([0, 1, 1])), two.add(torch.tensor([0, 0, 1]))
+    two.add(torch.tensor([0, 1, 1]))
+    two.add(torch.tensor([0, 0, 1]))
     assert two.excess() == pytest.approx((4 / 12 - 0.5) / 0.5)
     same = Composition()
     for _ in range(4):
@@ -185,8 +186,8 @@ def test_domains_and_classes_have_statistics_of_their_own() -> None:
 def test_both_modes_and_dropout_are_measured_apart() -> None:
     torch.manual_seed(0)
     first, second = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
-    first.running_mean.fill_(1)  # type: ignore[union-attr]
-    first.running_var.fill_(4)  # type: ignore[union-attr]
+    first.running_mean.fill_(1)
+    first.running_var.fill_(4)
     model = nn.Sequential(first, nn.Dropout(0.5), second).eval()
     x = torch.randn(400, 2, generator=DRAW) + 3
     found = read(model, list(x.split(200)))
@@ -203,7 +204,7 @@ def test_both_modes_and_dropout_are_measured_apart() -> None:
 
 def test_a_layer_is_looked_at_while_it_normalises_by_the_batch() -> None:
     norm = nn.BatchNorm2d(2)
-    norm.running_mean.fill_(100)  # type: ignore[union-attr]
+    norm.running_mean.fill_(100)
     model = nn.Sequential(norm, nn.ReLU()).eval()
     x = torch.randn(6, 2, 3, 3, generator=DRAW)
     sample = read(model, [x]).layers["0"]
@@ -318,9 +319,9 @@ def test_a_layer_behind_another_has_no_scale_of_its_own() -> None:
     first, second = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
     model = nn.Sequential(first, second).eval()
     with torch.no_grad():
-        first.running_mean.copy_(x.mean(0)), first.running_var.copy_(x.var(0) * 9)  # type: ignore[union-attr]
-        second.running_var.copy_(torch.tensor([1.0, 2, 4, 8]) / 16)  # type: ignore[union-attr]
-        second.running_mean.fill_(1)  # type: ignore[union-attr]
+        first.running_mean.copy_(x.mean(0)), first.running_var.copy_(x.var(0) * 9)
+        second.running_var.copy_(torch.tensor([1.0, 2, 4, 8]) / 16)
+        second.running_mean.fill_(1)
     data = read(model, list(x.split(50)))
     assert other_scale(model, data, of_model(model)[1]) == 0
 

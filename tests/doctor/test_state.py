@@ -33,9 +33,10 @@ def test_the_share_of_the_start_and_what_is_left_without_it() -> None:
     mean, var = STATE.corrected() or (wide(), wide())
     torch.testing.assert_close(mean, wide(1, 0))
     torch.testing.assert_close(var, wide(0, 1))
+    unknown: dict[str, Any]
     for unknown in ({"momentum": None}, {"tracked": None}, {"momentum": -0.1}, {"momentum": 1.1}):
-        assert math.isnan(replace(STATE, **unknown).init_share)  # type: ignore[arg-type]
-        assert replace(STATE, **unknown).corrected() is None  # type: ignore[arg-type]
+        assert math.isnan(replace(STATE, **unknown).init_share)
+        assert replace(STATE, **unknown).corrected() is None
     assert replace(STATE, momentum=1.0).init_share == 0
     assert replace(STATE, momentum=1.0).corrected() is None, "nothing is left of it"
     assert replace(STATE, momentum=0.0).init_share == 1

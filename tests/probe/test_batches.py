@@ -405,20 +405,22 @@ def test_names_beside_the_inputs_of_a_model_without_a_tensor() -> None:
 
 
 def test_what_batches_cannot_be_is_said_with_what_to_give() -> None:
-    for given, sentence in (
+    refused: Any = (
         (nn.Linear(1, 1), r"the batches are a model \(Linear\); the model comes first"),
         ({"a": 1, "b": 2}, "the batches are a dict with the keys 'a', 'b'; give what is under one"),
         (dict.fromkeys("abcdefg"), "with the keys 'a', 'b', 'c', 'd', 'e'; give"),
         ("data.pt", "the batches are the text 'data.pt'; give a DataLoader"),
-    ):
+    )
+    for given, sentence in refused:
         with pytest.raises(InputError, match=sentence):
-            Loader(given, MODEL)  # type: ignore[arg-type]
-    for given, sentence in (
+            Loader(given, MODEL)
+    unread: Any = (
         (None, "batch 1 is None; a batch can be"), ("x", "batch 1 is 'x'; a batch can be"),
         (3, "batch 1 is 3; a batch can be"), ((), "batch 1 is empty"),
         (torch.full((4, 1), torch.inf), "the inputs of batch 1 hold NaN or infinity"),
         (torch.ones(4, 1, device="meta"), "batch 1 holds a meta tensor"),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for given, sentence in unread:
         with pytest.raises(InputError, match=sentence):
             list(Loader([numbered(1)[0], given], MODEL).read())
 

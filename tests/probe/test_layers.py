@@ -209,7 +209,7 @@ def test_an_eps_is_found_in_a_forward_of_one_rank_alone() -> None:
 
 
 def test_statistics_of_another_shape_cannot_be_followed() -> None:
-    layer = FrozenBatchNorm2d(4)
+    layer: Any = FrozenBatchNorm2d(4)
     layer.eps = 1e-3
     layer.running_mean, layer.running_var = torch.zeros(1, 4, 1, 1), torch.ones(1, 4, 1, 1)
     (norm,) = find_norms(nn.Sequential(layer))

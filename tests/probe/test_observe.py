@@ -68,7 +68,7 @@ def test_calls_of_a_forward_are_numbered_layer_by_layer() -> None:
             super().__init__()
             self.a, self.b = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             return self.a(F.relu(self.b(self.a(self.a(x)))))
 
     model = Model()
@@ -102,12 +102,12 @@ def test_of_a_residual_the_sum_is_not_the_layer() -> None:
 class Swish(nn.Module):
     """An activation of somebody's own, of two functions."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return x * torch.sigmoid(x)
 
 
 class MyRelu(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return torch.relu(x)
 
 
@@ -129,7 +129,7 @@ def test_what_holds_other_parts_is_no_activation_by_its_name() -> None:
             super().__init__()
             self.linear = nn.Linear(4, 4)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             return torch.tanh(x) + self.linear(x)
 
     model = behind(ReluBlock())
@@ -150,7 +150,7 @@ def test_a_copy_of_the_output_is_known_by_its_values() -> None:
             super().__init__()
             self.norm, self.copy = nn.BatchNorm1d(3), copy
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             return torch.relu(self.copy(self.norm(x)))
 
     for copy in copies.values():
@@ -167,7 +167,7 @@ def test_a_copy_of_the_output_is_known_by_its_values() -> None:
             super().__init__()
             self.a, self.b = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             y = self.a(x)
             self.b(2 * x + 1).add_(1)
             return torch.relu(y)
@@ -182,10 +182,10 @@ def test_an_output_that_was_written_to_is_another() -> None:
             super().__init__()
             self.norm = nn.BatchNorm1d(3)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             return torch.relu(self.norm(x).mul_(2))
 
-    model = Writing()
+    model: nn.Module = Writing()
     assert watched(model, lambda m: m(X)).said == [("norm",)]
     with torch.inference_mode():
         model = behind(nn.ReLU())
@@ -202,7 +202,7 @@ def test_what_an_activation_before_a_norm_was_given_is_told_from_the_second_forw
             self.act: Any = nn.ELU()
             self.norm, self.next = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             torch.sigmoid(x)
             return self.next(F.relu(self.norm(self.act(x + 1))))
 
@@ -227,7 +227,7 @@ def test_between_an_activation_and_the_norm_lies_nothing() -> None:
             super().__init__()
             self.norm = nn.BatchNorm1d(3)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             return self.norm(torch.relu(x) + 1)
 
     model = Model()

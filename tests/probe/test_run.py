@@ -114,9 +114,9 @@ def test_dropout_that_drops_nothing_is_none() -> None:
 def test_what_a_run_measures_is_the_layers_input_as_the_layer_takes_it() -> None:
     layer = normscope.BatchNorm1d(3).eval()
     mask = torch.arange(24) % 3 > 0
-    model = nn.Sequential(layer)
+    model: Any = nn.Sequential(layer)
     for forward in (lambda x: layer(x, None, mask), lambda x: layer(input=x, mask=mask)):
-        model.forward = forward  # type: ignore[method-assign]
+        model.forward = forward
         _, run = outcome(model, X)
         total = run.streams["0"][0].total()
         assert total.count == 16

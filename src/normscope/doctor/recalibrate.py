@@ -280,14 +280,14 @@ def measured(
 
 
 def _reason(norm: probe.Norm, deliberate: bool) -> str | None:
+    if isinstance(norm.module, _MODE):  # which has statistics by group, and so none per channel
+        return "its groups are soft; train it on"
     if norm.skipped == "lens.skip.per_sample":
         return "it normalises within each sample"
     if norm.skipped is not None:
         return "it has no running statistics per channel"
     if isinstance(norm.module, _FROZEN):
         return "it is frozen"
-    if isinstance(norm.module, _MODE):
-        return "its groups are soft; train it on"
     if isinstance(norm.module, nn.modules.instancenorm._InstanceNorm):
         return "it normalises within each sample"
     if deliberate:
