@@ -77,6 +77,8 @@ def test_what_a_verification_says_of_itself() -> None:
     assert second.startswith("outputs in eval(): ")
     assert ", allowed " in second
     assert all(line.endswith("may differ") for line in rest if "train()" in line)
+    found = {(c.what, c.mode): c.difference for c in proof.comparisons}
+    assert found["parameters", "train"] > 1e-6, "other gradients have moved them"
 
 
 def test_a_parameter_that_was_replaced_since_is_again_the_old_one_with_its_numbers() -> None:

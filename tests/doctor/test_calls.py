@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from normscope import InputError, ModelError
 from normscope.doctor import diagnose, repair, split
+from normscope.doctor.calls import PerCall
 from normscope.probe.load import read_weights
 
 
@@ -79,3 +81,20 @@ def test_a_split_layer_counts_anew_and_refuses_a_call_too_many() -> None:
         split(Twice(), {"x": 2})
     with pytest.raises(InputError, match="2 or more are needed"):
         split(Twice(), {"norm": 1})
+
+
+def test_copies_take_turns_and_share_what_is_learned() -> None:
+    layer: Any = nn.BatchNorm1d(2)
+    made: Any = PerCall(layer, 3)
+    assert made.calls[0] is layer
+    assert len(made.calls) == 3
+    assert len(list(made.parameters())) == 2
+    for other in made.calls[1:]:
+        assert other.weight is layer.weight
+        assert other.running_mean is not layer.running_mean
+    for number in range(3):
+        assert made.made == number
+        made(torch.randn(4, 2) + number)
+    assert [int(norm.num_batches_tracked) for norm in made.calls] == [1, 1, 1]
+    with pytest.raises(ModelError, match="split for 3 calls runs once more in this forward"):
+        made(torch.randn(4, 2))

@@ -916,3 +916,36 @@ def test_a_stored_variance_of_zero_has_a_ratio() -> None:
     constant = data(by_batch={"a": [stream(wide(1, 1), wide(0, 2))]})
     finding = one("NS003", case(layer(), data=constant, matters=True))
     assert finding.facts["ratio"] == in_digits((2 / 1e-12) ** 0.5)
+
+
+def attributed(**more: Any) -> Any:
+    """An attribution whose answers are what it was asked to override."""
+    facts = {
+        "target": {"a": ("mean", "var"), "b": ("other", "other")}, "train": "train",
+        "eval": "eval", "answers": lambda over: over, "by_domain": lambda: "by domain",
+    }  # fmt: skip
+    return SimpleNamespace(**{**facts, **more})
+
+
+def test_what_is_fixed_to_measure_a_cause() -> None:
+    of = case(layer(), attribution=attributed())
+
+    def fixed(code: str, of: Any) -> Any:
+        return CHECKS[code]().fixed(of, ("a",))
+
+    for code, expected in (
+        ("NS003", ("stale", {"a": ("mean", "var")}, frozenset())), ("NS017", ("reused", {}, {"a"})),
+    ):  # fmt: skip
+        name, over = fixed(code, of)
+        assert (name, over.stored, over.by_batch) == expected
+    assert fixed("NS021", of) == ("domains", "by domain")
+    for change, answers in ((0.0011, "train"), (0.0009, "eval")):
+        moved = attributed(changes=lambda answers, change=change: change)
+        assert fixed("NS001", case(layer(), attribution=moved)) == (
+            "mode",
+            answers,
+        )
+    for code in ("NS007", "NS010", "NS004", "NS006"):
+        assert fixed(code, of) is None, "no cause, or no other eps was found"
+    for code in ("NS001", "NS002", "NS003", "NS006"):
+        assert fixed(code, case(layer())) is None

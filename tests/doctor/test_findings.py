@@ -159,6 +159,9 @@ def test_what_lies_between_batches_is_a_cause_beside_those_of_findings() -> None
         ("sorted", "composition", "NS008"),
     ):
         found = diagnose(healthy(), in_training(kind=kind))
+        closes = [cause.closes for cause in found.causes]
+        assert closes == sorted(closes, reverse=True)
+        assert len(closes) > 3
         (cause,) = [c for c in found.causes if c.name in ("small_batch", "composition")]
         assert (cause.name, cause.code) == (name, code)
         assert 0.5 < cause.closes <= 1, "the whole gap of a healthy model"

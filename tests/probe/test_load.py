@@ -419,3 +419,15 @@ def test_a_file_is_run_once_until_it_changes(tmp_path: Path) -> None:
     file.write_text("class A: pass\ndef thing(): return 5\n")
     os.utime(file, ns=(1, 1))
     assert load.made(str(file), "thing") == 5
+
+
+def test_what_lies_beside_a_file_comes_before_what_is_installed(tmp_path: Path) -> None:
+    assert "this" not in sys.modules
+    (tmp_path / "this.py").write_text("width = 5\n")  # as a module of Python's own
+    (tmp_path / "nets.py").write_text(
+        "import this\nfrom torch import nn\nready = nn.Linear(2, this.width)\n"
+    )
+    try:
+        assert load_model(f"{tmp_path / 'nets.py'}:ready").out_features == 5
+    finally:
+        sys.modules.pop("this", None)

@@ -58,8 +58,8 @@ class Covering:
         """Return the tests that run what MUTANT changes, those that run the fewest lines first.
 
         A line of a function is its own; a line that runs at import belongs to the tests of the
-        function or class that it heads, else to those of the functions that name what it binds,
-        else to all of its file.
+        function or class that it heads, else to those of the functions that name what it binds.
+        Where none of them is known, all of its file are taken.
         """
         contexts = self._contexts[mutant.module]
         tree = ast.parse((drawing.ROOT / mutant.module).read_text(encoding="utf-8"))
@@ -72,7 +72,7 @@ class Covering:
 
         if inside := [n for n in functions if line in bodies[n]]:
             first, last = _statement(inside[-1], line)
-            found = collect(set(range(first, last + 1))) or collect(set(bodies[inside[-1]]))
+            found = collect(set(range(first, last + 1)))
         else:
             if heads := [n for n in ast.walk(tree) if _heads(n, line)]:
                 span = range(heads[-1].lineno, (heads[-1].end_lineno or 0) + 1)
@@ -87,7 +87,8 @@ class Covering:
                 }
                 users = [n for n in functions if bound & _names(n)]
             found = collect({x for n in users for x in bodies[n]})
-            found = found or collect({x for body in bodies.values() for x in body})
+        # what only processes of a test run is known of none
+        found = found or collect({x for body in bodies.values() for x in body})
         return sorted(found, key=lambda name: (self.lines[name], self.seconds[name], name))
 
 

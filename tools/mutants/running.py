@@ -198,22 +198,22 @@ def stages(
 
     The file that mirrors the module's comes first (`tests/probe/test_run.py` of `probe/run.py`),
     then those whose path has the most of the module's words, then those whose tests run the fewest
-    lines. Of a parametrised test two cases are taken.
+    lines. Of a parametrised test two cases come in their place, and the others behind its file's.
     """
     place = Path(module).relative_to("src/normscope")
     mirror = (Path("tests") / place.parent / f"test_{place.name}").as_posix()
     words = set(re.findall(r"[a-z]+", place.with_suffix("").as_posix()))
     taken: Counter[str] = Counter()
     files: defaultdict[str, list[str]] = defaultdict(list)  # in the order of their first tests
+    cases: defaultdict[str, list[str]] = defaultdict(list)
     for name in tests:
         function = name.partition("[")[0]
         taken[function] += 1
-        if taken[function] <= 2:
-            files[name.partition("::")[0]].append(name)
+        (files if taken[function] <= 2 else cases)[name.partition("::")[0]].append(name)
     ranked = sorted(
         files, key=lambda file: (file != mirror, -len(words & set(re.findall(r"[a-z]+", file))))
     )
-    left, rest = [(name, file) for file in ranked for name in files[file]], budget
+    left, rest = [(name, file) for file in ranked for name in files[file] + cases[file]], budget
     for limit, most in ((4.0, 2), (12.0, 6), (rest, 1000)):
         part: list[str] = []
         used: set[str] = set()
