@@ -306,7 +306,8 @@ class OneGraph(nn.Module):
         self.first, self.norm, self.head = nn.Linear(16, 16), nn.BatchNorm1d(16), nn.Linear(16, 3)
 
     def forward(self, graph: dict[str, Tensor]) -> Tensor:
-        return self.head(self.hear @ F.relu(self.norm(self.first(graph["x"]))))
+        y: Tensor = self.head(self.hear @ F.relu(self.norm(self.first(graph["x"]))))
+        return y
 
 
 def test_one_graph_that_cannot_be_divided() -> None:
@@ -317,7 +318,7 @@ def test_one_graph_that_cannot_be_divided() -> None:
     hear = ((y[:, None] == y) & (torch.rand(240, 240) < 0.1)).float() + torch.eye(240)
     model, data = OneGraph(hear / hear.sum(1, keepdim=True)), [{"x": x, "y": y}]
 
-    def run(model: nn.Module, graph: Any) -> Tensor:
+    def run(model: nn.Module, graph: Any) -> Any:
         return model(graph)
 
     train(model, data * 6, lambda m, g: F.cross_entropy(m(g), g["y"]), epochs=4)

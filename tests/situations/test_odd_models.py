@@ -502,7 +502,8 @@ class Listed(nn.Module):
         self.blocks = [nn.BatchNorm2d(16)]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks[0](self.stem(x)).relu().flatten(1))
+        y: Tensor = self.head(self.blocks[0](self.stem(x)).relu().flatten(1))
+        return y
 
 
 class Always(nn.Module):
@@ -514,7 +515,8 @@ class Always(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.batch_norm(self.body[0](x), torch.zeros(16), torch.ones(16), training=True)
-        return self.body[1:](x)
+        y: Tensor = self.body[1:](x)
+        return y
 
 
 @pytest.mark.parametrize("make", [Listed, Always])

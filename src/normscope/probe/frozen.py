@@ -34,8 +34,8 @@ def refuse_traced(model: object, *, parts: bool = True) -> None:
         if kind is not None:
             whose = f"part {shown(name)!r} of the model" if name else "the model"
             raise ModelError(
-                f"{whose} is {PROGRAMS[kind]} ({type(module).__name__}): its mode and layers were fixed "
-                "when it was traced; give the module it was made from"
+                f"{whose} is {PROGRAMS[kind]} ({type(module).__name__}): its mode and layers "
+                "were fixed when it was traced; give the module it was made from"
             )
 
 
