@@ -21,8 +21,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from importlib.machinery import ExtensionFileLoader
-from importlib.util import module_from_spec, spec_from_loader
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
+from importlib.util import module_from_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -208,9 +208,7 @@ def _load() -> None:
 def _imported(path: Path) -> ModuleType:
     """Return the library as an extension module."""
     loader = ExtensionFileLoader(MODULE, str(path))
-    spec = spec_from_loader(MODULE, loader)
-    assert spec is not None, "a loader was given"
-    module = module_from_spec(spec)
+    module = module_from_spec(ModuleSpec(MODULE, loader, origin=str(path)))
     loader.exec_module(module)
     return module
 
