@@ -1,5 +1,6 @@
 """`diagnose`: every check, then the causes, the one that explains most first."""
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -281,5 +282,5 @@ def _gap(data: Evidence) -> Gap:
         train_metric=gap.reference.metric,
         eval_metric=gap.other.metric,
         advantage=gap.advantage,
-        by_chance=float("nan") if counts else gap.other.accuracy,
+        by_chance=math.nan if counts else gap.other.accuracy,
     )
