@@ -799,9 +799,13 @@ def test_an_output_that_depends_on_its_company() -> None:
     model = nn.Sequential(
         nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False), nn.Linear(2, 2)
     )
-    finding = one("NS026", case(layer(), subject=model, data=data(leak=0.0011)))
-    assert told(finding) == ("error", 0.0011, 1e-3, "high", "")
-    assert (finding.layer, finding.facts) == ("1", {"change": "0.0011"})
+    for norm, severity, confidence, kind in (
+        (True, "error", "high", "norm"), (False, "warning", "medium", "other"),
+    ):  # fmt: skip
+        of = case(layer(), subject=model, data=data(leak=0.0011, normalised=norm))
+        finding = one("NS026", of)
+        assert told(finding) == (severity, 0.0011, 1e-3, confidence, "")
+        assert (finding.layer, finding.facts) == ("1", {"change": "0.0011", "kind": kind})
     other = nn.Sequential(nn.BatchNorm1d(2))
     assert one("NS026", case(layer(), subject=other, data=data(leak=1.0))).layer == ""
     assert found("NS026", case(layer(), subject=model, data=data(leak=0.0009))) == []
@@ -899,7 +903,7 @@ def test_a_gap_is_looked_at_with_data_only() -> None:
     assert away is not None
     torch.testing.assert_close(away, wide(0, 1), atol=1e-6, rtol=1e-6)
     single = data(by_batch={"a": [stream(wide(5, 5), wide(0, 0), 1, 1)]})
-    away = with_data.away(layer(), single)
+    away = CheckContext([layer()], data=single).away(layer())
     assert away is not None
     assert away.tolist() == [0, 0], "one value has no variance"
 
