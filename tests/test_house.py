@@ -22,7 +22,7 @@ CEILINGS = {
     "bench": 950,  # goal 700
     "cli": 1_950,  # goal 800; help and sentences in two languages
     "conversion": 1_950,  # goal 1,300, with folding
-    "doctor": 4_800,  # goal 2,800
+    "doctor": 4_850,  # goal 2,800
     "equivalence": 2_200,  # goal 600
     "experiment": 2_800,  # goal 1,600
     "folding": 1_050,
@@ -32,7 +32,7 @@ CEILINGS = {
     "lesson": 800,  # goal 500
     "probe": 2_850,  # goal 1,650
     "published": 1_100,  # goal 600
-    "records": 1_850,  # goal 700
+    "records": 1_800,  # goal 700
     "report": 5_950,  # goal 2,500
 }
 LONGEST = 450  # lines of one file; most have a hundred

@@ -22,16 +22,8 @@ from normscope.arguments import (
     rows_needed,
 )
 from normscope.errors import InputError
-from normscope.kernels import cpu, recomputation, reference
+from normscope.kernels import autograd, cpu, recomputation, reference
 from normscope.kernels.as_torch import by_torch
-from normscope.kernels.autograd import (
-    Stored,
-    held,
-    is_transformed,
-    remember,
-    standardise,
-    statistics,
-)
 from normscope.kernels.dispatch import explanation, kernel_for, prefers_torch
 from normscope.kernels.problem import Affine, Epilogue, Problem, Statistics, check_storage
 from normscope.moments import Moments
@@ -141,7 +133,7 @@ def batch_norm(
             impl=impl,
         )
     use_batch = training or running_mean is None or running_var is None
-    transformed = is_transformed()
+    transformed = autograd.is_transformed()
     plain_call = groups is None and mask is None and process_group is None and on_moments is None
     if plain_call and impl == "auto" and torch._C._get_tracing_state() is not None:
         # sizes are tensors in torch.jit.trace, and the graph needs no normscope to run
@@ -231,7 +223,7 @@ def batch_norm(
     stored = _stored(running_mean, running_var, num_groups)
     if use_batch:
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-            batch = statistics(problem, process_group, kernel)
+            batch = autograd.statistics(problem, process_group, kernel)
         if groups is None and process_group is not None:
             check_batch_size(batch.count, x)
         mean, var, inverse_count = _filled_up(batch, stored, 0 if groups is None else min_count)
@@ -249,7 +241,9 @@ def batch_norm(
     if differentiable:  # mean and rstd carry the graph
         epilogue = epilogue._replace(affine=epilogue.affine.as_rows())
         return reference.normalize(problem, Statistics(mean, rstd), epilogue)
-    return standardise(problem, epilogue, Stored(mean, rstd, inverse_count), process_group, kernel)
+    return autograd.standardise(
+        problem, epilogue, autograd.Stored(mean, rstd, inverse_count), process_group, kernel
+    )
 
 
 def plain_call(x: Tensor) -> Callable[..., Tensor | None] | None:
@@ -258,7 +252,7 @@ def plain_call(x: Tensor) -> Callable[..., Tensor | None] | None:
     It takes the arguments of `_compiled` and checks all of them itself; None, here or from it,
     leaves the call to `batch_norm`.
     """
-    if is_transformed() or type(x) is not Tensor or has_torch_function_unary(x):
+    if autograd.is_transformed() or type(x) is not Tensor or has_torch_function_unary(x):
         return None
     return cpu.ready("batch_norm") if recomputation.active.get() is None else None
 
@@ -277,7 +271,7 @@ def _compiled(
     x, _, _, weight, bias, *_, groups, num_groups, mask, _, residual, _ = arguments
     epilogue = Epilogue(Affine(weight, bias), residual, act)
     problem = Problem(x, groups, num_groups, mask)
-    remember(made.y, problem, epilogue, made.table[0], made.table[1], cpu)
+    autograd.remember(made.y, problem, epilogue, made.table[0], made.table[1], cpu)
     return made.y
 
 
@@ -314,10 +308,10 @@ def moments(
     if mask is not None:
         mask = checked_mask(mask, x)
     wants_grad = torch.is_grad_enabled() and x.requires_grad
-    kernel = reference if wants_grad or is_transformed() else kernel_for(x, "auto")
+    kernel = reference if wants_grad or autograd.is_transformed() else kernel_for(x, "auto")
     if kernel is not reference:
         x, groups, mask = map(plain, (x, groups, mask))
-    return statistics(Problem(x, groups, num_groups, mask), process_group, kernel)
+    return autograd.statistics(Problem(x, groups, num_groups, mask), process_group, kernel)
 
 
 def _filled_up(
@@ -328,7 +322,7 @@ def _filled_up(
     The fill is min_count - count pseudo-values that have the running mean and variance.
     """
     if min_count and stored is not None:
-        running_mean, running_var = held(*(t.to(batch.mean.dtype) for t in stored))
+        running_mean, running_var = autograd.held(*(t.to(batch.mean.dtype) for t in stored))
         missing = (min_count - batch.count).clamp(min=0)
         batch = batch + Moments(missing, running_mean, running_var * missing.unsqueeze(1))
     count = batch.count.clamp(min=1).unsqueeze(1)

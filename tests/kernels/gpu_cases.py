@@ -22,7 +22,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 import normscope
 from normscope import functional
-from normscope.kernels import dispatch, gpu, reference
+from normscope.kernels import autograd, dispatch, gpu, reference
 from normscope.kernels.gpu import cutting, layer, tuning
 from normscope.kernels.problem import Epilogue, Problem, Statistics
 from tests.kernels.gpu_case import DEVICE, DTYPES, Case, close
@@ -300,7 +300,7 @@ def test_nothing_leaves_the_device(form: tuple[Any, ...], monkeypatch: pytest.Mo
     monkeypatch.setattr(
         InterpretedFunction, "run", lambda jit, *args, **kwargs: started.append(jit.__name__)
     )
-    monkeypatch.setattr(functional, "is_transformed", lambda: False)
+    monkeypatch.setattr(autograd, "is_transformed", lambda: False)
     monkeypatch.setattr(layer, "on", lambda x: nullcontext())
     context = SimpleNamespace(needs_input_grad=(True,) * 10)
     context.save_for_backward = lambda *tensors: setattr(context, "saved_tensors", tensors)

@@ -30,11 +30,9 @@ def is_transformed() -> bool:
 
 
 def held(*tables: Tensor) -> tuple[Tensor, ...]:
-    """Copy tables of one shape, which backward needs, before running statistics move on.
-
-    A compiler may compute cheap values a second time in backward, from buffers that forward has
-    updated by then. It keeps the result of a stack.
-    """
+    """Copy tables of one shape, which backward needs, before running statistics move on."""
+    # compilers may compute cheap values again in backward, from buffers that forward has updated
+    # by then; they keep the result of a stack
     return torch.stack(tables).unbind(0)
 
 

@@ -111,11 +111,8 @@ class MomentStream:
 
 def stacked(parts: list[Moments]) -> Moments:
     """Stack parts of one shape along a new first axis."""
-    return Moments(
-        torch.stack([part.count for part in parts]),
-        torch.stack([part.mean for part in parts]),
-        torch.stack([part.m2 for part in parts]),
-    )
+    tables = zip(*((part.count, part.mean, part.m2) for part in parts), strict=True)
+    return Moments(*map(torch.stack, tables))
 
 
 def total_of(calls: Sequence[MomentStream]) -> Moments:
