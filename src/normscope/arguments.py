@@ -52,14 +52,15 @@ def check_choices(
 
 def check_settings(eps: float, momentum: float | None) -> None:
     """Refuse an eps or a momentum of a new layer that is not finite."""
+
     # an eps below 0 is refused where torch refuses it, at the first call
-    settings: dict[str, object] = {
-        f"eps is {eps!r}; it must be a finite number above 0, such as 1e-5": eps,
-        NAN_MOMENTUM.replace("nan", repr(momentum)): momentum or 0,
-    }
-    for said, value in settings.items():
-        if not (isinstance(value, (int, float)) and math.isfinite(value)):
-            raise InputError(said)
+    def is_finite(value: object) -> bool:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+
+    if not is_finite(eps):
+        raise InputError(f"eps is {eps!r}; it must be a finite number above 0, such as 1e-5")
+    if not is_finite(momentum or 0):
+        raise InputError(NAN_MOMENTUM.replace("nan", repr(momentum)))
 
 
 def check_one_group(num_groups: int, rows: int) -> None:

@@ -80,12 +80,19 @@ def raised() -> dict[str, str]:
     """Every sentence of an error in the sources, with {} for what is filled in -> its file."""
     found: dict[str, str] = {}
     for path in sorted(SOURCES.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        tree = ast.parse(path.read_text("utf-8"))
+        constants = {
+            node.targets[0].id: node.value
+            for node in tree.body
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        }
+        for node in ast.walk(tree):
             if not isinstance(node, ast.Call) or not node.args:
                 continue
             if getattr(node.func, "id", "") not in ERRORS:
                 continue
-            match node.args[0]:
+            given = node.args[0]
+            match constants.get(given.id, given) if isinstance(given, ast.Name) else given:
                 case ast.Constant(value=str(text)):
                     found[text] = str(path.relative_to(SOURCES))
                 case ast.JoinedStr(values=values):

@@ -188,6 +188,12 @@ def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
     torch.save({"a": 1}, path)
     with pytest.raises(FileError, match="has schema None"):
         lens.InspectionState.load(path)
+    swollen = lens.accumulate(network(), batches()[:1])
+    channels = next(iter(swollen.layers.values())).map
+    object.__setattr__(channels, "mean", torch.zeros(1).expand(10**12))
+    torch.save(swollen, path)
+    with pytest.raises(FileError, match="claims more values than it holds"):
+        lens.InspectionState.load(path)
     torch.save(lens.InspectionState(schema=9), path)
     with pytest.raises(FileError, match="has schema 9"):
         lens.InspectionState.load(path)

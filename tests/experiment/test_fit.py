@@ -362,6 +362,12 @@ def wrong_shape(good: bytes, marker: Path) -> bytes:
     return saved(content)
 
 
+def swollen(good: bytes, marker: Path) -> bytes:
+    content = torch.load(io.BytesIO(good), weights_only=True)
+    content["trainer"]["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(1).expand(10**12)
+    return saved(content)
+
+
 def wrong_kind(good: bytes, marker: Path) -> bytes:
     return saved(torch.load(io.BytesIO(good), weights_only=True) | {"telemetry": {"norm1/in": 3}})
 
@@ -381,10 +387,11 @@ def saved(content: object) -> bytes:
         (lambda good, _: good[:5], "no whole checkpoint"),
         (lambda good, _: b"", "no whole checkpoint"),
         (other_tensors, "no whole checkpoint"),
+        (swollen, "no whole checkpoint"),
         (wrong_shape, "does not fit this network"),
         (wrong_kind, "does not fit this network"),
     ],
-    ids=["pickle", "torch", "cut", "stub", "empty", "other", "shape", "kind"],
+    ids=["pickle", "torch", "cut", "stub", "empty", "other", "swollen", "shape", "kind"],
 )
 def test_a_checkpoint_that_is_no_checkpoint_runs_nothing(
     broken: Callable[[bytes, Path], bytes], message: str, tmp_path: Path

@@ -13,7 +13,7 @@ from torch import nn
 from normscope.errors import FileError, InputError
 from normscope.experiment.nets import ModelConfig
 from normscope.files import shown, write_whole
-from normscope.probe.load import read_weights, write_weights
+from normscope.probe.load import is_overstated, read_weights, write_weights
 
 AGAIN = "start again with --overwrite"
 
@@ -37,6 +37,8 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         _ = content["norm"], content["seed"], content["trainer"]["step"]
+        if is_overstated(content):
+            raise ValueError("it claims more values than it holds")
     except Exception as problem:  # a damaged file fails in torch in a dozen ways
         raise FileError(
             f"{shown(path)} is no whole checkpoint of a run; nothing in it was run, {AGAIN}"

@@ -16,6 +16,7 @@ from normscope.lens.channel_map import ChannelMap
 from normscope.lens.images import Sample
 from normscope.lens.statistics import Stage, TrackedLayer, resized
 from normscope.moments import Moments, check_distributed
+from normscope.probe.load import is_overstated
 from normscope.probe.ranks import gathered
 from normscope.records import LabelKind
 
@@ -169,6 +170,8 @@ class InspectionState:
                 f"{where} has schema {repr(schema)[:40]}, this normscope reads {SCHEMA}; "
                 "inspect again with the same version"
             )
+        if is_overstated(state):
+            raise FileError(f"{where} claims more values than it holds; inspect again")
         return cast("InspectionState", state)
 
     def all_reduce(self, process_group: dist.ProcessGroup | None = None) -> "InspectionState":
