@@ -167,7 +167,7 @@ class InspectionState:
             ) from problem
         if type(schema) is not int or schema != SCHEMA:
             raise FileError(
-                f"{where} has schema {repr(schema)[:40]}, this normscope reads {SCHEMA}; "
+                f"{where} has schema {shown(repr(schema))[:40]}, this normscope reads {SCHEMA}; "
                 "inspect again with the same version"
             )
         if is_overstated(state):
