@@ -1,4 +1,4 @@
-"""Damaged files of every kind end in one sentence: a seeded hundred each, a thousand as slow tests.
+"""Damaged files of every kind end in one sentence: 25 of each, a thousand as slow tests.
 
 NORMSCOPE_FUZZ=20000 tries as many of each kind; NORMSCOPE_FUZZ_SEED begins elsewhere.
 benchmarks/fuzz.py does the same with limits of time and memory, and counts.
@@ -15,7 +15,7 @@ import pytest
 from normscope.errors import NormscopeError
 from tests.damage import Kind, inputs, kinds
 
-COUNT = int(os.environ.get("NORMSCOPE_FUZZ", "100"))
+COUNT = int(os.environ.get("NORMSCOPE_FUZZ", "25"))
 THOUSAND = 1000
 SEED = int(os.environ.get("NORMSCOPE_FUZZ_SEED", "0"))
 MOST = 1 << 30  # bytes that the worst of all may add to the process
