@@ -52,15 +52,14 @@ def check_choices(
 
 def check_settings(eps: float, momentum: float | None) -> None:
     """Refuse an eps or a momentum of a new layer that is not finite."""
-
-    # an eps below 0 is refused where torch refuses it, at the first call
-    def is_finite(value: object) -> bool:
-        return isinstance(value, (int, float)) and math.isfinite(value)
-
-    if not is_finite(eps):
+    if not _is_finite(eps):  # one below 0 is refused at the first call, where torch refuses it
         raise InputError(f"eps is {eps!r}; it must be a finite number above 0, such as 1e-5")
-    if not is_finite(momentum or 0):
+    if momentum is not None and not _is_finite(momentum):
         raise InputError(NAN_MOMENTUM.replace("nan", repr(momentum)))
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def check_one_group(num_groups: int, rows: int) -> None:

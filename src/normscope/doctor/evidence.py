@@ -263,7 +263,7 @@ def collected(
             on_progress(len(found.sizes), 0, "data")
         watcher = _Watcher(found, batch, rows if domains else None)
         with probe.preserved(model):
-            with stored.active(), _ByBatch() as calls:
+            with stored.active(), _BatchNormCalls() as calls:
                 evaluated = stored.answer(loader, model, batch, goal)
             if stored.features is not None and stored.features.is_floating_point():
                 rounding = torch.finfo(stored.features.dtype).eps
@@ -299,7 +299,7 @@ def collected(
     return found
 
 
-class _ByBatch(TorchFunctionMode):
+class _BatchNormCalls(TorchFunctionMode):
     """Inside, `seen` tells whether a batch norm normalised by the batch, wherever it was called."""
 
     seen = False

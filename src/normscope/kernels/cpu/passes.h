@@ -14,7 +14,7 @@
 namespace normscope {
 
 constexpr double MANY = 512;  // values of a channel, for which it pays to look at some first
-constexpr int64_t NEAR = 32768;  // values that the nearest caches hold beside their gradients
+constexpr int64_t CACHED = 32768;  // values that the nearest caches hold beside their gradients
 
 // Channels low to high.
 struct Block {
@@ -200,7 +200,7 @@ struct Passes {
   template <bool Backward>
   void sums_and_map() const {
     const int64_t chunks = plan.chunks.size();
-    const int64_t some = std::clamp<int64_t>(NEAR * chunks / plan.size(), 1, chunks);
+    const int64_t some = std::clamp<int64_t>(CACHED * chunks / plan.size(), 1, chunks);
     each((chunks + some - 1) / some, false, [&](int64_t i, const Block& b, Tables& by) {
       const int64_t first = i * some, end = std::min(chunks, first + some);
       for (int64_t j = first; j < end; ++j) sums<Backward>(plan.chunks[j], b, by);
