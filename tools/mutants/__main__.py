@@ -70,7 +70,15 @@ def read(path: Path) -> dict[str, dict[str, object]]:
     return {found["name"]: found for found in map(json.loads, lines)}
 
 
-def run(folder: Path, count: int, seed: int, again: bool, budget: float, seconds: float) -> int:
+def run(
+    folder: Path,
+    count: int,
+    seed: int,
+    again: bool,
+    budget: float,
+    seconds: float,
+    rooms: list[str],
+) -> int:
     """Run a draw of mutants, each against the tests that run its line."""
     import drawing
     from covering import Covering
@@ -80,7 +88,7 @@ def run(folder: Path, count: int, seed: int, again: bool, budget: float, seconds
     drawn = folder / f"seed-{seed}.json"
     state = drawing.digest(drawing.modules())
     if not drawn.exists():
-        mutants = drawing.draw(count, seed)
+        mutants = drawing.draw(count, seed, rooms)
         drawn.write_text(
             json.dumps({"source": state, "mutants": [m.to_dict() for m in mutants]}, indent=1)
         )
@@ -190,6 +198,7 @@ def main() -> int:
         verb.add_argument("--seed", type=int, default=20)
         if name == "run":
             verb.add_argument("--count", type=int, default=300)
+            verb.add_argument("--room", nargs="+", default=[], help="only of these, as doctor")
             verb.add_argument("--again", action="store_true", help="only those that survived")
             verb.add_argument("--budget", type=float, default=20, help="of tests for a mutant")
             verb.add_argument("--seconds", type=float, default=float("inf"), help="then stop")
@@ -205,7 +214,10 @@ def main() -> int:
             return cover(given.folder, given.files)
         if given.verb == "show":
             return show(given.folder, given.seed)
-        return run(given.folder, given.count, given.seed, given.again, given.budget, given.seconds)
+        return run(
+            given.folder, given.count, given.seed, given.again, given.budget, given.seconds,
+            given.room,
+        )  # fmt: skip
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command goes on from here\n")
         return 130

@@ -9,7 +9,7 @@ import ast
 import hashlib
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -142,10 +142,13 @@ def is_change(mutant: Mutant) -> bool:
         return False
 
 
-def draw(count: int, seed: int) -> list[Mutant]:
-    """Draw COUNT mutants."""
+def draw(count: int, seed: int, rooms: Sequence[str] = ()) -> list[Mutant]:
+    """Draw COUNT mutants; of files whose path has one of ROOMS in it, where any are given."""
     chance = random.Random(seed)
-    files = {path: of_file(path) for path in modules()}
+    drawn_from = [
+        p for p in modules() if not rooms or any(f"normscope/{r}" in str(p) for r in rooms)
+    ]
+    files = {path: of_file(path) for path in drawn_from}
     files = {path: mutants for path, mutants in files.items() if mutants}
     weights = {path: len({mutant.start[0] for mutant in m}) for path, m in files.items()}
     exact = {path: count * weight / sum(weights.values()) for path, weight in weights.items()}
