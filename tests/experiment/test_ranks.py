@@ -66,6 +66,7 @@ def assert_same(one: Path, two: Path) -> None:
     assert [r["environment"]["ranks"] for r in records] == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_two_ranks_train_what_one_process_trains(tmp_path: Path) -> None:
     options = (*TRAIN, "--norm", "batch,conditional,separate", "--domains", "clean,contrast")
     one, two = tmp_path / "one", tmp_path / "two"
@@ -102,6 +103,7 @@ def test_no_thread_of_a_group_outlives_it(tmp_path: Path) -> None:
     mp.spawn(work, args=(str(tmp_path),), nprocs=2)
 
 
+@pytest.mark.slow
 def test_ranks_stop_together_and_resume(tmp_path: Path) -> None:
     options = (*TRAIN, "--norm", "batch", "--epochs", "60", "--seeds", "1")
     one, two = tmp_path / "one", tmp_path / "two"
@@ -123,6 +125,7 @@ def test_ranks_stop_together_and_resume(tmp_path: Path) -> None:
     assert_same(one, two)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -92,6 +92,7 @@ def test_a_damaged_library_is_built_anew(damage: str, environment: dict[str, str
     assert path.read_bytes() == data
 
 
+@pytest.mark.slow
 def test_processes_that_build_at_once(environment: dict[str, str]) -> None:
     processes = [start(environment | {"FAKE_SLEEP": "0.5"}) for _ in range(3)]
     for process in processes:
@@ -100,6 +101,7 @@ def test_processes_that_build_at_once(environment: dict[str, str]) -> None:
     assert kept(environment) == [build.library().name]
 
 
+@pytest.mark.slow
 def test_a_build_that_was_killed_leaves_nothing_in_the_way(environment: dict[str, str]) -> None:
     process = start(environment | {"FAKE_SLEEP": "60"})
     folder = Path(environment["NORMSCOPE_CACHE_DIR"])
