@@ -29,6 +29,7 @@ LONG = (*SLOW, "test_cli", "test_gpu", "test_browser")
 
 # what torch itself does otherwise before 2.12
 OLD_TORCH = {
+    "test_a_graph_of_any_size_is_one_graph": "torch.compile of a layer needs torch 2.12",
     "test_compiles_and_exports": "torch.compile of a layer needs torch 2.12",
     "test_compiles_in_one_graph_without_recompiling": "torch.compile of a layer needs torch 2.12",
     "test_eps_zero_is_allowed_in_eval": "torch refuses eps=0 in eval() before 2.12",
