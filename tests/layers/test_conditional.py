@@ -200,6 +200,17 @@ def test_pooled_follows_the_law_of_total_variance() -> None:
         layer.train()(x)
 
 
+def test_without_a_condition_scale_and_shift_still_learn() -> None:
+    layer = normscope.ConditionalBatchNorm1d(2, 4, missing="pooled").double().eval()
+    with torch.no_grad():
+        layer.weight.normal_(), layer.bias.normal_()
+    x, cotangent = torch.randn(3, 2).double(), torch.randn(3, 2).double()
+    (layer(x) * cotangent).sum().backward()
+    for found, share in ((layer.weight, x / (1 + layer.eps) ** 0.5), (layer.bias, 1)):
+        of_each = (cotangent * share).sum(0) / 4  # of a mean over four conditions
+        torch.testing.assert_close(found.grad, of_each.expand(4, 2))
+
+
 def test_compiles_and_exports() -> None:
     layer = normscope.ConditionalBatchNorm1d(3, 2)
     eager = copy.deepcopy(layer)

@@ -16,7 +16,7 @@ from normscope.functional import batch_norm
 from normscope.kernels.autograd import is_transformed
 from normscope.layers.batch import Ranks, check_rank, resolved
 from normscope.layers.mixture import mixed, own_moments
-from normscope.layers.statistics import AS_TORCH, RunningStatistics, pooled
+from normscope.layers.statistics import AS_TORCH, RunningStatistics, mean_of_groups, pooled
 from normscope.layers.tracing import is_traced, one_step
 from normscope.moments import Moments
 
@@ -277,8 +277,8 @@ class _ConditionalBatchNorm(RunningStatistics):
             input,
             pooled.get("running_mean"),
             pooled.get("running_var"),
-            pooled.get("weight"),
-            pooled.get("bias"),
+            None if self.weight is None else mean_of_groups(self.weight),  # these have gradients
+            None if self.bias is None else mean_of_groups(self.bias),
             training="running_mean" not in pooled,
             eps=self.eps,
             mask=mask,

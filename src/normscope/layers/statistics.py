@@ -154,6 +154,11 @@ def merge_ranks(model: nn.Module, process_group: dist.ProcessGroup | None = None
         seen.copy_(total.count)
 
 
+def mean_of_groups(table: Tensor) -> Tensor:
+    """Return the mean over groups of a weight or bias, (K, C) to (C,); what all share stays."""
+    return table.double().mean(0).to(table.dtype) if table.dim() == 2 else table
+
+
 def pooled(layer: RunningStatistics) -> dict[str, Tensor]:
     """Return the five keys of a plain batch norm with the statistics of all groups pooled.
 
@@ -164,8 +169,7 @@ def pooled(layer: RunningStatistics) -> dict[str, Tensor]:
     for name in ("weight", "bias"):
         table = getattr(layer, name)
         if table is not None:
-            mean = table.detach().double().mean(0).to(table.dtype)
-            state[name] = mean if table.dim() == 2 else table.detach()
+            state[name] = mean_of_groups(table).detach()
     if layer.running_mean is not None:
         assert layer.running_var is not None, "made together"
         assert layer.num_batches_tracked is not None, "made together"
