@@ -170,7 +170,7 @@ def made(plain: Plain, kind: Kind, dims: int | None, options: dict[str, Any]) ->
         raise Refusal("it has no weight or no bias, which mode always has")
     common: dict[str, Any] = {"eps": plain.eps, **place}
     if kind == "frozen":
-        return target(plain.features, **common, act=plain.act)
+        return target(plain.features, **common, act=plain.act, **options)
     if kind == "group":
         return target(options.pop("num_groups"), plain.features, affine=affine, **common)
     common["momentum"] = plain.momentum
