@@ -247,9 +247,7 @@ def test_codes_are_whole_and_explained_in_both_languages() -> None:
     assert list(CHECKS) == [f"NS{i:03}" for i in range(1, len(CHECKS) + 1)]
     messages = catalogue()
     for code, check in CHECKS.items():
-        for part in ("title", "explain", "source"):
-            key = f"doctor.{code}.{part}"
-            assert key in messages, f"{key} is missing in doctor.json: see CONTRIBUTING.md"
+        assert f"doctor.{code}.title" in messages, f"doctor.json has no doctor.{code}"
         assert check.__doc__ == messages[f"doctor.{code}.title"]["en"] + "."
         assert len(messages[f"doctor.{code}.explain"]["en"]) > 100
         assert len(messages[f"doctor.{code}.explain"]["zh"]) > 40

@@ -4,8 +4,8 @@ The JSON files beside this one hold `{"key": {"en": "...", "zh": "..."}}`; place
 of `str.format`. `lesson.json` serves `explain`, `run.json` training and comparison, `lens.json`
 the inspection, `page.json` what only the pages say.
 
-A message that is a list has parts: `doctor.NS001` is the title of a check, its explanation and the
-advice, and is read as `doctor.NS001.title`, `.explain` and `.do`.
+A message that is a list has parts: `doctor.NS001` is the title of a check, its explanation, the
+advice and the source of its thresholds, read as `doctor.NS001.title`, `.explain`, `.do`, `.source`.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Literal
 
 Lang = Literal["en", "zh"]
 LANGUAGES: tuple[Lang, ...] = ("en", "zh")
-PARTS = ("title", "explain", "do")
+PARTS = ("title", "explain", "do", "source")
 COUNTED = (
     "batches|channels|checks|forms|forwards|gates|groups|images|layers|networks|norms|numbers|"
     "readers|samples|seeds|settings|starts|steps|thresholds|values"
