@@ -1,7 +1,7 @@
 """Gamma and beta learned by gradient descent from random starts, in three ways."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -66,8 +66,8 @@ def towards_distribution(example: Example, seeds: int, steps: int) -> Learned:
         y = example.per_class(*parameters).view(k, -1, seeds)
         return (y.sort(1).values - target).square().mean((0, 1))
 
-    seen = _descend([gamma, beta], loss, _threshold_accuracy(example), steps, pace=k)
-    return Learned(_recovery("distribution", seen, seeds, inference=True), seen.end[0], seen.end[1])
+    start, accuracy = [gamma, beta], _threshold_accuracy(example)
+    return _learned("distribution", start, loss, accuracy, steps, needs_labels=True, pace=k)
 
 
 def for_classification(example: Example, seeds: int, steps: int) -> Readers:
@@ -90,9 +90,12 @@ def for_classification(example: Example, seeds: int, steps: int) -> Readers:
         return F.cross_entropy(logits.movedim(2, 1), labels, reduction="none").mean(0)
 
     # times K: a class moves at a pace that does not depend on how many others there are
-    seen = _descend([gamma, beta], loss, _threshold_accuracy(example), steps, pace=k)
-    recovery = _recovery("classification", seen, seeds, inference=True, templates=templates)
-    return Readers(recovery, seen.end[0], seen.end[1], templates)
+    start, accuracy = [gamma, beta], _threshold_accuracy(example)
+    learned = _learned("classification", start, loss, accuracy, steps, needs_labels=True, pace=k)
+    expected = zip(learned.recovery.learning, templates.tolist(), strict=True)
+    learning = tuple(replace(path, templates=tuple(own)) for path, own in expected)
+    recovery = replace(learned.recovery, learning=learning)
+    return Readers(recovery, learned.gamma, learned.beta, templates)
 
 
 def jointly(example: Example, seeds: int, steps: int) -> Learned:
@@ -127,8 +130,7 @@ def jointly(example: Example, seeds: int, steps: int) -> Learned:
         return list(right.double().mean(0).tolist())
 
     start = [gamma, -gamma * gate, head]
-    seen = _descend(start, loss, accuracy, steps, momentum=MOMENTUM)
-    return Learned(_recovery("joint", seen, seeds, inference=False), seen.end[0], seen.end[1])
+    return _learned("joint", start, loss, accuracy, steps, needs_labels=False, momentum=MOMENTUM)
 
 
 def returned(example: Example, learned: Learned) -> Tensor:
@@ -155,46 +157,54 @@ def _starts(num_classes: int, seeds: int) -> tuple[Tensor, Tensor, Tensor]:
     return gamma, beta, order
 
 
-@dataclass(frozen=True, eq=False)
-class _Descent:
-    """The recorded steps of a descent, and its final parameters."""
-
-    steps: tuple[int, ...]
-    loss: list[Tensor]  # per recorded step, (S,)
-    accuracy: list[list[float]]  # per recorded step, S
-    parameters: list[list[Tensor]]  # per recorded step
-    end: list[Tensor]
-
-
-def _descend(
+def _learned(
+    name: str,
     parameters: list[Tensor],
     loss_of: Loss,
     accuracy_of: Accuracy,
     steps: int,
     *,
+    needs_labels: bool,
     momentum: float = 0.0,
     pace: float = 1.0,
-) -> _Descent:
-    """Run gradient descent from all starts at once, as channels of one batch."""
+) -> Learned:
+    """Run gradient descent from all starts at once, as channels of one batch, and record it.
+
+    The parameters are gamma, beta and, for some, the head; their columns are the starts.
+    """
     recorded = np.unique(np.geomspace(1, steps + 1, SHOWN_STEPS).round().astype(int) - 1).tolist()
-    seen = _Descent(tuple(recorded), [], [], [], [])
+    seen: list[tuple[list[float], list[float], list[Tensor]]] = []  # loss, accuracy, parameters
     velocity = [torch.zeros_like(p) for p in parameters]
     for step in range(steps + 1):
         parameters = [p.detach().requires_grad_() for p in parameters]
         loss = loss_of(parameters)
         if step in recorded:
             now = [p.detach() for p in parameters]
-            seen.loss.append(loss.detach())
-            seen.accuracy.append(accuracy_of(now))
-            seen.parameters.append(now)
+            seen.append((loss.tolist(), accuracy_of(now), now))
         if step < steps:
             slopes = torch.autograd.grad(loss.sum() * pace, parameters)
             velocity = [momentum * v + s for v, s in zip(velocity, slopes, strict=True)]
             parameters = [
                 (p - RATE * v).detach() for p, v in zip(parameters, velocity, strict=True)
             ]
-    seen.end.extend(p.detach() for p in parameters)
-    return seen
+
+    def path(place: int, seed: int) -> tuple[tuple[float, ...], ...]:
+        return tuple(tuple(now[place][:, seed].tolist()) for *_, now in seen)
+
+    gamma, beta, *head = seen[-1][2]
+    learning = tuple(
+        Learning(
+            seed=seed,
+            steps=tuple(recorded),
+            loss=tuple(loss[seed] for loss, *_ in seen),
+            accuracy=tuple(accuracy[seed] for _, accuracy, _ in seen),
+            gamma=path(0, seed),
+            beta=path(1, seed),
+            head=path(2, seed) if head else (),
+        )
+        for seed in range(gamma.shape[1])
+    )
+    return Learned(Recovery(name=name, needs_labels=needs_labels, learning=learning), gamma, beta)
 
 
 def _threshold_accuracy(example: Example) -> Accuracy:
@@ -206,34 +216,3 @@ def _threshold_accuracy(example: Example) -> Accuracy:
         return [best_thresholds(classes)[0] for classes in rows]
 
     return accuracy
-
-
-def _recovery(
-    name: str,
-    seen: _Descent,
-    seeds: int,
-    *,
-    inference: bool,
-    templates: Tensor | None = None,
-) -> Recovery:
-    def path(place: int, seed: int) -> tuple[tuple[float, ...], ...]:
-        return tuple(tuple(p[place][:, seed].tolist()) for p in seen.parameters)
-
-    has_head = len(seen.end) > 2
-    return Recovery(
-        name=name,
-        needs_labels=inference,
-        learning=tuple(
-            Learning(
-                seed=seed,
-                steps=seen.steps,
-                loss=tuple(loss[seed].item() for loss in seen.loss),
-                accuracy=tuple(row[seed] for row in seen.accuracy),
-                gamma=path(0, seed),
-                beta=path(1, seed),
-                head=path(2, seed) if has_head else (),
-                templates=() if templates is None else tuple(templates[seed].tolist()),
-            )
-            for seed in range(seeds)
-        ),
-    )

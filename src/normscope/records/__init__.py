@@ -4,157 +4,84 @@ Every record has `to_json()` (a string; NaN and infinities become null) and `fro
 Axes are written in the field comments: K classes, C channels, B histogram bins, T time points.
 """
 
-from normscope.records.base import SCHEMA, Array, Numbers, Record, Table, plain
-from normscope.records.bench import (
-    Accuracy,
-    Bench,
-    Race,
-    Setting,
-    Spread,
-    StatisticsError,
-    Timing,
-)
-from normscope.records.claims import ClaimResult, Claims, Curve, Measured, StatementVerdict
-from normscope.records.conversion import Change, Comparison, Converted, Fusion, Left, NormKind
-from normscope.records.diagnosis import (
-    SEVERITIES,
-    Cause,
-    ChannelGap,
-    Confidence,
-    Diagnosis,
-    Finding,
-    Gap,
-    LayerGap,
-    Repaired,
-    Score,
-    Severity,
-    Skipped,
-    Trial,
-    Verdict,
-)
-from normscope.records.difference import Difference, LayerDifference, StageDifference
-from normscope.records.inspection import (
-    Batches,
-    Collapse,
-    Inspection,
-    LabelKind,
-    Layer,
-    MapKind,
-    StageMeasures,
-    StageName,
-    Work,
-    WorkName,
-)
-from normscope.records.kinds import CHECKUP, KINDS, load, load_all
-from normscope.records.lesson import (
-    ClassValues,
-    Composition,
-    Learning,
-    Lesson,
-    Posterior,
-    Recovery,
-    Stage,
-)
-from normscope.records.parity import ModeParity, NormPair, PairStatus, Parity, Reason
-from normscope.records.passport import (
-    DataPassport,
-    Mismatch,
-    NormPassport,
-    Passport,
-    PassportCheck,
-)
-from normscope.records.run import (
-    ChannelHistory,
-    Counts,
-    Epoch,
-    Member,
-    Row,
-    Run,
-    RunConfig,
-    Sweep,
-    Trace,
-)
-
-__all__ = [
-    "CHECKUP",
-    "KINDS",
-    "SCHEMA",
-    "SEVERITIES",
-    "Accuracy",
-    "Array",
-    "Batches",
-    "Bench",
-    "Cause",
-    "Change",
-    "ChannelGap",
-    "ChannelHistory",
-    "ClaimResult",
-    "Claims",
-    "ClassValues",
-    "Collapse",
-    "Comparison",
-    "Composition",
-    "Confidence",
-    "Converted",
-    "Counts",
-    "Curve",
-    "DataPassport",
-    "Diagnosis",
-    "Difference",
-    "Epoch",
-    "Finding",
-    "Fusion",
-    "Gap",
-    "Inspection",
-    "LabelKind",
-    "Layer",
-    "LayerDifference",
-    "LayerGap",
-    "Learning",
-    "Left",
-    "Lesson",
-    "MapKind",
-    "Measured",
-    "Member",
-    "Mismatch",
-    "ModeParity",
-    "NormKind",
-    "NormPair",
-    "NormPassport",
-    "Numbers",
-    "PairStatus",
-    "Parity",
-    "Passport",
-    "PassportCheck",
-    "Posterior",
-    "Race",
-    "Reason",
-    "Record",
-    "Recovery",
-    "Repaired",
-    "Row",
-    "Run",
-    "RunConfig",
-    "Score",
-    "Setting",
-    "Severity",
-    "Skipped",
-    "Spread",
-    "Stage",
-    "StageDifference",
-    "StageMeasures",
-    "StageName",
-    "StatementVerdict",
-    "StatisticsError",
-    "Sweep",
-    "Table",
-    "Timing",
-    "Trace",
-    "Trial",
-    "Verdict",
-    "Work",
-    "WorkName",
-    "load",
-    "load_all",
-    "plain",
-]
+from normscope.records.base import SCHEMA as SCHEMA
+from normscope.records.base import Array as Array
+from normscope.records.base import Numbers as Numbers
+from normscope.records.base import Record as Record
+from normscope.records.base import Table as Table
+from normscope.records.base import plain as plain
+from normscope.records.bench import Accuracy as Accuracy
+from normscope.records.bench import Bench as Bench
+from normscope.records.bench import Race as Race
+from normscope.records.bench import Setting as Setting
+from normscope.records.bench import Spread as Spread
+from normscope.records.bench import StatisticsError as StatisticsError
+from normscope.records.bench import Timing as Timing
+from normscope.records.claims import ClaimResult as ClaimResult
+from normscope.records.claims import Claims as Claims
+from normscope.records.claims import Curve as Curve
+from normscope.records.claims import Measured as Measured
+from normscope.records.claims import StatementVerdict as StatementVerdict
+from normscope.records.conversion import Change as Change
+from normscope.records.conversion import Comparison as Comparison
+from normscope.records.conversion import Converted as Converted
+from normscope.records.conversion import Fusion as Fusion
+from normscope.records.conversion import Left as Left
+from normscope.records.conversion import NormKind as NormKind
+from normscope.records.diagnosis import SEVERITIES as SEVERITIES
+from normscope.records.diagnosis import Cause as Cause
+from normscope.records.diagnosis import ChannelGap as ChannelGap
+from normscope.records.diagnosis import Confidence as Confidence
+from normscope.records.diagnosis import Diagnosis as Diagnosis
+from normscope.records.diagnosis import Finding as Finding
+from normscope.records.diagnosis import Gap as Gap
+from normscope.records.diagnosis import LayerGap as LayerGap
+from normscope.records.diagnosis import Repaired as Repaired
+from normscope.records.diagnosis import Score as Score
+from normscope.records.diagnosis import Severity as Severity
+from normscope.records.diagnosis import Skipped as Skipped
+from normscope.records.diagnosis import Trial as Trial
+from normscope.records.diagnosis import Verdict as Verdict
+from normscope.records.difference import Difference as Difference
+from normscope.records.difference import LayerDifference as LayerDifference
+from normscope.records.difference import StageDifference as StageDifference
+from normscope.records.inspection import Batches as Batches
+from normscope.records.inspection import Collapse as Collapse
+from normscope.records.inspection import Inspection as Inspection
+from normscope.records.inspection import LabelKind as LabelKind
+from normscope.records.inspection import Layer as Layer
+from normscope.records.inspection import MapKind as MapKind
+from normscope.records.inspection import StageMeasures as StageMeasures
+from normscope.records.inspection import StageName as StageName
+from normscope.records.inspection import Work as Work
+from normscope.records.inspection import WorkName as WorkName
+from normscope.records.kinds import CHECKUP as CHECKUP
+from normscope.records.kinds import KINDS as KINDS
+from normscope.records.kinds import load as load
+from normscope.records.kinds import load_all as load_all
+from normscope.records.lesson import ClassValues as ClassValues
+from normscope.records.lesson import Composition as Composition
+from normscope.records.lesson import Learning as Learning
+from normscope.records.lesson import Lesson as Lesson
+from normscope.records.lesson import Posterior as Posterior
+from normscope.records.lesson import Recovery as Recovery
+from normscope.records.lesson import Stage as Stage
+from normscope.records.parity import ModeParity as ModeParity
+from normscope.records.parity import NormPair as NormPair
+from normscope.records.parity import PairStatus as PairStatus
+from normscope.records.parity import Parity as Parity
+from normscope.records.parity import Reason as Reason
+from normscope.records.passport import DataPassport as DataPassport
+from normscope.records.passport import Mismatch as Mismatch
+from normscope.records.passport import NormPassport as NormPassport
+from normscope.records.passport import Passport as Passport
+from normscope.records.passport import PassportCheck as PassportCheck
+from normscope.records.run import ChannelHistory as ChannelHistory
+from normscope.records.run import Counts as Counts
+from normscope.records.run import Epoch as Epoch
+from normscope.records.run import Member as Member
+from normscope.records.run import Row as Row
+from normscope.records.run import Run as Run
+from normscope.records.run import RunConfig as RunConfig
+from normscope.records.run import Sweep as Sweep
+from normscope.records.run import Trace as Trace
