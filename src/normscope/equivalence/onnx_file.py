@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from normscope.equivalence.forms import FormKind, Inputs, Mode
-from normscope.equivalence.sites import Collector, Kind, Run
+from normscope.equivalence.sites import Collector, Run
 from normscope.errors import FileError, InputError, MissingExtraError, ModelError
 from normscope.files import read_bytes, shown
 from normscope.probe.load import reason
+from normscope.probe.operators import OperatorCall
 
 NORM = "BatchNormalization"
 AXES = {NORM: 1, "Conv": 1, "ConvTranspose": 1, "Gemm": -1, "MatMul": -1}  # of the channels
@@ -123,15 +124,15 @@ class OnnxForm:
             settings = {"eps": eps, "momentum": 1 - momentum, "training": trains}
         elif node.output[0] in self._sums:
             names["bias"] = self._sums[node.output[0]][1]
-        held = {key: self._constant(name) for key, name in names.items()}
+        constants = {key: self._constant(name) for key, name in names.items()}
+        held = {key: tensor for key, tensor in constants.items() if tensor is not None}
+        axis = AXES[node.op_type]
         transposed = "transB" in attributes and attributes["transB"].i
-        weight = held.get("weight")
-        if AXES[node.op_type] < 0 and not transposed and weight is not None and weight.dim() == 2:
-            held["weight"] = weight.T
-        kind: Kind = "norm" if norm else "linear"
+        if axis < 0 and not transposed and "weight" in held and held["weight"].dim() == 2:
+            held["weight"] = held["weight"].T
+        kind, name = "norm" if norm else "linear", _name(node, names)
         x, y = _tensor(before), _tensor(after)
-        name, axis = _name(node, names), AXES[node.op_type]
-        collector.add(kind, name, node.op_type, x, y, axis, held, settings)
+        collector.add(OperatorCall(kind, name, node.op_type, axis, x, y, held, settings))
 
     def _result(self, node: Any) -> str:
         """Return the output of a node, behind the sum with its bias where that is another node."""

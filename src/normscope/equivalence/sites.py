@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -96,7 +96,7 @@ class Site:
 
     name: str
     label: str
-    kind: Kind
+    kind: str
     order: int
     layer: str
     before: Sketch
@@ -161,7 +161,7 @@ class Collector:
         self._values_only = values_only
         self.sites: list[Site] = []
         self._inner: OperatorCall | None = None  # the batch norm inside the layer that runs
-        self._calls: Counter[str] = Counter()
+        self._calls: Counter[tuple[str, str]] = Counter()
         self._product: OperatorCall | None = None
         self._last: tuple[Any, Tensor, Sketch] | None = None
 
@@ -177,8 +177,9 @@ class Collector:
             settings, held = dict(inner.settings), inner.tensors
         if (momentum := getattr(layer, "momentum", None)) is not None:
             settings["momentum"] = momentum
+        kind = type(layer).__name__
         with torch._C._DisableTorchDispatch():  # the collector's own operators are not watched
-            self.add("norm", call.name, type(layer).__name__, before, after, 1, held, settings)
+            self.add(OperatorCall("norm", call.name, kind, 1, before, after, held, settings))
 
     def activated(self, call: Call, activation: str, after: Tensor) -> None:
         """Keep what the activation behind a norm gave, where it is part of the layer."""
@@ -200,14 +201,11 @@ class Collector:
         """Add an operator of a program; a sum behind a product is what a norm became."""
         product = self._product_of(call)
         if product is not None:
-            name, held = self._numbered(call.name, "other"), {**product.tensors, **call.tensors}
-            self.add("other", name, "mul, add", product.before, call.after, 1, held)
-        elif call.kind in ("norm", "linear"):
-            kind: Kind = "norm" if call.kind == "norm" else "linear"
-            name, layer = call.name, call.operator.removeprefix("aten::")
-            name = self._numbered(name, kind) if name else ""
-            x, y, axis = call.before, call.after, call.axis
-            self.add(kind, name, layer, x, y, axis, call.tensors, call.settings)
+            held, x = {**product.tensors, **call.tensors}, product.before
+            call = replace(call, kind="other", operator="mul, add", axis=1, before=x, tensors=held)
+        if call.kind in ("norm", "linear", "other"):
+            name, operator = self._numbered(call), call.operator.removeprefix("aten::")
+            self.add(replace(call, name=name, operator=operator))
 
     def _product_of(self, call: OperatorCall) -> OperatorCall | None:
         """Return the product per channel that a sum per channel is taken of."""
@@ -216,37 +214,26 @@ class Collector:
             return None
         return product if product.after is call.before else None
 
-    def add(
-        self,
-        kind: Kind,
-        name: str,
-        layer: str,
-        before: Tensor,
-        after: Tensor,
-        axis: int,
-        held: Mapping[str, Any] | None = None,
-        settings: Mapping[str, Any] | None = None,
-    ) -> None:
+    def add(self, call: OperatorCall) -> None:
         """Add a site, with copies of its tensors."""
-        held = {} if self._values_only else held or {}
-        known = kind == "norm" and before.numel() and not self._values_only
-        found = {k: t for k in TENSORS if isinstance(t := held.get(k), Tensor)}
+        kind, layer, axis = call.kind, call.operator, call.axis
+        held = {} if self._values_only else call.tensors
+        known = kind == "norm" and call.before.numel() and not self._values_only
+        found = {k: t.detach() for k in TENSORS if isinstance(t := held.get(k), Tensor)}
         self.sites.append(
             Site(
-                name=name,
-                label=name or f"{layer} {sum(s.kind == kind for s in self.sites) + 1}",
+                name=call.name,
+                label=call.name or f"{layer} {sum(s.kind == kind for s in self.sites) + 1}",
                 kind=kind,
                 order=len(self.sites),
                 layer=layer,
-                before=self._sketch(before, axis),
-                after=self._sketch(after, axis),
-                tensors={
-                    k: t.detach().to("cpu", torch.float64, copy=True) for k, t in found.items()
-                },
+                before=self._sketch(call.before, axis),
+                after=self._sketch(call.after, axis),
+                tensors={k: t.to("cpu", torch.float64, copy=True) for k, t in found.items()},
                 dtypes={k: t.dtype for k, t in found.items()},
-                settings=settings or {},
+                settings=call.settings,
                 axis=axis,
-                batch=_batch_statistics(before, axis) if known else {},
+                batch=_batch_statistics(call.before, axis) if known else {},
             )
         )
 
@@ -259,10 +246,12 @@ class Collector:
             self._last = state, tensor, Sketch.of(tensor, axis)
         return self._last[2]
 
-    def _numbered(self, name: str, kind: str) -> str:
-        self._calls[f"{kind} {name}"] += 1
-        count = self._calls[f"{kind} {name}"]
-        return name if count == 1 else f"{name}#{count}"
+    def _numbered(self, call: OperatorCall) -> str:
+        """Return the name of a call, with a number from the second of its kind on."""
+        key = call.kind, call.name
+        self._calls[key] += 1
+        count = self._calls[key]
+        return call.name if count == 1 or not call.name else f"{call.name}#{count}"
 
 
 def gap(a: Sketch, b: Sketch) -> float:
