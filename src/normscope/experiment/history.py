@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from normscope.experiment.data import Data
 from normscope.experiment.loop import EVALUATED_AT_ONCE
 from normscope.experiment.nets import ModelConfig, norm_layers
 from normscope.lens.measures import gate_information
+from normscope.lens.sinks import tables
 from normscope.probe.hooks import attach
 from normscope.probe.load import read_weights, write_weights
 from normscope.records import ChannelHistory
@@ -57,95 +60,90 @@ class Snapshots:
         model = config.build(seed).eval()
         count = min(SAMPLES, len(data.test_x))
         rows = torch.linspace(0, len(data.test_x) - 1, count, dtype=torch.float64).long()
-        x, labels = data.test_x[rows], data.test_y[rows]
+        samples = _Samples(data.test_x[rows], data.test_y[rows], len(data.classes))
         epochs = sorted(accuracy)
         model.load_state_dict(read_weights(self.path(epochs[-1])))
-        layer, channel, passing = _most_telling(model, x, labels, len(data.classes))
+        layer, channel, passing = samples.most_telling(model)
         lanes = _lanes(passing)
-        kept = _some_of_each(labels, lanes)
-        followed = []
+        kept = _some_of_each(samples.labels, lanes)
+        frames: list[dict[str, Any]] = []
         for epoch in epochs:
             model.load_state_dict(read_weights(self.path(epoch)))
-            followed.append(_frame(model, layer, channel, x, labels, len(data.classes)))
-        norm = norm_layers(model)[layer]
+            frame = samples.at(model, layer, channel)
+            frame["x"] = tuple(_rounded(frame["x"][kept]))
+            frame["passing"] = tuple(frame["passing"][lanes].tolist())
+            frames.append(frame)
+        norms = norm_layers(model)
         return ChannelHistory(
             norm=config.norm,
             seed=seed,
             layer=layer,
             channel=channel,
-            channels=sum(_channels(n) for n in norm_layers(model).values()),
-            eps=float(norm.eps),  # type: ignore[arg-type]
+            channels=sum(norm.get_parameter("weight").numel() for norm in norms.values()),
+            eps=float(norms[layer].eps),  # type: ignore[arg-type]
             classes=tuple(lanes),
-            label=tuple(int(labels[i]) for i in kept),
+            label=tuple(samples.labels[kept].tolist()),
             epoch=tuple(epochs),
-            x=tuple(tuple(_rounded(values[kept])) for values, *_ in followed),
-            gamma=tuple(frame[1]["weight"] for frame in followed),
-            beta=tuple(frame[1]["bias"] for frame in followed),
-            running_mean=tuple(frame[1]["running_mean"] for frame in followed),
-            running_var=tuple(frame[1]["running_var"] for frame in followed),
-            passing=tuple(tuple(float(frame[2][k]) for k in lanes) for frame in followed),
-            information=tuple(frame[3] for frame in followed),
             accuracy=tuple(accuracy[epoch] for epoch in epochs),
+            **{name: tuple(frame[name] for frame in frames) for name in frames[0]},
         )
 
 
-@torch.no_grad()
-def _most_telling(
-    model: nn.Module, x: Tensor, labels: Tensor, classes: int
-) -> tuple[str, int, Tensor]:
-    """Find the layer and the channel of most gate information, and its pass rates (K,)."""
-    best: tuple[float, str, int, Tensor] | None = None
-    for name, (active, count) in _counted(model, x, labels, classes).items():
-        bits = gate_information(active, count).nan_to_num(-math.inf)
-        channel = int(bits.argmax())
-        if best is None or float(bits[channel]) > best[0]:
-            best = float(bits[channel]), name, channel, active[:, channel] / count
-    assert best is not None, "every net has norm layers"
-    return best[1:]
+@dataclass(frozen=True, eq=False)
+class _Samples:
+    """Samples with their labels, on which a network is followed."""
 
+    x: Tensor
+    labels: Tensor
+    classes: int
 
-def _counted(
-    model: nn.Module, x: Tensor, labels: Tensor, classes: int
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Count per norm layer the values above 0 behind it, (K, C), and all values, (K,)."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    own: list[Tensor] = []  # the labels of what is in the network
+    def most_telling(self, model: nn.Module) -> tuple[str, int, Tensor]:
+        """Find the layer and the channel of most gate information, and its pass rates (K,)."""
+        counted = self.counted(model)
+        bits = {n: gate_information(*found).nan_to_num(-math.inf) for n, found in counted.items()}
+        layer = max(bits, key=lambda name: float(bits[name].max()))
+        channel = int(bits[layer].argmax())
+        active, count = counted[layer]
+        return layer, channel, active[:, channel] / count
 
-    def after(name: str, y: Tensor) -> None:
-        each = y.flatten(2) if y.dim() > 2 else y.unsqueeze(2)
-        active = (each > 0).sum(2).double()
-        sums = torch.zeros(classes, y.shape[1], dtype=torch.float64).index_add_(0, own[0], active)
-        counts = own[0].bincount(minlength=classes).double() * each.shape[2]
-        before = found.get(name, (torch.zeros_like(sums), torch.zeros_like(counts)))
-        found[name] = before[0] + sums, before[1] + counts
+    @torch.no_grad()
+    def at(self, model: nn.Module, layer: str, channel: int) -> dict[str, Any]:
+        """Measure a channel: one value per sample that enters it, parameters, pass rates, bits."""
+        values: list[Tensor] = []
+        norm = norm_layers(model)[layer]
+        draw = np.random.default_rng(0)  # of maps, one place of each: the same in every frame
 
-    with attach(norm_layers(model), lambda *_: None, after):
-        for rows in torch.arange(len(x)).split(EVALUATED_AT_ONCE):
-            own[:] = [labels[rows]]
-            model(x[rows])
-    return found
+        def before(_: str, __: nn.Module, entering: Tensor) -> None:
+            each = entering[:, channel].flatten(1) if entering.dim() > 2 else entering[:, [channel]]
+            place = torch.from_numpy(draw.integers(0, each.shape[1], len(each)))
+            values.append(each.gather(1, place.unsqueeze(1))[:, 0])
 
+        with attach({layer: norm}, before, None):
+            active, count = self.counted(model)[layer]
+        own = {name: float(table[channel]) for name, table in tables(norm).items()}
+        bits = float(gate_information(active[:, [channel]], count))
+        passing = active[:, channel] / count
+        return {"x": torch.cat(values), "passing": passing, "information": bits, **own}
 
-@torch.no_grad()
-def _frame(
-    model: nn.Module, layer: str, channel: int, x: Tensor, labels: Tensor, classes: int
-) -> tuple[Tensor, dict[str, float], Tensor, float]:
-    """Return one value per sample that enters the channel, its parameters, pass rates and bits."""
-    values: list[Tensor] = []
-    draw = np.random.default_rng(0)  # of maps, one place of each: the same in every frame
+    @torch.no_grad()
+    def counted(self, model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+        """Count per norm layer the values above 0 behind it, (K, C), and all values, (K,)."""
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        passing: list[Tensor] = []  # the labels of what is in the network
 
-    def before(_: str, __: nn.Module, entering: Tensor) -> None:
-        each = entering[:, channel].flatten(1) if entering.dim() > 2 else entering[:, [channel]]
-        place = torch.from_numpy(draw.integers(0, each.shape[1], len(each)))
-        values.append(each.gather(1, place.unsqueeze(1))[:, 0])
+        def after(name: str, y: Tensor) -> None:
+            (labels,), each = passing, y.flatten(2) if y.dim() > 2 else y.unsqueeze(2)
+            active = (each > 0).sum(2).double()
+            sums = active.new_zeros(self.classes, y.shape[1]).index_add_(0, labels, active)
+            counts = labels.bincount(minlength=self.classes).double() * each.shape[2]
+            before = found.get(name, (torch.zeros_like(sums), torch.zeros_like(counts)))
+            found[name] = before[0] + sums, before[1] + counts
 
-    with attach({layer: norm_layers(model)[layer]}, before, lambda *_: None):
-        active, count = _counted(model, x, labels, classes)[layer]
-    state = norm_layers(model)[layer].state_dict()
-    names = ("weight", "bias", "running_mean", "running_var")
-    parameters = {name: float(state[name][channel]) for name in names}
-    bits = gate_information(active[:, [channel]], count)
-    return torch.cat(values), parameters, active[:, channel] / count, float(bits)
+        with attach(norm_layers(model), None, after):
+            for rows in torch.arange(len(self.x)).split(EVALUATED_AT_ONCE):
+                passing[:] = [self.labels[rows]]
+                model(self.x[rows])
+        return found
 
 
 def _lanes(passing: Tensor) -> list[int]:
@@ -165,8 +163,3 @@ def _some_of_each(labels: Tensor, classes: Iterable[int]) -> list[int]:
 def _rounded(values: Tensor) -> list[float]:
     """Round to four digits, which are enough for the picture."""
     return [float(f"{value:.4g}") for value in values.tolist()]
-
-
-def _channels(norm: nn.Module) -> int:
-    weight: Tensor = norm.get_parameter("weight")
-    return weight.numel()
