@@ -1,6 +1,6 @@
 """A whole benchmark: the check, then every setting; an interruption keeps finished settings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -10,9 +10,9 @@ from normscope.bench.check import check_kernel
 from normscope.bench.measuring import in_turns, peak_memory, timing
 from normscope.environment import threads, versions
 from normscope.errors import InputError
+from normscope.progress import Progress
 from normscope.records.bench import Accuracy, Bench, Race, Setting
 
-Progress = Callable[[int, int, str], None]
 REPEATS, QUICK_REPEATS, FEWEST = 20, 5, 3
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +16,10 @@ from normscope.experiment.folder import RunFolder
 from normscope.experiment.loop import Trainer, steps_per_epoch
 from normscope.experiment.nets import NORMS, ModelConfig, check_names, norm_layers, standing_for
 from normscope.lens import sinks
+from normscope.progress import Progress
 from normscope.records import Run, RunConfig, Sweep
 
 __all__ = ["SWEEP", "Progress", "load_member", "load_run", "train"]
-
-Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is being trained
 
 SWEEP = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # learning rates
 SWEEP_EPOCHS = 5  # of each rate's short training, or more where that is fewer steps than

@@ -12,12 +12,11 @@ from normscope import __version__
 from normscope.errors import FileError, InputError
 from normscope.files import read_text, writable_folder, write_whole
 from normscope.probe.random import kept_generators
+from normscope.progress import Progress
 from normscope.published import statements
 from normscope.published.digits import Digits, digits
 from normscope.published.statement import Statement, Summary
 from normscope.records import ClaimResult, Claims
-
-Progress = Callable[[int, int, str], None]
 
 
 def names() -> tuple[str, ...]:
