@@ -3,22 +3,16 @@
 from importlib import import_module
 from typing import Any
 
-from normscope.equivalence.carriers import KEY, passport_in, read_passport, write_passport
-from normscope.equivalence.passports import apply_passport, compare_to_passport, passport
-from normscope.equivalence.side_by_side import assert_parity, parity, summary
-
-__all__ = [
-    "KEY",
-    "apply_passport",
-    "assert_parity",
-    "compare_to_passport",
-    "parity",
-    "passport",
-    "passport_in",
-    "read_passport",
-    "summary",
-    "write_passport",
-]
+from normscope.equivalence.carriers import KEY as KEY
+from normscope.equivalence.carriers import passport_in as passport_in
+from normscope.equivalence.carriers import read_passport as read_passport
+from normscope.equivalence.carriers import write_passport as write_passport
+from normscope.equivalence.passports import apply_passport as apply_passport
+from normscope.equivalence.passports import compare_to_passport as compare_to_passport
+from normscope.equivalence.passports import passport as passport
+from normscope.equivalence.side_by_side import assert_parity as assert_parity
+from normscope.equivalence.side_by_side import parity as parity
+from normscope.equivalence.side_by_side import summary as summary
 
 
 def __getattr__(name: str) -> Any:

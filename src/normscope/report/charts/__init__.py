@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, TypeVar
 
-from normscope.report.bilingual import Text, Words, tr
+from normscope.report.bilingual import Words, tr
 from normscope.report.document import Spec, Table, table
 from normscope.report.format import number
 
@@ -78,19 +78,21 @@ def _series(names: Sequence[Words], style: str) -> Spec:
 
 
 def by_series(
-    caption: Text,
-    head: Words,
+    chart: str,
     rows: Sequence[Spec],
-    index: str,
+    names: Sequence[str],
+    place: str,
     value: str,
     show: Callable[[Any], Words],
-    names: Sequence[str],
 ) -> Table:
-    """Make a table of the rows of a picture: a row for some of the places, a column a series."""
-    found = {(row[index], row["series"]): row[value] for row in rows}
-    places = thinned(sorted({row[index] for row in rows}))
+    """Make a table of the rows of a chart: a row for some of the places, a column a series.
+
+    Its caption is the message page.CHART.table, the first head page.head.PLACE.
+    """
+    found = {(row[place], row["series"]): row[value] for row in rows}
+    places = thinned(sorted({row[place] for row in rows}))
     body = [[number(at), *(show(found.get((at, name))) for name in names)] for at in places]
-    return table(caption, [head, *names], body)
+    return table(tr(f"page.{chart}.table"), [tr(f"page.head.{place}"), *names], body)
 
 
 def thinned(items: list[Item], most: int = 13) -> list[Item]:

@@ -76,19 +76,18 @@ def learning_curves(run: Run) -> list[Chart]:
     rows = list(epochs(run))
     if not rows:
         return []
-    epoch = tr("page.head.epoch")
     return [
         Chart(
             tr("page.curves.title"),
             tr("page.curves.note"),
             spec("curves", rows, norms),
-            by_series(tr("page.curves.table"), epoch, rows, "epoch", "mean", share, norms),
+            by_series("curves", rows, norms, "epoch", "mean", share),
         ),
         Chart(
             tr("page.loss.title"),
             tr("page.loss.note"),
             spec("loss", [row for row in rows if row["loss"] > 0], norms),
-            by_series(tr("page.loss.table"), epoch, rows, "epoch", "loss", THREE, norms),
+            by_series("loss", rows, norms, "epoch", "loss", THREE),
         ),
     ]
 
@@ -103,12 +102,11 @@ def sweep(run: Run) -> Chart:
     ]
     drawn = [row for row in rows if math.isfinite(row["accuracy"]) and row["rate"] > 0]
     rates = sorted({row["rate"] for row in rows if row["rate"] > 0})
-    caption, rate = tr("page.sweep.table"), tr("page.head.rate")
     return Chart(
         tr("page.sweep.title"),
         tr("page.sweep.note"),
         spec("sweep", drawn, norms, rates=rates, count=len(rates)),
-        by_series(caption, rate, rows, "rate", "accuracy", share, norms),
+        by_series("sweep", rows, norms, "rate", "accuracy", share),
     )
 
 
@@ -138,8 +136,7 @@ def drift(traces: list[Trace], layer: str) -> Chart:
         for t in thinned(list(range(len(trace.step))), POINTS)
     ]
     known = [row for row in rows if math.isfinite(row["drift"])]
-    caption, step = tr("page.drift.table"), tr("page.head.step")
-    numbers = by_series(caption, step, rows, "step", "drift", THREE, norms)
+    numbers = by_series("drift", rows, norms, "step", "drift", THREE)
     return Chart(layer, tr("page.drift.note"), spec("drift", known, norms), numbers)
 
 
