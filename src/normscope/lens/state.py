@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -148,13 +147,10 @@ class InspectionState:
     @classmethod
     def load(cls, path: str | Path) -> "InspectionState":
         """Read what `save` wrote; raises FileError where the file is another one."""
-        return cls._read(Path(path), shown(path))
-
-    @classmethod
-    def _read(cls, file: Path | BytesIO, where: str) -> "InspectionState":
+        where = shown(path)
         try:
             with torch.serialization.safe_globals(STORED):
-                state = torch.load(file, weights_only=True)
+                state = torch.load(path, weights_only=True)
             schema = state.schema if isinstance(state, cls) else None
         except OSError as problem:
             raise FileError(
@@ -184,11 +180,9 @@ class InspectionState:
         """
         check_distributed(process_group)
         self.check_whole()
-        file = BytesIO()
-        torch.save(self, file)
         together = InspectionState()
-        for rank in gathered(file.getvalue(), process_group):
-            together.merge(self._read(BytesIO(rank), "a rank"))
+        for rank in gathered(self, process_group):
+            together.merge(rank)
         self.__dict__.update(together.__dict__)
         return self
 
