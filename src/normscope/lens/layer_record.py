@@ -1,7 +1,6 @@
 """From the statistics of a layer to its record."""
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -141,7 +140,8 @@ def layer_record(name: str, layer: TrackedLayer, *, compared: bool) -> Layer:
     tau = measures.gate(own.gamma, own.beta)
     if not layer.one_threshold:
         tau = torch.full_like(tau, torch.nan)
-    bits = _by_channels(measures.gate_information, layer.active, source.count)
+    blocks = measures.channel_blocks(layer.active)
+    bits = torch.cat([measures.gate_information(part, source.count) for part in blocks])
     read = readings["input"]  # eps: a channel that is dead in both has not moved
     stored = own.mean, own.var.clamp(min=0) + own.eps
     away = drift(read.mean, read.var.clamp(min=0) + own.eps, *stored)
@@ -270,14 +270,6 @@ def _notes(layer: TrackedLayer, readings: dict[StageName, _Reading]) -> tuple[st
         "lens.note.half": layer.precision > HALF,
     }
     return tuple(key for key, holds in conditions.items() if holds)
-
-
-def _by_channels(
-    measure: Callable[[Tensor, Tensor], Tensor], table: Tensor, count: Tensor
-) -> Tensor:
-    """Apply a measure of (K, C) in blocks of channels, so that float64 copies stay small."""
-    step = max(1, measures.BLOCK // max(1, len(table)))
-    return torch.cat([measure(part, count) for part in table.split(step, 1)])
 
 
 def _numbers(values: Tensor) -> Numbers:

@@ -8,7 +8,7 @@ change; they are what batch norm improves. Source of the table of invariances: F
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -267,7 +267,7 @@ def class_information(histogram: Tensor) -> Tensor:
 
     Source: Shannon 1948; the bias: Miller 1955, "Note on the bias of information estimates".
     """
-    return torch.cat([_information(part) for part in _channel_blocks(histogram)])
+    return torch.cat([_information(part) for part in channel_blocks(histogram)])
 
 
 def _information(counts: Tensor) -> Tensor:
@@ -299,7 +299,7 @@ def best_cut(histogram: Tensor) -> tuple[Tensor, Tensor]:
     lies between bins b - 1 and b. Source: Fayyad and Irani 1993, "Multi-interval discretization".
     """
     bits, edges = [], []
-    for part in _channel_blocks(histogram):
+    for part in channel_blocks(histogram):
         above = part.flip(2).cumsum(2).flip(2)[:, :, 1:]
         found = gate_information(above, part[:, 0].sum(1)).max(1)
         bits.append(found.values)
@@ -307,12 +307,10 @@ def best_cut(histogram: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(bits), torch.cat(edges)
 
 
-def _channel_blocks(histogram: Tensor) -> Iterator[Tensor]:
-    """Yield the histogram in blocks of channels, so that float64 copies stay small."""
-    classes, channels, bins = histogram.shape
-    step = max(1, BLOCK // (classes * bins))
-    for start in range(0, channels, step):
-        yield histogram[:, start : start + step]
+def channel_blocks(table: Tensor) -> Sequence[Tensor]:
+    """Split (K, C, ...) into blocks of channels, so that float64 copies stay small."""
+    each = table.numel() // max(1, table.shape[1])
+    return table.split(max(1, BLOCK // max(1, each)), 1)
 
 
 def _entropy(p: Tensor) -> Tensor:
