@@ -2,9 +2,10 @@
 
 The templates are `assets/charts/NAME.json`, as Vega-Lite reads them, with these additions: "$KEY"
 is the message of that key, "@NAME" a value that Python passes, `"series": STYLE` among the
-encodings is the colour of each series together with its dash or shape. A layer with `"when"` is
-left out where that is false. Texts stay in both languages; the page puts in the one that is read.
-Colours are names from the style sheet, so that light, dark and paper need no second drawing.
+encodings is the colour of each series together with its dash or shape. A layer or an encoding
+with `"when"` is left out where that is false. Texts stay in both languages; the page puts in the
+one that is read. Colours are names from the style sheet, so that light, dark and paper need no
+second drawing.
 """
 
 import json
@@ -54,13 +55,18 @@ def _filled(part: Any, values: dict[str, Any]) -> Any:
     if isinstance(part, str) and part[:1] in ("$", "@"):
         return tr(part[1:]) if part[0] == "$" else values[part[1:]]
     if isinstance(part, list):
-        items = [_filled(item, values) for item in part]
-        return [item for item in items if not isinstance(item, dict) or item.pop("when", True)]
+        return list(filter(_wanted, (_filled(item, values) for item in part)))
     if isinstance(part, dict):
         filled = {key: _filled(item, values) for key, item in part.items()}
+        filled = {key: item for key, item in filled.items() if _wanted(item)}
         style = filled.pop("series", None)
         return filled if style is None else {**filled, **_series(values["names"], style)}
     return part
+
+
+def _wanted(part: Any) -> bool:
+    """Return whether a part stays, without what says so."""
+    return not isinstance(part, dict) or bool(part.pop("when", True))
 
 
 def _series(names: Sequence[Words], style: str) -> Spec:

@@ -9,7 +9,7 @@ from typing import Any
 
 from normscope.records import plain
 from normscope.report.bilingual import Text, read
-from normscope.report.charts import picture_template
+from normscope.report.charts import picture_template, spec
 from normscope.report.document import Bars, Chart, Document, Spec, parts
 from normscope.report.html import asset
 from normscope.report.messages import Lang
@@ -27,28 +27,20 @@ def specifications(document: Document, lang: Lang) -> list[Spec]:
         if isinstance(part, Chart):
             found.append({"title": read(part.title, lang), **_read(part.spec, lang)})
         elif isinstance(part, Bars) and part.bars:
-            found.append({"title": read(part.title, lang), **_bars(part, lang)})
+            found.append({"title": read(part.title, lang), **_read(_bars(part), lang)})
     # the colours are those of a light ground, so it comes along, for notebooks that are dark
     config = {**_read(picture_template("config"), lang), "background": "#fff"}
-    return [{"$schema": SCHEMA, "config": config, **spec} for spec in found]
+    return [{"$schema": SCHEMA, "config": config, **picture} for picture in found]
 
 
-def _bars(part: Bars, lang: Lang) -> Spec:
+def _bars(part: Bars) -> Spec:
+    """Draw bars by their shares; a page does it by its style sheet."""
     rows = [
-        {"name": read(bar.name, lang), "share": share, "text": read(bar.text, lang), "at": place}
+        {"name": bar.name, "share": share, "text": bar.text, "at": place}
         for bar in part.bars
         for place, share in enumerate(bar.shares)
     ]
-    y: Spec = {"field": "name", "type": "nominal", "sort": None, "title": None}
-    encoding: Spec = {
-        "y": y,
-        "x": {"field": "share", "type": "quantitative", "title": None, "scale": {"domain": [0, 1]}},
-        "tooltip": [{"field": "name"}, {"field": "text"}],
-    }
-    if any(len(bar.shares) > 1 for bar in part.bars):
-        encoding["yOffset"] = {"field": "at", "type": "ordinal"}
-        encoding["color"] = {"field": "at", "type": "ordinal", "legend": None}
-    return {"width": WIDTH, "data": {"values": rows}, "mark": "bar", "encoding": encoding}
+    return spec("bars", rows, compared=any(len(bar.shares) > 1 for bar in part.bars))
 
 
 def _read(value: Any, lang: Lang) -> Any:
