@@ -24,7 +24,7 @@ CEILINGS = {
     "conversion": 1_950,  # goal 1,300, with folding
     "doctor": 4_850,  # goal 2,800
     "equivalence": 2_200,  # goal 600
-    "experiment": 2_800,  # goal 1,600
+    "experiment": 2_750,  # goal 1,600
     "folding": 1_050,
     "kernels": 2_550,  # goal 2,000
     "layers": 1_900,  # goal 1,150
@@ -32,7 +32,7 @@ CEILINGS = {
     "lesson": 800,  # goal 500
     "probe": 2_900,  # goal 1,650
     "published": 1_100,  # goal 600
-    "records": 1_800,  # goal 700
+    "records": 1_750,  # goal 700
     "report": 5_950,  # goal 2,500
 }
 LONGEST = 450  # lines of one file; most have a hundred
