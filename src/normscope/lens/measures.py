@@ -310,7 +310,8 @@ def best_cut(histogram: Tensor) -> tuple[Tensor, Tensor]:
 def channel_blocks(table: Tensor) -> Sequence[Tensor]:
     """Split (K, C, ...) into blocks of channels, so that float64 copies stay small."""
     each = table.numel() // max(1, table.shape[1])
-    return table.split(max(1, BLOCK // max(1, each)), 1)
+    blocks: Sequence[Tensor] = table.split(max(1, BLOCK // max(1, each)), 1)
+    return blocks
 
 
 def _entropy(p: Tensor) -> Tensor:
