@@ -219,3 +219,38 @@ def test_what_was_never_counted_begins_at_none_and_goes_on_in_torch() -> None:
     layer = loaded(found)
     layer.train()(torch.randn(4, C, 2, 2).double())
     assert layer.num_batches_tracked == 1
+
+
+def test_what_lacks_a_statistic_does_not_keep_the_next_from_being_read() -> None:
+    odd = {"half/moving_mean": np.ones(C), "other/moving_variance": np.ones(C)}
+    found = from_keras(odd | keras(Peer(1e-3, 0.99)))
+    assert found.rest == ("half/moving_mean", "other/moving_variance", "block/conv/kernel")
+    assert "block.bn.weight" in found.state
+    weights = keras(Peer(1e-3, 0.99))
+    del weights["block/bn/beta"]
+    assert from_keras(weights).state["block.bn.bias"].tolist() == [0] * C
+
+
+def test_the_defaults_of_each_library() -> None:
+    norm = nn.BatchNorm1d(2).state_dict() | {"weight": torch.tensor([-1.0, 1.0]).double()}
+    assert from_inplace_abn(norm)["weight"].tolist() == [1.00001, 1.00001]
+    peer = Peer(1e-3, 0.99)
+    for function, write, eps in ((from_keras, keras, 1e-3), (from_flax, nnx, 1e-5)):
+        found = function(write(peer))
+        assert (found.eps, found.momentum) == (eps, 1 - 0.99)
+        assert torch.equal(found.state["block.bn.running_var"], torch.from_numpy(peer.var))
+        two = function(write(peer), count=2, momentum=0, eps=0)
+        assert torch.equal(two.state["block.bn.running_var"], torch.from_numpy(2 * peer.var))
+        assert (two.eps, two.momentum) == (0, 1)
+        assert function(write(peer), momentum=1).momentum == 0
+        for wrong in ({"count": -1}, {"count": 1}, {"momentum": -0.1}, {"eps": float("nan")}):
+            with pytest.raises(InputError, match="at least"):
+                function(write(peer), **wrong)
+
+
+def test_one_of_several_patterns_is_enough() -> None:
+    state = nn.Sequential(*[nn.BatchNorm1d(2) for _ in range(7)]).state_dict()
+    found = from_inplace_abn(state, eps=0.5, only=["1", "3"])
+    assert [found[f"{i}.weight"][0].item() for i in range(4)] == [1, 1.5, 1, 1.5]
+    with pytest.raises(InputError, match=r"called 'x'; there is 0, 1, 2, 3, 4$"):
+        from_inplace_abn(state, only=["1", "x"])

@@ -226,3 +226,22 @@ def test_a_forward_of_the_object_or_without_source_is_refused() -> None:
     )
     with pytest.raises(Refusal, match="the source of its forward cannot be read"):
         read_straight(typed())
+
+
+class Later(Block):
+    def forward(self, x: Tensor) -> Any:
+        wide: Tensor = self.bn(x)
+        return wide * self.zoom if self.training else wide
+
+    zoom = 2
+
+
+def test_names_of_any_letter_count_and_annotations_do_not() -> None:
+    assert read_straight(Later()) == ("bn", "zoom")
+    block: Any = Later()
+    assert fact(block, "down") == (type(None), None)
+    assert fact(block, "zoom") == (int, 2)
+    lines = Straight()
+    lines.__dict__["forward"] = lambda x: x
+    with pytest.raises(Refusal, match="no plain method"):
+        read_straight(lines)

@@ -452,3 +452,47 @@ def test_inputs_have_the_models_half_precision_and_labels_keep_theirs() -> None:
     assert batch.args[0].dtype == torch.float64, "a wrong dtype of the caller's stays to be seen"
     (batch,) = Loader([np.arange(4)[:, None]], nn.Flatten()).read()
     assert batch.args[0].dtype == torch.int64
+
+
+def test_what_has_no_samples_goes_along_and_what_cannot_be_divided_refuses() -> None:
+    def one(**more: Any) -> Any:
+        return {"x": torch.arange(3.0)[:, None], **more}
+
+    which = torch.tensor([2, 0])
+
+    def taken(loader: Loader, *names: str) -> list[Any]:
+        (batch,) = loader.read()
+        part = loader.rows(batch, which)
+        return [None] if part is None else [part.given[name] for name in names]
+
+    forward = lambda model, batch: batch
+    more = {"a": None, "b": "text", "c": 3, "d": 2.5, "e": b"q", "f": True}
+    assert taken(Loader([one(**more)], MODEL, forward=forward), *more) == list(more.values())
+    sparse = torch.eye(3).to_sparse()
+    (rows,) = taken(Loader([one(s=sparse)], MODEL, forward=forward), "s")
+    assert rows.to_dense().tolist() == [[0, 0, 1], [1, 0, 0]]
+    for odd in (object(), {1}, 1j):
+        assert taken(Loader([one(s=odd)], MODEL, forward=forward), "s") == [None]
+
+
+def test_batches_are_joined_where_they_are_alike() -> None:
+    forward = lambda model, batch: batch
+
+    def joined(*given: Any, order: Any = (3, 0)) -> Any:
+        loader = Loader(list(given), MODEL, forward=forward)
+        found = loader.together(list(loader.read()), torch.tensor(order))
+        return None if found is None else (found.size, found.given)
+
+    x = torch.arange(4.0).view(2, 2)
+    size, whole = joined((x, "a", 1, None), (x + 10, "b", 2, None))
+    assert (size, whole[0].tolist(), whole[1:]) == (2, [[12, 13], [0, 1]], ("a", 1, None))
+    _, arrays = joined({"x": x, "n": np.array([1, 2])}, {"x": x, "n": np.array([3, 4])})
+    assert arrays["n"].tolist() == [4, 1]
+    _, scalars = joined({"x": x, "s": torch.tensor(5)}, {"x": x, "s": torch.tensor(6)})
+    assert scalars["s"] == 5, "the first of what has no samples"
+    _, lists = joined({"x": x, "p": ["a", "b"]}, {"x": x, "p": ["c", "d"]})
+    assert lists["p"] == ["d", "a"]
+    assert joined({"x": x, "o": object()}, {"x": x, "o": object()}) is None
+    assert joined({"x": x, "k": 1}, {"x": x}) is None, "of other keys"
+    assert joined((x, x), (x, x, x)) is None
+    assert joined((x,), (torch.ones(2, 3),)) is None, "of other widths"

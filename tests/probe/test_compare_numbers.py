@@ -267,6 +267,8 @@ def test_which_output_is_compared() -> None:
     assert kept.features.shape == (4, 4)
     assert math.isnan(kept.metric)
     assert not len(answered(scores).features)
+    assert answered(torch.randn(2, 4096), size=2).values.shape == (2, 4096)
+    assert answered(torch.randn(2, 4097), size=2).values.shape == (2, 2049)
     wide_rows = torch.randn(2, SAMPLED + 1)
     assert torch.equal(answered(wide_rows, size=2).values, wide_rows[:, ::2].double())
     assert answered(wide_rows[:, :SAMPLED], size=2).values.shape == (2, SAMPLED)

@@ -11,7 +11,15 @@ import normscope
 from normscope.doctor.state import of_model
 from normscope.errors import InputError, ModelError, NormscopeError
 from normscope.probe import eps_of, find_norms
-from normscope.probe.layers import own_norms
+from normscope.probe.layers import (
+    culprit,
+    has_statistics,
+    in_training,
+    own_norms,
+    stored_eps,
+    tried_alone,
+    without_norms,
+)
 
 BATCHES = [(torch.randn(8, 3, 5, 5), torch.arange(8) % 2) for _ in range(3)]
 
@@ -215,3 +223,112 @@ def test_statistics_of_another_shape_cannot_be_followed() -> None:
     (norm,) = find_norms(nn.Sequential(layer))
     assert (norm.name, norm.skipped) == ("0", "lens.skip.not_per_channel")
     assert find_norms(nn.Sequential(normscope.ConditionalBatchNorm2d(4, 3)))[0].skipped is None
+
+
+def test_a_model_is_in_training_where_any_layer_is() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.BatchNorm1d(2))
+    assert in_training(model) is True
+    model[1].eval()
+    assert in_training(model), "one layer is enough"
+    model[0][0].eval()
+    assert not in_training(model), "what holds layers does nothing itself"
+    model.train().training = False
+    assert not in_training(model), "somebody asked for eval()"
+    assert not in_training(nn.DataParallel(nn.Linear(2, 2).eval()))
+    assert in_training(nn.Linear(2, 2))
+
+
+def test_what_normalises_is_said_in_words() -> None:
+    assert has_statistics(nn.Sequential(nn.GroupNorm(1, 2), nn.BatchNorm1d(2))) is True
+    assert has_statistics(nn.Sequential(nn.GroupNorm(1, 2))) is False
+    assert without_norms(nn.Linear(2, 2)) == ""
+    said = without_norms(nn.Sequential(OwnBatchNorm(3), OwnBatchNorm(3)))
+    assert said.startswith("; 0 (OwnBatchNorm, which keeps moving_mean and moving_var)")
+    assert "may be a batch norm of your own" in said
+
+    class Bn(nn.Module):
+        """Named so, and keeps nothing."""
+
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("ema_mean", torch.zeros(2))
+
+    assert own_norms(Bn()) == ["the model (Bn)"]
+    assert own_norms(nn.Sequential(Keeps())) == ["0 (Keeps, which keeps ema_mean)"]
+    whole = Keeps()
+    whole.part = nn.Linear(2, 2)
+    assert own_norms(nn.Sequential(whole)) == []
+
+
+def test_an_eps_has_one_of_three_names() -> None:
+    for name in ("eps", "epsilon", "variance_epsilon"):
+        layer: Any = nn.Identity()
+        setattr(layer, name, 0.25)
+        assert stored_eps(layer) == 0.25
+        setattr(layer, name, "small")
+        assert stored_eps(layer) is None
+    assert stored_eps(nn.Identity()) is None
+
+
+def test_a_copy_is_tried_whose_statistics_are_zero() -> None:
+    layer: Any = FrozenBatchNorm2d(4)
+    tried = tried_alone(layer, torch.tensor([0.0, 2.0]))
+    assert tried is not None
+    alone, y = tried
+    assert alone is not layer
+    assert not alone.training
+    assert layer.training
+    torch.testing.assert_close(y[0], layer.bias.double())
+    slope = layer.weight.double() / layer.hidden[0] ** 0.5
+    torch.testing.assert_close(y[1], layer.bias.double() + 2 * slope)
+    trains = tried_alone(layer, torch.zeros(2), training=True)
+    assert trains is not None
+    assert trains[0].training
+    assert not y.requires_grad
+    for odd in (nn.Linear(2, 2), nn.LazyBatchNorm1d(), nn.BatchNorm1d(2, device="meta")):
+        assert tried_alone(odd, torch.zeros(2)) is None
+    layer.running_mean = torch.zeros(1, 4)
+    assert tried_alone(layer, torch.zeros(2)) is None
+
+
+def test_an_eps_is_the_same_for_all_channels_and_below_one() -> None:
+    layer: Any = FrozenBatchNorm2d(3)
+    del layer.weight
+    layer.weight = None
+    layer.forward = lambda x: x  # of the copy too: it maps as it is
+    assert eps_of(layer) is None, "1 is no eps"
+
+    class Scaled(FrozenBatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            scale = self.factor if self.weight is None else self.factor * self.weight.flatten()
+            return x * scale.reshape(1, -1, 1, 1)
+
+    for factor, weight, expected in (
+        ((10.0, 10, 10), None, 0.01), ((10.0, 10, 11), None, None), ((0.5, 0.5, 0.5), None, None),
+        ((10.0, 10, 10), (1, 0, 2), 0.01), ((10.0, 10, 10), (0, 0, 0), None),
+        ((10.0, 10, 10), ((1, 1, 1),), None), ((1.0, 1, 1), None, None),
+    ):  # fmt: skip
+        scaled: Any = Scaled(3)
+        scaled.factor = torch.tensor(factor).double()
+        del scaled.weight
+        scaled.weight = None if weight is None else torch.tensor(weight).double()
+        assert eps_of(scaled) == (None if expected is None else pytest.approx(expected)), factor
+
+
+def test_the_culprit_is_the_last_module_that_ran() -> None:
+    class Fails(nn.Module):
+        def forward(self, x: Any) -> Any:
+            raise ValueError
+
+    fails = Fails()
+    model = nn.Sequential(nn.Sequential(nn.ReLU(), fails))
+    for run, said in (
+        (lambda: model(torch.ones(2)), "layer 0.1 (Fails)"),
+        (lambda: fails(1), "layer 0.1 (Fails)"),
+        (lambda: 1 / 0, "the model (Sequential)"),
+        (lambda: model.get_submodule("none"), "the model (Sequential)"),
+    ):
+        with pytest.raises(Exception) as raised:  # noqa: PT011
+            run()
+        assert culprit(model, raised.value) == said

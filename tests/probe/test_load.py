@@ -431,3 +431,92 @@ def test_what_lies_beside_a_file_comes_before_what_is_installed(tmp_path: Path) 
         assert load_model(f"{tmp_path / 'nets.py'}:ready").out_features == 5
     finally:
         sys.modules.pop("this", None)
+
+
+def test_tensors_are_written_whole_each_in_memory_of_its_own(tmp_path: Path) -> None:
+    x = torch.arange(6.0, requires_grad=True)
+    path = tmp_path / "w.safetensors"
+    load.write_weights(path, {"a": x, "same": x, "turned": x.view(2, 3).t()}, {"made": "here"})
+    assert equal(read_weights(path), {"a": x, "same": x, "turned": x.view(2, 3).t()})
+    with safetensors.safe_open(path, "pt") as file:
+        assert file.metadata() == {"made": "here"}
+
+
+def test_a_claim_of_more_values_than_are_stored_is_found_anywhere() -> None:
+    content: Any
+    big = torch.zeros(1).expand(9)
+    held = torch.zeros(9)[:4]
+    itself: list[Any] = [held]
+    itself.append(itself)
+    thing = types.SimpleNamespace(inner={"a": (1, [big])})
+    for content in (big, [held, big], (held, (big,)), {"a": {"b": big}}, {1: [big]}, thing,
+                    {"a": big}.values(), [itself, big], [[held], {"x": {big}}]):  # fmt: skip
+        assert load.is_overstated(content)
+    for content in (
+        held,
+        [held, held],
+        {"a": held},
+        itself,
+        "text",
+        None,
+        3,
+        {big: 1},
+        iter([big]),
+    ):
+        assert not load.is_overstated(content)
+
+
+def test_an_exception_is_said_in_one_line() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    assert load.reason(ValueError("first\nsecond")) == "ValueError: first"
+    assert load.reason(Mute()) == "Mute: no message"
+    assert load.reason(KeyError()) == "KeyError: no message"
+    whole = "ValueError: " + (load.LONGEST - 12) * "a"
+    assert load.reason(ValueError((load.LONGEST - 12) * "a")) == whole
+    assert load.reason(ValueError(load.LONGEST * "a")) == f"{whole} ..."
+
+
+def test_what_is_likely_the_weights() -> None:
+    ones = torch.ones(2)
+    for name, tensors in (
+        ("a.model", {"x": ones}), ("state_dict", {"x": ones}), ("a", {"0.weight": ones, "x": ones}),
+    ):  # fmt: skip
+        assert load._likelihood(name, tensors) == 2
+    assert load._likelihood("a", {"x": ones.long(), "y": ones}) == 1
+    assert load._likelihood("a", {"x": ones.long(), "y": torch.tensor(1.0)}) == 0
+
+
+@pytest.mark.parametrize("depth", [1, 5, 6])
+def test_how_deep_weights_may_lie(tmp_path: Path, depth: int) -> None:
+    state: Any = net().state_dict()
+    content = state
+    for _ in range(depth):
+        content = {"part": content}
+    path = saved(tmp_path / "w.pt", content)
+    if depth <= 5:
+        assert equal(read_weights(path), state)
+    else:
+        with pytest.raises(FileError, match="holds no weights"):
+            read_weights(path)
+
+
+def test_a_mapping_inside_comes_before_the_tensors_beside_it(tmp_path: Path) -> None:
+    one, two = net().state_dict(), net().state_dict()
+    path = saved(tmp_path / "w.pt", {**one, "ema": two})
+    assert equal(read_weights(path), two)
+    path = saved(tmp_path / "w.pt", {"g": {**one, "ema": two}})
+    assert equal(read_weights(path, "g"), two)
+    for name, wanted in (("num_batches_tracked", "int64"), ("running_var", "plain floating point")):
+        odd = saved(tmp_path / "o.pt", {f"1.{name}": torch.ones(3, dtype=torch.complex64)})
+        with pytest.raises(FileError, match=f"it must hold {wanted}"):
+            read_weights(odd)
+
+
+@pytest.mark.filterwarnings("default")
+def test_an_imaginary_part_is_not_dropped_where_warnings_are_none(tmp_path: Path) -> None:
+    state = net().state_dict() | {"0.bias": torch.ones(3, dtype=torch.complex64)}
+    with pytest.raises(ModelError, match="does not fit Sequential: .*complex"):
+        load_model(f"{__file__}:net", saved(tmp_path / "w.pt", state))

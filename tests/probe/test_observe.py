@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -253,3 +254,14 @@ def test_a_share_of_its_own_statistics_stays_when_an_activation_is_taken_apart()
     torch.testing.assert_close(told.outputs[0], alone(X))
     torch.testing.assert_close(told.outputs[1], norm(X))
     assert norm.act == "relu"
+
+
+def test_a_forward_that_failed_leaves_nothing_to_the_next() -> None:
+    def fails(model: Any) -> None:
+        with pytest.raises((RuntimeError, ValueError)):
+            model(torch.ones(6, 5, 4))
+
+    model = behind(nn.ReLU())
+    told = watched(model, lambda m: m(X), fails, lambda m: m(X))
+    assert told.said == 2 * [("0",), ("0", "relu")]
+    assert [call.index for call in told.calls] == [0, 0]

@@ -1,5 +1,6 @@
 """Linear layers and norms seen as operators: their tensors as the layer holds them, and noise."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,3 +128,154 @@ def test_what_is_no_layer_runs_as_it_was_called_and_what_nobody_owns_has_no_name
     output, calls = seen(Functions(), torch.ones(5, 4))
     assert (output.dtype, output.tolist()) == (torch.float64, [20, 20])
     assert [(call.kind, call.name) for call in calls] == [("linear", "")]
+
+
+def test_every_linear_operator_says_where_its_channels_are() -> None:
+    x, w, b = torch.ones(5, 4), torch.ones(4, 3), torch.ones(3)
+    aten: Any = torch.ops.aten
+
+    def told(run: Any) -> tuple[str, str, int]:
+        calls: list[OperatorCall] = []
+        with torch.inference_mode(), Operators({}, calls.append):
+            run()
+        (call,) = calls
+        return call.kind, call.operator, call.axis
+
+    assert told(lambda: aten.mm(x, w)) == ("linear", "aten::mm", -1)
+    assert told(lambda: aten.addmm(b, x, w)) == ("linear", "aten::addmm", -1)
+    assert told(lambda: aten.linear(x, w.t(), b)) == ("linear", "aten::linear", -1)
+    image, kernel = torch.ones(1, 2, 4, 4), torch.ones(3, 2, 1, 1)
+    how = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+    found = told(lambda: aten.convolution(image, kernel, None, *how))
+    assert found == ("linear", "aten::convolution", 1)
+    assert told(lambda: aten._convolution(image, kernel, None, *how, *[False] * 4))[2] == 1
+
+
+def test_what_an_operator_is_told_by_name_counts() -> None:
+    x, w, b = torch.ones(5, 4), torch.ones(4, 3), torch.ones(3)
+    calls: list[OperatorCall] = []
+    with torch.no_grad(), Operators({w.data_ptr(): "layer", b.data_ptr(): "shift"}, calls.append):
+        y = torch.addmm(b, x, w, beta=2, alpha=3)
+        z = torch.add(x[:, :3], b, alpha=5)
+    assert y.tolist() == [[14] * 3] * 5
+    assert z.tolist() == [[6] * 3] * 5
+    linear, shift = calls
+    assert (linear.kind, linear.name, shift.kind, shift.name) == (
+        "linear",
+        "layer",
+        "shift",
+        "shift",
+    )
+    assert torch.equal(linear.tensors["weight"], w.t())
+    assert torch.equal(linear.tensors["bias"], b)
+    assert linear.before is x
+    assert (shift.axis, shift.operator, shift.settings) == (1, "aten::add", {})
+
+
+def test_a_norm_says_whether_it_trains() -> None:
+    aten: Any = torch.ops.aten
+    x, weight, bias, mean, var = torch.randn(5, 2), *(torch.ones(2) for _ in range(4))
+    runs: dict[str, Any] = {
+        "aten::_batch_norm_with_update": lambda: aten._batch_norm_with_update(
+            x, weight, bias, mean, var, 0.1, 1e-5
+        ),
+        "aten::_batch_norm_no_update": lambda: aten._batch_norm_no_update(
+            x, weight, bias, mean, var, 0.1, 1e-5
+        ),
+        "aten::_native_batch_norm_legit_no_training": (
+            lambda: aten._native_batch_norm_legit_no_training(x, weight, bias, mean, var, 0.1, 1e-5)
+        ),
+    }
+    for name, run in runs.items():
+        calls: list[OperatorCall] = []
+        with torch.no_grad(), Operators({mean.data_ptr(): "norm"}, calls.append):
+            run()
+        call = next(c for c in calls if c.operator == name)
+        assert call.settings == {"training": name.endswith("update") and "no" not in name.split(
+            "norm")[1], "momentum": 0.1, "eps": 1e-5}, name  # fmt: skip
+        assert (call.kind, call.name) == ("norm", "norm")
+
+
+def test_noise_is_plus_or_minus_one_error_of_the_largest_size() -> None:
+    a = torch.tensor([[1.0, -8.0], [1.0, 1.0], [1.0, 2.0]])
+    names: dict[int, str] = {}
+    noisy = Operators(names, lambda call: None, noise=True)
+    exact = a @ torch.eye(2)
+    signs: set[float] = set()
+    with torch.no_grad(), noisy:
+        for _ in range(20):
+            off = torch.mm(a, torch.eye(2)).double() - exact
+            signs |= set((off / torch.tensor([EPS, 8 * EPS])).flatten().round(decimals=1).tolist())
+    assert {-1.0, 1.0} <= signs <= {-1.0, -0.5, 0.0, 0.5, 1.0, -2.0, 2.0}
+    endless = torch.tensor([[torch.inf, 1.0], [3.0, -torch.inf], [2.0, 5.0]])
+    with torch.no_grad(), Operators(names, lambda call: None, noise=True):
+        y = torch.nn.functional.linear(endless.nan_to_num(9, 9, 9), torch.eye(2))
+        z = nn.BatchNorm1d(2).eval()(endless)
+    assert y.isfinite().all()
+    scale = 1 / (1 + 1e-5) ** 0.5
+    finite = endless.isfinite()
+    torch.testing.assert_close(z[finite], scale * endless[finite], rtol=1e-6, atol=0)
+    assert z[~finite].isinf().all()
+    with torch.no_grad(), Operators(names, lambda call: None):
+        assert torch.equal(torch.mm(a, torch.eye(2)), exact), "none unless it is asked for"
+
+
+def test_what_is_no_product_per_channel_is_passed_over() -> None:
+    x = torch.randn(5, 3)
+    weight, single = torch.rand(3) + 1, torch.tensor(2.0)
+    names = {weight.data_ptr(): "w", single.data_ptr(): "s"}
+
+    def told(run: Any) -> list[tuple[str, str, int]]:
+        calls: list[OperatorCall] = []
+        with torch.no_grad(), Operators(names, calls.append):
+            run()
+        return [(call.kind, call.name, call.axis) for call in calls]
+
+    assert told(lambda: x * weight) == told(lambda: weight * x) == [("scale", "w", 1)]
+    assert told(lambda: x[:1] * weight) == [("scale", "w", 1)], "of one sample"
+    assert told(lambda: x[:, :1] * single) == [], "no axis of channels"
+    assert told(lambda: x * torch.rand(3)) == [], "nobody's"
+    assert told(lambda: weight * weight) == [], "no batch"
+    assert told(lambda: x * 2) == []
+    assert told(lambda: x[:, :1] * weight[:1]) == [("scale", "w", 1)]
+    assert told(lambda: torch.ones(3, 5) * weight[:, None]) == [], "along the samples"
+    assert told(lambda: x[:0] * weight[:0, None]) == [], "of no values"
+
+
+def test_an_operator_of_quantised_arithmetic_is_noticed() -> None:
+    class Operator:
+        def __init__(self, name: str) -> None:
+            self._schema = SimpleNamespace(name=name)
+
+        def __call__(self, *args: Any) -> Any:
+            return args
+
+    watch = Operators({}, lambda call: None)
+    assert not watch.quantised
+    for name, seen in (
+        ("aten::relu", False), ("my::quantized", False), ("quantized::linear", True),
+        ("aten::relu", True),
+    ):  # fmt: skip
+        assert watch.__torch_dispatch__(Operator(name), (), (1, 2), None) == (1, 2)
+        assert watch.quantised is seen
+    for name in ("quantized_decomposed::x", "torchao::y"):
+        other = Operators({}, lambda call: None)
+        other.__torch_dispatch__(Operator(name), ())
+        assert other.quantised
+
+
+def test_tensors_are_named_by_the_module_that_owns_them() -> None:
+    inner: Any = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    model: Any = nn.Sequential(nn.ModuleDict({"_orig_mod": inner}))
+    model.register_buffer("empty", torch.zeros(0))
+    model.register_buffer("sparse", torch.eye(2).to_sparse())
+    model.register_buffer("meta", torch.ones(2, device="meta"))
+    model.register_buffer("own", torch.ones(2))
+    model.register_buffer("shared", inner[0].bias.detach())
+    found = addresses(model)
+    assert found[inner[0].weight.data_ptr()] == "0.0"
+    assert found[inner[1].running_mean.data_ptr()] == "0.1"
+    assert found[inner[0].bias.data_ptr()] == "0.0", "the first that has it"
+    assert found[model.own.data_ptr()] == ""
+    assert set(found.values()) == {"0.0", "0.1", ""}
+    assert len(found) == 8

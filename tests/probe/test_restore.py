@@ -1,14 +1,17 @@
 """A model that was looked at, and one that was changed, are again what they were."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import normscope
+from normscope.errors import ModelError
 from normscope.probe import preserved
 from normscope.probe.restore import ModelSnapshot
 
@@ -111,3 +114,37 @@ def test_weights_that_no_repair_touches_are_not_copied() -> None:
     assert model[0].weight.eq(3).all()
     assert not model[0].bias.eq(3).any()
     assert model[1].weight.tolist() == [1, 1, 1]
+
+
+def test_looking_writes_to_no_buffer() -> None:
+    model = network().eval()
+    versions = [buffer._version for buffer in model.buffers()]
+    with preserved(model):
+        model(X)
+    assert [buffer._version for buffer in model.buffers()] == versions
+    with pytest.raises(ModelError, match="has no shape yet"), preserved(nn.LazyLinear(2)):
+        pass
+
+
+def test_ranks_are_not_waited_for_inside(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        for shares in (True, False):
+            wrapper: Any = nn.parallel.DistributedDataParallel(network())
+            wrapper.broadcast_buffers = shares
+            with preserved(wrapper):
+                assert not wrapper.broadcast_buffers
+            assert wrapper.broadcast_buffers is shares
+    finally:
+        dist.destroy_process_group()
+
+
+def test_of_a_norm_all_numbers_are_kept_those_of_its_parts_too() -> None:
+    model: Any = nn.Sequential(nn.BatchNorm1d(3))
+    model[0].part = nn.Linear(3, 3)
+    memory, before = ModelSnapshot(model), contents(model)
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.fill_(7)
+    memory.rollback()
+    assert contents(model) == before

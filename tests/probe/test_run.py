@@ -1,6 +1,8 @@
 """What a norm normalises with in a run, against the same layer in train() or with other buffers."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 import normscope
 from normscope import probe
+from normscope.probe import run as run_module
 from normscope.probe.batches import Loader
 from normscope.probe.run import NormRun, dropouts
 
@@ -166,3 +169,18 @@ def test_a_batch_of_one_value_normalises_with_what_is_stored() -> None:
     chosen = (torch.full((3,), 5.0), torch.full((3,), 4.0))
     output, _ = outcome(model, X[:1], by_batch={"0"}, stored={"0": chosen})
     torch.testing.assert_close(output, (X[:1] - 5) / (4 + 1e-5) ** 0.5)
+
+
+def test_compiled_code_runs_as_it_was_written_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[str] = []
+
+    @contextmanager
+    def uncompiled() -> Iterator[None]:
+        entered.append("in")
+        yield
+        entered.append("out")
+
+    monkeypatch.setattr(run_module, "uncompiled", uncompiled)
+    model = nn.Sequential(nn.BatchNorm1d(3)).eval()
+    outcome(model, X)
+    assert entered == ["in", "out"]

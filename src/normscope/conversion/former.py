@@ -43,7 +43,7 @@ def undo(former: list[Former]) -> None:
             if name in data:
                 content, grad = data[name]
                 parameter.data = content.to(parameter.device, parameter.dtype)
-                parameter.grad = grad
+                parameter.grad = None if grad is None else grad.to(parameter)
             elif _is_newer(current, parameter):
                 parameter.data = current.detach()
         for name, buffer in state["_buffers"].items():

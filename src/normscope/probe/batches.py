@@ -197,7 +197,7 @@ class Loader:
             inputs = ("args", "kwargs") if self.forward is None else ("given",)
             names = ("labels", "condition", *inputs)
             return replace(batches[0], size=len(order), **{name: merged(name) for name in names})
-        except (_Whole, ValueError, RuntimeError, TypeError):
+        except (_Whole, KeyError, ValueError, RuntimeError, TypeError):
             return None
 
     def understood(self, index: int, given: Any) -> Batch:

@@ -108,7 +108,6 @@ def signature_of(model: nn.Module) -> Signature:
     except (TypeError, ValueError):
         return Signature((), 0, any_position=True, any_keyword=True)
     named = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    named.sort(key=lambda p: p.default is not p.empty)
     only = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     return Signature(
         names=(*(p.name for p in named), *only),
@@ -180,8 +179,6 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 def as_numbers(value: Any) -> Tensor | None:
     """Return a tensor of an array, of numbers in lists or of one number; None of anything else."""
-    if value is None or isinstance(value, (str, bytes)):
-        return None
     if isinstance(value, Tensor):
         return value.detach()
     try:

@@ -112,7 +112,7 @@ def tried_alone(
 ) -> tuple[Any, Tensor] | None:
     """Run a copy whose statistics are 0 on values that all channels share; None where it fails."""
     mean = getattr(module, "running_mean", None)
-    if not isinstance(mean, Tensor) or mean.dim() != 1 or is_lazy(mean) or mean.is_meta:
+    if not isinstance(mean, Tensor) or is_lazy(mean) or mean.is_meta or mean.dim() != 1:
         return None
     for rank in (4, 2, 3, 5):
         try:

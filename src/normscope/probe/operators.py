@@ -96,7 +96,7 @@ class Operators(TorchDispatchMode):
         if not norm and name not in _LINEAR:
             return func(*args, **(kwargs or {}))
         given = {a.name: a.default_value for a in func._schema.arguments}
-        given |= dict(zip(given, args, strict=False)) | (kwargs or {})
+        given |= zip(given, args, strict=False)  # kwargs are alpha and beta alone
         names = _TURNED.get(name, {})
         settings: dict[str, Any] = {}
         before = given[names.get("input", "input")]

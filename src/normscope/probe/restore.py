@@ -32,11 +32,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     tables = [dict(module._buffers) for module in modules]
     shared = [m for m in modules if isinstance(m, DistributedDataParallel) and m.broadcast_buffers]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    contents = [
-        (buffer, buffer._version, buffer.clone())
-        for buffer in model.buffers()
-        if not buffer.is_inference()
-    ]
+    contents = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_inference()]
     with torch.no_grad(), kept_generators():
         try:
             for module in modules:
@@ -51,9 +47,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 module.training = mode
                 module._buffers.clear()
                 module._buffers.update(table)
-            for buffer, version, content in contents:
-                # torch's batch norm writes its statistics without counting a version
-                if buffer._version != version or not torch.equal(buffer, content):
+            for buffer, content in contents:
+                # not by its version: torch's batch norm writes its statistics without counting one
+                if not torch.equal(buffer, content):
                     buffer.copy_(content)
             for parameter, flag in wanted:
                 if parameter.requires_grad != flag:
@@ -85,9 +81,10 @@ class ModelSnapshot:
             for table in TABLES:
                 state[table] = state[table].copy()
             self._modules.append((module, type(module), state))
-            own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
             bias = module._parameters.get("bias")
-            kept = own if id(module) in norms else [] if bias is None else [bias]
+            kept: list[Tensor] = [] if bias is None else [bias]
+            if id(module) in norms:
+                kept = [*module.parameters(), *module.buffers()]
             self._contents += [(tensor, tensor.detach().clone()) for tensor in kept]
 
     def rollback(self) -> None:
