@@ -24,7 +24,7 @@ def ranked(findings: Sequence[Finding], causes: Sequence[Cause]) -> list[Finding
     """
     closes: dict[str, float] = {}
     for cause in causes:
-        if cause.code and not cause.advantage < -SURE:
+        if not cause.advantage < -SURE:
             closes[cause.code] = max(closes.get(cause.code, 0.0), min(cause.closes, 1.0))
     gravest = {
         code: max(SEVERITIES.index(f.severity) for f in findings if f.code == code)
