@@ -20,8 +20,6 @@ from normscope.doctor.evidence import (
     collected,
     norms_by_name,
 )
-from normscope.doctor.scale import other_scale
-from normscope.doctor.state import of_model
 from normscope.functional import moments
 from normscope.moments import Moments
 from normscope.probe.batches import Loader
@@ -279,51 +277,6 @@ def test_how_the_first_half_changes_in_other_company() -> None:
         assert read(model, [x]).leak == pytest.approx(want, rel=1e-4)
     assert math.isnan(read(model, [x[:1], x]).leak), "one sample has no company"
     assert read(model, [x[:2], x]).leak > 0
-
-
-@pytest.mark.parametrize(
-    ("change", "factor"),
-    [
-        (lambda x: 3 * x, 3.0), (lambda x: x / 2, 0.5), (lambda x: 1.4 * x, 0.0), (lambda x: x, 0.0),
-        (lambda x: x + 2, 0.0), (lambda x: x * torch.tensor([2.0, 3, 4, 5]), 0.0),
-        (lambda x: x * torch.tensor([2.0, 2, 2, 2.4]), (8 * 2.4) ** 0.25),
-        (lambda x: x * torch.tensor([2.0, 2, 2, 2.6]), 0.0),
-        (lambda x: 3 * (x - x.mean(0)) + x.mean(0), 0.0),
-    ],
-    ids=["three times", "half", "little", "same", "shift", "several factors", "alike", "unlike", "spread alone"],
-)  # fmt: skip
-def test_by_how_many_times_inputs_are_larger(change: Any, factor: float) -> None:
-    x = torch.randn(200, 4, generator=DRAW) * torch.tensor([1.0, 2, 4, 8]) + torch.arange(4) + 1
-    norm: Any = nn.BatchNorm1d(4)
-    norm.running_mean.copy_(x.mean(0)), norm.running_var.copy_(x.var(0))
-    model = nn.Sequential(norm, nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
-
-    def found(width: int = 4) -> list[float]:
-        batches = list(change(x).split(50))
-        return [other_scale(model, read(model, batches), state) for state in of_model(model)]
-
-    assert found()[0] == pytest.approx(factor, rel=0.01)
-    if factor != 3:
-        return
-    assert found()[1] == 0, "never updated"
-    norm.requires_grad_(False)
-    assert found()[0] == 0, "frozen in a model that learns: its statistics may have moved"
-    model.requires_grad_(False)
-    assert found()[0] == pytest.approx(3, rel=0.01), "nothing learns"
-    norm.running_var[0] = 1e-9
-    assert found()[0] == 0, "three channels are too few"
-
-
-def test_a_layer_behind_another_has_no_scale_of_its_own() -> None:
-    x = torch.randn(200, 4, generator=DRAW) * torch.tensor([1.0, 2, 4, 8]) + torch.arange(4) + 1
-    first, second = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
-    model = nn.Sequential(first, second).eval()
-    with torch.no_grad():
-        first.running_mean.copy_(x.mean(0)), first.running_var.copy_(x.var(0) * 9)
-        second.running_var.copy_(torch.tensor([1.0, 2, 4, 8]) / 16)
-        second.running_mean.fill_(1)
-    data = read(model, list(x.split(50)))
-    assert other_scale(model, data, of_model(model)[1]) == 0
 
 
 def test_rows_of_the_data_of_a_layer_by_condition_stay_apart() -> None:
