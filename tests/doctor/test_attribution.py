@@ -1,6 +1,7 @@
 """What closes the gap between train() and eval(): overrides, causes, and when a gap matters."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,16 +10,17 @@ import torch
 from torch import nn
 
 from normscope.doctor import diagnose
-from normscope.doctor.attribution import Attribution, Override
+from normscope.doctor.attribution import Attribution, Override, _target
 from normscope.doctor.checks import CHECKS, CheckContext
 from normscope.doctor.evidence import collected, norms_by_name
 from normscope.doctor.state import of_model
+from normscope.errors import InputError
 from normscope.probe.batches import Loader
 from normscope.probe.compare import Goal
 from tests.doctor.patients import Batches, healthy, in_training, norms, state
 
 
-def attributed(model: nn.Module, batches: Batches | None = None) -> Attribution:
+def attributed(model: nn.Module, batches: Batches | None = None) -> Any:
     loader = Loader(in_training()[:8] if batches is None else batches, model)
     layers = norms_by_name(model)
     return Attribution(model, loader, collected(model, loader, layers, Goal()), of_model(model))
@@ -221,3 +223,160 @@ def test_with_statistics_of_its_own_every_domain_is_normalised_for_itself() -> N
         torch.testing.assert_close(
             values[domain == number], expected.double(), rtol=1e-3, atol=1e-3
         )
+
+
+def moved(layers: int = 1, size: int = 10, number: int = 8) -> tuple[Any, Batches]:
+    """Layers one behind the other, all off, and small batches that are never joined."""
+    draw = torch.Generator().manual_seed(0)
+    model: Any = nn.Sequential(*(nn.BatchNorm1d(2) for _ in range(layers))).eval()
+    for place, norm in enumerate(model):
+        norm.running_mean.fill_(1 + place)
+    labels = torch.arange(size) % 2
+    return model, [(torch.randn(size, 2, generator=draw), labels, labels) for _ in range(number)]
+
+
+def test_parts_and_mixtures_of_batches_have_no_goal() -> None:
+    whole: list[bool] = []
+
+    def metric(output: Any, batch: Any) -> float:
+        whole.append(len(output) == len(batch[0]) == 10)
+        return 0.0
+
+    model, batches = moved()
+    loader, layers = Loader(batches, model), norms_by_name(model)
+    data = collected(model, loader, layers, Goal(metric))
+    found = Attribution(model, loader, data, of_model(model))
+    assert found.of_batches > 0
+    assert len(found.by_domain()) == 8
+    assert math.isfinite(found.advantage(found.restored))
+    assert all(whole)
+    asked = len(whole)
+    found.answers(Override({}))
+    assert len(whole) == asked + 8, "whole batches are judged"
+    found.answers(Override({}), goal=Goal())
+    assert len(whole) == asked + 8
+
+
+def test_noise_is_no_part_of_a_gap() -> None:
+    model, batches = moved()
+    found = attributed(model, batches)
+    before = found.changes(found.restored)
+    found._data.noise = 0.6 * before
+    assert found.changes(found.restored) == pytest.approx(0.8 * before)
+    found._gap = 1.1e-3
+    assert found.closes(found.eval) != 0
+    found._gap = 0.9e-3
+    assert found.closes(found.train) == 0, "there is nothing to close"
+
+
+def test_without_labels_no_advantage_is_known() -> None:
+    model, batches = moved()
+    found = attributed(model, [(x,) for x, *_ in batches])
+    assert math.isnan(found.advantage(found.restored))
+    assert not found.against_eval(found.restored).known
+    assert found.against_eval(found.train).relative == pytest.approx(found.changes(found.train))
+
+
+def test_single_layers_are_measured_on_a_quarter_and_only_those_furthest_off() -> None:
+    model, batches = moved(layers=10)
+    for near in (3, 6):
+        model[near].running_mean.zero_()
+        model[near].running_var.fill_(1.01)
+    found, asked = attributed(model, batches), []
+    answers = found.answers
+
+    def spied(override: Override, batches: Any = None, **more: Any) -> Any:
+        asked.append((list(override.stored), len(batches)))
+        return answers(override, batches, **more)
+
+    found.answers = spied
+    told = found.by_layer()
+    assert [gap.name for gap in told] == [str(i) for i in range(10) if i not in (3, 6)]
+    assert [names for names, _ in asked] == [[gap.name] for gap in told for _ in range(3)]
+    assert {number for _, number in asked} == {2}, "20 of 80 samples"
+    assert all(len(gap.worst) == 2 for gap in told)
+    model[9].running_var.zero_()
+    assert attributed(model, batches).by_layer()[-1].distance <= 1e6, "a number for every report"
+
+
+def test_a_quarter_is_a_batch_at_least() -> None:
+    model, batches = moved(number=3)
+    found, asked = attributed(model, batches), []
+    answers = found.answers
+
+    def spied(override: Override, few: Any) -> Any:
+        asked.append(len(few))
+        return answers(override, few)
+
+    found.answers = spied
+    (gap,) = found.by_layer()
+    assert set(asked) == {1}, "7.5 of 30 samples"
+    assert gap.both == pytest.approx(1, abs=0.4)
+
+
+def test_mixed_batches_are_eight_times_as_large_and_128_samples_at_least() -> None:
+    for size, number, expected in ((10, 40, [128, 128, 128, 16]), (20, 10, [160, 40])):
+        model, batches = moved(size=size, number=number)
+        found, asked = attributed(model, batches), []
+        answers = found.answers
+
+        def spied(override: Override, parts: Any, **more: Any) -> Any:
+            assert override.by_batch == {"0"}
+            asked.append([p.size for p in parts])  # noqa: B023
+            return answers(override, parts, **more)  # noqa: B023
+
+        found.answers = spied
+        assert 0 < found.of_batches <= 1
+        assert asked == [expected]
+
+
+def test_where_batches_cannot_be_mixed_nothing_is_said_of_it() -> None:
+    model, batches = moved()
+    found = attributed(model, batches)
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise InputError("no")
+
+    found.answers = fails
+    assert found.of_batches == 0
+    found = attributed(model, batches)
+    found.answers = lambda over, parts, **_: [found.eval[0] for _ in parts]
+    assert found.of_batches == 0, "an answer of another length"
+    found = attributed(model, batches)
+    found._loader = SimpleNamespace(together=lambda *_: batches[0], rows=lambda *_: None)
+    assert found.of_batches == 0, "rows that cannot be taken out"
+
+
+def test_channels_of_which_the_data_hold_too_little_keep_what_is_stored() -> None:
+    data: Any = SimpleNamespace(
+        population=lambda name: (torch.tensor([1.0, 2.0]), torch.tensor([3.0, math.nan]))
+    )
+    stored: Any = SimpleNamespace(mean=torch.tensor([5.0, 6.0]), var=torch.tensor([7.0, 8.0]))
+    mean, var = _target(data, "a", stored)
+    assert (mean.tolist(), var.tolist()) == ([1, 6], [3, 8])
+    model, batches = moved(layers=2)
+    loader, layers = Loader(batches, model), norms_by_name(model)
+    states = of_model(model)
+    states[1] = replace(states[1], module=None)
+    found = Attribution(model, loader, collected(model, loader, layers, Goal()), states)
+    assert list(found.states) == list(found.layers) == ["0"]
+    del found._data.by_batch["0"]
+    assert Attribution(model, loader, found._data, states).states == {}
+
+
+def test_answers_of_layers_by_the_batch_are_of_batches_as_they_came() -> None:
+    model, batches = moved()
+    found = attributed(model, batches)
+    by_batch = found.answers(Override(by_batch={"0"}))
+    x = batches[2][0].double()
+    expected = (x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(by_batch[2].values, expected, rtol=1e-4, atol=1e-4)
+    again = found.answers(Override({"0": (torch.zeros(2), torch.ones(2))}))
+    torch.testing.assert_close(again[2].values, x / (1 + 1e-5) ** 0.5, rtol=1e-5, atol=1e-5)
+    target = dict(found.target)
+    assert found.answers(Override(target)) is found.restored
+    assert found.answers(Override(target), found._kept) is not found.restored
+    assert found.answers(Override(target, {"0"})) is not found.restored
+    model, batches = moved(layers=2)
+    found = attributed(model, batches)
+    assert found.answers(Override({"1": found.target["1"]})) is not found.restored

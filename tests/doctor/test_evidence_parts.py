@@ -136,6 +136,36 @@ def test_distinct_samples_are_counted_where_inputs_are_wide_and_alike() -> None:
     assert kept().distinct == 0
     named = Evidence(kept=[Batch(0, None, 3, (), {"x": few})])
     assert named.distinct == 3
+    other = Evidence(kept=[Batch(0, None, 6, (few,))])
+    assert other.distinct == 0, "a first tensor that has no row for each sample"
+
+
+@pytest.mark.parametrize(("width", "distinct"), [(511, 20), (512, 2), (767, 2), (768, 20)])
+def test_of_wide_inputs_every_second_or_third_value_is_looked_at(width: int, distinct: int) -> None:
+    """Two samples over and over, told apart by every second value alone."""
+    x = torch.randn(2, width, generator=DRAW).repeat(10, 1)
+    x[:, 1::2] = 5 * torch.randn(20, width // 2, generator=DRAW)
+    assert kept(x).distinct == distinct
+
+
+def test_copies_lie_within_a_twentieth_of_the_mean_squared_distance() -> None:
+    """Pairs of points on corners that are all 100 apart, squared; 38 of 40 others see each."""
+    corners = 50**0.5 * torch.eye(40)[:20]
+    for share, distinct in ((0.045, 20), (0.055, 40)):
+        off = torch.zeros(20, 40)
+        off[torch.arange(20), torch.arange(20) + 20] = (100 * share) ** 0.5
+        assert kept(torch.cat([corners, corners + off])).distinct == distinct
+
+
+def test_what_is_known_before_any_batch_is_read() -> None:
+    found = Evidence()
+    assert (found.noise, found.rounding, found.normalised) == (0, 0, False)
+    assert math.isnan(found.leak)
+    assert not found.few
+    assert found.labels.chance == 1
+    assert math.isnan(found.labels.excess())
+    assert math.isnan(found.labels.fixed_places())
+    assert not found.labels.repeats
 
 
 def test_the_usual_batch_is_the_median() -> None:
@@ -175,10 +205,6 @@ def test_domains_and_classes_have_statistics_of_their_own() -> None:
         torch.testing.assert_close(table["0"].mean, want, rtol=1e-5, atol=1e-6)
     assert found.places.counts == {5: 12, 6: 12}
     assert found.labels.counts == {0: 8, 1: 8, 2: 8}
-    without = read(model, batches, domains=False)
-    assert without.by_domain == without.by_class == {}
-    assert not without.places.counts
-    assert without.labels.counts == found.labels.counts
 
 
 def test_both_modes_and_dropout_are_measured_apart() -> None:

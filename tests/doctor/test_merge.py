@@ -151,3 +151,11 @@ def test_an_entry_that_is_no_tensor_does_not_end_the_checks() -> None:
     first, second = ({"note": "a"} | state(weight=torch.ones(n)) for n in (3, 2))
     with pytest.raises(InputError, match=r"weight is \(2,\).* and \(3,\)"):
         merge_statistics([first, second], [5, 5])
+
+
+def test_of_many_keys_that_differ_three_are_told() -> None:
+    one = nn.BatchNorm1d(2).state_dict()
+    two = {**one, **{f"more.{i}": torch.zeros(1) for i in range(5)}}
+    with pytest.raises(InputError, match="state dict 1 and the first differ in keys") as problem:
+        merge_statistics([one, two], [5, 5])
+    assert [f"more.{i}" in str(problem.value) for i in range(5)] == [True] * 3 + [False] * 2

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import normscope
+from normscope import InputError
 from normscope.doctor.held_out import HeldOut
 from normscope.doctor.remedies import REMEDIES, RepairContext, Unfit, settings, statistics
 from normscope.probe.batches import Loader, held_out
@@ -355,3 +356,17 @@ def test_layers_that_no_forward_runs_are_no_outliers() -> None:
     assert statistics.by_batch(context(model), ()) == ("used.0", "used.1", "used.2", "used.3")
     with pytest.raises(Unfit, match="these layers cannot be measured: no forward runs them"):
         statistics.by_batch(context(model), ("spare",))
+
+
+def test_layers_that_cannot_be_converted_are_no_end_of_a_repair(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise InputError("no layer fits")
+
+    monkeypatch.setattr(settings, "convert", fails)
+    numbers = torch.arange(12) % 2
+    of = context(network(), [(x, numbers, numbers) for x in ALL])
+    for remedy in (settings.freeze, settings.freeze_anew, settings.domains):
+        with pytest.raises(Unfit, match="no layer fits"):
+            remedy(of, ("0",))

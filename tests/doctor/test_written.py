@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import normscope
-from normscope import ModelError, recalibrate
+from normscope import InputError, ModelError, recalibrate
 from normscope.doctor import adapt, certainty
 from normscope.doctor.adapt import Adaptation, Certainty
 from normscope.doctor.recalibrate import Recalibrated, chosen
@@ -63,6 +63,23 @@ def test_a_layer_of_several_calls_counts_its_batches_once() -> None:
     (layer,) = recalibrate(model, X.split(8)).layers
     assert (layer.calls, layer.count) == (2, 80)
     assert model.norm.num_batches_tracked == 5
+
+
+def test_two_values_are_enough_for_statistics_and_one_is_not() -> None:
+    model: Any = nn.Sequential(nn.BatchNorm1d(2)).eval()
+    (layer,) = recalibrate(model, [X[:2]]).layers
+    assert (layer.count, layer.absent) == (2, ())
+    torch.testing.assert_close(model[0].running_mean, X[:2].mean(0))
+    torch.testing.assert_close(model[0].running_var, X[:2].var(0))
+    by_group: Any = normscope.ConditionalBatchNorm1d(2, 3).eval()
+    ids = torch.tensor([0, 0, 1])
+    (layer,) = recalibrate(by_group, [{"input": X[:3], "condition": ids}]).layers
+    assert (layer.count, layer.absent) == (2, (1, 2)), "of one value there is no variance"
+    torch.testing.assert_close(by_group.running_mean[0], X[:2].mean(0))
+    assert not by_group.running_mean[1:].any()
+    assert by_group.num_batches_tracked.tolist() == [1, 0, 0]
+    with pytest.raises(InputError, match="layer 0 saw one value per channel"):
+        recalibrate(model, [X[:1]])
 
 
 def left() -> Any:

@@ -29,20 +29,19 @@ def channel_gaps(case: CheckContext, findings: Sequence[Finding]) -> tuple[Chann
         found = []
         for at in away.flatten().argsort(descending=True)[:MOST].tolist():
             row, channel = divmod(at, away.shape[-1])
-            if float(away[row, channel]) <= APART:
-                break
-            found.append(
-                ChannelGap(
-                    layer=state.name,
-                    channel=channel,
-                    condition=row if len(away) > 1 else None,
-                    stored_mean=float(state.mean.reshape_as(away)[row, channel]),
-                    stored_var=float(state.var.reshape_as(away)[row, channel]),
-                    mean=float(mean.expand_as(away)[row, channel]),
-                    var=float(var.expand_as(away)[row, channel]),
-                    distance=float(away[row, channel]),
+            if float(away[row, channel]) > APART:
+                found.append(
+                    ChannelGap(
+                        layer=state.name,
+                        channel=channel,
+                        condition=row if len(away) > 1 else None,
+                        stored_mean=float(state.mean.reshape_as(away)[row, channel]),
+                        stored_var=float(state.var.reshape_as(away)[row, channel]),
+                        mean=float(mean.expand_as(away)[row, channel]),
+                        var=float(var.expand_as(away)[row, channel]),
+                        distance=float(away[row, channel]),
+                    )
                 )
-            )
         by_layer.append(found)
     by_layer.sort(key=lambda found: -found[0].distance if found else 0.0)
     turns = chain.from_iterable(zip_longest(*by_layer))

@@ -132,7 +132,7 @@ def diagnose(
                 if case.data.gap.samples:
                     case.attribution = Attribution(case.subject, loader, case.data, case.layers)
             if live is not None:
-                case.live = collected(case.subject, reader(live), layers, goal, domains=False)
+                case.live = collected(case.subject, reader(live), layers, goal)
         findings, skipped, passed = _asked(case, checks, told)
         causes = _causes(case, checks, findings, told)
     ordered = ranked(findings, causes)
@@ -199,14 +199,13 @@ def _context(
 
 
 def _asked(
-    case: CheckContext, checks: Mapping[str, Check], on_progress: Progress | None
+    case: CheckContext, checks: Mapping[str, Check], on_progress: Progress
 ) -> tuple[list[Finding], list[Skipped], list[str]]:
     findings: list[Finding] = []
     skipped: list[Skipped] = []
     passed: list[str] = []
     for done, (code, check) in enumerate(checks.items()):
-        if on_progress is not None:
-            on_progress(done, len(checks), code)
+        on_progress(done, len(checks), code)
         why = check.missing(case)
         found: list[Finding] = []
         if why is None:
@@ -236,7 +235,7 @@ def _causes(
     case: CheckContext,
     checks: Mapping[str, Check],
     findings: Sequence[Finding],
-    on_progress: Progress | None,
+    on_progress: Progress,
 ) -> tuple[Cause, ...]:
     """Order the causes of the gap by how much of it goes when each alone is fixed."""
     attribution, data = case.attribution, case.data
@@ -252,8 +251,7 @@ def _causes(
     for finding in findings:
         concerned.setdefault(finding.code, []).append(finding.layer)
     for done, (code, found) in enumerate(concerned.items()):
-        if on_progress is not None:
-            on_progress(done, len(concerned), code)
+        on_progress(done, len(concerned), code)
         names = tuple(n for n in dict.fromkeys(found) if n in attribution.states)
         names = names or tuple(attribution.states)
         fixed = checks[code].fixed(case, names)

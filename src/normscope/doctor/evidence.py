@@ -243,7 +243,6 @@ def collected(
     goal: Goal,
     *,
     part: Part = "all",
-    domains: bool = True,
     on_progress: Progress | None = None,
 ) -> Evidence:
     """Read the data once; three forwards a batch at most. The model comes back as it was.
@@ -261,7 +260,7 @@ def collected(
     for batch in loader.read(part):
         if on_progress is not None:
             on_progress(len(found.sizes), 0, "data")
-        watcher = _Watcher(found, batch, rows if domains else None)
+        watcher = _Watcher(found, batch, rows)
         with probe.preserved(model):
             with stored.active(), _BatchNormCalls() as calls:
                 evaluated = stored.answer(loader, model, batch, goal)
@@ -272,7 +271,7 @@ def collected(
                 found.normalised = calls.seen
                 found.noise, found.leak = _leak(model, loader, batch, layers, evaluated, goal)
                 found.gap.noise = found.noise
-            looks = sum(found.sizes) < CLOSE or (domains and batch.condition is not None)
+            looks = sum(found.sizes) < CLOSE or batch.condition is not None
             # activations are looked at as in training, where no stored statistics mislead them
             with ExitStack() as inside:
                 inside.enter_context(by_batch.active())
@@ -291,7 +290,7 @@ def collected(
             found.eval.append(evaluated)
         if (groups := batch.classes) is not None:
             found.labels.add(groups)
-        if batch.condition is not None and domains:
+        if batch.condition is not None:
             found.places.add(batch.condition)
         found.sizes.append(batch.size)
     found.stored, found.by_batch = stored.streams, by_batch.streams
@@ -314,11 +313,11 @@ class _Watcher:
     """Records what enters and leaves each layer while it normalises by the batch."""
 
     def __init__(
-        self, found: Evidence, batch: Batch, rows: tuple[dict[int, int], dict[int, int]] | None
+        self, found: Evidence, batch: Batch, rows: tuple[dict[int, int], dict[int, int]]
     ) -> None:
         self._found = found
         self._groups: list[tuple[dict[str, Moments], Tensor]] = []
-        if rows is not None and batch.condition is not None:
+        if batch.condition is not None:
             ids = (batch.condition, batch.classes)
             tables = (found.by_domain, found.by_class)
             for table, values, seen in zip(tables, ids, rows, strict=True):

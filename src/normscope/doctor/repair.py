@@ -259,7 +259,7 @@ class _Session:
         if not tried:
             return replace(trial, layers=(), note=note), self.now
         after, remedy = tried[0]
-        for other, variant in tried[1:]:
+        for other, variant in tried:
             if helps(after, other):  # the earlier ones change less
                 after, remedy = other, variant
         helped = helps(now, after)

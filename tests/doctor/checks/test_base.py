@@ -85,3 +85,26 @@ def test_what_is_fixed_to_measure_a_cause() -> None:
         assert fixed(code, of) is None, "no cause, or no other eps was found"
     for code in ("NS001", "NS002", "NS003", "NS006"):
         assert fixed(code, case(layer())) is None
+
+
+def test_the_causes_that_checks_are_measured_by_and_the_repairs_that_they_offer() -> None:
+    """Texts in both languages and remedies are found by these names."""
+    told = {code: (check.cause, check.repair) for code, check in CHECKS.items()}
+    assert {code: names for code, names in told.items() if any(names)} == {
+        "NS001": ("mode", "eval_mode"), "NS002": ("cold", "correct_cold"),
+        "NS003": ("stale", "recalibrate"), "NS005": ("momentum", "momentum"),
+        "NS006": ("eps", "choose_eps"), "NS007": ("", "own_weight"),
+        "NS009": ("not_finite", "repair_channels"), "NS012": ("", "fold_bias"),
+        "NS013": ("dropout", "recalibrate"), "NS014": ("fake_freeze", "freeze"),
+        "NS015": ("averaged", "recalibrate"), "NS017": ("reused", "split"),
+        "NS021": ("domains", "domains"), "NS022": ("", "adapt"),
+        "NS027": ("double_updates", "recalibrate"), "NS030": ("not_following", "copy_buffers"),
+        "NS033": ("other_scale", ""),
+    }  # fmt: skip
+    assert {code for code, check in CHECKS.items() if check.needs == "model"} == {
+        "NS001", "NS005", "NS012", "NS014", "NS016", "NS018", "NS019", "NS025", "NS030",
+    }  # fmt: skip
+    assert {code for code, check in CHECKS.items() if check.needs == "checkpoint"} == {
+        "NS002", "NS006", "NS009", "NS010", "NS011", "NS015", "NS023", "NS027", "NS028", "NS031",
+        "NS032",
+    }  # fmt: skip

@@ -1,5 +1,6 @@
 """What is stored against the data: the whole answer of each check on numbers made by hand."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from normscope.doctor.checks import CHECKS
+from normscope.doctor.checks import CHECKS, statistics
 from normscope.doctor.checks.base import in_digits
-from normscope.doctor.evidence import Composition
+from normscope.doctor.checks.statistics import chance
+from normscope.doctor.evidence import Composition, Evidence
 from normscope.moments import Moments
-from normscope.probe.compare import Quality
+from normscope.probe.compare import Answer, Quality
+from normscope.probe.grammar import Batch
 from normscope.probe.stream import MomentStream
 from tests.doctor.checks.cases import (
     case,
@@ -254,3 +257,127 @@ def test_data_on_which_the_stored_statistics_do_better(kind: str) -> None:
     assert found("NS029", near) == [], "the statistics are those of the data"
     unknown = case(layer(), data=data(gap=comparison(0.3)), keep=True)
     assert skipped("NS029", unknown) == "doctor.skip.quality"
+
+
+@pytest.mark.parametrize(("channels", "told_of"), [(20, False), (19, True)])
+def test_one_channel_in_twenty_may_be_a_little_off(channels: int, told_of: bool) -> None:
+    mean, var = torch.ones(channels).double(), torch.full((channels,), 2.0).double()
+    off = mean.clone()
+    off[7] += 0.42 * 2**0.5
+    near = data(by_batch={"a": [stream(mean, var)]})
+    got = found("NS003", case(layer(mean=off, var=var), data=near))
+    assert [f.severity for f in got] == ["warning"] * told_of
+
+
+def alternating() -> MomentStream:
+    """Batches whose means lie two below and two above 1, of one variance."""
+    found = MomentStream()
+    for shift in (-2.0, 2.0, -2.0, 2.0):
+        found.add(Moments(wide(50).squeeze(), wide(1, 1) + shift, wide(99, 99)), 50)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("momentum", "share"),
+    [(1.0, 1.0), (2.0, 1.0), (0.1, (0.1 / 1.9) ** 0.5), (0.0, 0.0), (-1.0, 0.0), (None, 0.0)],
+)
+def test_how_far_a_running_average_strays(momentum: float | None, share: float) -> None:
+    """As far as the means of batches stand apart, less where many of them are averaged."""
+    of = data(by_batch={"a": [alternating(), stream(wide(1, 1), wide(2, 2))]})
+    one = (16 / 3 / (1.98 + 4)) ** 0.5
+    strays = chance(of, layer(momentum=momentum))
+    assert strays.tolist() == pytest.approx([one * share] * 2, rel=1e-6)
+
+
+@pytest.mark.parametrize(("times", "told_of"), [(2.9, False), (3.1, True)])
+def test_three_times_as_far_is_no_chance(times: float, told_of: bool) -> None:
+    of = data(by_batch={"a": [alternating()]})
+    state = layer(momentum=0.1, var=(1.98 + 4) * wide(200 / 199, 200 / 199))
+    away = times * chance(of, state) * (5.98 * 200 / 199) ** 0.5
+    assert bool(found("NS003", case(replace(state, mean=wide(1, 1) + away), data=of))) is told_of
+
+
+def live(shift: Any, values: Any = (), **more: Any) -> Evidence:
+    """Data in use, whose means are so many deviations off."""
+    moved = stream(wide(1, 1) + torch.as_tensor(shift) * 2**0.5, wide(2, 2))
+    answers = [Answer(torch.as_tensor(v, dtype=torch.float64)) for v in values]
+    return Evidence(
+        **{"stored": {"a": [moved], "x": [moved], "b": [moved]}, "eval": answers, **more}
+    )
+
+
+def test_data_in_use_are_compared_with_what_is_stored() -> None:
+    assert skipped("NS022", case(layer(), data=data())) == "doctor.skip.live"
+    for shift, expected in (
+        (0.05, None), (0.3, ("warning", 0.3, 0.1)), (0.8, ("error", 0.8, 0.5)),
+    ):  # fmt: skip
+        got = found("NS022", case(layer(), data=data(), live=live(shift, [[[1.0], [2.0]]])))
+        assert [told(f) for f in got] == (
+            [] if expected is None else [(*expected, "high", "adapt")]
+        )
+    broken = layer("x", mean=wide(math.nan, 1))
+    three = case(broken, layer("gone"), layer(), layer("b"), live=live(wide(0.3, 0.05)))
+    finding = one("NS022", three)
+    assert (finding.layer, finding.channels) == ("a", (0,)), "the first that is whole and reached"
+    assert finding.facts == {"kind": "plain", "unsure": "nan"}
+    whole = case(layer("x", var=wide(-1e-9, 2)), layer(), live=live(wide(0.0, 0.8)))
+    assert one("NS022", whole).layer == "a", "what is damaged is not judged"
+
+
+@pytest.mark.parametrize(
+    ("values", "with_data", "unsure", "kind"),
+    [
+        ([[[0.0, 1.0]], [[1.0, 0.0]]], True, 2.0, "scale"),
+        ([[[0.0, 1.0]]], True, 2.01, "classes"),
+        ([[[0.0, 1.0]], [[1.0, 0.0, 2.0]]], True, 1.0, "scale"),  # outputs of several widths
+        ([[[0.0], [1.0]]], True, 1.0, "plain"),  # no classes
+        ([[[0.0, 1.0]], [[0.0, math.inf]]], True, 1.0, "plain"),
+        ([[[0.0, 1.0]]], False, 1.0, "plain"),
+    ],
+)
+def test_predictions_after_adapting_tell_what_kind_of_data_are_in_use(
+    monkeypatch: pytest.MonkeyPatch, values: Any, with_data: bool, unsure: float, kind: str
+) -> None:
+    heard: list[Any] = []
+    ours = SimpleNamespace(of=lambda kept: "as in training")
+    theirs = SimpleNamespace(of=lambda kept: "in use")
+    done = SimpleNamespace(
+        undo=lambda: heard.append("undone"), unsure=lambda source: unsure * (source == "sure")
+    )
+
+    def answers(what: Any) -> Any:
+        def heard_of(model: Any, of: Any) -> Any:
+            heard.append(of)
+            return what
+
+        return heard_of
+
+    monkeypatch.setattr(statistics, "certainty", answers("sure"))
+    monkeypatch.setattr(statistics, "adapt", answers(done))
+    of = case(
+        layer(), subject=torch.nn.Identity(), live=live(0.3, values, reader=theirs),
+        data=data(reader=ours) if with_data else None,
+    )  # fmt: skip
+    finding = one("NS022", of)
+    known = kind != "plain"
+    assert finding.facts == {"kind": kind, "unsure": in_digits(unsure if known else math.nan)}
+    assert heard == (["as in training", "in use", "undone"] if known else [])
+
+
+@pytest.mark.parametrize(
+    ("keep", "shift", "attributed", "told_of"),
+    [(True, 0.2, True, True), (False, 0.2, True, False), (True, 0.05, True, False), (True, 0.2, False, False)],
+)  # fmt: skip
+def test_a_few_samples_over_and_over_stand_for_nothing(
+    keep: bool, shift: float, attributed: bool, told_of: bool
+) -> None:
+    few = data(by_batch={"a": [stream(wide(1, 1) + shift * 2**0.5, wide(2, 2))]}, gap=comparison())
+    few.__dict__["distinct"] = 3
+    few.kept = [Batch(0, None, 24, ())]
+    of = case(layer(), data=few, keep=keep, attribution=SimpleNamespace() if attributed else None)
+    of.__dict__["restored"] = -2.0
+    got = found("NS029", of)
+    assert bool(got) is told_of
+    for finding in got:
+        assert told(finding) == ("info", 0.2, 0.1, "high", "")
+        assert finding.facts == {"kind": "few", "distinct": "3", "samples": "24"}

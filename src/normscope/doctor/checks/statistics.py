@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
 from normscope.doctor.adapt import CONFIDENT, adapt, certainty
@@ -233,8 +232,9 @@ class Drift(Check):
 
     def _unsure(self, case: CheckContext, live: Evidence) -> float:
         """Return the entropy of live predictions after adapting, over that on training data."""
-        scores = torch.cat([a.values for a in live.eval if a.values.dim() == 2])
-        if case.data is None or scores.shape[-1] < 2 or not bool(scores.isfinite().all()):
+        values = [answer.values for answer in live.eval]
+        scores = all(v.shape[1] > 1 and bool(v.isfinite().all()) for v in values)
+        if case.data is None or not scores:
             return float("nan")
         reference = certainty(case.model, case.data.loader)
         done = adapt(case.model, live.loader)
