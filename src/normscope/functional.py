@@ -91,7 +91,8 @@ def batch_norm(
             definition in plain PyTorch).
 
     Returns:
-        (N, C, *S) in x's memory format, and in its dtype unless a residual promotes it.
+        (N, C, *S) in the memory format of torch's batch norm: channels last stays in four and five
+        dimensions, all else is contiguous. In x's dtype unless a residual promotes it.
 
     An empty batch or group changes no statistic and gets zero gradients. A group of one value
     leaves its running statistics; without running statistics it comes out as bias. NaN stays in

@@ -4,12 +4,12 @@ import copy
 import io
 import random
 import re
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import normscope
 from normscope import InputError, ModelError
@@ -148,6 +148,36 @@ class Net(nn.Module):
         x = y + self.fork_norm(y)
         x = torch.relu(self.norm_a(self.shared(x)))
         return self.norm_b(self.shared(x)).relu()
+
+
+@pytest.mark.parametrize("act", [None, "relu"])
+def test_a_graph_of_torch_fx_that_holds_the_layers(act: Any) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), normscope.BatchNorm2d(4, act=act), nn.Conv2d(4, 2, 1),
+        normscope.BatchNorm2d(2),
+    )  # fmt: skip
+    x = torch.randn(6, 3, 5, 5)
+    net(x)
+    traced = fx.symbolic_trace(net.eval())
+    done = fold(traced)
+    assert done.folded == (("1", "0"), ("3", "2"))
+    assert done.verify(x).ok
+    torch.testing.assert_close(done.model(x), net(x))
+    assert "normalised" in traced.code, "the graph that was given stays"
+
+
+def test_a_layer_that_is_given_a_residual_in_a_graph_is_left() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map, self.norm = nn.Conv2d(3, 3, 1), normscope.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return cast(Tensor, self.norm(self.map(x), x))
+
+    done = fold(fx.symbolic_trace(Sum().eval()))
+    assert done.left == (("norm", "it is called with more than its input"),)
+    assert done.verify(torch.randn(2, 3, 4, 4)).ok
 
 
 def test_what_is_traced_and_what_is_left() -> None:

@@ -154,7 +154,8 @@ def test_equals_the_reference(dtype: torch.dtype, form: tuple[Any, ...]) -> None
             largest = float((ours.double() - theirs.detach()).abs().max()) / scale
             assert largest < DTYPES[dtype], (shape, by_rows)
             assert ours.dtype in (dtype, case.weight.dtype)
-        assert mine[0].stride() == case.x.stride()
+        kept = by_rows and len(shape) > 3  # as torch, which answers (N, C, L) contiguous
+        assert mine[0].stride() == (case.x if kept else torch.empty(shape)).stride()
 
 
 @pytest.mark.parametrize("channels", [1, 7, 8, 9, 15, 16, 17, 130])

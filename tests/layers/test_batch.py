@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from itertools import permutations, product
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from torch.testing._internal.common_modules import module_db
 from torch.utils.checkpoint import checkpoint
 
 import normscope
+from normscope.kernels import cpu
+from normscope.kernels.cpu import build
 
 PAIRS = [
     (nn.BatchNorm1d, normscope.BatchNorm1d, (6, 4)),
@@ -117,6 +120,41 @@ def test_a_few_steps_in_every_memory_format(rank: int, memory: str, momentum: An
         torch.testing.assert_close(got, y)
         assert got.stride() == y.stride()
     assert_same_state(a, b)
+
+
+def orders(shape: tuple[int, ...]) -> list[torch.Tensor]:
+    """Values of one shape in every order in memory, and parts of larger tensors."""
+    found = []
+    for order in permutations(range(len(shape))):
+        places = [order.index(d) for d in range(len(shape))]
+        found.append(torch.randn([shape[d] for d in order]).permute(places))
+    last = torch.randn(shape[0], *shape[2:], 2 * shape[1]).movedim(-1, 1)
+    return [
+        *found, last[:, : shape[1]], torch.randn(1, *shape[1:]).expand(shape),
+        torch.randn(*shape[:-1], 2 * shape[-1])[..., ::2],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(("theirs", "ours", "shape"), PAIRS)
+def test_results_lie_in_memory_as_torchs(
+    theirs: Any, ours: Any, shape: Any, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So view() works on the one where it works on the other, whoever computes."""
+    if not compiled:
+        monkeypatch.setattr(cpu, "_OPERATORS", {})
+        monkeypatch.setattr(cpu, "_DIRECT", {})
+        monkeypatch.setattr(build, "loaded", lambda: False)
+        monkeypatch.setattr(build, "obstacle", lambda: "no compiler")
+    for x, act, training in product(orders(shape), (None, "relu"), (True, False)):
+        a, b = theirs(4).train(training), ours(4, act=act).train(training)
+        ends = []
+        for layer in (a, b):
+            leaf = x.detach().requires_grad_()
+            y = layer(leaf)
+            y = y.relu() if act and layer is a else y
+            ends.append((y.stride(), *(g.stride() for g in torch.autograd.grad(y.sum(), leaf))))
+        assert ends[0] == ends[1], (x.stride(), act, training)
 
 
 def test_signature_repr_and_class_are_torchs() -> None:

@@ -292,7 +292,7 @@ def test_it_is_said_by_how_much_they_change_the_classes() -> None:
     assert math.isnan(instance.lda_change)
     assert "lens.note.same_means" in instance.notes
     text = told(record)
-    assert "in all 1 layer" in text
+    assert "in the only layer" in text
     assert "normalise each sample by itself (GroupNorm, InstanceNorm2d: 1, 2)" in " ".join(
         text.split()
     )

@@ -684,7 +684,7 @@ def test_a_layer_whose_gammas_are_all_zero_is_named() -> None:
     batch = (torch.randn(60, 4, generator=draw), torch.arange(60) % 3)
     nn.init.zeros_(last.weight)
     held, lost, *_ = (text.read("en") for text in findings.verdict(lens.inspect(model, [batch])))
-    assert "in all 1 layer " in held
+    assert "in the only layer " in held
     assert lost == "Only where γ is 0, as in 4, is what a channel held gone."
     nn.init.zeros_(first.weight)
     lost, *_ = (text.read("en") for text in findings.verdict(lens.inspect(model, [batch])))

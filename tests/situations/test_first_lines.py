@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.datasets import load_wine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -220,6 +221,64 @@ def test_other_statistics_are_not_called_a_scale() -> None:
         assert_kept(done)
     assert "NS033" in look(digits_model(), [(1 - x, y) for x, y in digit_batches()]).passed
     assert accuracy(digits_model()) > 95
+
+
+def wine() -> tuple[nn.Sequential, list[tuple[Tensor, Tensor]]]:
+    """A network whose first layer normalises the columns of a table, and its batches."""
+    columns, kinds = load_wine(return_X_y=True)
+    order = torch.randperm(len(kinds), generator=torch.Generator().manual_seed(0))
+    x, y = (torch.as_tensor(t)[order] for t in (columns, kinds))
+    batches = list(zip(x.float().split(30)[:5], y.split(30)[:5], strict=True)) * 3
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.BatchNorm1d(13), nn.Linear(13, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)
+    )
+    loss = lambda m, b: F.cross_entropy(m(b[0]), b[1])
+    return train(model, batches, loss, epochs=6, lr=0.01), batches
+
+
+@pytest.mark.parametrize("kind", ["order", "units"])
+def test_columns_of_a_table_in_another_order_or_unit(kind: str) -> None:
+    """The first layer normalises the inputs: its statistics are right, and these data are not."""
+    model, batches = wine()
+    before = fingerprint(model)
+    if kind == "order":
+        order = torch.randperm(13, generator=torch.Generator().manual_seed(1))
+        other = [(x[:, order], y) for x, y in batches]
+    else:
+        units = torch.ones(13).index_put((torch.tensor([0, 5]),), torch.tensor([100, 1e-3]))
+        other = [(x * units, y) for x, y in batches]
+    found, done = mended(model, other)
+    first = found.findings[0]
+    assert (first.code, first.layer, first.facts["kind"]) == ("NS033", "0", "columns")
+    assert (found.verdict.kind, found.verdict.warns) == ("data", "recalibrate")
+    assert kind == "order" or first.channels == (0, 5)
+    assert "order" in evidence(first).en
+    assert "NS003" not in [f.code for f in found.findings if f.layer == "0"]
+    assert all("order or units" in trial.note for trial in done.record.trials)
+    assert done.record.kept == ()
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("kind", ["right", "start", "half", "foreign"])
+def test_statistics_of_columns_that_are_the_layers_fault(kind: str) -> None:
+    model, batches = wine()
+    norm = norms(model)[0]
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    draw = torch.Generator().manual_seed(3)
+    if kind == "start":
+        reset(model)
+    elif kind == "half":  # as after few steps
+        norm.running_mean /= 2
+        norm.running_var.add_(1).div_(2)
+    elif kind == "foreign":
+        norm.running_mean *= 1 + torch.rand(13, generator=draw)
+        norm.running_var *= 1 + 2 * torch.rand(13, generator=draw)
+    found, done = mended(model, batches)
+    assert "NS033" not in found.codes
+    if kind != "right":
+        assert_kept(done)
 
 
 def test_half_precision_is_widened_layer_by_layer() -> None:

@@ -14,6 +14,7 @@ from normscope.folding.flow import Flow, copied
 from normscope.folding.observed import ObservedFlow, called
 from normscope.folding.pair import Side, difference, fold_into, make_affine
 from normscope.folding.program import fold_graph
+from normscope.layers.tracing import as_calls
 from normscope.probe.frozen import program_kind, refuse_traced, refuse_unready
 from normscope.probe.load import reason
 from normscope.probe.random import kept_generators
@@ -134,6 +135,7 @@ def fold(
     refuse_traced(model, parts=False)
     refuse_unready(model)
     folded = copied(model).eval()
+    as_calls(folded)
     names = [name for name, module in folded.named_modules() if is_norm(module)]
     if names in ([], [""]) and rest == "norm":
         alone = tuple((type(model).__name__, "it is the whole model") for _ in names)

@@ -8,7 +8,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from normscope.kernels import recomputation, reference
-from normscope.kernels.problem import Affine, Epilogue, Problem, Statistics, check_storage
+from normscope.kernels.problem import (
+    Affine,
+    Epilogue,
+    Problem,
+    Statistics,
+    check_storage,
+    laid_out,
+)
 from normscope.moments import Moments
 
 Ranks = dist.ProcessGroup | None  # whose values belong to the same groups; None: this process
@@ -95,7 +102,7 @@ class _Standardise(torch.autograd.Function):
         groups, num_groups, mask = partition
         epilogue = Epilogue(Affine(weight, bias).as_rows(), residual, act)
         statistics = Statistics(source.mean, source.rstd)
-        y: Tensor = kernel.normalize(Problem(x, *partition), statistics, epilogue)
+        y = laid_out(kernel.normalize(Problem(x, *partition), statistics, epilogue), x)
         ctx.rest = act, kernel, residual is not None, num_groups, process_group
         if act is None:
             residual = None  # its gradient is dy
@@ -121,6 +128,8 @@ class _Standardise(torch.autograd.Function):
         )
         if added and act is None:
             dresidual = dy if mask is None else torch.where(mask, dy, 0)
+        if found[0] is not None:
+            found[0] = laid_out(found[0], x)
         found.append(dresidual)
         kept = [g if want else None for g, want in zip(found, wanted, strict=False)]
         return (*kept, None, None, None, None, None)

@@ -73,6 +73,20 @@ class Statistics(NamedTuple):
     mean_g_xhat: Tensor | None = None
 
 
+def laid_out(values: Tensor, x: Tensor) -> Tensor:
+    """Return values in the order in memory in which torch's batch norm answers x: without gaps.
+
+    Channels stay last in what is so in four or five dimensions; everything else becomes contiguous.
+    """
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    if last is None or x.is_contiguous():
+        return values.contiguous()
+    order = [x.stride(d) for d in (1, *range(x.dim() - 1, 1, -1), 0)]
+    gapped = order[0] > 0 and order == sorted(order)  # a part of what had channels last
+    is_last = x.is_contiguous(memory_format=last) or gapped
+    return values.contiguous(memory_format=last if is_last else torch.contiguous_format)
+
+
 def check_storage(name: str, tensor: Tensor | None) -> None:
     """Refuse a tensor whose values are no longer there; torch itself would read foreign memory."""
     if tensor is None or type(tensor) not in (Tensor, torch.nn.Parameter) or not tensor.numel():

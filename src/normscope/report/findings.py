@@ -81,7 +81,8 @@ def tolerance(layer: Layer) -> float:
 def _kept(inspection: Inspection) -> list[Text]:
     """Say what is known of the invariance of eta2 and J."""
     layers = [layer for layer in inspection.layers if not math.isnan(layer.invariance)]
-    texts = [tr("lens.verdict.held", layers=len(layers))] if layers else []
+    key = "lens.verdict.held.one" if len(layers) == 1 else "lens.verdict.held"
+    texts = [tr(key, layers=len(layers))] if layers else []
     # where every gamma is 0 nothing is left to compare; such a layer is named all the more
     lost = [layer.name for layer in inspection.layers if 0 in layer.gamma]
     if lost:

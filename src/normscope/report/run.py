@@ -105,7 +105,8 @@ def _kept(inspection: Inspection | None) -> Text | str:
     layers = () if inspection is None else inspection.layers
     known = [layer for layer in layers if math.isfinite(layer.invariance)]
     held = known and all(layer.invariance <= findings.tolerance(layer) for layer in known)
-    return tr("page.answer.kept", layers=len(known)) if held else ""
+    key = "page.answer.kept.one" if len(known) == 1 else "page.answer.kept"
+    return tr(key, layers=len(known)) if held else ""
 
 
 def _gate(run: Run, history: ChannelHistory) -> Text | str:

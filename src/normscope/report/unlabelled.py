@@ -46,7 +46,8 @@ def _idle(layers: list[Layer]) -> Text | None:
     if worst is None:
         return None
     if idle(worst) < NAMED:
-        return tr("lens.alone.no_idle", layers=len(gated))
+        key = "lens.alone.no_idle.one" if len(gated) == 1 else "lens.alone.no_idle"
+        return tr(key, layers=len(gated))
     return tr(
         "lens.alone.idle", layer=worst.name, share=percent(idle(worst)), activation=worst.activation
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from normscope.doctor.attribution import Attribution, Override
 from normscope.doctor.evidence import Evidence
-from normscope.doctor.scale import other_scale
+from normscope.doctor.scale import other_columns, other_scale
 from normscope.doctor.state import LayerState, of_model
 from normscope.moments import drift, rms
 from normscope.probe.compare import SURE, Answer, Quality
@@ -128,6 +128,21 @@ class CheckContext:
         reached = (state for state in whole if self.away(state) is not None)
         found = {state.name: other_scale(self.model, self.data, state) for state in reached}
         return {name: factor for name, factor in found.items() if factor}
+
+    @cached_property
+    def columns(self) -> dict[str, Tensor]:
+        """The channels that came in another order or unit, by layer."""
+        if self.data is None:
+            return {}
+        whole = (s for s in self.layers if s.name not in self.damaged and s.name not in self.scales)
+        reached = (state for state in whole if self.away(state) is not None)
+        found = {state.name: other_columns(self.data, state) for state in reached}
+        return {name: marks for name, marks in found.items() if marks is not None}
+
+    @property
+    def other_inputs(self) -> set[str]:
+        """Layers whose inputs were prepared otherwise than in training."""
+        return {*self.scales, *self.columns}
 
     def away(self, state: LayerState) -> Tensor | None:
         """Return the drift of a layer's stored statistics from the data's; None where not run.

@@ -40,7 +40,7 @@ class ColdStatistics(Check):
         grade = self.graded(share, case)
         if grade is None or corrected is None or self._refuted(case, state):
             return
-        if state.name in case.scales:
+        if state.name in case.other_inputs:
             return
         severity, threshold = grade
         known = state.module is not None

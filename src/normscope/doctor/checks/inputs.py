@@ -9,7 +9,7 @@ from normscope.records import Finding
 
 @register("NS033", needs="data", cause="other_scale")
 class OtherScale(Check):
-    """Inputs on another scale than in training."""
+    """Inputs on another scale than in training, or with other columns."""
 
     source = "factors of 1.5 and more whose logarithms differ by 0.1 at most"
     warn, fail = 0.1, 0.5
@@ -22,3 +22,10 @@ class OtherScale(Check):
             size = rms(away[name])
             severity, threshold = self.graded(size, case) or ("warning", self.warn)
             yield self.finding(name, severity, size, threshold, factor=factor)
+        for name, channels in case.columns.items():
+            size = rms(away[name])
+            severity, threshold = self.graded(size, case) or ("warning", self.warn)
+            yield self.finding(
+                name, severity, size, threshold, channels=channels, kind="columns",
+                count=int(channels.sum()), of=len(channels),
+            )  # fmt: skip

@@ -24,7 +24,7 @@ class Stale(Check):
 
     def judge(self, case: CheckContext, state: LayerState) -> Iterator[Finding]:
         away = case.away(state)
-        if away is None or state.name in case.scales:
+        if away is None or state.name in case.other_inputs:
             return
         # what a running average of so many batches and this momentum strays by chance
         usual = 3 * chance(case.evidence, state)

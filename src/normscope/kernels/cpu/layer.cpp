@@ -5,7 +5,6 @@
 // computes with the reference.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/where.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -105,7 +104,7 @@ void forward_pass(const Layer& l, Output& output, bool recorded) {
   prepare(l, l.num_groups, least(l), made);
   Call& call = made.call;
   const int64_t k = call.plan.k, c = call.plan.c;
-  output.y = at::empty_like(made.x.x);
+  output.y = like(made.x);
   call.out = output.y.mutable_data_ptr();
   if (recorded) {
     output.table = table({l.from_batch ? 4 : 2, k, c});
@@ -237,7 +236,7 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
                       bool from_batch, bool wants_x, bool wants_sums, variable_list& grads) {
     Call& call = made.call;
     const int64_t k = call.plan.k, r = call.plan.r, c = call.plan.c;
-    made.dy = ordered_as(dy, made.x.channels_last);
+    made.dy = dy.contiguous(made.x.format);
     call.dy = made.dy.const_data_ptr();
     call.from_batch = from_batch;
     call.mean = const_cast<double*>(table.const_data_ptr<double>());
@@ -255,10 +254,10 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
       call.mean_g_xhat = call.own_mean_g_xhat = made.means.data() + k * c;
     }
     if (wants_x) {
-      grads[0] = at::empty_like(made.x.x);
+      grads[0] = like(made.x);
       call.out = grads[0].mutable_data_ptr();
       if (p.residual.defined()) {
-        grads[3] = at::empty_like(made.x.x);
+        grads[3] = like(made.x);
         call.dresidual = grads[3].mutable_data_ptr();
       }
     }

@@ -1,6 +1,7 @@
 #include "problem.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 
 namespace normscope {
 
@@ -56,7 +57,7 @@ void prepare(const Problem& p, int64_t k, double least, Prepared& made) {
   call.act = Act(p.act);
   call.x = made.x.x.const_data_ptr();
   if (p.residual.defined()) {
-    made.residual = ordered_as(p.residual, last);
+    made.residual = p.residual.contiguous(made.x.format);
     call.residual = made.residual.const_data_ptr();
   }
   call.affine_rows = affine_rows;
@@ -112,6 +113,10 @@ void forward(const Call& call) {
 
 void backward(const Call& call) {
   compute(call, &LayoutPasses::backward, call.own_mean_g != nullptr, call.sum_g != nullptr);
+}
+
+Tensor like(const Dense& values) {
+  return at::empty_like(values.x, values.x.options(), values.format);
 }
 
 Tensor table(std::initializer_list<int64_t> sizes) {

@@ -41,6 +41,8 @@ void prepare(const Problem& p, int64_t num_groups, double least, Prepared& made)
 void forward(const Call& call);
 void backward(const Call& call);
 
+// New values of the same shape, dtype and format.
+Tensor like(const Dense& values);
 // A new float64 table.
 Tensor table(std::initializer_list<int64_t> sizes);
 

@@ -35,17 +35,6 @@ bool forked = false;
 const int watches_forks = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 #endif
 
-bool is_channels_last(const Tensor& x) {
-  int64_t stride = x.size(1);
-  if (x.stride(1) != 1 && x.size(1) != 1) return false;
-  for (int64_t d = x.dim() - 1; d >= 0; d = d == 2 ? 0 : d - 1) {
-    if (x.size(d) != 1 && x.stride(d) != stride) return false;
-    stride *= x.size(d);
-    if (d == 0) break;
-  }
-  return true;
-}
-
 }  // namespace
 
 bool is_forked_child() { return forked; }
@@ -74,17 +63,22 @@ bool is_watched() {
   return c10::impl::tls_local_dispatch_key_set().included_.has_any(WATCHING);
 }
 
-Dense dense(const Tensor& x) {
-  if (x.is_contiguous()) return {x, x.dim() == 2 || x.numel() == x.size(0) * x.size(1)};
-  if (is_channels_last(x)) return {x, true};
-  if (x.dim() > 2 && x.stride(1) == 1) return {ordered_as(x, true), true};
-  return {x.contiguous(), x.dim() == 2 || x.numel() == x.size(0) * x.size(1)};
+namespace {
+
+at::MemoryFormat format_of(const Tensor& x) {
+  using at::MemoryFormat;
+  if (x.is_contiguous()) return MemoryFormat::Contiguous;
+  if (x.is_contiguous(MemoryFormat::ChannelsLast)) return MemoryFormat::ChannelsLast;
+  if (x.is_contiguous(MemoryFormat::ChannelsLast3d)) return MemoryFormat::ChannelsLast3d;
+  return x.suggest_memory_format();
 }
 
-Tensor ordered_as(const Tensor& t, bool channels_last) {
-  if (!channels_last || t.dim() == 2) return t.contiguous();
-  if (is_channels_last(t)) return t;
-  return t.movedim(1, -1).contiguous().movedim(-1, 1);
+}  // namespace
+
+Dense dense(const Tensor& x) {
+  const auto format = format_of(x);
+  const bool side_by_side = x.dim() == 2 || x.numel() == x.size(0) * x.size(1);
+  return {x.contiguous(format), format, side_by_side || format != at::MemoryFormat::Contiguous};
 }
 
 Plan make_plan(const Tensor& x, bool channels_last, const Tensor& groups, int64_t k, int64_t r,

@@ -20,14 +20,13 @@ std::optional<Type> type_of(const Tensor& t);
 // Whether a compiler, a transform of torch.func or a dispatch mode looks at every operation.
 bool is_watched();
 
-// Values of a problem without gaps in memory.
+// Values of a problem without gaps in memory, in the format that torch's batch norm answers in.
 struct Dense {
   Tensor x;
+  at::MemoryFormat format;
   bool channels_last;
 };
 Dense dense(const Tensor& x);
-// A tensor of x's shape in the order in memory that x has.
-Tensor ordered_as(const Tensor& t, bool channels_last);
 
 // The plan of a call.
 //

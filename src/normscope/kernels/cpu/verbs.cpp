@@ -1,6 +1,5 @@
 // The four verbs of the reference as operators without a gradient, for layers whose statistics
 // come from several ranks or from elsewhere.
-#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include "problem.h"
@@ -26,7 +25,7 @@ std::tuple<Tensor, Tensor, Tensor> moments(const Tensor& x, const std::optional<
 }
 
 Tensor normalize(const Problem&, Prepared& made) {
-  const Tensor y = at::empty_like(made.x.x);
+  const Tensor y = like(made.x);
   made.call.out = y.mutable_data_ptr();
   forward(made.call);
   return y;
@@ -34,7 +33,7 @@ Tensor normalize(const Problem&, Prepared& made) {
 
 void take_gradient(const Tensor& dy, const Problem& p, Prepared& made) {
   TORCH_CHECK(is_like(dy, p.x), UNFIT);
-  made.dy = ordered_as(dy, made.x.channels_last);
+  made.dy = dy.contiguous(made.x.format);
   made.call.dy = made.dy.const_data_ptr();
 }
 
@@ -67,11 +66,11 @@ std::tuple<Tensor, std::optional<Tensor>> backward_input(
     call.mean_g = means.const_data_ptr<double>();
     call.mean_g_xhat = means_xhat.const_data_ptr<double>();
   }
-  const Tensor dx = at::empty_like(made.x.x);
+  const Tensor dx = like(made.x);
   call.out = dx.mutable_data_ptr();
   std::optional<Tensor> dresidual;
   if (p.residual.defined()) {
-    dresidual = at::empty_like(made.x.x);
+    dresidual = like(made.x);
     call.dresidual = dresidual->mutable_data_ptr();
   }
   backward(call);
