@@ -65,8 +65,9 @@ def test_one_channel_of_many_that_is_far_off_is_enough() -> None:
         var = torch.full((40,), 2.0).double()
         off = mean.clone()
         off[7] += away * 2**0.5
-        met = {"a": [stream(mean, var)]}
-        of = case(layer(mean=off, var=var), data=data(by_batch=met, stored=met), matters=True)
+        of = case(
+            layer(mean=off, var=var), data=data(by_batch={"a": [stream(mean, var)]}), matters=True
+        )
         got = found("NS003", of)
         assert len(got) == expected
         if got:
