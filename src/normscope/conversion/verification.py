@@ -107,7 +107,7 @@ def _backward(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
     """Run a backward pass from random cotangents; return the outputs by place."""
     leaves = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
     samples = next((x.shape[0] for x in leaves if x.dim()), 1)
-    counts = [m.num_conditions for m in model.modules() if hasattr(m, "num_conditions")]
+    counts: list[Any] = [m.num_conditions for m in model.modules() if hasattr(m, "num_conditions")]
     ids = torch.arange(samples) % min(counts, default=1)
     try:
         with condition(ids):

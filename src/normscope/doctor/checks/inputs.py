@@ -11,7 +11,10 @@ from normscope.records import Finding
 class OtherScale(Check):
     """Inputs on another scale than in training, or with other columns."""
 
-    source = "factors of 1.5 and more whose logarithms differ by 0.1 at most"
+    source = (
+        "factors of 1.5 and more whose logarithms differ by 0.1 at most; an order or units that "
+        "bring the statistics 5 times nearer"
+    )
     warn, fail = 0.1, 0.5
 
     def find(self, case: CheckContext) -> Iterator[Finding]:
