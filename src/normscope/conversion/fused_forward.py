@@ -21,7 +21,6 @@ from normscope.conversion.tracing import has_hook
 from normscope.kernels.reference import ACTIVATIONS, LEAK
 from normscope.layers.batch import Normalizer
 from normscope.probe.load import reason
-from normscope.probe.random import kept_generators
 
 SUMS: dict[Any, str] = {
     operator.add: "add",
@@ -121,7 +120,6 @@ def _new(cls: type[nn.Module]) -> nn.Module:
     return cls.__new__(cls)
 
 
-@kept_generators()  # tracing runs the forward
 def fused_class(block: nn.Module, path: str) -> type[FusedForward]:
     """Return the class that gives a block a fused forward.
 
