@@ -1,5 +1,7 @@
 """What a kind of layer takes and carries over: options, activation, rank, gradients of its rows."""
 
+import sys
+import types
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ from torch import nn
 
 import normscope
 from normscope.conversion import convert
-from normscope.conversion.kinds import is_norm
+from normscope.conversion.kinds import _is_timm, equality, is_norm, read
 from normscope.conversion.verification import _gradients
 from normscope.errors import InputError
 
@@ -138,3 +140,60 @@ def test_a_layer_within_a_part_that_cannot_be_traced_says_so() -> None:
     (left,) = done.unfused
     assert left.name == "0.norm"
     assert left.reason.startswith("it is inside '0', which torch.fx cannot trace")
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["torch", "sync", "batch", "frozen", "group"])
+def test_layers_of_every_rank_become_those_of_their_rank(kind: str, dims: int) -> None:
+    cls = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims - 1]
+    ours = getattr(normscope, f"BatchNorm{dims}d")
+    model: Any = nn.Sequential(ours(4) if kind == "torch" else cls(4))
+    convert(model, kind, **({"num_groups": 2} if kind == "group" else {}))
+    expected: dict[str, type[nn.Module]] = {
+        "torch": cls, "sync": nn.SyncBatchNorm, "batch": ours, "group": nn.GroupNorm,
+        "frozen": getattr(normscope, f"FrozenBatchNorm{dims}d"),
+    }  # fmt: skip
+    assert type(model[0]) is expected[kind]
+
+
+def test_training_is_the_same_where_the_same_ranks_take_part() -> None:
+    one, all_ranks = read(nn.BatchNorm1d(3)), read(nn.SyncBatchNorm(3))
+    assert one is not None
+    assert all_ranks is not None
+    sync, ours = nn.SyncBatchNorm(3), normscope.BatchNorm1d(3)
+    assert (one.ranks, all_ranks.ranks) == (None, "world")
+    assert equality(one, "batch", ours) == equality(all_ranks, "sync", sync) == "always"
+    assert equality(one, "sync", sync) == equality(all_ranks, "batch", ours) == "eval"
+    frozen = read(normscope.FrozenBatchNorm1d(3))
+    assert frozen is not None
+    assert equality(frozen, "frozen", normscope.FrozenBatchNorm1d(3)) == "always"
+    assert equality(frozen, "batch", ours) == equality(one, "frozen", nn.Identity()) == "eval"
+    assert equality(one, "group", nn.GroupNorm(1, 3)) == "never"
+
+
+def test_a_layer_of_ours_becomes_torchs_own_and_a_class_of_the_users_is_refused() -> None:
+    class Mine(normscope.BatchNorm1d):
+        """Derived from ours, not from torch's."""
+
+    model: Any = nn.Sequential(normscope.BatchNorm1d(3))
+    done = convert(model, "torch")
+    assert type(model[0]) is nn.BatchNorm1d
+    assert done.verify(torch.randn(8, 3)).ok
+    done.revert()
+    assert type(model[0]) is normscope.BatchNorm1d
+    with pytest.raises(normscope.ModelError, match="class Mine is the user's own, which torch"):
+        convert(nn.Sequential(Mine(3)), "torch")
+
+
+def test_the_two_norms_of_timm_are_known_once_timm_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "timm.layers.norm_act", raising=False)
+    assert not _is_timm(nn.BatchNorm2d)
+    home: Any = types.ModuleType("norm_act")
+    home.BatchNormAct2d = nn.BatchNorm2d
+    monkeypatch.setitem(sys.modules, "timm.layers.norm_act", home)
+    assert _is_timm(nn.BatchNorm2d)
+    assert not _is_timm(nn.BatchNorm1d)
+    home.FrozenBatchNormAct2d = nn.BatchNorm1d
+    assert _is_timm(nn.BatchNorm1d)

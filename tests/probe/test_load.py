@@ -463,7 +463,7 @@ def test_a_claim_of_more_values_than_are_stored_is_found_anywhere() -> None:
         {big: 1},
         iter([big]),
     ):
-        assert not load.is_overstated(content)
+        assert load.is_overstated(content) is False
 
 
 def test_an_exception_is_said_in_one_line() -> None:

@@ -127,6 +127,12 @@ def test_what_a_run_measures_is_the_layers_input_as_the_layer_takes_it() -> None
     half = nn.Sequential(nn.BatchNorm1d(3)).half().eval()
     _, run = outcome(half, X)
     torch.testing.assert_close(run.streams["0"][0].total().mean, X.half().double().mean(0))
+    wide, far = nn.Sequential(nn.BatchNorm1d(3)).double().eval(), X.double() + 1e6 + 1e-6
+    _, run = outcome(wide, far)
+    torch.testing.assert_close(run.streams["0"][0].total().mean, far.mean(0), rtol=1e-15, atol=0)
+    brain = nn.Sequential(nn.BatchNorm1d(3)).bfloat16().eval()
+    _, run = outcome(brain, X)
+    torch.testing.assert_close(run.streams["0"][0].total().mean, X.bfloat16().double().mean(0))
     model, batch = conditional(CONDITIONS)
     _, run = outcome(model, batch)
     total = run.streams["ConditionalBatchNorm1d"][0].total()

@@ -241,7 +241,7 @@ def _class(layer: nn.Module, plain: Plain, new: nn.Module, kind: Kind) -> type[n
     """Return the class that the layer gets: the new one's, with what the user's own adds."""
     target, cls = type(new), type(layer)
     origin = getattr(cls, "origin", cls)
-    if kind == "torch" and issubclass(origin, target):
+    if kind == "torch" and issubclass(origin, target) and not issubclass(origin, Normalizer):
         return origin
     if not issubclass(cls, Blend):
         own = cls.__mro__[: cls.__mro__.index(plain.base)]

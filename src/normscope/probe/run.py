@@ -216,8 +216,6 @@ def _moments(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     mean, _ = tensors_of(layer)
     if x is None or x.dim() < 2 or x.shape[1] != mean.shape[-1]:
         return None
-    if x.dtype in (torch.float16, torch.bfloat16):
-        x = x.float()
     mask = kwargs.get("mask", args[2] if len(args) > 2 else None)
     if mean.dim() == 1:
         return moments(x.detach(), mask=mask)[0]
