@@ -88,6 +88,21 @@ def test_layers_left_in_train_are_judged_by_four_samples_at_a_time() -> None:
     torch.testing.assert_close(torch.cat([a.values for a in whole.answers]), stored.double())
 
 
+def test_small_batches_are_judged_together_also_with_a_layer_left_in_train() -> None:
+    net = model()
+    judge = HeldOut.of(net, None, Loader(batches(2), net), Goal())
+    sizes = [14, 14, 14, 14, 4]
+    assert [len(a.values) for a in judge.evaluate(net).answers] == sizes
+    net[0].train()
+    found = judge.evaluate(net)
+    assert [len(a.values) for a in found.answers] == sizes
+    with torch.no_grad():
+        by_pairs = torch.cat([net[1](nn.BatchNorm1d(3)(x)) for x in X.split(2)])
+    values = torch.cat([a.values for a in found.answers])
+    torch.testing.assert_close(values, by_pairs.double(), rtol=1e-3, atol=1e-4)
+    assert found.score.gap < 1e-3, "so it did in train()"
+
+
 def test_a_metric_and_a_loss_stand_in_the_score() -> None:
     net = model()
     goal = Goal(metric=lambda output, batch: 0.25, loss=lambda output, batch: output[:, 0] * 0 + 3)

@@ -1,5 +1,6 @@
 """What recalibration writes and tells, layer by layer, and which layers it leaves."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ import normscope
 from normscope import InputError, ModelError, recalibrate
 from normscope.doctor import adapt, certainty
 from normscope.doctor.adapt import Adaptation, Certainty
-from normscope.doctor.recalibrate import Recalibrated, chosen
+from normscope.doctor.recalibrate import Recalibrated, _agree, _joined, _shared_order, chosen
+from normscope.functional import moments
+from normscope.moments import Moments
+from normscope.probe.stream import MomentStream
 
 DRAW = torch.Generator().manual_seed(0)
 X = 2 * torch.randn(40, 2, generator=DRAW) + 5
@@ -80,6 +84,66 @@ def test_two_values_are_enough_for_statistics_and_one_is_not() -> None:
     assert by_group.num_batches_tracked.tolist() == [1, 0, 0]
     with pytest.raises(InputError, match="layer 0 saw one value per channel"):
         recalibrate(model, [X[:1]])
+
+
+@pytest.mark.parametrize("scale", [[1e3, 1e3], [1.0, 1e3], [1e3, 1.0]])
+def test_one_channel_that_overflows_is_enough(scale: list[float]) -> None:
+    model: Any = nn.Sequential(nn.BatchNorm1d(2).half()).eval()
+    forward = lambda model, x: model((x * torch.tensor(scale)).half())
+    with pytest.raises(ModelError, match=r"a running_var does not fit into torch\.float16"):
+        recalibrate(model, [X], forward=forward)
+    assert not model[0].running_mean.any()
+
+
+def test_every_rank_says_whether_it_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["normscope.doctor.recalibrate"]
+    group: Any = "two ranks"
+    for ok, other, fails in (
+        (True, True, False), (True, False, True), (False, True, False), (False, False, False),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, "gathered", lambda own, _, other=other: [own, other])
+        if fails:
+            with pytest.raises(ModelError, match="another rank failed; nothing was changed"):
+                _agree(group, ok=ok)
+        else:
+            _agree(group, ok=ok)
+        _agree(None, ok=ok)
+    answers = iter([[True, True], [[], ["b", "a"], ["c"]], [True, True], [[], []]])
+    monkeypatch.setattr(module, "gathered", lambda own, _: next(answers))
+    assert _shared_order([], group) == ["b", "a"], "of the first rank that has data"
+    assert _shared_order([], group) == []
+    assert _shared_order(["x"], None) == ["x"]
+
+
+def test_ranks_share_one_stream_for_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other rank has 30 samples in 3 batches, and of the second layer alone."""
+    module = sys.modules["normscope.doctor.recalibrate"]
+    group: Any = "two ranks"
+    answers = lambda own, _: [own, True if own is True else (30, 3)]
+    monkeypatch.setattr(module, "gathered", answers)
+    reduced: list[Any] = []
+
+    def all_reduce(own: Moments, of: Any) -> Moments:
+        reduced.append(of)
+        return own
+
+    monkeypatch.setattr(Moments, "all_reduce", all_reduce)
+    layers: Any = {"0": nn.BatchNorm1d(2), "1": nn.BatchNorm1d(3), "gone": nn.BatchNorm1d(2)}
+    calls = [MomentStream(), MomentStream()]
+    for stream, x in zip(calls, (X[:10], X[10:25]), strict=True):
+        stream.add(moments(x)[0], len(x))
+    joined = _joined(layers, {"0": calls}, ["1", "0"], group)
+    assert list(joined) == ["1", "0"]
+    (one,), (other,) = joined["0"], joined["1"]
+    assert (one.samples, one.batches) == (25 + 30, 2 + 3)
+    torch.testing.assert_close(one.total().mean, X[:25].double().mean(0))
+    assert (other.samples, other.batches, len(other.blocks)) == (30, 3, 1)
+    assert other.blocks[0].mean.shape == (3,)
+    assert not other.blocks[0].count.any()
+    assert reduced == [group] * 2
+    alone = _joined(layers, {"0": calls, "gone": calls}, ["1", "0"], None)
+    assert list(alone) == ["0"]
+    assert alone["0"] is calls
 
 
 def left() -> Any:

@@ -217,7 +217,7 @@ class Evidence:
         samples = torch.cat(rows)[:KEPT]
         apart = torch.cdist(samples, samples).square()
         near = (apart < CLOSELY * apart.mean()).numpy()
-        return int(connected_components(csr_array(near), directed=False)[0])
+        return int(connected_components(csr_array(near))[0])
 
     @property
     def few(self) -> bool:

@@ -18,6 +18,29 @@ from normscope.probe.compare import Quality
 from normscope.probe.stream import MomentStream
 from normscope.records import Finding
 
+# what each needs, whether it is particular (2), general or a symptom; its cause and its repair
+REGISTERED: dict[str, tuple[str, int, str, str]] = {
+    "NS001": ("model", 2, "mode", "eval_mode"),
+    "NS002": ("checkpoint", 2, "cold", "correct_cold"),
+    "NS003": ("data", 1, "stale", "recalibrate"), "NS004": ("data", 0, "", ""),
+    "NS005": ("model", 2, "momentum", "momentum"),
+    "NS006": ("checkpoint", 2, "eps", "choose_eps"), "NS007": ("data", 2, "", "own_weight"),
+    "NS008": ("data", 2, "", ""), "NS009": ("checkpoint", 2, "not_finite", "repair_channels"),
+    "NS010": ("checkpoint", 2, "", ""), "NS011": ("checkpoint", 2, "", ""),
+    "NS012": ("model", 2, "", "fold_bias"), "NS013": ("data", 2, "dropout", "recalibrate"),
+    "NS014": ("model", 2, "fake_freeze", "freeze"),
+    "NS015": ("checkpoint", 2, "averaged", "recalibrate"), "NS016": ("model", 2, "", ""),
+    "NS017": ("data", 2, "reused", "split"), "NS018": ("model", 2, "", ""),
+    "NS019": ("model", 2, "", ""), "NS020": ("data", 2, "", ""),
+    "NS021": ("data", 2, "domains", "domains"), "NS022": ("data", 1, "", "adapt"),
+    "NS023": ("checkpoint", 2, "", ""), "NS024": ("data", 2, "", ""),
+    "NS025": ("model", 2, "", ""), "NS026": ("data", 2, "", ""),
+    "NS027": ("checkpoint", 2, "double_updates", "recalibrate"),
+    "NS028": ("checkpoint", 2, "", ""), "NS029": ("data", 2, "", ""),
+    "NS030": ("model", 2, "not_following", "copy_buffers"), "NS031": ("checkpoint", 2, "", ""),
+    "NS032": ("checkpoint", 2, "", ""), "NS033": ("data", 2, "other_scale", ""),
+}  # fmt: skip
+
 
 def wide(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
@@ -65,7 +88,9 @@ def case(*layers: LayerState, matters: bool = False, keep: bool = False, **more:
 
 
 def found(code: str, of: Any) -> list[Finding]:
-    return list(CHECKS[code]().find(of))
+    check = CHECKS[code]()
+    assert (check.needs, check.specific, check.cause, check.repair) == REGISTERED[code]
+    return list(check.find(of))
 
 
 def one(code: str, of: Any) -> Finding:

@@ -1,15 +1,18 @@
 """What all checks share: thresholds, what they need, what is known of a case, what is fixed."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from normscope.doctor.checks import CHECKS, CheckContext
+from normscope.doctor.evidence import Evidence
 from normscope.probe.compare import Comparison
-from tests.doctor.checks.cases import case, data, layer, stream, wide
+from tests.doctor.checks.cases import REGISTERED, case, data, layer, stream, wide
 
 
 def test_a_larger_number_is_graded_by_two_thresholds() -> None:
@@ -54,6 +57,22 @@ def test_a_gap_is_looked_at_with_data_only() -> None:
     assert away.tolist() == [0, 0], "one value has no variance"
 
 
+def test_scales_are_those_of_layers_that_are_whole_and_were_run() -> None:
+    mean, var = wide(1, -2, 3, 4), wide(1, 4, 16, 64)
+    state = layer(mean=mean, var=var, module=nn.BatchNorm1d(4))
+    twice = [stream(2 * mean, 4 * var)]
+    calls = {"a": twice, "bad": twice, "same": [stream(mean, var)]}
+    states = [state, replace(state, name="gone"), replace(state, name="same")]
+    states.append(replace(state, name="bad", var=wide(1, 4, 16, 64) * wide(1, 1, 1, -1)))
+    of = CheckContext(
+        states, nn.Linear(2, 2), Evidence(by_batch=calls, stored={**calls, "gone": twice})
+    )
+    assert list(of.scales) == ["a"]
+    assert of.scales["a"] == pytest.approx(2)
+    states[3] = replace(states[3], var=var)
+    assert list(CheckContext(states, of.model, of.data).scales) == ["a", "bad"]
+
+
 def attributed(**more: Any) -> Any:
     """An attribution whose answers are what it was asked to override."""
     facts = {
@@ -87,24 +106,7 @@ def test_what_is_fixed_to_measure_a_cause() -> None:
         assert fixed(code, case(layer())) is None
 
 
-def test_the_causes_that_checks_are_measured_by_and_the_repairs_that_they_offer() -> None:
-    """Texts in both languages and remedies are found by these names."""
-    told = {code: (check.cause, check.repair) for code, check in CHECKS.items()}
-    assert {code: names for code, names in told.items() if any(names)} == {
-        "NS001": ("mode", "eval_mode"), "NS002": ("cold", "correct_cold"),
-        "NS003": ("stale", "recalibrate"), "NS005": ("momentum", "momentum"),
-        "NS006": ("eps", "choose_eps"), "NS007": ("", "own_weight"),
-        "NS009": ("not_finite", "repair_channels"), "NS012": ("", "fold_bias"),
-        "NS013": ("dropout", "recalibrate"), "NS014": ("fake_freeze", "freeze"),
-        "NS015": ("averaged", "recalibrate"), "NS017": ("reused", "split"),
-        "NS021": ("domains", "domains"), "NS022": ("", "adapt"),
-        "NS027": ("double_updates", "recalibrate"), "NS030": ("not_following", "copy_buffers"),
-        "NS033": ("other_scale", ""),
-    }  # fmt: skip
-    assert {code for code, check in CHECKS.items() if check.needs == "model"} == {
-        "NS001", "NS005", "NS012", "NS014", "NS016", "NS018", "NS019", "NS025", "NS030",
-    }  # fmt: skip
-    assert {code for code, check in CHECKS.items() if check.needs == "checkpoint"} == {
-        "NS002", "NS006", "NS009", "NS010", "NS011", "NS015", "NS023", "NS027", "NS028", "NS031",
-        "NS032",
-    }  # fmt: skip
+def test_no_check_is_left_out_of_what_is_known_of_them() -> None:
+    assert sorted(CHECKS) == list(REGISTERED)
+    for code, check in CHECKS.items():
+        assert (check.needs, check.specific, check.cause, check.repair) == REGISTERED[code]

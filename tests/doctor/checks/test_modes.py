@@ -50,6 +50,7 @@ def test_a_momentum_of_another_convention(
 def frozen_pair() -> Any:
     model: Any = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.BatchNorm1d(2))
     model[2].requires_grad_(False)
+    model[2].add_module("inside", nn.Linear(1, 1))  # what is its own counts alone
     return model
 
 
@@ -114,6 +115,9 @@ def test_a_copy_of_what_learns_is_not_frozen_by_half() -> None:
         ]
         got = found("NS014", case(*states, subject=model))
         assert [f.layer for f in got] == ["target.1"] * expected + ["late"]
+    model = twins(0.05)
+    model["online"][0].bias.requires_grad_(False)
+    assert found("NS014", case(layer("target.1", module=model["target"][1]), subject=model)) == []
     model = twins(0.0)
     model["online"].requires_grad_(False)
     states = [layer("target.1", module=model["target"][1])]

@@ -10,7 +10,7 @@ import torch
 
 from normscope.doctor.checks import CHECKS, statistics
 from normscope.doctor.checks.base import in_digits
-from normscope.doctor.checks.statistics import chance
+from normscope.doctor.checks.statistics import _eta2, chance
 from normscope.doctor.evidence import Composition, Evidence
 from normscope.moments import Moments
 from normscope.probe.compare import Answer, Quality
@@ -223,6 +223,17 @@ def test_domains_are_weighed_against_classes() -> None:
     assert skipped("NS021", case(layer(), data=data())) == "doctor.skip.domains"
 
 
+def test_a_share_of_variance_is_the_same_in_every_unit() -> None:
+    for unit in (1e-4, 1.0, 1e4):
+        whole = spread_over(2)
+        sets = Moments(whole.count, whole.mean * unit, whole.m2 * unit**2)
+        assert _eta2(sets) == pytest.approx(0.25)
+        half = Moments(sets.count, sets.mean, sets.m2 * wide(1, 0))
+        assert _eta2(half) == pytest.approx(0.5), "a constant channel has no share"
+    constant = Moments(wide(9, 9), torch.zeros(2, 2).double(), torch.zeros(2, 2).double())
+    assert _eta2(constant) == 0
+
+
 def qualities(kind: str) -> tuple[Quality, Quality]:
     before, after = Quality(), Quality()
     for quality, value in ((before, 0.75), (after, 0.25)):
@@ -267,6 +278,16 @@ def test_one_channel_in_twenty_may_be_a_little_off(channels: int, told_of: bool)
     near = data(by_batch={"a": [stream(mean, var)]})
     got = found("NS003", case(layer(mean=off, var=var), data=near))
     assert [f.severity for f in got] == ["warning"] * told_of
+
+
+def test_channels_that_are_broken_or_hardly_seen_do_not_count() -> None:
+    var = torch.full((3,), 2.0).double()
+    mean = torch.ones(3).double()
+    off = layer(mean=wide(math.nan, 1 + 2**0.5, 1), var=var)
+    finding = one("NS003", case(off, data=data(by_batch={"a": [stream(mean, var)]})))
+    assert finding.channels == (1,)
+    assert finding.facts["shift"] == in_digits(0.5**0.5)
+    assert finding.facts["ratio"] == "1"
 
 
 def alternating() -> MomentStream:
