@@ -133,3 +133,9 @@ def test_why_a_model_has_nothing_for_the_doctor() -> None:
     assert text.startswith("the model (Sequential) has no layer with running statistics (it normal")
     assert "normalises with GroupNorm, LayerNorm, which do the same in both modes)" in text
     assert "(it normalises" not in without_statistics(nn.Linear(2, 2))
+    soft = normscope.ModeNorm1d(2, 2)
+    assert "keeps running statistics in ModeNorm1d alone" in without_statistics(soft)
+    start = {name: value.clone() for name, value in soft.named_buffers()}
+    soft(torch.randn(8, 2))
+    soft.reset_running_stats()
+    assert all(torch.equal(start[name], value) for name, value in soft.named_buffers())

@@ -100,7 +100,15 @@ def _momentum(layer: nn.Module) -> float | None:
 
 def without_statistics(model: nn.Module) -> str:
     """Say in a sentence why a model has nothing for the doctor."""
-    others = [type(n.module).__name__ for n in probe.find_norms(model)]
+    found = [n.module for n in probe.find_norms(model)]
+    others = [type(module).__name__ for module in found]
+    soft = [m for m in found if getattr(m, "running_mean", None) is not None]
+    if soft:
+        return (
+            f"the model ({type(model).__name__}) keeps running statistics in "
+            f"{type(soft[0]).__name__} alone, whose soft groups nothing here can measure again; "
+            "give it some batches in train() with momentum=None after reset_running_stats()"
+        )
     kinds = ", ".join(sorted(set(others)))
     has = f" (it normalises with {kinds}, which do the same in both modes)" if others else ""
     return (

@@ -43,6 +43,12 @@ class _ModeNorm(RunningStatistics):
         counter = torch.zeros(num_modes, dtype=torch.long, device=device)
         self.register_buffer("num_batches_tracked", counter)
 
+    @torch.no_grad()
+    def reset_running_stats(self) -> None:
+        """Set mean 0, variance 1, nothing tracked."""
+        for name, start in (("running_mean", 0), ("running_var", 1), ("num_batches_tracked", 0)):
+            self.get_buffer(name).fill_(start)
+
     def memberships(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the gate's shares (N, K), rows that sum to one, in float64."""
         mask = None if mask is None else checked_mask(mask, input)
