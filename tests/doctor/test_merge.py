@@ -159,3 +159,10 @@ def test_of_many_keys_that_differ_three_are_told() -> None:
     with pytest.raises(InputError, match="state dict 1 and the first differ in keys") as problem:
         merge_statistics([one, two], [5, 5])
     assert [f"more.{i}" in str(problem.value) for i in range(5)] == [True] * 3 + [False] * 2
+
+
+def test_counts_of_millions_are_exact() -> None:
+    one, two = nn.BatchNorm1d(1).double().state_dict(), nn.BatchNorm1d(1).double().state_dict()
+    one["running_mean"] = torch.ones(1).double()
+    merged = merge_statistics([one, two], [2**24 + 1, 2**24 - 1])
+    assert float(merged["running_mean"]) == pytest.approx(0.5 + 2**-25, abs=1e-12)
