@@ -86,6 +86,7 @@ def operations(forward: Forward, x: Tensor) -> Graph:
 
 def compiled(forward: Forward, x: Tensor) -> Graph:
     """List what a compiler gets, all of it in one graph."""
+    torch.compiler.reset()  # sizes that an earlier test made dynamic are so no more
     graphs: list[Graph] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: Any) -> Forward:
