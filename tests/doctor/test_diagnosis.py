@@ -1,6 +1,7 @@
 """What is asked, in which order, what becomes of the answers, and how causes are measured."""
 
 import math
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from normscope.doctor import diagnose
 from normscope.doctor.checks import CHECKS
 from normscope.doctor.checks.base import Skip
 from normscope.doctor.diagnosis import _allowed, _asked, _causes, _checks, _gap
+from normscope.doctor.evidence import Composition
 from normscope.probe.compare import Quality
 from normscope.probe.load import write_weights
 from normscope.records import Finding
@@ -145,8 +147,13 @@ def test_the_gap_in_numbers(known: bool) -> None:
         known=known, relative=0.3, disagreement=0.2, accuracies=(0.75, 0.5), samples=4,
         reference=reference, other=other, advantage=-3.0,
     )  # fmt: skip
-    data: Any = SimpleNamespace(gap=gap)
+    answers = [SimpleNamespace(values=torch.zeros(4, 3))]
+    data: Any = SimpleNamespace(gap=gap, eval=answers, labels=Composition())
     found = _gap(data)
+    assert found.from_one == 0
+    for labels, classes in (([1, 2, 3], 3), ([0, 1, 3], 0), ([1, 2], 0), ([1, 2, 3, 4], 0)):
+        data.labels = Composition(counts=Counter(labels))
+        assert _gap(data).from_one == (0 if known else classes)
     assert (found.relative, found.disagreement, found.samples, found.advantage) == (0.3, 0.2, 4, -3)
     assert (found.train_accuracy, found.eval_accuracy) == (0.75, 0.5)
     assert (found.train_metric, found.eval_metric) == (7.5, 5)

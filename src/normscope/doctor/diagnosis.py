@@ -281,4 +281,12 @@ def _gap(data: Evidence) -> Gap:
         eval_metric=gap.other.metric,
         advantage=gap.advantage,
         by_chance=math.nan if counts else gap.other.accuracy,
+        from_one=0 if counts else _from_one(data),
     )
+
+
+def _from_one(data: Evidence) -> int:
+    """Return the number of classes where labels are 1 to that; 0 where they are not."""
+    labels = data.labels.counts
+    widths = {answer.values.shape[1] for answer in data.eval if answer.values.dim() == 2}
+    return max(labels) if labels and min(labels) == 1 and widths == {max(labels)} else 0

@@ -87,6 +87,7 @@ class Gap:
     eval_metric: float = math.nan
     advantage: float = math.nan  # standard errors by which eval() does better; NaN: not known
     by_chance: float = math.nan  # accuracy in eval(), where neither mode predicts the labels
+    from_one: int = 0  # number of classes, where labels are 1 to that and so cannot be read
 
 
 @dataclass(frozen=True, kw_only=True)

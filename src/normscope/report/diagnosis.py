@@ -77,7 +77,9 @@ def _gap(gap: Gap) -> list[Text]:
             what = tr(f"doctor.quality.{name}")
             texts.append(tr("doctor.verdict.quality", name=what, **values))
             break
-    if not math.isnan(gap.by_chance):
+    if gap.from_one:
+        texts.append(tr("doctor.verdict.from_one", classes=gap.from_one))
+    elif not math.isnan(gap.by_chance):
         texts.append(tr("doctor.verdict.chance", share=percent(gap.by_chance)))
     if not math.isnan(gap.disagreement):
         share = percent(gap.disagreement)
