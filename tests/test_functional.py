@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from normscope.functional import batch_norm
+import normscope
+from normscope.functional import batch_norm, plain_call
+from normscope.kernels import cpu
 from tests import oracle
 
 IMPLS = ["auto", "reference"]
@@ -335,3 +337,19 @@ def test_running_buffers_with_gaps_in_memory() -> None:
     batch_norm(x, mean, var, training=True, momentum=1.0)
     torch.testing.assert_close(mean, x.mean(0))
     assert memory[:, 1].eq(0).all()
+
+
+def test_a_residual_of_more_digits_is_added_to_what_the_layer_gives() -> None:
+    x, residual = torch.randn(6, 3, 5).half(), torch.randn(6, 3, 5)
+    y = batch_norm(x, training=True, residual=residual, act="relu")
+    alone = batch_norm(x, training=True)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, (alone.float() + residual).relu())
+
+
+def test_plain_calls_go_straight_to_the_operator() -> None:
+    x = torch.randn(4, 3)
+    assert plain_call(x) is cpu.ready("batch_norm")
+    assert plain_call(torch.nn.Parameter(x)) is None, "a class of its own"
+    with normscope.recompute():
+        assert plain_call(x) is None

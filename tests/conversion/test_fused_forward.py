@@ -260,3 +260,22 @@ def test_a_trace_draws_no_random_numbers() -> None:
     with pytest.raises(Refusal):
         fused_class(block, "")
     assert random.getstate() == before
+
+
+def test_arguments_of_an_activation_count_by_place_as_by_name() -> None:
+    class Leaky(Block):
+        def forward(self, x: Tensor) -> Any:
+            return F.leaky_relu(self.bn(self.conv(x)), self.slope, self.inplace)
+
+    class Relu(Block):
+        def forward(self, x: Tensor) -> Any:
+            return F.relu(self.bn(self.conv(x)), True)
+
+    for slope, inplace, fused in ((0.01, False, True), (0.01, True, True), (0.2, False, False)):
+        block: Any = Leaky()
+        block.slope, block.inplace = slope, inplace
+        expected = block(X)
+        assert bool(convert(block, "batch", fuse=True).fused) is fused
+        torch.testing.assert_close(block(X), expected)
+    block = Relu()
+    assert [f.act for f in convert(block, "batch", fuse=True).fused] == ["relu"]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import normscope
@@ -14,6 +15,7 @@ from normscope.doctor.evidence import (
     Composition,
     Evidence,
     LayerSample,
+    _BatchNormCalls,
     _numbered,
     _padded,
     _sum,
@@ -312,3 +314,21 @@ def test_rows_of_the_data_of_a_layer_by_condition_stay_apart() -> None:
     for row in (0, 1):
         np.testing.assert_allclose(mean[row], x[ids == row].mean(0), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(var[row], x[ids == row].var(0), rtol=1e-5)
+
+
+def test_a_batch_norm_that_normalises_by_the_batch_is_noticed_wherever_it_is_called() -> None:
+    x, mean, var = torch.randn(4, 3), torch.zeros(3), torch.ones(3)
+    for call, by_batch in (
+        (lambda: x.relu(), False),
+        (lambda: F.batch_norm(x, mean, var), False),
+        (lambda: F.batch_norm(x, mean, var, training=True), True),
+        (lambda: F.batch_norm(x, None, None, None, None, True), True),
+        (lambda: F.batch_norm(x, mean, var, None, None, False), False),
+    ):
+        with _BatchNormCalls() as calls:
+            call()
+        assert calls.seen is by_batch
+    with _BatchNormCalls() as calls:
+        F.batch_norm(x, mean, var, training=True)
+        F.batch_norm(x, mean, var)
+    assert calls.seen, "one is enough"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import normscope
 from normscope import InputError
 from normscope.doctor.held_out import HeldOut
-from normscope.doctor.remedies import REMEDIES, RepairContext, Unfit, settings, statistics
+from normscope.doctor.remedies import REMEDIES, RepairContext, Unfit, base, settings, statistics
 from normscope.probe.batches import Loader, held_out
 from normscope.probe.compare import Goal
 
@@ -370,3 +370,20 @@ def test_layers_that_cannot_be_converted_are_no_end_of_a_repair(
     for remedy in (settings.freeze, settings.freeze_anew, settings.domains):
         with pytest.raises(Unfit, match="no layer fits"):
             remedy(of, ("0",))
+
+
+def test_three_layers_in_a_row_are_measured_as_eval_runs_them() -> None:
+    torch.manual_seed(2)
+    model: Any = network(nn.Linear(3, 5), nn.Tanh(), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    assert statistics.sequential(context(model), ()) == ("0", "3", "6")
+    with torch.no_grad():
+        for place in (0, 3, 6):
+            assert_statistics(model[place], model[:place](X))
+
+
+def test_a_setting_is_chosen_on_as_many_samples_as_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for most, batches in ((23, 2), (24, 2), (25, 3), (1000, 4)):
+        monkeypatch.setattr(base, "KEPT", most)
+        assert len(context(network()).chooser().batches) == batches, "of twelve samples"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.doctor.evidence import Evidence, collected, norms_by_name
-from normscope.doctor.scale import other_scale
+from normscope.doctor.scale import other_columns, other_scale
 from normscope.doctor.state import LayerState, of_model
 from normscope.probe.batches import Loader
 from normscope.probe.compare import Goal
@@ -160,3 +160,40 @@ def test_means_in_proportion_to_variances_are_a_multiplied_buffer() -> None:
     assert factor(stored(), 4 * MEAN + off, 4 * VAR) == pytest.approx(2), "not in proportion"
     near = stored(0.1 * VAR.sqrt(), VAR)
     assert factor(near, 4 * 0.1 * VAR.sqrt(), 4 * VAR) == pytest.approx(2), "both fit"
+
+
+def columns(
+    mean: Tensor, var: Tensor, state: LayerState | None = None, again: Tensor | None = None
+) -> list[bool] | None:
+    """The channels that are other ones in data with these statistics."""
+    calls = {"a": [stream(mean, var)]}
+    in_eval = calls if again is None else {"a": [stream(again, var)]}
+    found = other_columns(Evidence(by_batch=calls, stored=in_eval), state or stored())
+    return None if found is None else found.tolist()
+
+
+def test_columns_in_another_order_or_unit_are_marked() -> None:
+    first, last = [1, 0, 2, 3], [0, 1, 3, 2]
+    assert columns(MEAN[first], VAR[first]) == [True, True, False, False]
+    assert columns(MEAN[last], VAR[last]) == [False, False, True, True], "0.52 deviations off"
+    times = wide(1, 3, 1, 1)
+    assert columns(times * MEAN, times**2 * VAR) == [False, True, False, False]
+    of_means_near_zero = wide(1, 1, 3, 1)  # 3 / 4 deviations
+    assert columns(of_means_near_zero * MEAN, of_means_near_zero**2 * VAR) == [0, 0, 1, 0]
+    near = wide(1, -2, 1, 4)  # a quarter of a deviation, which a factor leaves where it is
+    assert columns(of_means_near_zero * near, of_means_near_zero**2 * VAR, stored(near)) is None
+
+
+def test_what_training_moved_is_no_other_column() -> None:
+    assert columns(MEAN, VAR) is None
+    assert columns(MEAN + 3 * VAR.sqrt(), VAR) is None, "all moved"
+    assert columns(MEAN + wide(0, 6, 0, 0), VAR) is None, "a mean that moved alone"
+    assert columns(wide(1, 3, 3, 3) * MEAN, wide(1, 9, 9, 9) * VAR) is None, "most have a factor"
+    first = [1, 0, 2, 3]
+    fresh = stored(0 * MEAN, torch.ones(4).double())
+    assert columns(MEAN[first], VAR[first], fresh) is None
+    by_condition = stored(MEAN.expand(2, 4), VAR.expand(2, 4))
+    assert columns(MEAN[first], VAR[first], by_condition) is None
+    assert columns(MEAN[first], VAR[first], again=MEAN) is None, "a norm comes before"
+    calls = {"a": [stream(MEAN[first], VAR[first])]}
+    assert other_columns(Evidence(by_batch=calls), stored()) is None, "not run in eval()"

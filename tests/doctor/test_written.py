@@ -11,7 +11,14 @@ import normscope
 from normscope import InputError, ModelError, recalibrate
 from normscope.doctor import adapt, certainty
 from normscope.doctor.adapt import Adaptation, Certainty
-from normscope.doctor.recalibrate import Recalibrated, _agree, _joined, _shared_order, chosen
+from normscope.doctor.recalibrate import (
+    Recalibrated,
+    _agree,
+    _joined,
+    _population,
+    _shared_order,
+    chosen,
+)
 from normscope.functional import moments
 from normscope.moments import Moments
 from normscope.probe.stream import MomentStream
@@ -307,3 +314,12 @@ def test_every_verb_reads_as_it_is_told_and_no_further() -> None:
     assert first.gap.samples == 16
     with normscope.doctor.recalibrated(classifier(), live, **HOW) as model:
         assert int(model[0].num_batches_tracked) == 3
+
+
+def test_a_variance_that_overflows_in_one_channel_is_refused() -> None:
+    for mean, m2 in (([1.0, 1], [torch.inf, 1]), ([torch.nan, 1.0], [1.0, 1])):
+        seen = MomentStream()
+        tables = (torch.tensor(values).double() for values in (mean, m2))
+        seen.add(Moments(torch.tensor(5.0).double(), *tables), 5)
+        with pytest.raises(ModelError, match="the input of layer a holds NaN or infinity"):
+            _population("a", [seen])

@@ -89,6 +89,14 @@ def test_a_tuple_is_spread_where_the_forward_takes_so_many() -> None:
     assert arguments(single, (X, Y), None, None) == (((X, Y),), {})
     any_number = Signature((), 0, any_position=True, any_keyword=False)
     assert arguments(any_number, [X, Y], None, IDS) == ((X, Y), {}), "a collated tuple"
+
+    class Several(nn.Module):
+        def forward(self, *parts: Tensor) -> Tensor:
+            return parts[0]
+
+    assert arguments(signature_of(Several()), (X, Y), None, None) == ((X, Y), {})
+    one = Signature(("x",), 1, any_position=False, any_keyword=False)
+    assert arguments(one, (X, Y), None, None) == (((X, Y),), {}), "more than it takes"
     odd = [X[:2], Y]
     (kept,), _ = arguments(any_number, odd, None, IDS)
     assert kept is odd, "not of one entry per label"

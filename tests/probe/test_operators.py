@@ -279,3 +279,14 @@ def test_tensors_are_named_by_the_module_that_owns_them() -> None:
     assert found[model.own.data_ptr()] == ""
     assert set(found.values()) == {"0.0", "0.1", ""}
     assert len(found) == 8
+
+
+def test_a_value_that_is_not_finite_brings_no_noise_to_the_others_of_its_channel() -> None:
+    for bad in (torch.nan, torch.inf):
+        x = torch.zeros(2, 3)
+        x[0, 0] = bad
+        layer = nn.Linear(3, 2)
+        nn.init.ones_(layer.weight), nn.init.zeros_(layer.bias)
+        noisy, _ = seen(layer, x, noise=True)
+        assert noisy[1].tolist() == [0, 0]
+        assert not noisy[0].isfinite().any()

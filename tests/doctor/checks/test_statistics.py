@@ -402,3 +402,10 @@ def test_a_few_samples_over_and_over_stand_for_nothing(
     for finding in got:
         assert told(finding) == ("info", 0.2, 0.1, "high", "")
         assert finding.facts == {"kind": "few", "distinct": "3", "samples": "24"}
+
+
+def test_a_constant_channel_does_not_hide_what_dropout_does() -> None:
+    on, off = wide(4, 0), wide(2, 0)
+    of = data(by_batch={"a": [stream(wide(1, 1), off)]}, dropped={"a": [stream(wide(1, 1), on)]})
+    (finding,) = found("NS013", case(layer(var=on), data=of))
+    assert finding.measured == pytest.approx(0.5**0.5)
