@@ -255,6 +255,7 @@ def test_warming_takes_time_and_says_how_long() -> None:
     assert warm() > 0
 
 
+@pytest.mark.slow
 def test_the_allocator_is_measured() -> None:
     program = "from normscope.bench.allocator import keeps_pages; print(keeps_pages())"
     for value, expected in (("", "False"), (allocator.TUNABLES, "True")):

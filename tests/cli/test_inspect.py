@@ -188,6 +188,7 @@ def test_wrong_use_is_one_sentence(arguments: tuple[str, ...], sentence: str, fo
     assert sorted(p.name for p in folder.iterdir() if p.is_file()) == ["mine.py"]
 
 
+@pytest.mark.slow
 def test_ranks_together_are_one_process(folder: Path) -> None:
     passed("whole", "one.json")
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

@@ -230,6 +230,7 @@ def _rank(rank: int, world: int, port: int, out: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_ranks_together_equal_one_process(tmp_path: Path) -> None:
     context: Any = mp.get_context("spawn")
     port = 29500 + os.getpid() % 2000

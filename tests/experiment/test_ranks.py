@@ -95,6 +95,7 @@ def thread_names() -> list[str]:
     return [task.joinpath("comm").read_text() for task in Path("/proc/self/task").iterdir()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of threads")
 def test_no_thread_of_a_group_outlives_it(tmp_path: Path) -> None:
     # one that still runs when the interpreter ends aborts the process

@@ -78,6 +78,7 @@ def test_built_once_and_found_again(environment: dict[str, str]) -> None:
     assert not err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["empty", "cut", "changed"])
 def test_a_damaged_library_is_built_anew(damage: str, environment: dict[str, str]) -> None:
     outcome(start(environment))
