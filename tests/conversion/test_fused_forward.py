@@ -2,7 +2,10 @@
 
 import copy
 import random
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -279,3 +282,27 @@ def test_arguments_of_an_activation_count_by_place_as_by_name() -> None:
         torch.testing.assert_close(block(X), expected)
     block = Relu()
     assert [f.act for f in convert(block, "batch", fuse=True).fused] == ["relu"]
+
+
+@pytest.mark.slow
+def test_a_forward_that_is_refused_leaves_the_compiler_as_it_is() -> None:
+    """In a process of its own, in which nothing has been compiled yet."""
+    program = """
+import sys, torch, normscope, tests.conversion.test_fused_forward as forwards
+from normscope.conversion.fused_forward import fused_class
+block = forwards.Making()
+normscope.convert(block, "batch")
+assert "torch._dynamo" not in sys.modules
+try:
+    fused_class(block, "")
+except forwards.Refusal:
+    layer = normscope.ConditionalBatchNorm2d(4, 3)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    compiled(torch.randn(4, 4, 5, 5), torch.tensor([0, 1, 2, 0]))
+    print("compiled")
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.stdout == "compiled\n", done.stderr[-600:]

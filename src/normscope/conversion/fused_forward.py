@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -202,6 +203,8 @@ class _Tracer(fx.Tracer):
 
 
 def _traced(block: nn.Module) -> fx.Graph:
+    # the mode imports it; while fx has functions of `math` replaced, it would note these for good
+    importlib.import_module("torch._dynamo")
     try:
         with _Idle():
             return _Tracer().trace(block)
