@@ -99,6 +99,7 @@ def test_a_folder_has_one_writer_and_none_after_its_death(tmp_path: Path) -> Non
 TRAIN = "train --data iris --net mlp --norm batch --seeds 1 --out"
 
 
+@pytest.mark.slow
 def test_a_second_training_in_one_folder_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from normscope.cli import main; main()", *TRAIN.split()]
     out = tmp_path / "run"

@@ -139,6 +139,7 @@ def make():
 """
 
 
+@pytest.mark.slow
 def test_convert_proves_what_it_writes(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(NET)
     common = (
