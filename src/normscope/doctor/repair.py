@@ -86,10 +86,9 @@ def repair(
     Each is applied whole, judged in eval() on batches that no remedy saw, and taken back unless
     it helps; see `held_out.helps`. What did not help is tried once more after another one did.
     Where inputs are on another scale than in training, or their columns are in another order or
-    unit (NS033), held-out batches are so too and
-    would prove what serves no others: a remedy of settings or statistics must be named then. An
-    exception leaves the model as it was; Ctrl-C takes back the remedy that is being tried and
-    returns what was found until then.
+    unit (NS033), held-out batches are so too and would prove what serves no others: a remedy of
+    settings or statistics must be named then. An exception leaves the model as it was; Ctrl-C
+    takes back the remedy that is being tried and returns what was found until then.
 
     Args:
         model: changed in place.
@@ -141,9 +140,9 @@ def repair(
     scale = next((f for f in diagnosis.findings if f.code == SCALED), None)
     if scale is not None and not remedies and not force:
         factor = scale.facts.get("factor")
-        how = "not in the order or units" if factor is None else f"{factor} times as large as"
+        how = f"{factor} times as large as in" if factor else "not in the order or units of"
         session.unfit = (
-            f"the inputs are {how} {'of' if factor is None else 'in'} training, held-out ones too; "
+            f"the inputs are {how} training, held-out ones too; "
             "compare the preprocessing, or name this remedy if the inputs are as in use"
         )
     if live is not None and "adapt" in plan:

@@ -68,19 +68,18 @@ def other_columns(data: Evidence, state: LayerState) -> Tensor | None:
     if live is None or len(live) > MOST:
         return None
     mean, var = data.population(state.name)
-    now, std = mean[live], var[live].sqrt()
-    old, old_std = state.mean[live], state.var[live].sqrt()
-    away = drift(old, old_std**2, now, std**2)
+    old, old_var, now, new_var = state.mean[live], state.var[live], mean[live], var[live]
+    away = drift(old, old_var, now, new_var)
     off = away > FAR
-    apart = drift(old[:, None], old_std[:, None] ** 2, now, std**2)
+    apart = drift(old[:, None], old_var[:, None], now, new_var)
     rows, columns = linear_sum_assignment(apart.clamp(max=10).numpy())
     moved = torch.from_numpy(rows != columns)
     far = rms(away.clamp(max=10))
     in_order = int(moved.sum()) > 1 and MATCHED * rms(apart[rows, columns].clamp(max=10)) < far
     # a factor leaves mean / deviation as it is; of a mean near zero that says nothing
-    ratio, was = now / std, old / old_std
+    ratio, was = now / new_var.sqrt(), old / old_var.sqrt()
     kept = (ratio - was).abs() < ALIKE * (1 + was.abs())
-    factor = (std / old_std).log().abs() > math.log(OTHER_SCALE)
+    factor = (new_var / old_var).log().abs() / 2 > math.log(OTHER_SCALE)
     units = bool(off.any() & (kept & factor & (was.abs() > FAR))[off].all())
     in_units = units and 2 * int(off.sum()) < len(off) and rms(away[~off]) * MATCHED < far
     if not (in_order and bool(off.any())) and not in_units:

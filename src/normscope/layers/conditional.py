@@ -16,7 +16,13 @@ from normscope.functional import batch_norm
 from normscope.kernels.autograd import is_transformed
 from normscope.layers.batch import Ranks, check_rank, resolved
 from normscope.layers.mixture import mixed, own_moments
-from normscope.layers.statistics import AS_TORCH, RunningStatistics, mean_of_groups, pooled
+from normscope.layers.statistics import (
+    AS_TORCH,
+    RunningStatistics,
+    mean_of_groups,
+    pooled,
+    reset_statistics,
+)
 from normscope.layers.tracing import is_traced, one_step
 from normscope.moments import Moments
 
@@ -138,12 +144,7 @@ class _ConditionalBatchNorm(RunningStatistics):
     def reset_running_stats(self) -> None:
         """Set mean 0, variance 1, nothing tracked."""
         _searched.discard(self)
-        if self.running_mean is not None:
-            assert self.running_var is not None, "made together"
-            assert self.num_batches_tracked is not None, "made together"
-            self.running_mean.zero_()
-            self.running_var.fill_(1)
-            self.num_batches_tracked.zero_()
+        reset_statistics(self)
 
     def reset_parameters(self) -> None:
         """Weight 1, bias 0, fresh running statistics, nothing filled up, temperature 1."""

@@ -9,7 +9,7 @@ from normscope.arguments import check_settings, check_tensors, checked_mask
 from normscope.errors import InputError
 from normscope.layers.batch import check_rank
 from normscope.layers.mixture import mixed, own_moments, weighted_moments
-from normscope.layers.statistics import RunningStatistics
+from normscope.layers.statistics import RunningStatistics, reset_statistics
 from normscope.layers.tracing import is_traced, one_step
 
 
@@ -43,11 +43,9 @@ class _ModeNorm(RunningStatistics):
         counter = torch.zeros(num_modes, dtype=torch.long, device=device)
         self.register_buffer("num_batches_tracked", counter)
 
-    @torch.no_grad()
     def reset_running_stats(self) -> None:
         """Set mean 0, variance 1, nothing tracked."""
-        for name, start in (("running_mean", 0), ("running_var", 1), ("num_batches_tracked", 0)):
-            self.get_buffer(name).fill_(start)
+        reset_statistics(self)
 
     def memberships(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the gate's shares (N, K), rows that sum to one, in float64."""

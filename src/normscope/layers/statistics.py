@@ -154,6 +154,16 @@ def merge_ranks(model: nn.Module, process_group: dist.ProcessGroup | None = None
         seen.copy_(total.count)
 
 
+def reset_statistics(layer: RunningStatistics) -> None:
+    """Set mean 0, variance 1, nothing tracked; nothing where a layer keeps none."""
+    if layer.running_mean is not None:
+        assert layer.running_var is not None, "made together"
+        assert layer.num_batches_tracked is not None, "made together"
+        layer.running_mean.zero_()
+        layer.running_var.fill_(1)
+        layer.num_batches_tracked.zero_()
+
+
 def mean_of_groups(table: Tensor) -> Tensor:
     """Return the mean over groups of a weight or bias, (K, C) to (C,); what all share stays."""
     return table.double().mean(0).to(table.dtype) if table.dim() == 2 else table
